@@ -1,0 +1,70 @@
+"""Tiles of the colour photographs inside scikit-image's package: real images that every installation has.
+
+INPUT is the part: `train` or `validation`. The right quarter of every photograph is for validation, the rest for
+training, so no pixel is in both. The class of a tile is its photograph. Of the stereo pair one picture is taken, and no
+drawings.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+from pydantic import Field
+
+from shards.items import Item, Listing
+from sr_dist.config import Settings
+from sr_dist.errors import UserError, nearest
+
+PHOTOS = (
+    "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg",
+    "ihc.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
+)  # fmt: skip
+INNER = {"retina.jpg": (300, 300, 1111, 1111)}  # the eye is round; around it all is black
+
+
+class Config(Settings):
+    tile: int = Field(96, gt=0)  # pixels a side
+    stride: int = Field(0, ge=0)  # from tile to tile; 0: as far as a tile is wide, so that none overlap
+
+
+def listing(root: str, config: Config) -> Listing:
+    if root not in ("train", "validation"):
+        raise UserError(f"INPUT: sample_photos has the parts 'train' and 'validation', not '{root}'{nearest(root, ['train', 'validation'])}")
+    items = []
+    for label, name in enumerate(PHOTOS):
+        left, upper, right, lower = _area(name)
+        border = right - max((right - left) // 4, config.tile)
+        left, right = (left, border) if root == "train" else (border, right)
+        stride = config.stride or config.tile
+        for top in range(upper, lower - config.tile + 1, stride):
+            for x in range(left, right - config.tile + 1, stride):
+                key = f"{Path(name).stem}-{x:04d}-{top:04d}"
+                items.append(Item(key, name, label, box=(x, top, x + config.tile, top + config.tile)))
+    if not items:
+        raise UserError(f"tile: no photograph has room for tiles of {config.tile} pixels in its {root} part")
+    return Listing(items, [Path(name).stem for name in PHOTOS], about={"photos": list(PHOTOS)})
+
+
+def read(item: Item) -> bytes:
+    out = io.BytesIO()
+    _photo(item.path).crop(item.box).save(out, format="PNG")
+    return out.getvalue()
+
+
+def _area(name: str) -> tuple[int, int, int, int]:
+    with Image.open(_folder() / name) as photo:
+        return INNER.get(name, (0, 0, *photo.size))
+
+
+@lru_cache(maxsize=len(PHOTOS))
+def _photo(name: str) -> Image.Image:
+    return Image.open(_folder() / name).convert("RGB")
+
+
+def _folder() -> Path:
+    from skimage import data
+
+    return Path(data.__file__).parent

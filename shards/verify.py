@@ -1,0 +1,75 @@
+"""Checks shards: sizes and checksums of tars and indexes, counts, and with --deep every image.
+
+    python -m shards.verify OUT [--deep]
+
+One line per bad shard; exit code 1 if there is any.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+from sr_dist import door
+from sr_dist.data.format import Index, ShardError, Shards, open_shards
+from sr_dist.files import sha256
+
+
+def main(words: door.Words, options: door.Options) -> None:
+    (folder,) = door.only(words, "OUT")
+    deep = door.flag(options, "deep")
+    door.none_left(options, "deep")
+    shards = open_shards(folder, "OUT")
+    bad = 0
+    for number, path in enumerate(shards.paths()):
+        for problem in problems(shards, number, deep):
+            print(f"BAD {path.name}: {problem}")
+            bad += 1
+            break
+    print(f"{len(shards.paths()) - bad} of {len(shards.paths())} shards are whole, {shards.manifest.samples} samples")
+    if bad:
+        sys.exit(1)
+
+
+def problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
+    """What is wrong with one shard, the cheapest checks first."""
+    path, entry = shards.paths()[number], shards.manifest.shards[number]
+    try:
+        if path.stat().st_size != entry.bytes:
+            yield f"{path.stat().st_size} bytes where the manifest says {entry.bytes}"
+        if sha256(path) != entry.sha256:
+            yield "its sha256 is not the manifest's"
+        index = shards.index(number)
+        index.check()
+    except (OSError, ShardError) as problem:
+        yield str(problem)
+        return
+    with open(path, "rb") as tar:
+        for row in range(len(index)):
+            for member in ("hr", "lr"):
+                yield from _member_problems(tar, index, row, member, deep)
+
+
+def _member_problems(tar: IO[bytes], index: Index, row: int, member: str, deep: bool) -> Iterator[str]:
+    size = int(index[f"{member}_bytes"][row])
+    if not size:
+        return
+    tar.seek(int(index[f"{member}_offset"][row]))
+    data, key = tar.read(size), index["key"][row].decode()
+    if len(data) != size or zlib.crc32(data) != int(index[f"{member}_crc32"][row]):
+        yield f"the {member} image of '{key}' does not match its checksum"
+    elif deep:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+        except Exception as problem:
+            yield f"the {member} image of '{key}' cannot be decoded: {problem}"
+
+
+if __name__ == "__main__":
+    sys.exit(door.run(main))

@@ -1,0 +1,32 @@
+"""What flows between the rooms.
+
+Shapes:  B batch, C channels, h w low-resolution size, H W = scale times it, K classes.
+Images:  float in [0, 1], RGB (or one grey channel), at every module boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank, on its device."""
+
+    lr: Tensor  # (B, C, h, w)
+    hr: Tensor  # (B, C, H, W)
+    label: Tensor  # (B,) class numbers; -1 where a sample has none
+    keys: tuple[str, ...]  # the samples' names
+
+    def __len__(self) -> int:
+        return len(self.hr)
+
+
+class Verdict(NamedTuple):
+    """What every discriminator says about images."""
+
+    realness: Tensor  # logits: (B,) for whole images, (B, h, w) for patches
+    classes: Tensor | None  # logits (B, K), or None where there is no class head

@@ -1,0 +1,269 @@
+"""Shards on disk, written down once: plain tar files, an index beside each, one manifest. No torch here.
+
+A sample is some neighbouring members of a tar that share a key, in WebDataset's form: `KEY.jpg|png|webp` (HR),
+optional `KEY.lr.png` (the paired LR), `KEY.cls` (ASCII integer), `KEY.json`. The index of a shard says where the
+members lie, so that selection, order and size checks read indexes only and tars are opened for pixels.
+
+Index file: a header, then one column after another, little-endian and memory-mapped:
+
+    8s magic | u4 version | u4 key width | u4 attribute bytes | u4 crc32 of all that follows | u8 samples | columns
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sr_dist.config import Settings, typed
+from sr_dist.errors import UserError, nearest
+from sr_dist.files import write_whole
+
+FORMAT = 1
+MAGIC = b"SRDISTIX"
+HEADER = struct.Struct("<8sIIIIQ")
+MODES = ("RGB", "L", "RGBA", "LA", "I;16")  # the index stores the position in this list
+HR_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+NO_CLASS = -1
+
+COLUMNS: tuple[tuple[str, str], ...] = (
+    ("hr_offset", "<u8"),
+    ("lr_offset", "<u8"),
+    ("hr_bytes", "<u4"),
+    ("hr_crc32", "<u4"),
+    ("lr_bytes", "<u4"),  # 0: no LR is stored
+    ("lr_crc32", "<u4"),
+    ("width", "<u4"),
+    ("height", "<u4"),
+    ("lr_width", "<u4"),
+    ("lr_height", "<u4"),
+    ("class", "<i4"),
+    ("mode", "<u1"),
+    ("hash", "V16"),  # of the HR member's bytes
+    # then "key" (S<width>) and "attributes" (V<bytes>, bit i = attribute i)
+)
+
+
+class ShardError(UserError):
+    """Shards that are missing, damaged or not what the recipe asks for."""
+
+
+class ShardEntry(Settings):
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+class Manifest(Settings):
+    """`manifest.json`: what a folder of shards holds."""
+
+    format: int
+    samples: int
+    min_side: int  # of the HR images
+    scale: int | None = None  # of the stored LR images, if there are any
+    classes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    order: dict[str, int]
+    shards: tuple[ShardEntry, ...]
+    source: dict[str, Any] = {}
+    tool: dict[str, str] = {}
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the samples and their order: equal digests mean equal training data."""
+        facts = [self.format, self.order, [(s.name, s.samples, s.sha256) for s in self.shards]]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def content_hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def index_name(shard: str) -> str:
+    return shard.removesuffix(".tar") + ".idx"
+
+
+def member_header(name: str, size: int) -> bytes:
+    """A ustar header that depends on name and size alone, so that equal input gives equal bytes."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime, info.uid, info.gid = size, 0o644, 0, 0, 0
+    return info.tobuf(format=tarfile.USTAR_FORMAT, encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------- the index
+
+
+def index_columns(key_width: int, attribute_bytes: int) -> list[tuple[str, np.dtype]]:
+    tail = [("key", f"S{key_width}"), ("attributes", f"V{attribute_bytes}")]
+    return [(name, np.dtype(kind)) for name, kind in (*COLUMNS, *tail)]
+
+
+def index_bytes(rows: Sequence[Mapping[str, Any]], attribute_bytes: int) -> bytes:
+    """The index of one shard; a row has a value for every column (absent numbers are 0)."""
+    key_width = max([len(row["key"]) for row in rows], default=0) or 1
+    columns = []
+    for name, kind in index_columns(key_width, max(attribute_bytes, 1)):
+        empty: Any = bytes(kind.itemsize) if kind.kind == "V" else 0
+        values = np.empty(len(rows), kind)
+        for i, row in enumerate(rows):
+            values[i] = row.get(name, empty)
+        columns.append(values.tobytes())
+    body = b"".join(columns)
+    return HEADER.pack(MAGIC, FORMAT, key_width, max(attribute_bytes, 1), zlib.crc32(body), len(rows)) + body
+
+
+class Index:
+    """The columns of one shard, memory-mapped: `index["width"]` is an array with a value per sample."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                header = file.read(HEADER.size)
+            size = path.stat().st_size
+        except OSError as problem:
+            raise ShardError(f"the index '{path}' cannot be read: {problem.strerror}; python -m shards.index makes one") from None
+        if len(header) < HEADER.size or header[:8] != MAGIC:
+            raise ShardError(f"'{path}' is not an index of sr_dist; python -m shards.index makes one")
+        _, version, key_width, attribute_bytes, self.crc32, self.samples = HEADER.unpack(header)
+        if version != FORMAT:
+            raise ShardError(f"'{path}' has index version {version}; this program reads version {FORMAT}")
+        self._places: dict[str, tuple[int, np.dtype]] = {}
+        place = HEADER.size
+        for name, kind in index_columns(min(key_width, size), min(attribute_bytes, size)):
+            self._places[name] = (place, kind)
+            place += kind.itemsize * self.samples
+        if place != size:
+            raise ShardError(f"'{path}' has {size} bytes where its header needs {place}: it is cut short or damaged")
+        self._map = np.memmap(path, np.uint8, "r") if self.samples else np.zeros(size, np.uint8)
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        place, kind = self._places[column]
+        return self._map[place : place + kind.itemsize * self.samples].view(kind)
+
+    def check(self) -> None:
+        """Reads the whole index and compares it with its checksum."""
+        if zlib.crc32(self._map[HEADER.size :].tobytes()) != self.crc32:
+            raise ShardError(f"'{self.path}' does not match its own checksum: it is damaged; build the shards again")
+
+
+# ------------------------------------------------------------------------------------------------------- whole folders
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A folder of shards, or some shards of one (a brace pattern), as its manifest describes it."""
+
+    folder: Path
+    manifest: Manifest
+
+    def paths(self) -> list[Path]:
+        return [self.folder / shard.name for shard in self.manifest.shards]
+
+    def index(self, shard: int) -> Index:
+        entry = self.manifest.shards[shard]
+        index = Index(self.folder / index_name(entry.name))
+        if len(index) != entry.samples:
+            raise ShardError(f"'{index.path}' lists {len(index)} samples where the manifest says {entry.samples}")
+        return index
+
+    def check_sizes(self) -> None:
+        """Every shard is there with the size that the manifest says: a stat each, no reading."""
+        for path, entry in zip(self.paths(), self.manifest.shards, strict=True):
+            with suppress(FileNotFoundError):
+                if (size := path.stat().st_size) != entry.bytes:
+                    raise ShardError(
+                        f"'{path}' has {size} bytes where the manifest says {entry.bytes}: it is cut short or was changed; "
+                        f"'python -m shards.verify {self.folder}' checks the rest"
+                    )
+                continue
+            raise ShardError(f"the shard '{path}' of the manifest is missing")
+
+
+def open_shards(source: str, key: str = "shards") -> Shards:
+    """Opens a folder of shards or a brace pattern such as `data/train-{000000..000127}.tar`. `key` names it in errors."""
+    if "{" in source or source.endswith(".tar"):
+        return _some_shards(source, key)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ShardError(f"{key}: no folder '{source}'{_neighbour(folder)}")
+    return Shards(folder, read_manifest(folder, key))
+
+
+def _some_shards(pattern: str, key: str) -> Shards:
+    from braceexpand import UnbalancedBracesError, braceexpand
+
+    try:
+        paths = [Path(text) for text in braceexpand(pattern)]
+    except UnbalancedBracesError:
+        raise ShardError(f"{key}: the braces of '{pattern}' do not close") from None
+    folders = sorted({path.parent for path in paths})
+    if len(folders) > 1:
+        raise ShardError(f"{key}: '{pattern}' names {len(folders)} folders; one manifest describes one folder")
+    manifest = read_manifest(folders[0], key)
+    by_name = {shard.name: shard for shard in manifest.shards}
+    for path in paths:
+        if path.name not in by_name:
+            raise ShardError(f"{key}: the manifest of '{path.parent}' has no shard '{path.name}'{nearest(path.name, by_name)}")
+    chosen = tuple(by_name[path.name] for path in paths)
+    return Shards(folders[0], manifest.model_copy(update={"shards": chosen, "samples": sum(shard.samples for shard in chosen)}))
+
+
+def read_manifest(folder: Path, key: str = "shards") -> Manifest:
+    path = folder / "manifest.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ShardError(
+            f"{key}: '{folder}' has no manifest.json; python -m shards.build makes shards from images"
+        ) from None
+    except (OSError, ValueError) as problem:
+        raise ShardError(f"{key}: '{path}' cannot be read: {problem}") from None
+    if not isinstance(tree, dict) or str(tree.get("format")) != str(FORMAT):
+        raise ShardError(f"{key}: '{path}' is not a manifest of format {FORMAT}")
+    try:
+        manifest = typed(Manifest, tree)
+    except UserError as mistake:
+        raise ShardError(f"{key}: '{path}': {mistake}") from None
+    if manifest.samples != sum(shard.samples for shard in manifest.shards) or manifest.samples < 1:
+        raise ShardError(f"{key}: '{path}' says {manifest.samples} samples, its shards {[s.samples for s in manifest.shards][:4]}...")
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+            raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is no tar file of that folder")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=1, ensure_ascii=False)
+    write_whole(folder / "manifest.json", (text + "\n").encode())
+
+
+def attribute_bits(values: Iterable[bool], attribute_bytes: int) -> bytes:
+    """Bit i of the result is the i-th value."""
+    packed = np.packbits(np.fromiter(values, bool), bitorder="little").tobytes()
+    return packed.ljust(attribute_bytes, b"\0")
+
+
+def attribute_values(column: np.ndarray, attributes: int) -> np.ndarray:
+    """The `attributes` column of an index as (samples, attributes) of 0 and 1."""
+    raw = np.frombuffer(column.tobytes(), np.uint8).reshape(len(column), -1)
+    return np.unpackbits(raw, axis=1, bitorder="little")[:, :attributes]
+
+
+def _neighbour(path: Path) -> str:
+    parent = path.parent
+    return nearest(path.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""

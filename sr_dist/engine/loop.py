@@ -1,0 +1,202 @@
+"""`fit` is the function to read: what happens in a run, in the order in which it happens.
+
+A phase is a network with its optimizer. The objective names the phases and their losses; the loop adds the losses up,
+and logs each under its name, so that the total, the log and the paper cannot disagree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sr_dist import ranks
+from sr_dist.batch import Batch
+from sr_dist.engine import run_folder
+from sr_dist.engine.log import peak_memory_gb, progress
+from sr_dist.engine.samples import draw_samples
+from sr_dist.engine.schedule import factor
+from sr_dist.engine.setup import Run, save
+from sr_dist.eval.protocol import protocol
+from sr_dist.eval.run import Abandoned, better, means, score
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had gradients that are not finite."""
+
+
+def fit(run: Run) -> bool:
+    """Trains up to the recipe's last step. False if the run was asked to stop before. All ranks must call."""
+    recipe = run.recipe
+    stopping = False
+    if not run.state["validated"]:
+        validate(run)  # a validation that the stop interrupted
+    for step, micro_batches in run.clock.steps(run.stream.steps(run.step + 1)):
+        seed_everything(recipe.seed, step)
+        losses, norms = train_step(run, step, micro_batches)
+        run.step = step
+        stopping = run.stop.agreed()
+        for batch in micro_batches:
+            run.trace.write(step, batch.keys)
+
+        last = step == recipe.steps
+        if step % recipe.log_every == 0 or last:
+            report(run, losses, norms)
+        began = time.perf_counter()
+        improved = False
+        if last or (recipe.validate_every and step % recipe.validate_every == 0):
+            improved = validate(run) if not stopping or last else postpone(run)
+        if last or stopping or improved or not run.state["validated"] or (recipe.save_every and step % recipe.save_every == 0):
+            save(run)
+        run.clock.aside(time.perf_counter() - began)
+        if (stopping or not run.state["validated"]) and not last:
+            break
+    return run.step >= recipe.steps and run.state["validated"]
+
+
+def train_step(run: Run, step: int, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One pass of all phases: -> (this rank's part of every loss, gradient norm of every network).
+
+    The generator goes first, against the critic of the step before; the critic then learns from the same images,
+    detached. So every sample costs one generator forward, with any number of micro-batches.
+    """
+    objective, (name, *critics) = run.objective, run.phases
+    engine = run.phases[name]
+    critic = run.phases["discriminator"].bare if critics else None
+    outputs: list[Tensor] = []
+    losses: dict[str, Tensor] = {}
+    norms: dict[str, Tensor] = {}
+
+    with frozen(critic):  # the bare critic: gradients pass through it, none stay in it
+        for i, batch in enumerate(micro_batches):
+            with engine.accumulating(last=i == len(micro_batches) - 1):
+                with run.accelerator.autocast():
+                    output = objective(engine.network, batch)
+                    terms = getattr(objective, f"{name}_loss")(critic, batch, output)
+                engine.backward(weighted_sum(run, terms, batch, losses))
+            outputs.append(output.detach())
+    norms[name] = engine.step(learning_rate(run, name, step))
+    if not engine.skipped:
+        run.ema.update(engine.bare)
+
+    for name in critics:
+        engine = run.phases[name]
+        for i, (batch, output) in enumerate(zip(micro_batches, outputs, strict=True)):
+            with engine.accumulating(last=i == len(micro_batches) - 1):
+                with run.accelerator.autocast():
+                    terms = getattr(objective, f"{name}_loss")(engine.network, batch, output)
+                engine.backward(weighted_sum(run, terms, batch, losses))
+        norms[name] = engine.step(learning_rate(run, name, step))
+    count_skipped(run)
+    return losses, norms
+
+
+def weighted_sum(run: Run, terms: Mapping[str, Tensor], batch: Batch, losses: dict[str, Tensor]) -> Tensor:
+    """The loss of a micro-batch, scaled so that gradients averaged over ranks and added over micro-batches are those of
+    the mean over the global batch, also where it does not divide. Adds each term's part to `losses`."""
+    share = len(batch) / run.recipe.data.batch
+    for name, value in terms.items():
+        losses[name] = losses.get(name, 0) + share * value.detach()
+    return torch.stack([value for value in terms.values()]).sum() * share * ranks.size()
+
+
+@contextmanager
+def frozen(network: nn.Module | None) -> Iterator[None]:
+    """The network's parameters ask for no gradient inside."""
+    trained = [p for p in network.parameters() if p.requires_grad] if network is not None else []
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def learning_rate(run: Run, phase: str, step: int) -> float:
+    return run.optimizer_settings(phase).learning_rate * factor(run.recipe.schedule, step)
+
+
+def seed_everything(seed: int, step: int) -> None:
+    """Randomness inside a step comes from (seed, rank, step), so there is no history to save."""
+    torch.manual_seed((seed * 1_000_003 + ranks.rank()) * 1_000_003 + step)
+
+
+def count_skipped(run: Run) -> None:
+    """Skipped steps are counted; too many in a row end the run with a diagnosis."""
+    in_a_row = {name: engine.skipped for name, engine in run.phases.items() if engine.skipped}
+    if not in_a_row:
+        return
+    run.state["skipped"] += 1
+    for name, count in in_a_row.items():
+        if count >= run.recipe.max_skipped:
+            raise Diverged(
+                f"the gradients of the {name} were not finite for {count} steps in a row (max_skipped), up to step {run.step + 1}; "
+                f"a lower optimizer.learning_rate, optimizer.clip or precision=no usually helps"
+            )
+
+
+def report(run: Run, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
+    """One row and one line about this step. All ranks must call: the losses are means over the global batch."""
+    recipe, images = run.recipe, run.step * run.recipe.data.batch
+    values = ranks.total(torch.stack([value.double() for value in losses.values()])).tolist()
+    row = {
+        "step": run.step,
+        "images": images,
+        "epoch": images / run.stream.samples,
+        "learning_rate": learning_rate(run, run.primary, run.step),
+        **run.clock.report(recipe.data.batch),
+        "memory_gb": peak_memory_gb(),
+        **{f"loss/{name}": value for name, value in zip(losses, values, strict=True)},
+        **{f"grad_norm/{name}": float(norm) for name, norm in norms.items()},
+        "skipped": run.state["skipped"],
+    }
+    run.log.row(row)
+    run.log.say(progress(row, recipe.steps, run.clock.remaining(recipe.steps - run.step)))
+
+
+def validate(run: Run) -> bool:
+    """Scores the EMA on the validation images over all ranks; True if it is the best so far. All ranks must call."""
+    run.state["validated"] = True
+    recipe = run.recipe
+    sheet = draw_samples(run)
+    if run.validation is None:
+        return False
+    try:
+        rows = score({"ema": run.ema.network}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=run.stop.pending)
+    except Abandoned:
+        return postpone(run)
+    found = means(rows, "ema")
+    row = {f"validation/{name}": value for name, value in found.items()}
+    run.log.row({"step": run.step, "images": run.step * recipe.data.batch, **row})
+    run.log.say(f"step {run.step} validation of {len(rows)} images: " + "  ".join(f"{k} {v:.4f}" for k, v in found.items() if v is not None))
+    if sheet:
+        run.log.picture("samples", sheet, {"images": run.step * recipe.data.batch})
+    metric, best = recipe.keep.best, run.state["best"]
+    value = found.get(metric) if metric else None
+    if value is None or (best and (value <= best["value"] if better()[metric] == "higher" else value >= best["value"])):
+        return False
+    run.state["best"] = {"metric": metric, "value": value, "step": run.step}
+    return True
+
+
+def postpone(run: Run) -> bool:
+    """The validation of this step is owed: it is made up for after resuming."""
+    run.state["validated"] = False
+    return False
+
+
+def finish(run: Run, done: bool) -> None:
+    """The marker that scripts wait for. All ranks must call."""
+    if ranks.is_first():
+        run_folder.mark(run.recipe.folder, "DONE" if done else "PREEMPTED", f"step {run.step}")
+    reason = f" ({run.stop.reason})" if run.stop.reason else ""
+    run.log.say(f"done after {run.step} steps" if done else f"stopped after step {run.step}{reason}; the same command continues")
+    run.stop.close()
+    run.log.close()
+    ranks.wait()
+    run.accelerator.end_training()
+    ranks.leave()

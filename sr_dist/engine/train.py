@@ -1,0 +1,25 @@
+"""From a checked recipe to an ended run."""
+
+from __future__ import annotations
+
+from sr_dist import config, recipe
+from sr_dist.engine import run_folder
+from sr_dist.recipe import Recipe
+
+
+def train(chosen: Recipe, dry_run: bool = False) -> None:
+    """All ranks must call. Whatever the user could have got wrong is said before the process group starts."""
+    chosen = recipe.complete(chosen)
+    if dry_run:
+        print(config.text(chosen), end="")
+        return
+    lock = run_folder.claim(chosen.folder)
+    run_folder.check_recipe(chosen.folder, chosen)
+
+    from sr_dist.engine.loop import finish, fit
+    from sr_dist.engine.setup import set_up
+
+    run = set_up(chosen)
+    finish(run, fit(run))
+    if lock:
+        lock.close()

@@ -1,0 +1,110 @@
+"""Distance between VGG19 features of sr and hr: phi_i,j, the j-th convolution before the i-th pooling.
+
+`conv5_4` is SRGAN's VGG5.4 (after activation, mean square, features / 12.75) and, with `activated: false, distance: l1,
+divide: 1`, ESRGAN's. Images are normalised as ImageNet's were.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from sr_dist import pretrained
+from sr_dist.config import Settings
+from sr_dist.errors import UserError, nearest
+
+FILE = "vgg19-dcbb9e9d.pth"
+LAYERS = [f"conv{i}_{j}" for i, count in enumerate((2, 2, 4, 4, 4), 1) for j in range(1, count + 1)]
+
+
+def _weighted(value: object) -> object:
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+class Config(Settings):
+    layers: Annotated[dict[str, float], BeforeValidator(_weighted)] = {"conv5_4": 1.0}  # a name, or {name: weight}
+    activated: bool = True  # after the ReLU
+    distance: Literal["mse", "l1"] = "mse"
+    divide: Annotated[float, Field(gt=0)] = 12.75  # features, before they are compared
+    weights: Literal["imagenet", "random"] = "imagenet"
+
+
+def build(config: Config) -> nn.Module:
+    for name in config.layers:
+        if name not in LAYERS:
+            raise UserError(f"objective.content.vgg.layers: no layer '{name}'{nearest(name, LAYERS)}")
+    return VGGDistance(config)
+
+
+def files(config: Config) -> list[str]:
+    """The published files that this term needs; they are looked for before anything starts."""
+    return [FILE] if config.weights == "imagenet" else []
+
+
+def _places(activated: bool) -> dict[str, int]:
+    """Where each layer's output stands in torchvision's list of modules: conv, ReLU, conv, ReLU, ..., pooling."""
+    places, at = {}, 0
+    for i, count in enumerate((2, 2, 4, 4, 4), 1):
+        for j in range(1, count + 1):
+            places[f"conv{i}_{j}"] = at + (1 if activated else 0)
+            at += 2
+        at += 1
+    return places
+
+
+class VGGDistance(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        places = _places(config.activated)
+        self.taps = {places[name]: weight for name, weight in config.layers.items()}
+        self.features = _vgg19_features(config)[: max(self.taps) + 1].eval().requires_grad_(False)
+        for module in self.features:
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # else it would change a tapped layer behind our back
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def train(self, mode: bool = True) -> VGGDistance:
+        return super().train(False)  # frozen for good
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self._tapped(hr)
+        distance = F.mse_loss if self.config.distance == "mse" else F.l1_loss
+        terms = [
+            weight * distance(found / self.config.divide, there / self.config.divide)
+            for (weight, found), (_, there) in zip(self._tapped(sr), wanted, strict=True)
+        ]
+        return torch.stack(terms).sum()
+
+    def _tapped(self, images: Tensor) -> list[tuple[float, Tensor]]:
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        x = (images - self.mean) / self.std
+        found = []
+        for place, module in enumerate(self.features):
+            x = module(x)
+            if place in self.taps:
+                found.append((self.taps[place], x.float()))
+        return found
+
+
+def _vgg19_features(config: Config) -> nn.Sequential:
+    from torchvision.models import vgg19
+
+    network = vgg19(weights=None)
+    if config.weights == "random":
+        logging.getLogger("sr_dist").warning("the vgg term has RANDOM weights: good for trying the machinery, not for results")
+        return network.features
+    path = pretrained.find(FILE, "objective.content.vgg")
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as problem:
+        raise UserError(f"objective.content.vgg: '{path}' is no VGG19 weights file: {str(problem).splitlines()[0]}") from None
+    return network.features

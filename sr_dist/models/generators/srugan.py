@@ -1,0 +1,165 @@
+"""The SR-UGAN generator: a U-Net at low resolution gives every pixel the context of the whole image, then dense blocks
+restore detail, then pixel shuffle enlarges. No normalisation anywhere; any input size.
+
+Dimensions are the author's public code's. Depths that the default names: encoder and decoder blocks, B dense blocks at
+the higher width, then B at the default one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sr_dist.config import Settings
+from sr_dist.errors import UserError
+from sr_dist.resize import imresize
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Config(Settings):
+    channels: Literal[1, 3] = 3
+    widths: tuple[Positive, ...] = (64, 96, 128, 256)  # of the encoder's levels, finest first
+    num_blocks: Positive = 2  # residual blocks per level
+    num_dense_blocks: Positive = 8  # per width
+    reduction: Positive = 8  # of the channel attention
+    skip: Literal["none", "bicubic"] = "none"  # ours: learn the difference from the bicubic image; trains in minutes
+
+
+def build(config: Config, scale: int) -> nn.Module:
+    if scale not in (2, 4):
+        raise UserError(f"scale: the generator 'srugan' enlarges by 2 or 4, not {scale}")
+    return SRUGenerator(config, scale)
+
+
+class SRUGenerator(nn.Module):
+    def __init__(self, config: Config, scale: int) -> None:
+        super().__init__()
+        self.scale, self.skip = scale, config.skip
+        finest, *coarser = config.widths
+        self.head = nn.Conv2d(config.channels, finest, 7, padding=3)
+        self.encoder = nn.ModuleList(
+            nn.Sequential(*residual_blocks(inside, width, config.num_blocks), Attention(width, config.reduction))
+            for inside, width in zip([finest, *config.widths], config.widths, strict=False)
+        )
+        self.decoder = nn.ModuleList()
+        inside = config.widths[-1]
+        for width in reversed(config.widths[:-1]):
+            last = width == finest and len(self.decoder) == len(coarser) - 1
+            self.decoder.append(Up(inside, width, 0 if last else config.num_blocks, config.reduction))
+            inside = 2 * width if last else width
+        self.dense_wide = nn.Sequential(*(DenseBlock(inside) for _ in range(config.num_dense_blocks)))
+        self.narrow = nn.Conv2d(inside, finest, 3, padding=1)
+        self.dense = nn.Sequential(*(DenseBlock(finest) for _ in range(config.num_dense_blocks)))
+        enlarge: list[nn.Module] = []
+        for _ in range({2: 1, 4: 2}[scale]):
+            enlarge += [nn.Conv2d(finest, 4 * finest, 3, padding=1), Attention(4 * finest, config.reduction), nn.PixelShuffle(2)]
+        self.enlarge = nn.Sequential(*enlarge)
+        self.tail = nn.Conv2d(finest, config.channels, 7, padding=3)
+        initialise(self)
+        if self.skip == "bicubic":
+            nn.init.zeros_(self.tail.weight)  # training starts from the bicubic image
+            assert self.tail.bias is not None
+            nn.init.zeros_(self.tail.bias)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """(B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)."""
+        height, width = lr.shape[-2:]
+        grain = 2 ** len(self.decoder)  # every level halves the size; replicate, for reflection fails at one pixel
+        padded = F.pad(lr, (0, -width % grain, 0, -height % grain), mode="replicate")
+        features = self.head(padded)  # (B, 64, h, w)
+        levels: list[Tensor] = []
+        for level in self.encoder:
+            features = level(F.max_pool2d(features, 2) if levels else features)
+            levels.append(features)  # (B, widths[i], h / 2^i, w / 2^i)
+        for up, finer in zip(self.decoder, reversed(levels[:-1]), strict=True):
+            features = up(features, finer)
+        features = self.dense(self.narrow(self.dense_wide(features)))  # (B, 64, h, w)
+        residual = self.tail(self.enlarge(features))[..., : height * self.scale, : width * self.scale]
+        if self.skip == "bicubic":
+            return imresize(lr, self.scale) + residual
+        return (torch.tanh(residual) + 1) / 2
+
+
+def initialise(network: nn.Module) -> None:
+    """Ours, the paper states none: Kaiming's, residual branches at a tenth, attention nearly open. With torch's default
+    the signal fades through a dozen sigmoids, and training stands still for its first thousand steps."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, ResidualBlock):
+                module.conv2.weight *= 0.1
+            elif isinstance(module, DenseBlock):
+                module.conv3.weight *= 0.1
+            elif isinstance(module, Attention):
+                for gate, openness in ((module.excite, 1.0), (module.space, 2.0)):  # excite counts twice: sigmoid(2) = 0.88
+                    nn.init.zeros_(gate.weight)
+                    nn.init.constant_(gate.bias, openness)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inside: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Identity() if inside == width else nn.Conv2d(inside, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.skip(x) + self.conv2(F.silu(self.conv1(x))))
+
+
+def residual_blocks(inside: int, width: int, count: int) -> list[nn.Module]:
+    return [ResidualBlock(inside if i == 0 else width, width) for i in range(count)]
+
+
+class Attention(nn.Module):
+    """What matters (channels: one two-layer network looks at the average and the maximum), then where (space)."""
+
+    def __init__(self, width: int, reduction: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(width, max(width // reduction, 1), 1)
+        self.excite = nn.Conv2d(max(width // reduction, 1), width, 1)
+        self.space = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)  # (B, width, 1, 1) each
+        x = x * torch.sigmoid(sum(self.excite(F.silu(self.squeeze(p))) for p in pooled))
+        seen = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)  # (B, 2, h, w)
+        return x * torch.sigmoid(self.space(seen))
+
+
+class Up(nn.Module):
+    """Conv to four times the width, attention, pixel shuffle, beside the encoder's level, residual blocks."""
+
+    def __init__(self, inside: int, width: int, count: int, reduction: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inside, 4 * width, 3, padding=1)
+        self.attention = Attention(4 * width, reduction)
+        self.blocks = nn.Sequential(*residual_blocks(2 * width, width, count))
+
+    def forward(self, x: Tensor, finer: Tensor) -> Tensor:
+        x = F.pixel_shuffle(self.attention(self.conv(x)), 2)  # (B, width, 2h, 2w)
+        return self.blocks(torch.cat([x, finer], 1))
+
+
+class DenseBlock(nn.Module):
+    """Three convolutions, each seeing all before it; the block learns a residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        growth = width // 2
+        self.conv1 = nn.Conv2d(width, growth, 3, padding=1)
+        self.conv2 = nn.Conv2d(width + growth, growth, 3, padding=1)
+        self.conv3 = nn.Conv2d(width + 2 * growth, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.silu(self.conv1(x))
+        second = F.silu(self.conv2(torch.cat([x, first], 1)))
+        return x + self.conv3(torch.cat([x, first, second], 1))

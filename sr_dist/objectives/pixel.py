@@ -1,0 +1,30 @@
+"""Training without a critic: content terms alone (SRCNN, SRResNet, RRDB-PSNR, the first stage of every GAN)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sr_dist.batch import Batch
+from sr_dist.config import Settings
+from sr_dist.losses.terms import ContentTerms
+
+
+class Config(Settings):
+    content: dict[str, Any] = {"l1": 1.0}
+
+
+class Objective(nn.Module):
+    phases = ("generator",)
+    validation = "restoration"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.content = ContentTerms(config.content)
+
+    def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
+        return generator(batch.lr)
+
+    def generator_loss(self, discriminator: nn.Module | None, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+        return self.content(sr, batch.hr)

@@ -1,0 +1,73 @@
+"""Published weights: where they are looked for, how they are told from broken ones, and what to do when they are missing.
+
+Order: `$SR_DIST_WEIGHTS`, then the torch hub cache. Downloaded only when the recipe allows it, by the first rank of a
+node, to a temporary name. A file whose name ends in -<8 hex digits> must begin its sha256 with them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import urllib.request
+from pathlib import Path
+
+from sr_dist.errors import UserError
+from sr_dist.files import sha256
+
+ADDRESSES = {"vgg19-dcbb9e9d.pth": "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"}
+
+
+class MissingWeights(UserError):
+    """A published file is not on this machine."""
+
+
+def folders() -> list[Path]:
+    """Where weights are looked for, in order; the first is where a download goes."""
+    import torch.hub
+
+    named = os.environ.get("SR_DIST_WEIGHTS")
+    return [*([Path(named)] if named else []), Path(torch.hub.get_dir()) / "checkpoints"]
+
+
+def find(name: str, key: str, download: bool = False) -> Path:
+    """The path of a published file, checked. `key` is the recipe's key that asks for it."""
+    for folder in folders():
+        if (folder / name).is_file():
+            return verified(folder / name, key)
+    place = folders()[0] / name
+    if download and name in ADDRESSES:
+        return _downloaded(ADDRESSES[name], place, key)
+    raise MissingWeights(
+        f"{key}: the weights file '{name}' is not here; put it at '{place}' (or in the folder that SR_DIST_WEIGHTS names), "
+        f"or set allow_download=true"
+    )
+
+
+def verified(path: Path, key: str, name: str | None = None) -> Path:
+    stated = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", name or path.name)
+    if stated:
+        found = sha256(path)
+        if not found.startswith(stated.group(1)):
+            raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {found[:8]}, not {stated.group(1)}; fetch it again")
+    return path
+
+
+def _downloaded(address: str, place: Path, key: str) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = place.with_name(f".{place.name}.part")
+    with open(aside, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the ranks of a node arrive together: one fetches, the others find
+        if place.is_file():
+            return verified(place, key)
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                shutil.copyfileobj(answer, file)
+            file.flush()
+            verified(aside, key, place.name)
+            os.replace(aside, place)
+        except OSError as problem:
+            aside.unlink(missing_ok=True)
+            raise MissingWeights(f"{key}: '{place.name}' could not be downloaded ({problem}); put it at '{place}' by hand") from None
+    return place

@@ -1,0 +1,88 @@
+"""The one home of torch.distributed: every function also answers when there is one process and no group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def wait() -> None:
+    """All ranks must call."""
+    if size() > 1:
+        dist.barrier()
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over ranks, without gradient. All ranks must call."""
+    values = values.detach().clone()
+    if size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather(thing: Any) -> list[Any]:
+    """Everybody's thing, in rank order, on every rank; for small things. All ranks must call."""
+    if size() == 1:
+        return [thing]
+    things: list[Any] = [None] * size()
+    dist.all_gather_object(things, thing)
+    return things
+
+
+def from_first(thing: Any) -> Any:
+    """Rank 0's thing on every rank. All ranks must call."""
+    if size() == 1:
+        return thing
+    box = [thing]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class Vote:
+    """Asks all ranks a yes-or-no question without waiting: what is asked in one step is answered in the next.
+
+    It has a gloo group of its own, so it never waits for the device. All ranks must make one and ask in step.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if size() > 1 else None
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def ask(self, yes: bool) -> bool:
+        """Puts in this step's vote; True when anybody said yes in the step before."""
+        answer = self.answer()
+        ballot = torch.tensor([int(yes)])
+        work = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._group, async_op=True) if self._group else None
+        self._asked = (ballot, work)
+        return answer
+
+    def answer(self) -> bool:
+        """The outcome of the last question, waiting for it."""
+        if self._asked is None:
+            return False
+        ballot, work = self._asked
+        self._asked = None
+        if work is not None:
+            work.wait()
+        return bool(ballot.item())
+
+
+def leave() -> None:
+    """Ends the process group; without it a good run can end as a killed one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
