@@ -59,7 +59,9 @@ def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifes
     module, _ = plugins.resolve(SOURCES, source, {}, "SOURCE")
     for key in own:
         if key not in module.Config.model_fields:
-            raise UserError(f"{key}: unknown option of '{source}'{nearest(key, [*Build.model_fields, *module.Config.model_fields])}")
+            raise UserError(
+                f"{key}: unknown option of '{source}'{nearest(key, [*Build.model_fields, *module.Config.model_fields])}"
+            )
     chosen = config.typed(Build, shared)
     listing = module.listing(root, config.typed(module.Config, own))
     if not listing.items:
@@ -80,7 +82,9 @@ def _write(out: Path, listing: Any, read: Any, chosen: Build, source: dict[str, 
     written = []
     for number in range(num_shards):
         items = [listing.items[i] for i in order[slice_of(share(count, num_shards, number))]]
-        shard = write_shard(out, f"{name}-{number:06d}.tar", items, read, len(listing.attributes), Limits(min_side=chosen.min_side))
+        shard = write_shard(
+            out, f"{name}-{number:06d}.tar", items, read, len(listing.attributes), Limits(min_side=chosen.min_side)
+        )
         if shard.rejects and chosen.on_bad == "fail":
             bad = shard.rejects[0]
             raise UserError(f"on_bad: '{bad['path']}' ({bad['key']}): {bad['reason']}")

@@ -41,7 +41,9 @@ def main(words: door.Words, options: door.Options) -> None:
 
 def summary(shards: Shards, indexes: list[Index]) -> str:
     manifest = shards.manifest
-    width, height, mode, label = (np.concatenate([index[column] for index in indexes]) for column in ("width", "height", "mode", "class"))
+    width, height, mode, label = (
+        np.concatenate([index[column] for index in indexes]) for column in ("width", "height", "mode", "class")
+    )
     modes = ", ".join(f"{MODES[number]} {count}" for number, count in sorted(Counter(mode.tolist()).items()))
     lines = [
         f"{manifest.samples} samples in {len(indexes)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB",

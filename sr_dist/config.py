@@ -51,11 +51,16 @@ class _UniqueKeys(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse(text: str) -> Any:
+    """YAML with every scalar as text."""
+    return yaml.load(text, _UniqueKeys)
+
+
 def read(path: str | Path) -> Tree:
     """The sections of a YAML file, all scalars as text."""
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        tree = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         names = [str(path.parent / p.name) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"no recipe '{path}'{nearest(str(path), names)}") from None
@@ -94,7 +99,7 @@ def _parsed(key: str, text: str) -> Any:
     if not text.startswith(("[", "{")):
         return text
     try:
-        return yaml.load(text, _UniqueKeys)
+        return parse(text)
     except yaml.YAMLError:
         raise UserError(f"{key}: '{text}' is not a list or section in YAML's short form") from None
 

@@ -50,7 +50,7 @@ def verified(path: Path, key: str, name: str | None = None) -> Path:
     if stated:
         found = sha256(path)
         if not found.startswith(stated.group(1)):
-            raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {found[:8]}, not {stated.group(1)}; fetch it again")
+            raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {found[:8]}, not {stated.group(1)}")
     return path
 
 
@@ -69,5 +69,7 @@ def _downloaded(address: str, place: Path, key: str) -> Path:
             os.replace(aside, place)
         except OSError as problem:
             aside.unlink(missing_ok=True)
-            raise MissingWeights(f"{key}: '{place.name}' could not be downloaded ({problem}); put it at '{place}' by hand") from None
+            raise MissingWeights(
+                f"{key}: '{place.name}' could not be downloaded ({problem}); put it at '{place}' by hand"
+            ) from None
     return place

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 from sr_dist import config, plugins, pretrained
 from sr_dist.config import Absent, Names, Settings
 from sr_dist.data.format import Shards, open_shards
-from sr_dist.errors import UserError
+from sr_dist.errors import UserError, nearest
 
 PACKAGES = {
     "generator": "sr_dist.models.generators",
@@ -25,6 +25,8 @@ PACKAGES = {
     "degradation": "sr_dist.data.degradations",
     "content": "sr_dist.losses.content",
 }
+
+BASELINES = ("nearest", "bilinear", "bicubic")
 
 Positive = Annotated[int, Field(gt=0)]
 Period = Annotated[int | None, Absent, Field(gt=0)]  # every so many steps, or never
@@ -158,6 +160,9 @@ class Recipe(Settings):
     def folder(self) -> Path:
         return Path(self.runs) / self.name
 
+    def optimizer_of(self, phase: str) -> Optimizer:
+        return self.discriminator_optimizer or self.optimizer if phase == "discriminator" else self.optimizer
+
     def parts(self) -> dict[str, Part]:
         """Every part by its key; content terms are parts of the objective."""
         found = {
@@ -210,7 +215,9 @@ def _with_classes(recipe: Recipe, shards: Shards) -> Recipe:
     if not there:
         raise UserError(f"discriminator.classes: '{stated}', but the shards in '{shards.folder}' have no classes; say none")
     if stated not in ("manifest", str(there)):
-        raise UserError(f"discriminator.classes: {stated}, but the manifest of '{shards.folder}' has {there}; say manifest or {there}")
+        raise UserError(
+            f"discriminator.classes: {stated}, but the manifest of '{shards.folder}' has {there}; say manifest or {there}"
+        )
     assert recipe.discriminator
     part = recipe.discriminator.model_copy()
     part = Part(name=part.name, **{**part.options, "classes": there})
@@ -273,18 +280,62 @@ def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
 
 
 # May differ between a run and its resumption. `resume.*` never belongs to the run itself.
-FREE = (
-    "steps runs accumulate precision data.workers data.trace data.train data.validation data.validation_limit "
-    "save_every keep. validate_every log_every log. resume. allow_download max_skipped"
-).split()
+FREE = [
+    "steps",
+    "runs",
+    "accumulate",
+    "precision",
+    "data.workers",
+    "data.trace",
+    "data.train",
+    "data.validation",
+    "data.validation_limit",
+    "save_every",
+    "keep",
+    "validate_every",
+    "log_every",
+    "log",
+    "resume",
+    "allow_download",
+    "max_skipped",
+]
 
 
 def changed(before: Mapping[str, Any], after: Recipe) -> list[str]:
     """The keys that differ from those a run began with and may not, as `key: was X, is Y`."""
-    old, new = config.flat(before), config.flat(after.model_dump(mode="json"))
+    old, new = config.flat(before), config.flat(config.parse(config.text(after)))
     allowed = (*FREE, *after.resume.allow)
     return [
         f"{key}: was {old.get(key)}, is {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if str(old.get(key)) != str(new.get(key)) and not any(key == name or (name.endswith(".") and key.startswith(name)) for name in allowed)
+        if old.get(key) != new.get(key)
+        and not any(key == name or key.startswith(f"{name.removesuffix('.')}.") for name in allowed)
     ]
+
+
+class Evaluation(Settings):
+    """What `sr_dist.evaluate` is asked for."""
+
+    methods: Names
+    data: str
+    scale: Positive | None = None
+    protocol: str = "matlab-y"
+    degradation: str = "bicubic"
+    limit: Annotated[int | None, Absent, Field(gt=0)] = None
+    out: str | None = None
+    batch: Positive = 8
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    def check(self) -> None:
+        """What can be said before torch is loaded."""
+        if not self.methods:
+            raise UserError("METHOD: name a run folder, a weights file, or bicubic")
+        if len(set(self.methods)) < len(self.methods):
+            raise UserError(f"METHOD: '{','.join(self.methods)}' names a method twice")
+        for name in self.methods:
+            if name not in BASELINES and not Path(name).exists():
+                near = [str(p) for p in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
+                raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
+        if not Path(self.data).exists() and "{" not in self.data:
+            open_shards(self.data, "data")  # says what is missing, and the nearest name
+        plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")

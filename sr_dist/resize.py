@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-
 Border = Literal["mirror", "replicate"]
 
 

@@ -32,7 +32,9 @@ class Config(Settings):
 
 def listing(root: str, config: Config) -> Listing:
     if root not in ("train", "validation"):
-        raise UserError(f"INPUT: sample_photos has the parts 'train' and 'validation', not '{root}'{nearest(root, ['train', 'validation'])}")
+        raise UserError(
+            f"INPUT: sample_photos has the parts 'train' and 'validation', not '{root}'{nearest(root, ['train', 'validation'])}"
+        )
     items = []
     for label, name in enumerate(PHOTOS):
         left, upper, right, lower = _area(name)

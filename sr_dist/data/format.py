@@ -205,11 +205,11 @@ def open_shards(source: str, key: str = "shards") -> Shards:
 
 
 def _some_shards(pattern: str, key: str) -> Shards:
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     try:
         paths = [Path(text) for text in braceexpand(pattern)]
-    except UnbalancedBracesError:
+    except ValueError:
         raise ShardError(f"{key}: the braces of '{pattern}' do not close") from None
     folders = sorted({path.parent for path in paths})
     if len(folders) > 1:
@@ -228,9 +228,7 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ShardError(
-            f"{key}: '{folder}' has no manifest.json; python -m shards.build makes shards from images"
-        ) from None
+        raise ShardError(f"{key}: '{folder}' has no manifest.json; python -m shards.build makes shards from images") from None
     except (OSError, ValueError) as problem:
         raise ShardError(f"{key}: '{path}' cannot be read: {problem}") from None
     if not isinstance(tree, dict) or str(tree.get("format")) != str(FORMAT):
@@ -240,7 +238,9 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     except UserError as mistake:
         raise ShardError(f"{key}: '{path}': {mistake}") from None
     if manifest.samples != sum(shard.samples for shard in manifest.shards) or manifest.samples < 1:
-        raise ShardError(f"{key}: '{path}' says {manifest.samples} samples, its shards {[s.samples for s in manifest.shards][:4]}...")
+        raise ShardError(
+            f"{key}: '{path}' says {manifest.samples} samples, its shards {[s.samples for s in manifest.shards][:4]}..."
+        )
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
             raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is no tar file of that folder")

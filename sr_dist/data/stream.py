@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.io import ImageReadMode, decode_image  # here, for W&B watches imports and fails in a forked worker
 
 from sr_dist import ranks
 from sr_dist.batch import Batch
@@ -102,8 +103,6 @@ class ShardReader:
 
 def decode(data: bytes, channels: int) -> Tensor:
     """JPEG, PNG or WebP bytes -> (C, H, W) uint8 with 1 or 3 channels."""
-    from torchvision.io import ImageReadMode, decode_image
-
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
     image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
     return image if image.dtype == torch.uint8 else (image // 257).to(torch.uint8)
@@ -186,6 +185,7 @@ class Stream:
         # Whole images have sizes of their own, so each is a micro-batch.
         self.accumulate = accumulate if settings.crop else settings.batch // ranks.size()
         reader = ShardReader(shards)
+        self._arriving: Any = None
         self.source = CropSource(reader, seed, scale, settings.crop, channels, settings.window, dict(settings.select))
 
     @property
@@ -203,9 +203,15 @@ class Stream:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_rank,
         )
-        arriving = iter(loader)
+        self._arriving = arriving = iter(loader)
         for step in range(first, self.steps_to_do + 1):
             yield step, [self._on_device(next(arriving)) for _ in range(self.accumulate)]
+
+    def close(self) -> None:
+        """Ends the workers. They ignore the signals that a dying process would end them with, so it must be done."""
+        if hasattr(self._arriving, "_shutdown_workers"):
+            self._arriving._shutdown_workers()
+        self._arriving = None
 
     def preview(self, count: int) -> list[Batch]:
         """The first samples of the order one by one: pictures to look at where there is no validation set."""

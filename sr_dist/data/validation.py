@@ -97,7 +97,9 @@ class FolderImages:
             partners = {p: by_name.get(p.relative_to(folder).with_suffix("").with_name(p.stem[:-3] + "_LR")) for p in high}
             lonely = [str(p.relative_to(folder)) for p, partner in partners.items() if partner is None]
             if lonely:
-                raise UserError(f"{key}: no _LR partner for {', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''} in '{folder}'")
+                raise UserError(
+                    f"{key}: no _LR partner for {', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''} in '{folder}'"
+                )
             files, self.lr_files = high, [partners[p] for p in high]
         self.files = files[:limit]
         self.names = [str(p.relative_to(folder).with_suffix("")) for p in self.files]
@@ -145,7 +147,9 @@ class Batches(Dataset):
         shapes = [self.images.shape(i) for i in range(len(self.images.names))]
         cuts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]] + [len(shapes)]
         return [
-            range(low, min(low + self.size, end)) for start, end in zip(cuts, cuts[1:], strict=False) for low in range(start, end, self.size)
+            range(low, min(low + self.size, end))
+            for start, end in zip(cuts, cuts[1:], strict=False)
+            for low in range(start, end, self.size)
         ]
 
     def __len__(self) -> int:

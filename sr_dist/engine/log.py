@@ -64,8 +64,9 @@ class Log:
             import wandb
 
             wandb.init(
-                project=recipe.log.project, name=recipe.name, id=id_file.read_text().strip(), resume="allow", dir=str(self.folder),
-                mode=recipe.log.wandb, config=recipe.model_dump(mode="json"),
+                project=recipe.log.project, name=recipe.name, dir=str(self.folder),
+                id=id_file.read_text().strip(), resume="allow",
+                mode="online" if recipe.log.wandb == "online" else "offline", config=recipe.model_dump(mode="json"),
                 settings=wandb.Settings(init_timeout=60, silent=True),
             )  # fmt: skip
             wandb.define_metric("images")

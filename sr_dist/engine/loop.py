@@ -17,9 +17,9 @@ from sr_dist import ranks
 from sr_dist.batch import Batch
 from sr_dist.engine import run_folder
 from sr_dist.engine.log import peak_memory_gb, progress
+from sr_dist.engine.run import Run, save
 from sr_dist.engine.samples import draw_samples
 from sr_dist.engine.schedule import factor
-from sr_dist.engine.setup import Run, save
 from sr_dist.eval.protocol import protocol
 from sr_dist.eval.run import Abandoned, better, means, score
 
@@ -32,8 +32,9 @@ def fit(run: Run) -> bool:
     """Trains up to the recipe's last step. False if the run was asked to stop before. All ranks must call."""
     recipe = run.recipe
     stopping = False
-    if not run.state["validated"]:
-        validate(run)  # a validation that the stop interrupted
+    if not run.state["validated"]:  # a validation that a stop interrupted
+        validate(run)
+        save(run)
     for step, micro_batches in run.clock.steps(run.stream.steps(run.step + 1)):
         seed_everything(recipe.seed, step)
         losses, norms = train_step(run, step, micro_batches)
@@ -100,7 +101,7 @@ def weighted_sum(run: Run, terms: Mapping[str, Tensor], batch: Batch, losses: di
     share = len(batch) / run.recipe.data.batch
     for name, value in terms.items():
         losses[name] = losses.get(name, 0) + share * value.detach()
-    return torch.stack([value for value in terms.values()]).sum() * share * ranks.size()
+    return torch.stack(list(terms.values())).sum() * share * ranks.size()
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def frozen(network: nn.Module | None) -> Iterator[None]:
 
 
 def learning_rate(run: Run, phase: str, step: int) -> float:
-    return run.optimizer_settings(phase).learning_rate * factor(run.recipe.schedule, step)
+    return run.recipe.optimizer_of(phase).learning_rate * factor(run.recipe.schedule, step)
 
 
 def seed_everything(seed: int, step: int) -> None:
@@ -134,7 +135,7 @@ def count_skipped(run: Run) -> None:
     for name, count in in_a_row.items():
         if count >= run.recipe.max_skipped:
             raise Diverged(
-                f"the gradients of the {name} were not finite for {count} steps in a row (max_skipped), up to step {run.step + 1}; "
+                f"the gradients of the {name} were not finite for {count} steps in a row (max_skipped), to step {run.step + 1}; "
                 f"a lower optimizer.learning_rate, optimizer.clip or precision=no usually helps"
             )
 
@@ -166,18 +167,30 @@ def validate(run: Run) -> bool:
     if run.validation is None:
         return False
     try:
-        rows = score({"ema": run.ema.network}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=run.stop.pending)
+        rows = score(
+            {"ema": run.ema.network}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=run.stop.pending
+        )
     except Abandoned:
         return postpone(run)
     found = means(rows, "ema")
     row = {f"validation/{name}": value for name, value in found.items()}
     run.log.row({"step": run.step, "images": run.step * recipe.data.batch, **row})
-    run.log.say(f"step {run.step} validation of {len(rows)} images: " + "  ".join(f"{k} {v:.4f}" for k, v in found.items() if v is not None))
+    run.log.say(
+        f"step {run.step} validation of {len(rows)} images: "
+        + "  ".join(f"{k} {v:.4f}" for k, v in found.items() if v is not None)
+    )
     if sheet:
         run.log.picture("samples", sheet, {"images": run.step * recipe.data.batch})
-    metric, best = recipe.keep.best, run.state["best"]
+    return is_best(run, found)
+
+
+def is_best(run: Run, found: Mapping[str, float | None]) -> bool:
+    """Notes a new best value of the metric in `keep.best`."""
+    metric, best = run.recipe.keep.best, run.state["best"]
     value = found.get(metric) if metric else None
-    if value is None or (best and (value <= best["value"] if better()[metric] == "higher" else value >= best["value"])):
+    if metric is None or value is None:
+        return False
+    if best and (value <= best["value"] if better()[metric] == "higher" else value >= best["value"]):
         return False
     run.state["best"] = {"metric": metric, "value": value, "step": run.step}
     return True

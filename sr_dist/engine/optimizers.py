@@ -38,5 +38,6 @@ def load_slots(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict
     for name, parameter in network.named_parameters():
         if name in by_name:
             optimizer.state[parameter] = {
-                slot: value.clone() if slot == "step" else value.to(parameter.device, copy=True) for slot, value in by_name[name].items()
+                slot: value.clone() if slot == "step" else value.to(parameter.device, copy=True)
+                for slot, value in by_name[name].items()
             }

@@ -33,7 +33,9 @@ def claim(folder: Path) -> IO[str] | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.seek(0)
-        raise UserError(f"name: '{folder}' is in use by {lock.read().strip() or 'another process'}; wait for it, or take another name") from None
+        raise UserError(
+            f"name: '{folder}' is in use by {lock.read().strip() or 'another process'}; wait for it, or take another name"
+        ) from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {platform.node()}")
     lock.flush()
@@ -86,7 +88,9 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent)
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sr_dist import ranks
+from sr_dist.engine.run import Run
 from sr_dist.eval.baselines import baseline
 from sr_dist.eval.pictures import contact_sheet, enlarged, to_pil
 
@@ -16,7 +16,7 @@ COUNT, SIDE = 4, 160  # pictures, and the most pixels of HR that they show
 
 
 @torch.no_grad()
-def draw_samples(run: Any) -> Path | None:
+def draw_samples(run: Run) -> Path | None:
     """Rank 0 draws, alone: the bare EMA needs nobody else."""
     if not ranks.is_first():
         return None
@@ -38,7 +38,7 @@ def draw_samples(run: Any) -> Path | None:
     return path
 
 
-def _pairs(run: Any) -> list[tuple[Tensor, Tensor]]:
+def _pairs(run: Run) -> list[tuple[Tensor, Tensor]]:
     """The first validation images, or the first of the training order where there are none."""
     if run.validation is None:
         return [(batch.lr, batch.hr) for batch in run.stream.preview(COUNT)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch import Tensor, nn
+from torch import nn
 
 from sr_dist import plugins, ranks
 from sr_dist.data.format import open_shards
@@ -22,52 +21,18 @@ from sr_dist.engine import checkpoint, run_folder
 from sr_dist.engine.backends.ddp import Engine
 from sr_dist.engine.ema import Ema
 from sr_dist.engine.log import Clock, Log, Trace
+from sr_dist.engine.run import Run, restore
 from sr_dist.engine.signals import StopRequest
 from sr_dist.errors import UserError
 from sr_dist.models import weights
-from sr_dist.recipe import PACKAGES, Optimizer, Part, Recipe
+from sr_dist.recipe import PACKAGES, Part, Recipe
 
 VALIDATION_BATCH = 8  # images of one size that validation restores together
 
 
-@dataclass
-class Run:
-    """A run in progress. `state` is what checkpoints remember besides tensors."""
-
-    recipe: Recipe
-    accelerator: Accelerator
-    objective: Any
-    phases: dict[str, Engine]  # the first is the network that restores, classifies, ...; a critic comes second
-    ema: Ema
-    stream: Stream
-    validation: Batches | None
-    log: Log
-    trace: Trace
-    clock: Clock
-    stop: StopRequest
-    step: int = 0
-    state: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def primary(self) -> str:
-        return next(iter(self.phases))
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
-
-    def optimizer_settings(self, phase: str) -> Optimizer:
-        return optimizer_settings(self.recipe, phase)
-
-
-def optimizer_settings(recipe: Recipe, phase: str) -> Optimizer:
-    own = recipe.discriminator_optimizer if phase == "discriminator" else None
-    return own or recipe.optimizer
-
-
 def set_up(recipe: Recipe) -> Run:
     """All ranks must call."""
-    accelerator = open_accelerator(recipe)
+    accelerator = open_accelerator(recipe.precision)
     first = ranks.is_first()
     folder = recipe.folder
     resumed = _newest(recipe)
@@ -83,7 +48,7 @@ def set_up(recipe: Recipe) -> Run:
     networks = {phase: _network(recipe, phase, resumed is not None, log) for phase in objective.phases}
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
     ema.network.to(accelerator.device)
-    phases = {name: Engine(accelerator, network, optimizer_settings(recipe, name)) for name, network in networks.items()}
+    phases = {name: Engine(accelerator, network, recipe.optimizer_of(name)) for name, network in networks.items()}
     stream = _stream(recipe, accelerator.device)
     run = Run(
         recipe, accelerator, objective, phases, ema, stream, open_validation(recipe), log,
@@ -96,15 +61,16 @@ def set_up(recipe: Recipe) -> Run:
     return run
 
 
-def open_accelerator(recipe: Recipe) -> Accelerator:
+def open_accelerator(precision: str) -> Accelerator:
+    """Devices and the process group, as the launcher asks for them. All ranks must call."""
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
-    if recipe.precision == "fp16" and not cuda:
+    if precision == "fp16" and not cuda:
         raise UserError("precision: fp16 needs a GPU; bf16 and no run on the CPU")
     # Named, because accelerate guesses wrongly on machines without a GPU; and only for a group, because in one process
     # the name alone makes it look for a group that is not there.
     group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(mixed_precision=recipe.precision, kwargs_handlers=[group] if several else None)
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[group] if several else None)
 
 
 def _newest(recipe: Recipe) -> checkpoint.Checkpoint | None:
@@ -167,44 +133,6 @@ def open_validation(recipe: Recipe) -> Batches | None:
         return None
     images = open_images(recipe.data.validation, recipe.data.validation_limit)
     return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH)
-
-
-def save(run: Run) -> None:
-    """All ranks must call; the first one writes."""
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for name, engine in run.phases.items():
-        state = engine.state()
-        tensors[name], tensors[f"{name}.optimizer"] = state["weights"], state["optimizer"]
-    tensors[f"{run.primary}.ema"] = run.ema.network.state_dict()
-    if ranks.is_first():
-        state = {
-            **run.state, "step": run.step, "position": run.step * run.recipe.data.batch, "ema_updates": run.ema.updates,
-            "scaler": run.phases[run.primary].scaler_state(),
-        }  # fmt: skip
-        folder = run.recipe.folder / "checkpoints"
-        part = getattr(run.recipe, run.primary)
-        about = weights.metadata({"name": part.name, **part.options}, run.recipe.scale)
-        checkpoint.save(folder, run.step, tensors, state, {f"{run.primary}.ema": about})
-        best = run.state["best"]
-        checkpoint.prune(folder, run.recipe.keep, best["step"] if best else None)
-    ranks.wait()
-
-
-def restore(run: Run, found: checkpoint.Checkpoint) -> None:
-    """All ranks must call: everyone reads the files."""
-    state = dict(found.state)
-    if state["manifest"] != run.state["manifest"] and "data.train" not in run.recipe.resume.allow:
-        raise UserError(
-            f"data.train: '{run.recipe.data.train}' holds other shards than the run was trained on; "
-            f"--resume.allow=data.train says that this is meant"
-        )
-    for name, engine in run.phases.items():
-        engine.load({"weights": found.tensors(name), "optimizer": found.tensors(f"{name}.optimizer")})
-    run.ema.load(found.tensors(f"{run.primary}.ema"), state["ema_updates"])
-    if run.accelerator.scaler is not None and state["scaler"]:
-        run.accelerator.scaler.load_state_dict(state["scaler"])
-    run.step = found.step
-    run.state = {**run.state, **{key: state[key] for key in ("best", "skipped", "validated")}}
 
 
 def _introduce(run: Run) -> None:

@@ -20,6 +20,14 @@ def train(chosen: Recipe, dry_run: bool = False) -> None:
     from sr_dist.engine.setup import set_up
 
     run = set_up(chosen)
-    finish(run, fit(run))
+    try:
+        done = fit(run)
+    except Exception as problem:
+        run.log.say(f"failed at step {run.step + 1}: {type(problem).__name__}: {problem}")
+        run.log.close(code=1)
+        raise
+    finally:
+        run.stream.close()
+    finish(run, done)
     if lock:
         lock.close()

@@ -10,7 +10,6 @@ from torch import Tensor
 from sr_dist.resize import imresize
 
 Upscale = Callable[[Tensor], Tensor]  # (B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)
-NAMES = ("nearest", "bilinear", "bicubic")
 
 
 def baseline(name: str, scale: int) -> Upscale:

@@ -24,4 +24,6 @@ class ContentTerms(nn.Module):
             self.terms[name.replace(".", "-")] = module.build(config)
 
     def forward(self, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        return {name: weight * term(sr, hr) for (name, weight), term in zip(self.weights.items(), self.terms.values(), strict=True)}
+        return {
+            name: weight * term(sr, hr) for (name, weight), term in zip(self.weights.items(), self.terms.values(), strict=True)
+        }

@@ -60,7 +60,9 @@ def open_restorer(path: str, key: str = "method") -> Restorer:
     network = build(GENERATORS, said["generator"], int(said["scale"]), key)
     load_strictly(network, tensors, file, key)
     step = int(file.parent.name) if is_run(place) else None
-    return Restorer(place.resolve().name if is_run(place) else file.stem, step, int(said["scale"]), network.eval().requires_grad_(False), file)
+    return Restorer(
+        place.resolve().name if is_run(place) else file.stem, step, int(said["scale"]), network.eval().requires_grad_(False), file
+    )
 
 
 def newest_weights(run: Path, stem: str, key: str) -> Path:

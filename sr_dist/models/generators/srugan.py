@@ -91,7 +91,7 @@ def initialise(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(module.bias)
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, ResidualBlock):
