@@ -1,0 +1,113 @@
+"""Walks sr_dist/models/discriminators: a new file is tested the moment it exists. Give it small options in SMALL."""
+
+import pytest
+import torch
+
+from sr_dist import plugins
+from sr_dist.batch import Verdict
+
+PACKAGE = "sr_dist.models.discriminators"
+SMALL = {"acgan": {"widths": (8, 8, 12), "features": 16}}
+SIZES = [(1, 1), (1, 7), (5, 3), (17, 16), (33, 40)]
+NAMES = plugins.names(PACKAGE)
+
+
+def build(name, **options):
+    torch.manual_seed(0)
+    module, config = plugins.resolve(PACKAGE, name, {**SMALL.get(name, {}), **options}, "discriminator")
+    return module.build(config, 2)
+
+
+def has(name, option):
+    module, _ = plugins.resolve(PACKAGE, name, SMALL.get(name, {}), "discriminator")
+    return option in module.Config.model_fields
+
+
+def with_option(option):
+    return [name for name in NAMES if has(name, option)]
+
+
+def everything(verdict):
+    classes = verdict.classes.square().mean() if verdict.classes is not None else 0
+    return verdict.realness.square().mean() + verdict.realness.mean() + classes
+
+
+def test_there_are_discriminators():
+    assert "acgan" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_size_gets_one_verdict_per_image(name):
+    critic = build(name).eval()
+    with torch.no_grad():
+        for height, width in SIZES:
+            verdict = critic(torch.rand(3, 3, height, width))
+            assert isinstance(verdict, Verdict)
+            assert verdict.realness.shape[0] == 3 and verdict.realness.ndim in (1, 3)  # images or patches
+            assert verdict.realness.isfinite().all()
+            assert verdict.classes is None
+
+
+@pytest.mark.parametrize("name", with_option("channels"))
+def test_grey_images_are_judged_too(name):
+    assert build(name, channels=1)(torch.rand(2, 1, 16, 12)).realness.shape[0] == 2
+
+
+@pytest.mark.parametrize("name", with_option("classes"))
+@pytest.mark.parametrize("classes", [1, 2, 10])
+def test_a_class_head_has_a_logit_per_class(name, classes):
+    verdict = build(name, classes=classes)(torch.rand(3, 3, 9, 16))
+    assert verdict.classes.shape == (3, classes)
+    assert verdict.realness.shape[0] == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_parameter_and_the_image(name):
+    critic = build(name, **({"classes": 5} if has(name, "classes") else {})).train()
+    images = torch.rand(4, 3, 24, 24, requires_grad=True)
+    everything(critic(images)).backward()
+    assert [n for n, p in critic.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+    assert images.grad.abs().amax((1, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_is_deterministic_and_sees_each_image_alone(name):
+    critic, images = build(name).eval(), torch.rand(3, 3, 20, 13)
+    with torch.no_grad():
+        first, again = critic(images).realness, critic(images).realness
+        alone = torch.cat([critic(image[None]).realness for image in images])
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, alone, atol=1e-5, rtol=1e-4)
+    assert first.std() > 0  # it says something about the image
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_autocast_stays_finite(name):
+    critic = build(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = critic(torch.rand(2, 3, 16, 16)).realness.float().square().mean()
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in critic.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_changes_nothing(name):
+    critic, images = build(name).eval(), torch.rand(2, 3, 18, 22)
+    with torch.no_grad():
+        expected = critic(images).realness
+        found = critic.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)).realness
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_acgan_has_the_reference_dimensions():
+    def conv(inside, outside, kernel):
+        return inside * outside * kernel**2 + outside
+
+    stages = [(3, 64), (64, 64), (64, 128), (128, 256), (256, 512), (512, 512)]
+    expected = sum(conv(i, w, 3) + conv(w, w, 3) + (conv(i, w, 1) if i != w else 0) for i, w in stages)
+    expected += conv(512, 1024, 3) + (1024 * 1024 + 1024) + (1024 + 1) + (1024 * 1000 + 1000)
+    module, config = plugins.resolve(PACKAGE, "acgan", {"classes": 1000}, "discriminator")
+    with torch.device("meta"):
+        critic = module.build(config, 2)
+    assert sum(p.numel() for p in critic.parameters()) == expected == 17_191_273
