@@ -17,7 +17,7 @@ done
 bash launch/stages.sh configs/demo_pixel.yaml configs/demo.yaml
 
 "$PYTHON" -m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-  -m sr_dist.evaluate runs/demo_pixel,runs/demo --data=$data/validation --out=runs/demo/eval/demo
+  --num_cpu_threads_per_process "$(nproc)" -m sr_dist.evaluate runs/demo_pixel,runs/demo --data=$data/validation --out=runs/demo/eval/demo
 cat <<END
 
 shards    $data/train and $data/validation (python -m shards.show $data/train draws them)

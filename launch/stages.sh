@@ -12,7 +12,8 @@ for option in "$@"; do
     --name=*|--init.generator=*) echo "error: $option: each stage has its own; change it in the recipe" >&2; exit 2 ;;
   esac
 done
-read -ra launch <<<"${LAUNCH:---num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no}"
+one="--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(nproc)"
+read -ra launch <<<"${LAUNCH:-$one}"
 
 folder() {  # RECIPE [--key=value ...] -> its run folder
   "$python" -c 'import sys; from sr_dist import door, recipe; sys.exit(door.run(lambda words, options: print(recipe.load(words[0], options).folder)))' "$@"

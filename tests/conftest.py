@@ -121,7 +121,7 @@ class Answer:
 
 
 _OPEN_DOORS = """
-import contextlib, importlib, io, json, sys
+import contextlib, importlib, io, json, sys, traceback
 HEAVY = ("torch", "torchvision", "webdataset", "deepspeed", "accelerate", "wandb")
 from sr_dist import door
 answers = []
@@ -132,6 +132,9 @@ for module, words in json.load(sys.stdin):
             code = door.run(importlib.import_module(module).main, words)
         except SystemExit as end:
             code = end.code
+        except Exception:
+            code = 1
+            traceback.print_exc()
     answers.append([code, out.getvalue(), err.getvalue(), [name for name in HEAVY if name in sys.modules]])
 print(json.dumps(answers))
 """

@@ -91,7 +91,7 @@ def best(column: str, methods: Mapping[str, Mapping[str, float | None]]) -> floa
 
 
 def pictures(report: Report, batches: Batches, methods: Mapping[str, Upscale], device: torch.device) -> list[dict[str, Any]]:
-    """Some images with what every method made of them: from the worst to the best of the last method's gain on bicubic."""
+    """Some images with what every method made of them: evenly from the best to the worst by the last method's gain on bicubic."""
     last = list(methods)[-1]
     psnr = {(row["image"], row["method"]): row["psnr_y"] for row in report.rows}
     gain = {name: (psnr[name, last] or 0) - (psnr[name, "bicubic"] or 0) for name in report.names}
@@ -106,7 +106,7 @@ def pictures(report: Report, batches: Batches, methods: Mapping[str, Upscale], d
         if isinstance(batch, Exception):
             raise batch
         found += [_shown(batch, i, methods, device, psnr, gain) for i, name in enumerate(batch.names) if name in chosen]
-    return sorted(found, key=lambda picture: picture["gain"])
+    return sorted(found, key=lambda picture: -picture["gain"])
 
 
 @torch.no_grad()

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sr_dist import config, recipe
+from sr_dist.errors import UserError
+from sr_dist.recipe import Evaluation
+
+ROOT = Path(__file__).parent.parent
+ACGAN = {"name": "acgan", "classes": "manifest"}
+
+
+def load(path, **options):
+    return recipe.load(path, {key.replace("__", "."): value for key, value in options.items()})
+
+
+@pytest.fixture
+def refused(write_recipe):
+    """The message with which a recipe with these options is refused."""
+
+    def message(options: dict[str, str], **changes) -> str:
+        with pytest.raises(UserError) as caught:
+            recipe.load(write_recipe(**changes), options)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return message
+
+
+def test_a_tiny_recipe_loads_with_its_defaults(write_recipe):
+    loaded = load(write_recipe())
+    assert (loaded.name, loaded.scale, loaded.data.batch, loaded.precision, loaded.keep.last) == ("tiny", 2, 4, "no", 3)
+    assert loaded.folder == Path(loaded.runs) / "tiny"
+    assert loaded.generator.options == {"widths": ["8", "8"], "num_blocks": "1", "num_dense_blocks": "1", "reduction": "2"}
+
+
+@pytest.mark.parametrize(
+    "key", ["data.crop", "data.validation", "data.validation_limit", "save_every", "validate_every", "optimizer.clip", "keep.every", "keep.best"]
+)
+def test_none_is_understood_wherever_a_thing_can_be_left_out(write_recipe, key):
+    value = load(write_recipe(), **{key: "none"})
+    for name in key.split("."):
+        value = getattr(value, name)
+    assert value is None
+
+
+def test_a_section_that_can_be_left_out_can_be_none(write_recipe):
+    assert load(write_recipe(discriminator=ACGAN), discriminator="none").discriminator is None
+
+
+def test_the_resolved_recipe_is_read_back_as_itself(write_recipe, tmp_path):
+    whole = recipe.complete(load(write_recipe()))
+    (tmp_path / "resolved.yaml").write_text(config.text(whole), encoding="utf-8")
+    again = recipe.complete(recipe.load(tmp_path / "resolved.yaml", {}))
+    assert config.text(again) == config.text(whole)
+    assert whole.generator.options["widths"] == [8, 8]
+    assert whole.generator.options["channels"] == 3  # a default of the part, written out
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_understood(path):
+    typed = config.typed(recipe.Recipe, config.read(path))
+    assert typed.name == path.stem
+    recipe.check_names(typed)
+    recipe.check_world(typed, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- the classes
+
+
+def test_manifest_as_a_count_of_classes_is_that_of_the_shards(write_recipe):
+    assert load(write_recipe(discriminator=ACGAN)).discriminator.options["classes"] == 3
+    assert load(write_recipe(discriminator={"name": "acgan", "classes": 3})).discriminator.options["classes"] == 3
+    assert load(write_recipe(discriminator={"name": "acgan", "classes": "none"})).discriminator.options["classes"] == "none"
+
+
+def test_a_count_of_classes_that_disagrees_with_the_shards_is_refused(refused):
+    message = refused({}, discriminator={"name": "acgan", "classes": 5})
+    assert message.startswith("discriminator.classes: 5, but the manifest of")
+    assert " has 3; say manifest or 3" in message
+
+
+def test_a_class_head_needs_shards_with_classes(refused, photos, tmp_path):
+    from shards.build import build
+
+    build("folder", str(photos), tmp_path / "plain", {})
+    message = refused({"data.train": str(tmp_path / "plain")}, discriminator=ACGAN)
+    assert message.startswith("discriminator.classes: ")
+    assert "have no classes" in message
+
+
+# ------------------------------------------------------------------------------------------------------------- the data
+
+
+@pytest.mark.parametrize(("crop", "scale", "offer"), [("17", "2", "16 and 18"), ("30", "8", "24 and 32"), ("3", "4", "4")])
+def test_a_crop_that_the_scale_does_not_divide_offers_its_neighbours(refused, crop, scale, offer):
+    message = refused({"data.crop": crop, "scale": scale})
+    assert message.startswith(f"data.crop: {crop} is not a multiple of scale {scale}")
+    assert message.endswith(f" {offer}")
+
+
+def test_a_crop_above_the_smallest_side_offers_what_fits(refused, write_recipe):
+    message = refused({"data.crop": "34"})  # the smallest side of the made photographs is 32
+    assert message.startswith("data.crop: 34 is more than the smallest side")
+    assert "32" in message
+    assert "data.small=replicate" in message
+    assert load(write_recipe(), data__crop="32").data.crop == 32
+    assert load(write_recipe(), data__crop="34", data__small="replicate").data.crop == 34
+
+
+def test_a_missing_folder_of_shards_offers_its_neighbour(refused, photo_shards):
+    wrong = str(photo_shards.with_name("photo"))
+    assert refused({"data.train": wrong}) == f"data.train: no folder '{wrong}'; did you mean 'photos'?"
+    assert refused({"data.validation": wrong}) == f"data.validation: no folder '{wrong}'; did you mean 'photos'?"
+
+
+def test_a_shard_that_was_cut_short_is_refused_before_training(refused, photo_shards, tmp_path):
+    shutil.copytree(photo_shards, tmp_path / "cut")
+    path = tmp_path / "cut" / "photos-000001.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    message = refused({"data.train": str(tmp_path / "cut")})
+    assert "photos-000001.tar" in message
+    assert "cut short" in message
+
+
+@pytest.mark.parametrize("count", ["-1", "0"])
+def test_a_selection_of_nothing_is_refused(refused, count):
+    assert refused({"data.select.cats": count}).startswith("data.select.cats: ")
+
+
+def test_a_batch_below_one_image_per_rank_and_micro_batch_is_refused(write_recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert load(write_recipe(), data__batch="6", accumulate="2").accumulate == 2
+    with pytest.raises(UserError, match=r"^data\.batch: 5 is less than ranks x accumulate = 3 x 2$"):
+        load(write_recipe(), data__batch="5", accumulate="2")
+    with pytest.raises(UserError, match=r"^data\.batch: 8 whole images .* do not divide by 3 ranks$"):
+        load(write_recipe(), data__batch="8", data__crop="none")
+
+
+# ------------------------------------------------------------------------------------------------------------ the parts
+
+
+@pytest.mark.parametrize(
+    ("options", "start", "end"),
+    [
+        ({"generator.name": "srugen"}, "generator.name: no 'srugen'", "did you mean 'srugan'?"),
+        ({"generator.num_bloks": "2"}, "generator.num_bloks: unknown key", "did you mean 'num_blocks'?"),
+        ({"generator.nam": "x"}, "generator.nam: unknown key", "did you mean 'name'?"),
+        ({"objective.name": "pixl"}, "objective.name: no 'pixl'", "did you mean 'pixel'?"),
+        ({"objective.content.l3": "1"}, "objective.content.l3.name: no 'l3'", "'l1'?"),
+        ({"objective.content.l1": "much"}, "objective.content.l1: 'much' is not a weight", "(a number)"),
+        ({"objective.content": "l1"}, "objective.content: ", "got 'l1'"),
+        ({"data.degradation.name": "bicubi"}, "data.degradation.name: no 'bicubi'", "did you mean 'bicubic'?"),
+        ({"data.bach": "2"}, "data.bach: unknown key", "batch'?"),
+        ({"scale": "5"}, "scale: ", "got 5"),
+        ({"schedule.name": "cosine"}, "schedule", "(steps)"),
+        ({"name": "../up"}, "name: ", "run folder"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_its_key_and_the_nearest(refused, options, start, end):
+    message = refused(options)
+    assert message.startswith(start)
+    assert message.endswith(end)
+
+
+def test_content_terms_have_weights_and_options():
+    terms = recipe.content_parts({"l1": "0.01", "vgg": {"weight": "2", "layers": "conv5_4"}, "mse": {"range": "-1..1"}})
+    assert terms == {"l1": (0.01, {}), "vgg": (2.0, {"layers": "conv5_4"}), "mse": (1.0, {"range": "-1..1"})}
+
+
+def test_an_objective_and_a_discriminator_must_want_each_other(write_recipe):
+    with pytest.raises(UserError, match=r"^discriminator: the objective 'pixel' trains none"):
+        recipe.complete(load(write_recipe(discriminator=ACGAN)))
+    gan = write_recipe(objective={"name": "srugan", "content": {"l1": 1}})
+    with pytest.raises(UserError, match=r"^discriminator: the objective 'srugan' trains one"):
+        recipe.complete(load(gan))
+
+
+def test_a_loss_without_its_weights_says_where_they_belong(write_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"^objective\.content\.vgg: the weights file 'vgg19-dcbb9e9d\.pth' is not here"):
+        recipe.complete(load(write_recipe(), **{"objective.content.vgg": "1"}))
+
+
+# ----------------------------------------------------------------------------------------------------- what may change
+
+
+def resolved(loaded) -> dict:
+    """The recipe as a run folder keeps it: text."""
+    return config.parse(config.text(loaded))
+
+
+def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
+    loaded = load(write_recipe(discriminator=ACGAN))
+    assert recipe.changed(resolved(loaded), loaded) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", "9"), ("accumulate", "2"), ("precision", "bf16"), ("data.workers", "3"), ("data.trace", "true"), ("save_every", "none"),
+     ("validate_every", "7"), ("log_every", "7"), ("keep", "5"), ("keep.best", "psnr_y"), ("log.wandb", "offline"), ("log.project", "p"),
+     ("data.validation_limit", "3"), ("runs", "elsewhere"), ("resume.allow", "scale")],
+)  # fmt: skip
+def test_what_may_change_on_resuming(write_recipe, key, value):
+    path = write_recipe()
+    assert recipe.changed(resolved(load(path)), load(path, **{key: value})) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("seed", "1", "seed: was 0, is 1"), ("data.batch", "8", "data.batch: was 4, is 8"), ("data.crop", "32", "data.crop: was 16, is 32"),
+     ("ema.decay", "0.5", "ema.decay: was 0.999, is 0.5"), ("generator.num_blocks", "2", "generator.num_blocks: was 1, is 2")],
+)  # fmt: skip
+def test_everything_else_is_refused_by_name_unless_it_is_allowed(write_recipe, key, value, said):
+    path = write_recipe()
+    before = resolved(load(path))
+    assert recipe.changed(before, load(path, **{key: value})) == [said]
+    assert recipe.changed(before, load(path, **{key: value, "resume.allow": f"name,{key}"})) == []
+    assert recipe.changed(before, load(path, **{key: value, "resume.allow": key.split(".")[0]})) == []
+    assert recipe.changed(before, load(path, **{key: value, "resume.allow": key[:-1]})) == [said]  # no prefixes of words
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"methods": "bicubik", "data": "."}, r"^METHOD: .*'bicubik'; did you mean 'bicubic'\?$"),
+        ({"methods": "bicubic,bicubic", "data": "."}, r"^METHOD: .* twice$"),
+        ({"methods": "", "data": "."}, r"^METHOD: "),
+        ({"methods": "bicubic", "data": "no/such"}, r"^data: no folder 'no/such'"),
+        ({"methods": "bicubic", "data": ".", "degradation": "bicubi"}, r"^degradation\.name: .*did you mean 'bicubic'\?$"),
+        ({"methods": "bicubic", "data": ".", "scal": "2"}, r"^scal: unknown key; did you mean 'scale'\?$"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_of_evaluate_is_checked_first(tree, said):
+    with pytest.raises(UserError, match=said):
+        config.typed(Evaluation, tree).check()
+
+
+def test_evaluate_takes_none_for_no_limit():
+    assert config.typed(Evaluation, {"methods": "bicubic", "data": ".", "limit": "none"}).limit is None
