@@ -86,3 +86,12 @@ def leave() -> None:
     """Ends the process group; without it a good run can end as a killed one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def joined(part: Tensor) -> Tensor:
+    """Everybody's part, of equal size, one after the other. All ranks must call."""
+    if size() == 1:
+        return part.detach().clone()
+    whole = part.new_empty(part.numel() * size())
+    dist.all_gather_into_tensor(whole, part.detach().contiguous())
+    return whole

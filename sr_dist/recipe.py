@@ -295,6 +295,7 @@ FREE = [
     "validate_every",
     "log_every",
     "log",
+    "zero",
     "resume",
     "allow_download",
     "max_skipped",

@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class Ema:
-    """A bare, uncompiled copy. The decay rises as (1 + n) / (10 + n) to its value, so that short runs forget their start."""
+    """Averages what a rank holds of the weights; `network` is a bare, uncompiled copy that `gather` makes whole.
+
+    The decay rises as (1 + n) / (10 + n) to its value, so that short runs forget their start.
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
+        """From the network before a backend takes it."""
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay, self.updates = decay, 0
+        self.averages = list(self.network.parameters())
+
+    def follow(self, engine: Any) -> None:
+        """Averages the weights of this engine from now on. All ranks must call."""
+        self.engine = engine
+        held = engine.held()
+        if any(value.shape != average.shape for value, average in zip(held, self.averages, strict=True)):
+            self.averages = [value.detach().clone() for value in held]
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), weight)
-        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+        torch._foreach_lerp_(self.averages, [value.detach() for value in self.engine.held()], weight)
+        for average, buffer in zip(self.network.buffers(), self.engine.bare.buffers(), strict=True):
             average.copy_(buffer)  # running statistics are averages already
 
+    @torch.no_grad()
+    def gather(self) -> nn.Module:
+        """The network with the averages in it. All ranks must call."""
+        for parameter, average in zip(self.network.parameters(), self.engine.whole(self.averages), strict=True):
+            if parameter is not average:
+                parameter.copy_(average)
+        return self.network
+
     def load(self, weights: dict[str, Tensor], updates: int) -> None:
+        """Takes up saved averages; the engine's own weights are lost and must be loaded after. All ranks must call."""
         self.network.load_state_dict(weights)
         self.updates = updates
+        if any(average is not parameter for average, parameter in zip(self.averages, self.network.parameters(), strict=True)):
+            self.engine.load_weights(weights)
+            self.averages = [value.detach().clone() for value in self.engine.held()]

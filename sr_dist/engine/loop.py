@@ -64,7 +64,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> tuple[dict[st
     The generator goes first, against the critic of the step before; the critic then learns from the same images,
     detached. So every sample costs one generator forward, with any number of micro-batches.
     """
-    objective, (name, *critics) = run.objective, run.phases
+    recipe, objective, (name, *critics) = run.recipe, run.objective, run.phases
     engine = run.phases[name]
     critic = run.phases["discriminator"].bare if critics else None
     outputs: list[Tensor] = []
@@ -74,24 +74,24 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> tuple[dict[st
     with frozen(critic):  # the bare critic: gradients pass through it, none stay in it
         for i, batch in enumerate(micro_batches):
             with engine.accumulating(last=i == len(micro_batches) - 1):
-                with run.accelerator.autocast():
+                with run.autocast():
                     output = objective(engine.network, batch)
                     terms = getattr(objective, f"{name}_loss")(critic, batch, output)
                 engine.backward(weighted_sum(run, terms, batch, losses))
             outputs.append(output.detach())
     norms[name] = engine.step(learning_rate(run, name, step))
-    if not engine.skipped:
-        run.ema.update(engine.bare)
+    run.ema.update()
 
     for name in critics:
         engine = run.phases[name]
         for i, (batch, output) in enumerate(zip(micro_batches, outputs, strict=True)):
             with engine.accumulating(last=i == len(micro_batches) - 1):
-                with run.accelerator.autocast():
+                with run.autocast():
                     terms = getattr(objective, f"{name}_loss")(engine.network, batch, output)
                 engine.backward(weighted_sum(run, terms, batch, losses))
         norms[name] = engine.step(learning_rate(run, name, step))
-    count_skipped(run)
+    if step % min(recipe.log_every, recipe.max_skipped) == 0:
+        check_divergence(run)
     return losses, norms
 
 
@@ -126,14 +126,10 @@ def seed_everything(seed: int, step: int) -> None:
     torch.manual_seed((seed * 1_000_003 + ranks.rank()) * 1_000_003 + step)
 
 
-def count_skipped(run: Run) -> None:
-    """Skipped steps are counted; too many in a row end the run with a diagnosis."""
-    in_a_row = {name: engine.skipped for name, engine in run.phases.items() if engine.skipped}
-    if not in_a_row:
-        return
-    run.state["skipped"] += 1
-    for name, count in in_a_row.items():
-        if count >= run.recipe.max_skipped:
+def check_divergence(run: Run) -> None:
+    """Skipped updates are counted on the device; now and then it is asked whether they are too many in a row."""
+    for name, engine in run.phases.items():
+        if (count := int(engine.skipped)) >= run.recipe.max_skipped:
             raise Diverged(
                 f"the gradients of the {name} were not finite for {count} steps in a row (max_skipped), to step {run.step + 1}; "
                 f"a lower optimizer.learning_rate, optimizer.clip or precision=no usually helps"
@@ -153,7 +149,7 @@ def report(run: Run, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) 
         "memory_gb": peak_memory_gb(),
         **{f"loss/{name}": value for name, value in zip(losses, values, strict=True)},
         **{f"grad_norm/{name}": float(norm) for name, norm in norms.items()},
-        "skipped": run.state["skipped"],
+        **{f"skipped/{name}": int(engine.skipped_in_all) for name, engine in run.phases.items()},
     }
     run.log.row(row)
     run.log.say(progress(row, recipe.steps, run.clock.remaining(recipe.steps - run.step)))
@@ -163,6 +159,7 @@ def validate(run: Run) -> bool:
     """Scores the EMA on the validation images over all ranks; True if it is the best so far. All ranks must call."""
     run.state["validated"] = True
     recipe = run.recipe
+    run.ema.gather()
     sheet = draw_samples(run)
     if run.validation is None:
         return False

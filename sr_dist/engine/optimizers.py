@@ -9,16 +9,17 @@ from sr_dist.errors import UserError
 from sr_dist.recipe import Optimizer
 
 
-def build_optimizer(network: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """Frozen parameters never enter."""
+def build_optimizer(network: nn.Module, settings: Optimizer, on_host: bool = False) -> torch.optim.Optimizer:
+    """Frozen parameters never enter. Fused: one kernel, and updates can be left out without asking the device."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         raise UserError("init.freeze: its patterns freeze every parameter; there is nothing to train")
     if settings.name == "sgd":
-        return torch.optim.SGD(parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(
+            parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay, fused=not on_host
+        )
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    fused = parameters[0].device.type == "cuda"
-    return kind(parameters, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=fused or None)
+    return kind(parameters, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=not on_host)
 
 
 def slots(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

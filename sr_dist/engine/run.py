@@ -48,6 +48,11 @@ class Run:
     def device(self) -> torch.device:
         return self.accelerator.device
 
+    def autocast(self) -> torch.autocast:
+        """Our own and not the accelerator's, which does nothing under DeepSpeed; the bare critic needs it too."""
+        dtype = torch.float16 if self.recipe.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.recipe.precision != "no")
+
 
 def save(run: Run) -> None:
     """All ranks must call; the first one writes."""
@@ -55,7 +60,7 @@ def save(run: Run) -> None:
     for name, engine in run.phases.items():
         state = engine.state()
         tensors[name], tensors[f"{name}.optimizer"] = state["weights"], state["optimizer"]
-    tensors[f"{run.primary}.ema"] = run.ema.network.state_dict()
+    tensors[f"{run.primary}.ema"] = run.ema.gather().state_dict()
     if ranks.is_first():
         _write(run, tensors)
     ranks.wait()
@@ -68,7 +73,8 @@ def _write(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
         "step": run.step,
         "position": run.step * recipe.data.batch,
         "ema_updates": run.ema.updates,
-        "scaler": run.phases[run.primary].scaler_state(),
+        "skipped": {name: int(engine.skipped_in_all) for name, engine in run.phases.items()},
+        "scalers": {name: engine.scaler_state() for name, engine in run.phases.items()},
     }
     part: Part = getattr(recipe, run.primary)
     about = weights.metadata({"name": part.name, **part.options}, recipe.scale)
@@ -85,10 +91,10 @@ def restore(run: Run, found: checkpoint.Checkpoint) -> None:
             f"data.train: '{run.recipe.data.train}' holds other shards than the run was trained on; "
             f"--resume.allow=data.train says that this is meant"
         )
+    run.ema.load(found.tensors(f"{run.primary}.ema"), state["ema_updates"])
     for name, engine in run.phases.items():
         engine.load({"weights": found.tensors(name), "optimizer": found.tensors(f"{name}.optimizer")})
-    run.ema.load(found.tensors(f"{run.primary}.ema"), state["ema_updates"])
-    if run.accelerator.scaler is not None and state["scaler"]:
-        run.accelerator.scaler.load_state_dict(state["scaler"])
+        engine.load_scaler(state["scalers"][name])
+        engine.skipped_in_all += state["skipped"][name]
     run.step = found.step
-    run.state = {**run.state, **{key: state[key] for key in ("best", "skipped", "validated")}}
+    run.state = {**run.state, **{key: state[key] for key in ("best", "validated")}}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 
 from sr_dist import plugins, ranks
@@ -18,7 +18,7 @@ from sr_dist.data.format import open_shards
 from sr_dist.data.stream import Stream
 from sr_dist.data.validation import Batches, open_images
 from sr_dist.engine import checkpoint, run_folder
-from sr_dist.engine.backends.ddp import Engine
+from sr_dist.engine.backends import ddp, deepspeed
 from sr_dist.engine.ema import Ema
 from sr_dist.engine.log import Clock, Log, Trace
 from sr_dist.engine.run import Run, restore
@@ -48,12 +48,14 @@ def set_up(recipe: Recipe) -> Run:
     networks = {phase: _network(recipe, phase, resumed is not None, log) for phase in objective.phases}
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
     ema.network.to(accelerator.device)
-    phases = {name: Engine(accelerator, network, recipe.optimizer_of(name)) for name, network in networks.items()}
+    backend = deepspeed if accelerator.distributed_type == DistributedType.DEEPSPEED else ddp
+    phases: dict[str, Any] = {name: backend.Engine(accelerator, network, recipe, name) for name, network in networks.items()}
+    ema.follow(phases[objective.phases[0]])
     stream = _stream(recipe, accelerator.device)
     run = Run(
         recipe, accelerator, objective, phases, ema, stream, open_validation(recipe), log,
         Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(), StopRequest(folder),
-        state={"manifest": open_shards(recipe.data.train).manifest.digest, "best": None, "skipped": 0, "validated": True},
+        state={"manifest": open_shards(recipe.data.train).manifest.digest, "best": None, "validated": True},
     )  # fmt: skip
     if resumed:
         restore(run, resumed)
@@ -66,11 +68,19 @@ def open_accelerator(precision: str) -> Accelerator:
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
     if precision == "fp16" and not cuda:
         raise UserError("precision: fp16 needs a GPU; bf16 and no run on the CPU")
+    if precision == "fp16" and under_deepspeed():
+        raise UserError("precision: fp16 has no gradient scaler under ZeRO here; use bf16")
     # Named, because accelerate guesses wrongly on machines without a GPU; and only for a group, because in one process
     # the name alone makes it look for a group that is not there.
     group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[group] if several else None)
+    grouped = int(os.environ.get("WORLD_SIZE", "1")) > 1 or under_deepspeed()
+    # Precision is ours (Run.autocast, a gradient scaler per engine): the accelerator has one scaler for all networks.
+    return Accelerator(mixed_precision="no", kwargs_handlers=[group] if grouped else None)
+
+
+def under_deepspeed() -> bool:
+    """Whether the launcher's configuration asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def _newest(recipe: Recipe) -> checkpoint.Checkpoint | None:
