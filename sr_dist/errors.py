@@ -17,3 +17,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; there are: {', '.join(allowed)}" if allowed else ""
+
+
+def first_line(problem: BaseException) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -29,7 +29,7 @@ PACKAGES = {
 BASELINES = ("nearest", "bilinear", "bicubic")
 
 Positive = Annotated[int, Field(gt=0)]
-Period = Annotated[int | None, Absent, Field(gt=0)]  # every so many steps, or never
+Period = Annotated[Positive | None, Absent]  # every so many steps, or never
 Path_ = Annotated[str | None, Absent]
 
 
@@ -47,9 +47,9 @@ class Part(Settings):
 class Data(Settings):
     train: str  # a folder of shards, or a brace pattern of some
     validation: Path_ = None  # shards or a folder of images
-    validation_limit: Annotated[int | None, Absent, Field(gt=0)] = None  # only the first so many images
+    validation_limit: Annotated[Positive | None, Absent] = None  # only the first so many images
     select: dict[str, int] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
-    crop: Annotated[int | None, Absent, Field(gt=0)]  # pixels of HR; none: whole images, one per micro-batch
+    crop: Annotated[Positive | None, Absent]  # pixels of HR; none: whole images, one per micro-batch
     small: Literal["refuse", "replicate"] = "refuse"  # images below the crop
     batch: Positive  # images per step, over all ranks
     flip: bool = True
@@ -72,7 +72,7 @@ class Optimizer(Settings):
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.0  # sgd's
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float | None, Absent, Field(gt=0)] = None  # largest gradient norm
+    clip: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = None  # largest gradient norm
 
 
 class Schedule(Settings):
@@ -126,11 +126,11 @@ class Recipe(Settings):
     runs: str = "runs"
     data: Data
     generator: Part
-    discriminator: Part | None = None
+    discriminator: Annotated[Part | None, Absent] = None
     objective: Part
     init: Init = Init()
     optimizer: Optimizer
-    discriminator_optimizer: Optimizer | None = None  # the generator's, where it is not given
+    discriminator_optimizer: Annotated[Optimizer | None, Absent] = None  # the generator's, where it is not given
     schedule: Schedule = Schedule()
     ema: Ema = Ema()
     accumulate: Positive = 1  # micro-batches per step and rank
@@ -319,10 +319,10 @@ class Evaluation(Settings):
 
     methods: Names
     data: str
-    scale: Positive | None = None
+    scale: Annotated[Positive | None, Absent] = None
     protocol: str = "matlab-y"
     degradation: str = "bicubic"
-    limit: Annotated[int | None, Absent, Field(gt=0)] = None
+    limit: Annotated[Positive | None, Absent] = None
     out: str | None = None
     batch: Positive = 8
     workers: Annotated[int, Field(ge=0)] = 0

@@ -24,17 +24,22 @@ Border = Literal["mirror", "replicate"]
 
 def imresize(images: Tensor, scale: float, *, to_8_bit: bool = False, border: Border = "mirror") -> Tensor:
     """(..., H, W) -> (..., ceil(H scale), ceil(W scale)); `to_8_bit` rounds and clips as MATLAB does for uint8 images."""
-    height, width = images.shape[-2:]
-    down = _matrix(height, math.ceil(height * scale), scale, border).to(images) @ images
-    if to_8_bit:
-        down = rounded(down)
-    resized = down @ _matrix(width, math.ceil(width * scale), scale, border).to(images).T
-    return rounded(resized) if to_8_bit else resized
+    rows = _matrix(images.shape[-2], math.ceil(images.shape[-2] * scale), scale, border).to(images)
+    columns = _matrix(images.shape[-1], math.ceil(images.shape[-1] * scale), scale, border).to(images).T
+    with torch.autocast(images.device.type, enabled=False):  # 8 bits of a bf16 product are not 8 bits of an image
+        if not to_8_bit:
+            return rows @ images @ columns
+        # In levels, not in 255ths: an exact half must stay one, for halves go up.
+        return _levels(_levels(rows @ (images * 255).round()) @ columns) / 255
 
 
 def rounded(images: Tensor) -> Tensor:
-    """Float images in [0, 1] as an 8-bit file would keep them: halves go up, as in MATLAB."""
-    return (images.clamp(0, 1) * 255 + 0.5).floor() / 255
+    """Float images in [0, 1] as an 8-bit file would keep them."""
+    return _levels(images * 255) / 255
+
+
+def _levels(values: Tensor) -> Tensor:
+    return (values + 0.5).floor().clamp(0, 255)
 
 
 def cubic(x: Tensor) -> Tensor:

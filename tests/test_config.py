@@ -193,8 +193,9 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 @given(
     name=names,
     answer=st.sampled_from(["no", "yes", "null", "~", "1e-4", "2024_01", "# x", "a: b", "[1]", "{", " x ", "12:30", "0o7"]),
-    limit=st.none() | st.integers(1, 10**9), count=st.none() | st.integers(-5, 5), flag=st.booleans(), pair=st.tuples(numbers, numbers),
-    rate=numbers, words=st.lists(names, max_size=3).map(tuple), table=st.dictionaries(names, st.integers(), max_size=3),
+    limit=st.none() | st.integers(1, 10**9), count=st.none() | st.integers(-5, 5), flag=st.booleans(),
+    pair=st.tuples(numbers, numbers), rate=numbers, words=st.lists(names, max_size=3).map(tuple),
+    table=st.dictionaries(names, st.integers(), max_size=3),
 )  # fmt: skip
 def test_text_is_read_back_as_the_same_settings(tmp_path, rate, **values):
     settings = Outer(inner=Inner(rate=rate), **values)

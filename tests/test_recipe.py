@@ -38,8 +38,12 @@ def test_a_tiny_recipe_loads_with_its_defaults(write_recipe):
 
 
 @pytest.mark.parametrize(
-    "key", ["data.crop", "data.validation", "data.validation_limit", "save_every", "validate_every", "optimizer.clip", "keep.every", "keep.best"]
-)
+    "key",
+    [
+        "data.crop", "data.validation", "data.validation_limit", "save_every", "validate_every", "optimizer.clip", "keep.every",
+        "keep.best",
+    ],
+)  # fmt: skip
 def test_none_is_understood_wherever_a_thing_can_be_left_out(write_recipe, key):
     value = load(write_recipe(), **{key: "none"})
     for name in key.split("."):
@@ -201,9 +205,12 @@ def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("steps", "9"), ("accumulate", "2"), ("precision", "bf16"), ("data.workers", "3"), ("data.trace", "true"), ("save_every", "none"),
-     ("validate_every", "7"), ("log_every", "7"), ("keep", "5"), ("keep.best", "psnr_y"), ("log.wandb", "offline"), ("log.project", "p"),
-     ("data.validation_limit", "3"), ("runs", "elsewhere"), ("resume.allow", "scale")],
+    [
+        ("steps", "9"), ("accumulate", "2"), ("precision", "bf16"), ("data.workers", "3"), ("data.trace", "true"),
+        ("save_every", "none"), ("validate_every", "7"), ("log_every", "7"), ("keep", "5"), ("keep.best", "psnr_y"),
+        ("log.wandb", "offline"), ("log.project", "p"), ("data.validation_limit", "3"), ("runs", "elsewhere"),
+        ("resume.allow", "scale"),
+    ],
 )  # fmt: skip
 def test_what_may_change_on_resuming(write_recipe, key, value):
     path = write_recipe()
@@ -212,9 +219,14 @@ def test_what_may_change_on_resuming(write_recipe, key, value):
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
-    [("seed", "1", "seed: was 0, is 1"), ("data.batch", "8", "data.batch: was 4, is 8"), ("data.crop", "32", "data.crop: was 16, is 32"),
-     ("ema.decay", "0.5", "ema.decay: was 0.999, is 0.5"), ("generator.num_blocks", "2", "generator.num_blocks: was 1, is 2")],
-)  # fmt: skip
+    [
+        ("seed", "1", "seed: was 0, is 1"),
+        ("data.batch", "8", "data.batch: was 4, is 8"),
+        ("data.crop", "32", "data.crop: was 16, is 32"),
+        ("ema.decay", "0.5", "ema.decay: was 0.999, is 0.5"),
+        ("generator.num_blocks", "2", "generator.num_blocks: was 1, is 2"),
+    ],
+)
 def test_everything_else_is_refused_by_name_unless_it_is_allowed(write_recipe, key, value, said):
     path = write_recipe()
     before = resolved(load(path))

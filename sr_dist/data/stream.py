@@ -29,7 +29,7 @@ from sr_dist.data import augment
 from sr_dist.data.format import Index, ShardError, Shards
 from sr_dist.data.order import CROP, DEGRADE, TURN, Order, crop_place, draw, micro_batch
 from sr_dist.data.select import chosen_rows
-from sr_dist.errors import UserError
+from sr_dist.errors import UserError, first_line
 
 
 class Crops(NamedTuple):
@@ -85,7 +85,7 @@ class ShardReader:
             return decode(data, channels)
         except RuntimeError as problem:
             where = f"'{self.shards.paths()[shard]}': '{self.key(shard, row)}'"
-            raise ShardError(f"{where} cannot be decoded: {str(problem).splitlines()[0]}") from None
+            raise ShardError(f"{where} cannot be decoded: {first_line(problem)}") from None
 
     def _file(self, shard: int) -> int:
         if shard in self._files:

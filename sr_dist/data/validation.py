@@ -22,7 +22,7 @@ from sr_dist import ranks
 from sr_dist.data.format import MODES, open_shards
 from sr_dist.data.order import share
 from sr_dist.data.stream import ShardReader, decode
-from sr_dist.errors import UserError
+from sr_dist.errors import UserError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Degrade = Callable[[Tensor, Tensor], Tensor]
@@ -130,7 +130,7 @@ def _read_image(path: Path) -> Tensor:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     except (OSError, RuntimeError) as problem:
-        raise UserError(f"'{path}' cannot be decoded: {str(problem).splitlines()[0]}") from None
+        raise UserError(f"'{path}' cannot be decoded: {first_line(problem)}") from None
 
 
 @dataclass

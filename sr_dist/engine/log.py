@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sr_dist.errors import first_line
 from sr_dist.recipe import Recipe
 
 logger = logging.getLogger("sr_dist")
@@ -73,7 +74,7 @@ class Log:
             wandb.define_metric("*", step_metric="images")
             self._wandb = wandb
         except Exception as problem:
-            self.say(f"W&B is not available ({str(problem).splitlines()[0]}); training goes on, metrics.jsonl has everything")
+            self.say(f"W&B is not available ({first_line(problem)}); training goes on, metrics.jsonl has everything")
 
     def _mirror(self, tell: Any) -> None:
         if self._wandb is None:
@@ -82,7 +83,7 @@ class Log:
             tell(self._wandb)
         except Exception as problem:
             self._wandb = None
-            self.say(f"W&B stopped answering ({str(problem).splitlines()[0]}); training goes on, metrics.jsonl has everything")
+            self.say(f"W&B stopped answering ({first_line(problem)}); training goes on, metrics.jsonl has everything")
 
 
 class Trace:
@@ -104,35 +105,40 @@ class Clock:
     """How fast training goes since the last report, and what part of the time it waited for data."""
 
     def __init__(self) -> None:
-        self._busy = self._waited = self._aside = 0.0  # since the last report
+        self._busy = self._waited = 0.0  # since the last report
         self._spent = 0.0  # busy time of the whole process
         self._steps = self._steps_done = 0
+        self._since: float | None = None  # until when the time is counted
 
     def steps(self, arriving: Iterator[Item]) -> Iterator[Item]:
-        """The same items; the time between them counts as work, the time until they come as waiting."""
+        """The same items; the time until they come is waiting, and counts, as the time between them does, as work."""
         while True:
-            asked = time.perf_counter()
+            self._since = asked = time.perf_counter()
             try:
                 item = next(arriving)
             except StopIteration:
                 return
-            began = time.perf_counter()
-            yield item
-            self._waited += began - asked
-            self._busy += time.perf_counter() - asked - self._aside
-            self._aside = 0.0
+            self._waited += time.perf_counter() - asked
             self._steps += 1
+            yield item
+            self._count()
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        self._busy, self._since = self._busy + now - (self._since or now), now
 
     def aside(self, seconds: float) -> None:
         """Validation and saving are no training: they count neither for speed nor for the waiting."""
-        self._aside += seconds
+        self._busy -= seconds
 
     def report(self, images_per_step: int) -> dict[str, float]:
-        busy, waited, steps = self._busy, self._waited, max(self._steps, 1)
+        """Called within a step, which counts as done."""
+        self._count()
+        busy, waited, steps = max(self._busy, 1e-9), self._waited, max(self._steps, 1)
         self._spent, self._steps_done = self._spent + busy, self._steps_done + self._steps
         self._busy = self._waited = 0.0
         self._steps = 0
-        return {"images_per_second": images_per_step * steps / max(busy, 1e-9), "data_wait": waited / max(busy, 1e-9)}
+        return {"images_per_second": images_per_step * steps / busy, "data_wait": min(waited / busy, 1.0)}
 
     def remaining(self, steps_to_go: int) -> str:
         """Time to the end at the average speed so far."""

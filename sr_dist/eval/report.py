@@ -64,8 +64,12 @@ def markdown(report: Report) -> str:
     lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for method, values in report.methods.items():
         cells = [_cell(column, values[column], report.methods) for column in columns]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_plain(method)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", conditions(report)])
+
+
+def _plain(name: str) -> str:
+    return name.replace("|", "\\|")
 
 
 def conditions(report: Report) -> str:

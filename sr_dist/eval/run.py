@@ -40,7 +40,7 @@ def score(
     methods: Mapping[str, Upscale], batches: Batches, protocol: Protocol, device: torch.device,
     workers: int = 0, give_up: Callable[[], bool] = lambda: False,
 ) -> list[Row]:  # fmt: skip
-    """Rows of all images and methods, in the order of the images, on every rank. All ranks must call."""
+    """Rows of all images and methods on every rank; each method's are in the order of the images. All ranks must call."""
     mine: list[tuple[str, list[Row]]] = []
     for batch in batches_of_this_rank(batches, workers):
         if give_up():

@@ -126,7 +126,9 @@ def test_weights_arrive_as_text_and_default_to_one():
 def test_unknown_terms_and_options_are_refused():
     with pytest.raises(UserError, match=r"objective\.content\.l2\.name: no 'l2'"):
         ContentTerms({"l2": 1.0})
-    with pytest.raises(UserError, match=r"objective\.content\.mse\.rang: unknown key; did you mean 'objective\.content\.mse\.range'"):
+    with pytest.raises(
+        UserError, match=r"objective\.content\.mse\.rang: unknown key; did you mean 'objective\.content\.mse\.range'"
+    ):
         ContentTerms({"mse": {"rang": "0..1"}})
 
 
@@ -224,7 +226,9 @@ def test_missing_weights_say_where_they_belong(thin, weights_folder):
 
 def test_weights_with_another_sha256_are_refused(thin, weights_folder):
     torch.save(ThinVGG19().state_dict(), weights_folder / "vgg19-dcbb9e9d.pth")
-    with pytest.raises(UserError, match=r"objective\.content\.vgg: '.*vgg19-dcbb9e9d\.pth' is damaged or another file.*not dcbb9e9d"):
+    with pytest.raises(
+        UserError, match=r"objective\.content\.vgg: '.*vgg19-dcbb9e9d\.pth' is damaged or another file.*not dcbb9e9d"
+    ):
         build(weights="imagenet")
 
 
@@ -249,7 +253,14 @@ def pickled(thing):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no weights", b"\x80\x02.", pickled([1, 2]), pickled({"features.0.weight": torch.zeros(1)}), pickled(torch.zeros(2))[:-40]],
+    [
+        b"",
+        b"no weights",
+        b"\x80\x02.",
+        pickled([1, 2]),
+        pickled({"features.0.weight": torch.zeros(1)}),
+        pickled(torch.zeros(2))[:-40],
+    ],
     ids=["empty", "text", "short pickle", "list", "other tensors", "cut"],
 )
 def test_foreign_files_are_refused_in_one_line(thin, weights_folder, monkeypatch, content):

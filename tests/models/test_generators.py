@@ -196,7 +196,9 @@ def test_srugan_has_the_reference_dimensions(scale, frozen):
         residual(inside, width) + residual(width, width) + attention(width)
         for inside, width in [(64, 64), (64, 96), (96, 128), (128, 256)]
     )
-    decoder = up(256, 128) + residual(256, 128) + residual(128, 128) + up(128, 96) + residual(192, 96) + residual(96, 96) + up(96, 64)
+    decoder = (
+        up(256, 128) + residual(256, 128) + residual(128, 128) + up(128, 96) + residual(192, 96) + residual(96, 96) + up(96, 64)
+    )
     blocks = 8 * dense(128) + conv(128, 64, 3) + 8 * dense(64)
     enlarge = {2: 1, 4: 2}[scale] * (conv(64, 256, 3) + attention(256))
     expected = conv(3, 64, 7) + encoder + decoder + blocks + enlarge + conv(64, 3, 7)

@@ -102,7 +102,9 @@ def test_what_does_not_fit_is_counted(tmp_path):
     tensors[names[2]] = torch.zeros(*tensors[names[2]].shape, 2)
     untouched = network(seed=3)
     before = {key: value.clone() for key, value in untouched.state_dict().items()}
-    with pytest.raises(UserError, match=rf"init\.generator: .*2 tensors missing, 1 unexpected, 1 of another shape \(such as '{names[0]}'\)"):
+    with pytest.raises(
+        UserError, match=rf"init\.generator: .*2 tensors missing, 1 unexpected, 1 of another shape \(such as '{names[0]}'\)"
+    ):
         weights.load_strictly(untouched, tensors, tmp_path / "a.safetensors", "init.generator")
     assert all(torch.equal(value, before[key]) for key, value in untouched.state_dict().items())
 

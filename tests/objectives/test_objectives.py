@@ -62,7 +62,11 @@ def cross_entropy(logits, labels):
 def says(critic, images):
     """What the linear critic says, in numpy."""
     x = images.detach().flatten(1).numpy()
-    found = [x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy() for layer in (critic.real, critic.classes) if layer is not None]
+    found = [
+        x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+        for layer in (critic.real, critic.classes)
+        if layer is not None
+    ]
     return (found[0][:, 0], found[1] if len(found) > 1 else None)
 
 
@@ -134,7 +138,9 @@ def test_pixel_is_its_content_terms_alone():
 
 def test_pixel_defaults_to_l1():
     batch, sr = a_batch()
-    assert numbers(objective("pixel").generator_loss(None, batch, sr)) == pytest.approx({"l1": np.abs(sr.numpy() - batch.hr.numpy()).mean()})
+    assert numbers(objective("pixel").generator_loss(None, batch, sr)) == pytest.approx(
+        {"l1": np.abs(sr.numpy() - batch.hr.numpy()).mean()}
+    )
 
 
 # ---- SR-UGAN, equations 5 to 8

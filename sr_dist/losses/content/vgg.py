@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sr_dist import pretrained
 from sr_dist.config import Settings
-from sr_dist.errors import UserError, nearest
+from sr_dist.errors import UserError, first_line, nearest
 
 FILE = "vgg19-dcbb9e9d.pth"
 LAYERS = [f"conv{i}_{j}" for i, count in enumerate((2, 2, 4, 4, 4), 1) for j in range(1, count + 1)]
@@ -106,5 +106,5 @@ def _vgg19_features(config: Config) -> nn.Sequential:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as problem:
-        raise UserError(f"objective.content.vgg: '{path}' is no VGG19 weights file: {str(problem).splitlines()[0]}") from None
+        raise UserError(f"objective.content.vgg: '{path}' is no VGG19 weights file: {first_line(problem)}") from None
     return network.features

@@ -16,7 +16,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 class Config(Settings):
     channels: Literal[1, 3] = 3
-    classes: Annotated[int | None, Absent, Field(gt=0)] = None  # in a recipe also `manifest`: as many as the shards have
+    classes: Annotated[Positive | None, Absent] = None  # in a recipe also `manifest`: as many as the shards have
     widths: tuple[Positive, ...] = (64, 64, 128, 256, 512, 512)  # of the residual stages
     features: Positive = 1024
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sr_dist.data.format import Manifest, ShardEntry, Shards, attribute_bits, index_bytes, open_shards
+from sr_dist.data.select import chosen_rows
+from sr_dist.errors import UserError
+
+CLASSES, ATTRIBUTES = ("chow", "tench"), ("Eyeglasses", "Smiling")
+
+
+def hash_of(name: str) -> bytes:
+    return hashlib.md5(name.encode()).digest()
+
+
+def shards_of(folder, samples, per_shard=4) -> Shards:
+    """Shards as indexes alone, for selection reads nothing else. A sample is (name, class, eyeglasses, smiling)."""
+    entries = []
+    for number, low in enumerate(range(0, len(samples), per_shard)):
+        rows = [
+            {"key": name.encode(), "class": label, "attributes": attribute_bits(bits, 1), "hash": hash_of(name)}
+            for name, label, *bits in samples[low : low + per_shard]
+        ]
+        (folder / f"a-{number:06d}.idx").write_bytes(index_bytes(rows, 1))
+        entries.append(ShardEntry(name=f"a-{number:06d}.tar", bytes=0, samples=len(rows), sha256=""))
+    facts = {"format": 1, "samples": len(samples), "min_side": 1, "order": {"seed": 0}}
+    return Shards(folder, Manifest(**facts, classes=CLASSES, attributes=ATTRIBUTES, shards=tuple(entries)))
+
+
+def chosen(folder, samples, select, per_shard=4) -> list[str]:
+    rows = chosen_rows(shards_of(folder, samples, per_shard), select)
+    assert len(rows) == -(-len(samples) // per_shard)
+    assert all(np.all(np.diff(part) > 0) for part in rows)  # in tar order, none twice
+    return sorted(samples[shard * per_shard + row][0] for shard, part in enumerate(rows) for row in part)
+
+
+def first_by_hash(names, count) -> list[str]:
+    return sorted(names, key=hash_of)[:count]
+
+
+SAMPLES = [(f"image{i}", i % 2, i % 3 == 0, i % 5 == 0) for i in range(30)]
+
+
+@given(
+    st.lists(st.tuples(st.text("abcdef", min_size=1, max_size=8), st.integers(0, 1), st.booleans(), st.booleans()),
+             min_size=8, max_size=24, unique_by=lambda sample: sample[0]),
+    st.randoms(use_true_random=False), st.integers(1, 9), st.integers(1, 9),
+)  # fmt: skip
+def test_the_same_samples_are_chosen_whatever_their_order_and_their_shards(tmp_path, samples, random, per_shard, other):
+    mixed = random.sample(samples, len(samples))
+    select = {"rest": 6}
+    assert chosen(tmp_path, samples, select, per_shard) == chosen(tmp_path, mixed, select, other)
+
+
+def test_one_line_takes_the_first_by_content_hash(tmp_path):
+    tench = [name for name, label, *_ in SAMPLES if label == 1]
+    assert chosen(tmp_path, SAMPLES, {"tench": 7}) == sorted(first_by_hash(tench, 7))
+
+
+def test_each_class_takes_so_many_of_every_class(tmp_path):
+    expected = [first_by_hash([name for name, label, *_ in SAMPLES if label == number], 4) for number in (0, 1)]
+    assert chosen(tmp_path, SAMPLES, {"each_class": 4}) == sorted(expected[0] + expected[1])
+
+
+def test_rest_is_everything_that_fits_no_other_line_and_comes_last(tmp_path):
+    glasses = [name for name, _, has, _ in SAMPLES if has]
+    others = [name for name, _, has, _ in SAMPLES if not has]
+    expected = sorted(first_by_hash(glasses, 3) + first_by_hash(others, 5))
+    assert chosen(tmp_path, SAMPLES, {"Eyeglasses": 3, "rest": 5}) == expected
+    assert chosen(tmp_path, SAMPLES, {"rest": 5, "Eyeglasses": 3}) == expected
+
+
+def test_a_sample_that_fits_two_lines_counts_for_the_first(tmp_path):
+    glasses = [name for name, _, has, _ in SAMPLES if has]
+    smiling = [name for name, _, has, smiles in SAMPLES if smiles and not has]
+    expected = sorted(first_by_hash(glasses, 2) + first_by_hash(smiling, 3))
+    assert chosen(tmp_path, SAMPLES, {"Eyeglasses": 2, "Smiling": 3}) == expected
+
+
+def test_more_than_there_are_is_refused_with_both_numbers(tmp_path):
+    with pytest.raises(UserError, match=r"^data\.select\.tench: 16 samples wanted, 15 are there$"):
+        chosen(tmp_path, SAMPLES, {"tench": 16})
+    with pytest.raises(UserError, match=r"^data\.select\.each_class \(chow\): 16 samples wanted, 15 are there$"):
+        chosen(tmp_path, SAMPLES, {"each_class": 16})
+    with pytest.raises(UserError, match=r"^data\.select\.rest: 21 samples wanted, 20 are there$"):
+        chosen(tmp_path, SAMPLES, {"Eyeglasses": 1, "rest": 21})
+
+
+def test_an_unknown_class_or_attribute_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match=r"^data\.select\.Eyeglases: .*; did you mean 'Eyeglasses'\?$"):
+        chosen(tmp_path, SAMPLES, {"Eyeglases": 1})
+
+
+def test_shards_without_any_chosen_sample_have_an_empty_list(tmp_path):
+    rows = chosen_rows(shards_of(tmp_path, SAMPLES), {"tench": 1})
+    assert sum(len(part) for part in rows) == 1
+    assert len(rows) == 8
+
+
+def test_real_shards_in_another_order_give_the_same_selection(photos, photo_shards, tmp_path):
+    from shards.build import build
+
+    build("class_folders", str(photos), tmp_path / "other", {"per_shard": "5", "seed": "3"})
+    keys = []
+    for folder in (photo_shards, tmp_path / "other"):
+        shards = open_shards(str(folder))
+        rows = chosen_rows(shards, {"each_class": 3})
+        keys.append({shards.index(i)["key"][row] for i, part in enumerate(rows) for row in part})
+    assert keys[0] == keys[1]
+    assert sorted(key.split(b"/")[0] for key in keys[0]) == [b"boats"] * 3 + [b"cats"] * 3 + [b"dunes"] * 3

@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sr_dist import ranks
+from sr_dist.data.degradations import bicubic
+from sr_dist.data.format import (
+    Manifest,
+    ShardEntry,
+    ShardError,
+    content_hash,
+    index_bytes,
+    open_shards,
+    write_manifest,
+)
+from sr_dist.data.order import CROP, Order, crop_place, draw
+from sr_dist.data.stream import CropSource, Positions, ShardReader, Stream, decode
+from sr_dist.recipe import Data
+from sr_dist.resize import imresize
+
+SCALE, CROP_SIZE = 2, 16
+
+
+def stream(folder, *, steps=6, accumulate=1, channels=3, seed=0, **data) -> Stream:
+    settings = Data(**{"train": str(folder), "crop": CROP_SIZE, "batch": 4, "workers": 0, "window": 10, **data})
+    degrade = bicubic.build(bicubic.Config(), SCALE)
+    return Stream(
+        open_shards(str(folder)), settings, seed=seed, scale=SCALE, accumulate=accumulate, steps=steps, channels=channels,
+        degrade=degrade, device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def read(a_stream: Stream, first=1) -> dict[int, list]:
+    try:
+        return dict(a_stream.steps(first))
+    finally:
+        a_stream.close()
+
+
+def same(left, right) -> bool:
+    pairs = (left.lr, right.lr), (left.hr, right.hr), (left.label, right.label)
+    return left.keys == right.keys and all(torch.equal(*pair) for pair in pairs)
+
+
+@contextmanager
+def patience(seconds: int):
+    """A test that hangs fails instead."""
+
+    def tired(*_):
+        raise AssertionError(f"it still waits after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, tired)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def levels(image: torch.Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] -> (H, W, C) in [0, 255]."""
+    return (image * 255).permute(1, 2, 0).numpy()
+
+
+def originals(photos: Path) -> dict[str, np.ndarray]:
+    """Every photograph as Pillow decodes it, by its key."""
+    return {path.relative_to(photos).with_suffix("").as_posix(): np.array(Image.open(path)) for path in photos.rglob("*.*")}
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_have_the_promised_shapes_and_values(photo_shards):
+    steps = read(stream(photo_shards))
+    assert list(steps) == [1, 2, 3, 4, 5, 6]
+    classes = open_shards(str(photo_shards)).manifest.classes
+    for (batch,) in steps.values():
+        assert batch.hr.shape == (4, 3, 16, 16)
+        assert batch.lr.shape == (4, 3, 8, 8)
+        assert batch.hr.dtype == batch.lr.dtype == torch.float32
+        assert min(batch.hr.min(), batch.lr.min()) >= 0
+        assert max(batch.hr.max(), batch.lr.max()) <= 1
+        assert batch.hr.std() > 0.05
+        assert [classes[label] for label in batch.label] == [key.split("/")[0] for key in batch.keys]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_keys_of_a_batch_are_a_tuple_as_stated(photo_shards, workers):
+    assert isinstance(read(stream(photo_shards, steps=1, workers=workers))[1][0].keys, tuple)
+
+
+def test_lr_is_the_matlab_bicubic_of_hr(photo_shards):
+    for (batch,) in read(stream(photo_shards)).values():
+        assert torch.equal(batch.lr, imresize(batch.hr, 1 / SCALE, to_8_bit=True))
+        for hr, lr in zip(batch.hr, batch.lr, strict=True):  # Pillow's differs at the borders alone
+            pillow = Image.fromarray(levels(hr).round().astype(np.uint8)).resize((8, 8), Image.Resampling.BICUBIC)
+            assert np.abs(np.array(pillow) - levels(lr))[2:-2, 2:-2].max() <= 1.01
+
+
+def test_a_crop_is_the_window_that_the_order_says_in_one_of_eight_orientations(photo_shards, photos):
+    """Against Pillow; its JPEG decoder may differ from torchvision's by a level or two."""
+    images, turns = originals(photos), Counter()
+    order = Order([8, 8, 8], 0, window=10)
+    for step, (batch,) in read(stream(photo_shards)).items():
+        for place, (hr, key) in enumerate(zip(batch.hr, batch.keys, strict=True)):
+            epoch, sample = order([(step - 1) * 4 + place])[0]
+            picture = images[key]
+            top, left = crop_place(draw(0, epoch, sample, CROP), *picture.shape[:2], CROP_SIZE, SCALE)
+            window = picture[top : top + CROP_SIZE, left : left + CROP_SIZE].astype(float)
+            found = levels(hr)
+            eight = [np.rot90(side, k) for side in (window, window[:, ::-1]) for k in range(4)]
+            distances = [np.abs(found - turned).max() for turned in eight]
+            assert min(distances) <= 3
+            turns[int(np.argmin(distances))] += 1
+    assert len(turns) > 4
+
+
+def test_without_flips_and_turns_the_crop_is_upright(photo_shards, photos):
+    images, order = originals(photos), Order([8, 8, 8], 3, window=10)
+    for step, (batch,) in read(stream(photo_shards, seed=3, flip=False, rotate=False)).items():
+        for place, (hr, key) in enumerate(zip(batch.hr, batch.keys, strict=True)):
+            epoch, sample = order([(step - 1) * 4 + place])[0]
+            top, left = crop_place(draw(3, epoch, sample, CROP), *images[key].shape[:2], CROP_SIZE, SCALE)
+            window = images[key][top : top + CROP_SIZE, left : left + CROP_SIZE].astype(float)
+            assert np.abs(levels(hr) - window).max() <= 3
+
+
+def test_an_epoch_holds_every_key_once_and_the_next_cuts_other_crops(photo_shards):
+    steps = read(stream(photo_shards, steps=12))
+    batches = [batch for (batch,) in steps.values()]
+    first, second = (Counter(key for batch in part for key in batch.keys) for part in (batches[:6], batches[6:]))
+    assert first == second == dict.fromkeys(first, 1)
+    assert len(first) == 24
+    pictures = [
+        {key: hr for batch in part for key, hr in zip(batch.keys, batch.hr, strict=True)} for part in (batches[:6], batches[6:])
+    ]
+    assert sum(torch.equal(pictures[0][key], pictures[1][key]) for key in first) < 6
+
+
+def test_grey_networks_get_one_channel(photo_shards, photos):
+    (batch,) = read(stream(photo_shards, steps=1, channels=1))[1]
+    assert batch.hr.shape == (4, 1, 16, 16)
+    assert batch.lr.shape == (4, 1, 8, 8)
+
+
+# ------------------------------------------------------------------------------------- workers, ranks and resuming
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_gives_the_same_batches(photo_shards, workers):
+    here = read(stream(photo_shards, accumulate=2, batch=5))
+    with patience(120):
+        there = read(stream(photo_shards, accumulate=2, batch=5, workers=workers))
+    assert here.keys() == there.keys()
+    for step in here:
+        assert len(here[step]) == len(there[step]) == 2
+        assert all(same(left, right) for left, right in zip(here[step], there[step], strict=True))
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (3, 2), (7, 1)])
+def test_any_number_of_ranks_and_micro_batches_gives_the_same_samples(photo_shards, world, accumulate, monkeypatch):
+    """A batch of 7 does not divide by 2, 3 or 6: parts differ by one, and laid side by side they are the whole batch."""
+    whole = {step: batch for step, (batch,) in read(stream(photo_shards, batch=7)).items()}
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(ranks, "size", lambda: world)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        parts.append(read(stream(photo_shards, batch=7, accumulate=accumulate)))
+    for step, batch in whole.items():
+        together = [parts[rank][step][micro] for micro in range(accumulate) for rank in range(world)]
+        assert [key for part in together for key in part.keys] == list(batch.keys)
+        assert torch.equal(torch.cat([part.hr for part in together]), batch.hr)
+        assert torch.equal(torch.cat([part.lr for part in together]), batch.lr)
+        assert torch.equal(torch.cat([part.label for part in together]), batch.label)
+
+
+def test_resuming_is_starting_at_another_step(photo_shards):
+    whole = read(stream(photo_shards, steps=14))
+    rest = read(stream(photo_shards, steps=14), first=9)
+    assert list(rest) == list(range(9, 15))
+    assert all(same(rest[step][0], whole[step][0]) for step in rest)
+
+
+def test_positions_of_a_rank_are_its_part_of_every_step():
+    assert list(Positions(first=3, last=4, batch=5, accumulate=2, rank=0, world=1)) == [
+        range(10, 12), range(12, 15), range(15, 17), range(17, 20),
+    ]  # fmt: skip
+
+
+def test_a_source_can_be_sent_to_a_worker_at_any_time(photo_shards):
+    source = stream(photo_shards).source
+    before = source[range(3)]
+    after = pickle.loads(pickle.dumps(source))[range(3)]
+    assert torch.equal(before.hr, after.hr)
+    assert before.keys == after.keys
+    assert len(pickle.dumps(source)) < 20_000  # paths, not arrays
+
+
+def test_few_files_stay_open_and_the_bytes_are_right(photo_shards, photos, monkeypatch):
+    monkeypatch.setattr(ShardReader, "OPEN_FILES", 2)
+    reader = ShardReader(open_shards(str(photo_shards)))
+    by_key = {path.relative_to(photos).with_suffix("").as_posix(): path.read_bytes() for path in photos.rglob("*.*")}
+    for row in range(8):
+        for shard in range(3):
+            assert reader.read(shard, row, "hr") == by_key[reader.key(shard, row)]
+            assert reader.read(shard, row, "lr") == b""
+            assert len(reader._files) <= 2
+
+
+# ------------------------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_flipped_byte_ends_in_an_error_that_names_shard_and_key(photo_shards, tmp_path, workers):
+    folder = shutil.copytree(photo_shards, tmp_path / "damaged")
+    shards = open_shards(str(folder))
+    index = shards.index(1)
+    place = int(index["hr_offset"][4]) + int(index["hr_bytes"][4]) // 2
+    data = bytearray(shards.paths()[1].read_bytes())
+    data[place] ^= 0x10
+    shards.paths()[1].write_bytes(data)
+    with patience(120), pytest.raises(ShardError) as caught:
+        read(stream(folder, steps=8, workers=workers))
+    message = str(caught.value)
+    assert "photos-000001.tar" in message
+    assert f"'{index['key'][4].decode()}'" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_vanishes_ends_in_an_error_that_names_it(photo_shards, tmp_path, workers):
+    folder = shutil.copytree(photo_shards, tmp_path / "damaged")
+    a_stream = stream(folder, steps=8, workers=workers)
+    (folder / "photos-000002.tar").unlink()
+    with patience(120), pytest.raises(ShardError, match=r"photos-000002\.tar' cannot be opened"):
+        read(a_stream)
+
+
+READ_ALL = """
+import sys
+from sr_dist.data.format import ShardError, open_shards
+from sr_dist.data.stream import ShardReader
+reader = ShardReader(open_shards(sys.argv[1]))
+for row in range(len(reader.index(0))):
+    try:
+        reader.image(0, row, "hr", 3)
+        print("decoded")
+    except ShardError as problem:
+        print(problem)
+"""
+
+
+def test_images_that_were_broken_before_they_were_packed_are_named_and_crash_nothing(image_bytes, picture, tmp_path):
+    """Their checksum is right. torchvision's libpng ends the whole process for some of them, so a process reads them here."""
+    broken = []
+    for kind in ("PNG", "JPEG", "WEBP"):
+        for place in range(100, 1100, 100):
+            data = bytearray(image_bytes(picture(1, 32, 32), kind))
+            data[place % len(data)] ^= 0xFF
+            broken.append(bytes(data))
+    broken += [data[: len(data) // 2] for data in broken[::10]]
+    folder = made_shards(tmp_path, broken, sizes=[(32, 32)] * len(broken))
+    done = subprocess.run([sys.executable, "-c", READ_ALL, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-300:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(broken)
+    for number, line in enumerate(lines):
+        assert line == "decoded" or re.search(rf"t-000000\.tar': 'sample{number}' cannot be decoded", line)
+    assert all(line != "decoded" for line in lines[:10])  # every chunk of a PNG has a checksum of its own
+
+
+# ------------------------------------------------------------------------------------------- kinds of data sets
+
+
+def made_shards(folder: Path, images: list[bytes], lr: list[bytes] | None = None, sizes=None) -> Path:
+    """A shard of these images and, where given, their stored LR; written here, not by `shards.writer`."""
+    sizes = sizes or [Image.open(io.BytesIO(data)).size for data in images]
+    tar, rows = bytearray(), []
+    for number, data in enumerate(images):
+        width, height = sizes[number]
+        row = {"key": f"sample{number}".encode(), "width": width, "height": height, "class": -1, "attributes": bytes(1)}
+        for member, content in (("hr", data), ("lr", lr[number] if lr else b"")):
+            row |= {f"{member}_offset": len(tar), f"{member}_bytes": len(content), f"{member}_crc32": zlib.crc32(content)}
+            tar += content
+        rows.append({**row, "hash": content_hash(data)})
+    (folder / "t-000000.tar").write_bytes(tar)
+    (folder / "t-000000.idx").write_bytes(index_bytes(rows, 0))
+    entry = ShardEntry(name="t-000000.tar", bytes=len(tar), samples=len(rows), sha256="")
+    facts = {"format": 1, "samples": len(rows), "min_side": min(map(min, sizes)), "order": {"seed": 0}}
+    write_manifest(folder, Manifest(**facts, shards=(entry,)))
+    return folder
+
+
+def test_a_stored_lr_is_cropped_and_turned_with_its_hr(tmp_path, image_bytes, picture):
+    """LR here is HR without every second pixel, so any misplaced crop or turn shows."""
+    small = [picture(number, 20, 24) for number in range(6)]
+    large = [lr.repeat(2, axis=0).repeat(2, axis=1) for lr in small]
+    folder = made_shards(tmp_path, [image_bytes(hr) for hr in large], [image_bytes(lr) for lr in small])
+    for (batch,) in read(stream(folder, steps=9)).values():
+        assert batch.lr.shape == (4, 3, 8, 8)
+        assert torch.equal(batch.hr[..., ::2, ::2], batch.lr)
+
+
+def test_whole_images_come_one_by_one_in_their_own_size(photo_shards, photos):
+    images = originals(photos)
+    steps = read(stream(photo_shards, crop=None, flip=False, rotate=False, workers=0))
+    keys = []
+    for batches in steps.values():
+        assert [len(batch) for batch in batches] == [1, 1, 1, 1]
+        for batch in batches:
+            height, width = (side // SCALE * SCALE for side in images[batch.keys[0]].shape[:2])
+            assert batch.hr.shape == (1, 3, height, width)
+            assert batch.lr.shape == (1, 3, height // SCALE, width // SCALE)
+            keys += batch.keys
+    assert sorted(keys) == sorted(images)
+
+
+def test_whole_images_are_shared_by_ranks(photo_shards, monkeypatch):
+    whole = read(stream(photo_shards, crop=None))
+    for rank in range(2):
+        monkeypatch.setattr(ranks, "size", lambda: 2)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        mine = read(stream(photo_shards, crop=None))
+        for step, batches in mine.items():
+            assert [batch.keys for batch in batches] == [batch.keys for batch in whole[step][rank::2]]
+
+
+def test_small_images_are_repeated_at_their_edges(tmp_path, image_bytes, picture):
+    tiny = picture(5, 10, 12)
+    folder = made_shards(tmp_path, [image_bytes(tiny)])
+    (batch,) = read(stream(folder, steps=1, batch=1, small="replicate", flip=False, rotate=False))[1]
+    expected = np.pad(tiny, ((0, 6), (0, 4), (0, 0)), mode="edge")
+    assert np.array_equal((batch.hr[0] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_selection_streams_what_it_chose_and_nothing_else(photo_shards):
+    steps = read(stream(photo_shards, steps=6, batch=3, select={"cats": 3, "boats": 3}))
+    counts = Counter(key for (batch,) in steps.values() for key in batch.keys)
+    assert len(counts) == 6
+    assert set(counts.values()) == {3}  # 18 places, 6 samples: three epochs
+    assert Counter(key.split("/")[0] for key in counts) == {"cats": 3, "boats": 3}
+
+
+def test_a_preview_is_the_beginning_of_the_order(photo_shards):
+    a_stream = stream(photo_shards)
+    first = read(stream(photo_shards))[1][0]
+    shown = a_stream.preview(3)
+    assert [batch.keys[0] for batch in shown] == list(first.keys[:3])
+    assert all(torch.equal(batch.hr[0], hr) for batch, hr in zip(shown, first.hr, strict=False))
+    assert len(a_stream.preview(1000)) == a_stream.samples == 24
+
+
+# ------------------------------------------------------------------------------------------------------------- decoding
+
+GREY = np.arange(32 * 40).reshape(32, 40)
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
+def test_lossless_images_are_decoded_as_pillow_does(picture, kind, mode):
+    """In every mode that shards take. Where there is alpha, it is left out, not blended."""
+    image = Image.fromarray(picture(1, 32, 40)).convert(mode)
+    if "A" in mode:
+        image.putalpha(Image.fromarray((GREY % 256).astype(np.uint8)))
+    data = saved(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    expected = np.array(image.convert("RGB"))
+    assert np.array_equal(decode(data, 3).permute(1, 2, 0).numpy(), expected)
+    grey = decode(data, 1)
+    assert grey.shape == (1, 32, 40)
+    assert np.abs(grey[0].numpy().astype(int) - np.array(image.convert("L")).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_become_eight(channels):
+    data = saved(Image.fromarray((GREY * 50).astype(np.uint16)), "PNG")
+    found = decode(data, channels)
+    assert found.dtype == torch.uint8
+    assert found.shape == (channels, 32, 40)
+    assert np.abs(found[0].numpy() - GREY * 50 / 257).max() <= 1
+
+
+def test_a_source_without_selection_reads_every_sample(photo_shards):
+    source = CropSource(ShardReader(open_shards(str(photo_shards))), 0, SCALE, CROP_SIZE, 3, 8192, {})
+    assert source.rows is None
+    assert source.order.samples == 24

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sr_dist import ranks
+from sr_dist.data.degradations import bicubic
+from sr_dist.data.format import ShardError, open_shards
+from sr_dist.data.validation import Batches, FolderImages, ShardImages, batches_of_this_rank, open_images
+from sr_dist.errors import UserError
+from sr_dist.resize import imresize
+
+
+def scored(source, scale=2, size=4, workers=0, limit=None) -> list:
+    return list(batches_of_this_rank(batches(source, scale, size, limit), workers))
+
+
+def batches(source, scale=2, size=4, limit=None) -> Batches:
+    return Batches(open_images(str(source), limit), scale, bicubic.build(bicubic.Config(), scale), size)
+
+
+@pytest.fixture
+def save(tmp_path, picture):
+    """`save("a/b_HR.png", 32, 40)` -> the pixels of a made photograph, written under that name."""
+    (tmp_path / "set").mkdir()
+    made = iter(range(1000))
+
+    def write(name: str, height: int, width: int, mode: str = "RGB", **options) -> np.ndarray:
+        path = tmp_path / "set" / name
+        path.parent.mkdir(exist_ok=True)
+        image = Image.fromarray(picture(next(made), height, width)).convert(mode)
+        image.save(path, **options)
+        return np.array(image.convert("RGB"))
+
+    write.folder = tmp_path / "set"  # type: ignore[attr-defined]
+    return write
+
+
+def levels(image: torch.Tensor) -> np.ndarray:
+    return (image * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+# -------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_hr_images_alone_are_degraded_and_keep_their_names(save):
+    pictures = {"a": save("a.png", 24, 32), "deep/b": save("deep/b.png", 24, 32)}
+    (batch,) = scored(save.folder)
+    assert batch.names == ("a", "deep/b")
+    assert batch.hr.shape == (2, 3, 24, 32)
+    assert batch.lr.shape == (2, 3, 12, 16)
+    assert batch.label.tolist() == [-1, -1]
+    assert not batch.grey
+    for name, hr, lr in zip(batch.names, batch.hr, batch.lr, strict=True):
+        assert np.array_equal(levels(hr), pictures[name])
+        exact = imresize(torch.from_numpy(pictures[name]).permute(2, 0, 1).double() / 255, 1 / 2, to_8_bit=True)
+        assert torch.equal(lr, exact.float())
+
+
+def test_pairs_of_hr_and_lr_belong_together_by_name(save):
+    hr, lr = save("bird_HR.png", 24, 32), save("bird_LR.png", 12, 16)
+    save("bird_SRF_2.png", 24, 32)  # in Set5's folders lie others beside the pairs
+    (batch,) = scored(save.folder)
+    assert batch.names == ("bird_HR",)
+    assert np.array_equal(levels(batch.hr[0]), hr)
+    assert np.array_equal(levels(batch.lr[0]), lr)
+
+
+def test_hr_images_without_a_partner_are_listed(save):
+    save("a_HR.png", 24, 32)
+    save("a_LR.png", 12, 16)
+    save("b_HR.png", 24, 32)
+    save("c_HR.png", 24, 32)
+    with pytest.raises(UserError, match=r"^data\.validation: no _LR partner for b_HR\.png, c_HR\.png in "):
+        open_images(str(save.folder))
+
+
+def test_a_pair_that_is_not_scale_times_apart_is_refused(save):
+    save("a_HR.png", 24, 32)
+    save("a_LR.png", 12, 15)
+    with pytest.raises(UserError, match=r"'a_HR': LR 15 x 12 and HR 32 x 24 are not 2 times apart"):
+        scored(save.folder)
+
+
+def test_a_pair_whose_hr_is_a_little_larger_is_cropped(save):
+    hr, _ = save("a_HR.png", 26, 35), save("a_LR.png", 6, 8)
+    (batch,) = scored(save.folder, scale=4)
+    assert np.array_equal(levels(batch.hr[0]), hr[:24, :32])
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_sizes_that_do_not_divide_are_cropped_at_the_lower_right(save, scale):
+    hr = save("a.png", 29, 35)
+    (batch,) = scored(save.folder, scale)
+    height, width = 29 // scale * scale, 35 // scale * scale
+    assert np.array_equal(levels(batch.hr[0]), hr[:height, :width])
+    assert batch.lr.shape == (1, 3, height // scale, width // scale)
+
+
+def test_an_image_below_the_scale_is_a_users_mistake(save):
+    save("a.png", 3, 40)
+    with pytest.raises(UserError, match=r"'a' \(40 x 3\) is smaller than the scale 4"):
+        scored(save.folder, scale=4)
+
+
+def test_images_stored_as_grey_are_known_as_such_and_not_mixed_with_colour(save):
+    for name, mode in (("a.png", "RGB"), ("b.png", "L"), ("c.png", "L"), ("d.jpg", "L"), ("e.png", "LA"), ("f.png", "RGB")):
+        save(name, 24, 24, mode)
+    found = scored(save.folder)
+    assert [(batch.names, batch.grey) for batch in found] == [(("a",), False), (("b", "c", "d", "e"), True), (("f",), False)]
+    grey = found[1].hr
+    assert torch.equal(grey[:, 0], grey[:, 1])
+    assert torch.equal(grey[:, 0], grey[:, 2])
+
+
+def test_a_palette_image_and_other_formats_are_read_as_pillow_reads_them(save):
+    expected = [save("a.png", 24, 24, "P"), save("b.bmp", 24, 24), save("c.tif", 24, 24), save("d.webp", 24, 24, lossless=True)]
+    (batch,) = scored(save.folder)
+    assert all(np.array_equal(levels(hr), picture) for hr, picture in zip(batch.hr, expected, strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_and_not_clipped(save, suffix):
+    ramp = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)
+    Image.fromarray(ramp).save(save.folder / f"a.{suffix}")
+    (batch,) = scored(save.folder)
+    assert batch.grey
+    assert np.abs(batch.hr[0, 0].numpy() - ramp / 65535).max() < 1 / 255
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
+def test_a_file_that_is_cut_short_is_a_users_mistake_that_names_it(save, suffix):
+    save(f"a.{suffix}", 32, 32)
+    path = save.folder / f"a.{suffix}"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(UserError, match=rf"a\.{suffix}"):
+        scored(save.folder)
+
+
+def test_a_text_with_an_images_name_is_a_users_mistake_that_names_it(save):
+    (save.folder / "a.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"a\.png' is not an image"):
+        scored(save.folder)
+
+
+READ = """
+import sys
+from sr_dist.data.validation import Batches, batches_of_this_rank, open_images
+list(batches_of_this_rank(Batches(open_images(sys.argv[1]), 2, None, 1), 0))
+"""
+
+
+def test_a_png_whose_pixels_are_damaged_does_not_end_the_process(save):
+    """torchvision's libpng does; a process of its own reads it here."""
+    save("a_HR.png", 32, 32)
+    save("a_LR.png", 16, 16)
+    data = bytearray((save.folder / "a_HR.png").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (save.folder / "a_HR.png").write_bytes(data)
+    done = subprocess.run([sys.executable, "-c", READ, str(save.folder)], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr[-300:]
+    assert "UserError" in done.stderr.splitlines()[-1]
+    assert "a_HR.png" in done.stderr.splitlines()[-1]
+
+
+def test_an_empty_folder_and_a_missing_one_are_refused_by_the_key(tmp_path, photo_shards):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^data: no images in '"):
+        open_images(str(tmp_path / "empty"), key="data")
+    with pytest.raises(UserError, match=r"^data: no folder '.*'; did you mean 'empty'\?$"):
+        open_images(str(tmp_path / "emty"), key="data")
+
+
+# --------------------------------------------------------------------------------------------------------------- shards
+
+
+def test_shards_are_read_in_the_order_of_their_keys(photo_shards, photos):
+    images = open_images(str(photo_shards))
+    assert isinstance(images, ShardImages)
+    assert images.names == sorted(path.relative_to(photos).with_suffix("").as_posix() for path in photos.rglob("*.*"))
+    for i in (0, 7, 23):
+        picture = np.array(Image.open(next(photos.glob(f"{images.names[i]}.*"))))
+        hr, lr, label = images.load(i)
+        assert np.abs(hr.permute(1, 2, 0).numpy().astype(int) - picture).max() <= 3
+        assert images.shape(i) == (*picture.shape[:2], False)
+        assert lr is None
+        assert ("boats", "cats", "dunes")[label] == images.names[i].split("/")[0]
+
+
+def test_a_limit_takes_the_first_of_the_sorted_list(photo_shards, photos):
+    everything = open_images(str(photo_shards)).names
+    assert open_images(str(photo_shards), 5).names == everything[:5]
+    files = open_images(str(photos), 5)
+    assert isinstance(files, FolderImages)
+    assert files.names == everything[:5]
+
+
+def test_a_folder_and_its_shards_give_the_same_images(photo_shards, photos):
+    left, right = scored(photo_shards), scored(photos)
+    assert [batch.names for batch in left] == [batch.names for batch in right]
+    assert all(torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) for a, b in zip(left, right, strict=True))
+
+
+def test_damage_in_a_shard_names_shard_and_key(photo_shards, tmp_path):
+    folder = shutil.copytree(photo_shards, tmp_path / "damaged")
+    shards = open_shards(str(folder))
+    index = shards.index(2)
+    data = bytearray(shards.paths()[2].read_bytes())
+    data[int(index["hr_offset"][3]) + 50] ^= 1
+    shards.paths()[2].write_bytes(data)
+    for workers in (0, 1):
+        with pytest.raises(ShardError, match=rf"photos-000002\.tar.*'{index['key'][3].decode()}'"):
+            scored(folder, workers=workers)
+
+
+# ------------------------------------------------------------------------------------------------------ batches, ranks
+
+
+def test_batches_hold_one_size_and_at_most_so_many(photo_shards):
+    found = scored(photo_shards, size=3)
+    assert all(1 <= len(batch.names) <= 3 for batch in found)
+    assert [name for batch in found for name in batch.names] == open_images(str(photo_shards)).names
+
+
+def test_neighbours_of_one_size_are_together(save):
+    for number, side in enumerate([16, 16, 16, 20, 20, 16, 16, 16, 16, 16]):
+        save(f"{number}.png", side, 16)
+    assert [len(batch.names) for batch in scored(save.folder, size=4)] == [3, 2, 4, 1]
+    assert [len(batch.names) for batch in scored(save.folder, size=1)] == [1] * 10
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 30])
+def test_every_image_comes_once_over_all_ranks_in_the_same_batches(photo_shards, monkeypatch, world):
+    whole = [batch.names for batch in scored(photo_shards, size=2)]
+    together = []
+    for rank in range(world):
+        monkeypatch.setattr(ranks, "size", lambda: world)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        together.append([batch.names for batch in scored(photo_shards, size=2)])
+    assert [names for mine in together for names in mine] == whole
+    assert max(map(len, together)) - min(map(len, together)) <= 1
+
+
+def test_workers_change_nothing(photo_shards):
+    here, there = scored(photo_shards), scored(photo_shards, workers=2)
+    assert [batch.names for batch in here] == [batch.names for batch in there]
+    assert all(torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) for a, b in zip(here, there, strict=True))
+    assert all(isinstance(batch.names, tuple) for batch in there)

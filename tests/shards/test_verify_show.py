@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards import show, verify
+from shards.build import build
+from sr_dist import door
+from sr_dist.data.format import Index, open_shards
+
+
+@pytest.fixture
+def copy(photo_shards, tmp_path):
+    return shutil.copytree(photo_shards, tmp_path / "copy")
+
+
+@pytest.fixture
+def verified(capsys):
+    """Runs the door: (exit code, lines)."""
+
+    def run(folder, *options: str) -> tuple[int, list[str]]:
+        capsys.readouterr()
+        try:
+            code = door.run(verify.main, [str(folder), *options])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def flip(path, place: int, bit: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= bit
+    path.write_bytes(data)
+
+
+def test_whole_shards_are_whole(verified, photo_shards):
+    for options in ((), ("--deep",)):
+        assert verified(photo_shards, *options) == (0, ["3 of 3 shards are whole, 24 samples"])
+
+
+@pytest.mark.parametrize("place", [0, 130, 700, -700, -1])
+def test_a_flipped_bit_anywhere_in_a_shard_is_found(verified, copy, place):
+    flip(copy / "photos-000001.tar", place)
+    code, lines = verified(copy)
+    assert code == 1
+    assert lines == ["BAD photos-000001.tar: its sha256 is not the manifest's", "2 of 3 shards are whole, 24 samples"]
+
+
+def test_a_shard_that_was_cut_short_or_is_gone_is_found(verified, copy):
+    path = copy / "photos-000000.tar"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size - 512])
+    (copy / "photos-000002.tar").unlink()
+    code, lines = verified(copy)
+    assert code == 1
+    assert lines[0] == f"BAD photos-000000.tar: {size - 512} bytes where the manifest says {size}"
+    assert lines[1].startswith("BAD photos-000002.tar: ")
+    assert "No such file" in lines[1]
+    assert lines[2].startswith("1 of 3 shards are whole")
+
+
+@pytest.mark.parametrize("place", [3, 9, 13, 17, 21, 25, 40, -1])
+def test_a_flipped_bit_anywhere_in_an_index_is_found(verified, copy, place):
+    flip(copy / "photos-000001.idx", place)
+    code, lines = verified(copy)
+    assert code == 1
+    assert lines[0].startswith("BAD photos-000001.tar: ")
+    assert "photos-000001.idx" in lines[0]
+    assert len(lines) == 2
+
+
+def test_a_missing_index_is_found(verified, copy):
+    (copy / "photos-000002.idx").unlink()
+    code, lines = verified(copy)
+    assert code == 1
+    assert "photos-000002.idx' cannot be read" in lines[0]
+
+
+def test_the_index_of_another_shard_is_found(verified, copy):
+    shutil.copy(copy / "photos-000000.idx", copy / "photos-000001.idx")
+    code, lines = verified(copy)
+    assert code == 1
+    assert lines[0].startswith("BAD photos-000001.tar: the hr image of '")
+    assert lines[0].endswith("does not match its checksum")
+
+
+def test_a_manifest_that_counts_wrongly_is_found(verified, copy):
+    tree = json.loads((copy / "manifest.json").read_text())
+    tree["shards"][0]["samples"], tree["shards"][1]["samples"] = 9, 7
+    (copy / "manifest.json").write_text(json.dumps(tree))
+    code, lines = verified(copy)
+    assert code == 1
+    assert [line.split(":")[0] for line in lines[:2]] == ["BAD photos-000000.tar", "BAD photos-000001.tar"]
+
+
+def test_deep_finds_an_image_that_was_broken_before_it_was_packed(verified, tmp_path, picture, image_bytes):
+    (tmp_path / "images").mkdir()
+    broken = bytearray(image_bytes(picture(1, 32, 32)))
+    broken[60:200] = bytes(140)
+    (tmp_path / "images" / "broken.png").write_bytes(broken)
+    (tmp_path / "images" / "good.png").write_bytes(image_bytes(picture(2, 32, 32)))
+    build("folder", str(tmp_path / "images"), tmp_path / "out", {})
+    assert verified(tmp_path / "out")[0] == 0
+    code, lines = verified(tmp_path / "out", "--deep")
+    assert code == 1
+    assert lines[0].startswith("BAD out-000000.tar: the hr image of 'broken' cannot be decoded")
+
+
+def test_some_shards_can_be_verified_alone(verified, copy):
+    flip(copy / "photos-000001.tar", 700)
+    assert verified(f"{copy}/photos-{{000000,000002}}.tar") == (0, ["2 of 2 shards are whole, 16 samples"])
+
+
+# ----------------------------------------------------------------------------------------------------------------- show
+
+
+def test_show_makes_a_sheet_of_real_pictures_and_a_summary(copy, capsys):
+    assert door.run(show.main, [str(copy), "--num=9"]) == 0
+    out = capsys.readouterr().out
+    assert "24 samples in 3 shards" in out
+    assert "width 36 to 48, height 32 to 48, modes: RGB 24" in out
+    assert [line.split() for line in out.splitlines() if line.startswith("  ")] == [["8", "boats"], ["8", "cats"], ["8", "dunes"]]
+    sheet = np.array(Image.open(copy / "contact_sheet.png").convert("RGB")).astype(int)
+    assert sheet.shape == (3 * (48 + 20) + 4, 3 * 52 + 4, 3)
+    for row in range(3):
+        for column in range(3):
+            cell = sheet[4 + row * 68 : 4 + row * 68 + 32, 4 + column * 52 : 4 + column * 52 + 36]
+            assert cell.std() > 10  # no cell is blank
+
+
+def test_the_pictures_of_the_sheet_are_the_samples(copy, tmp_path, photos):
+    assert door.run(show.main, [str(copy), "--num=1", f"--picture={tmp_path}/new/sheet.png"]) == 0
+    sheet = np.array(Image.open(tmp_path / "new" / "sheet.png"))
+    key = Index(copy / "photos-000000.idx")["key"][0].decode()
+    picture = np.array(Image.open(next(photos.glob(f"{key}.*"))).convert("RGB"))
+    height, width = picture.shape[:2]
+    assert np.array_equal(sheet[4 : 4 + height, 4 : 4 + width], picture)
+    assert not (copy / "contact_sheet.png").exists()
+
+
+def test_more_pictures_than_samples_shows_them_all(copy, tmp_path):
+    assert door.run(show.main, [str(copy), "--num=1000", f"--picture={tmp_path}/sheet.png"]) == 0
+    sheet = np.array(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[:2] == (5 * 68 + 4, 5 * 52 + 4)  # 24 in five columns
+
+
+def test_shards_without_classes_are_shown_with_their_keys(photos, tmp_path, capsys):
+    build("folder", str(photos), tmp_path / "out", {"per_shard": "10"})
+    assert door.run(show.main, [str(tmp_path / "out")]) == 0
+    assert "boats" not in capsys.readouterr().out
+    assert open_shards(str(tmp_path / "out")).manifest.classes == ()
+    assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 5000
+
+
+def test_showing_leaves_the_shards_verifiable(copy, verified):
+    assert door.run(show.main, [str(copy)]) == 0
+    assert verified(copy, "--deep")[0] == 0
