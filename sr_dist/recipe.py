@@ -28,6 +28,7 @@ PACKAGES = {
 
 BASELINES = ("nearest", "bilinear", "bicubic")
 
+Digits = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literals
 Positive = Annotated[int, Field(gt=0)]
 Period = Annotated[Positive | None, Absent]  # every so many steps, or never
 Path_ = Annotated[str | None, Absent]
@@ -105,6 +106,13 @@ class Keep(Settings):
     every: Period = None
 
 
+class Zero(Settings):
+    """For DeepSpeed configurations; without one it says nothing."""
+
+    discriminator: Annotated[Literal[1, 2, 3] | None, Absent, Digits] = None  # the critic's own stage, if not the configuration's
+    persistence_threshold: Annotated[int, Field(ge=0)] = 0  # parameters up to this size stay whole under stage 3
+
+
 class Log(Settings):
     wandb: Literal["off", "offline", "online"] = "off"
     project: str = "sr_dist"
@@ -121,7 +129,7 @@ def _keep(value: Any) -> Any:
 class Recipe(Settings):
     name: str
     seed: int = 0
-    scale: Literal[1, 2, 3, 4, 8]
+    scale: Annotated[Literal[1, 2, 3, 4, 8], Digits]
     steps: Positive
     runs: str = "runs"
     data: Data
@@ -141,13 +149,9 @@ class Recipe(Settings):
     validate_every: Period = 1000
     log_every: Positive = 50
     log: Log = Log()
+    zero: Zero = Zero()
     resume: Resume = Resume()
     allow_download: bool = False  # of published weights that a loss needs
-
-    @field_validator("scale", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        return int(value) if isinstance(value, str) and value.isdigit() else value
 
     @field_validator("name")
     @classmethod
