@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ class Manifest(Settings):
     source: dict[str, Any] = {}
     tool: dict[str, str] = {}
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Names the samples and their order: equal digests mean equal training data."""
         facts = [self.format, self.order, [(s.name, s.samples, s.sha256) for s in self.shards]]
@@ -241,6 +240,8 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
         raise ShardError(
             f"{key}: '{path}' says {manifest.samples} samples, its shards {[s.samples for s in manifest.shards][:4]}..."
         )
+    if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+        raise ShardError(f"{key}: '{path}' names a shard twice")
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
             raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is no tar file of that folder")

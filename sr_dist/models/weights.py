@@ -7,7 +7,6 @@ every checkpoint is one.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +67,7 @@ def open_restorer(path: str, key: str = "method") -> Restorer:
 def newest_weights(run: Path, stem: str, key: str) -> Path:
     """The newest `checkpoints/*/<stem>.safetensors` of a run folder. Checkpoints are whole or absent."""
     folder = run / "checkpoints"
-    steps = (
-        sorted((p for p in folder.glob("*") if re.fullmatch(r"\d+", p.name)), key=lambda p: int(p.name))
-        if folder.is_dir()
-        else []
-    )
+    steps = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
     found = [p / f"{stem}.safetensors" for p in steps if (p / f"{stem}.safetensors").is_file()]
     if not found:
         raise UserError(f"{key}: the run '{run}' has no checkpoint with {stem}.safetensors yet")
