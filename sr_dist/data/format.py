@@ -241,7 +241,8 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
             f"{key}: '{path}' says {manifest.samples} samples, its shards {[s.samples for s in manifest.shards][:4]}..."
         )
     if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
-        raise ShardError(f"{key}: '{path}' names a shard twice")
+        twice = [s.name for i, s in enumerate(manifest.shards) if s.name in {t.name for t in manifest.shards[:i]}]
+        raise ShardError(f"{key}: '{path}' names the shard '{twice[0]}' twice")
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
             raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is no tar file of that folder")
