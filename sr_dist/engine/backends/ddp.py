@@ -59,7 +59,7 @@ class Engine:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, overflow  # type: ignore[attr-defined]
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, overflow
             self.optimizer.step()
         self.skipped = (self.skipped + 1) * overflow
         self.skipped_in_all += overflow

@@ -70,13 +70,13 @@ class Engine:
     def held(self) -> list[Tensor]:
         """The weights that this rank keeps between steps: under ZeRO-3 its partition of each parameter."""
         parameters = list(self.bare.parameters())
-        return [p.ds_tensor for p in parameters] if self.stage == 3 else parameters  # type: ignore[attr-defined]
+        return [p.ds_tensor for p in parameters] if self.stage == 3 else parameters
 
     def whole(self, held: list[Tensor]) -> list[Tensor]:
         """Tensors like `held()` as whole parameters. All ranks must call."""
         if self.stage < 3:
             return held
-        return [_joined(part, p.ds_shape) for part, p in zip(held, self.bare.parameters(), strict=True)]  # type: ignore[attr-defined]
+        return [_joined(part, p.ds_shape) for part, p in zip(held, self.bare.parameters(), strict=True)]
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """All ranks must call."""
@@ -97,8 +97,8 @@ class Engine:
             if self.stage < 3:
                 parameter.data.copy_(value)
                 continue
-            part = _part(value, parameter.ds_tensor)  # type: ignore[attr-defined]
-            parameter.ds_tensor.data.copy_(part)  # type: ignore[attr-defined]
+            part = _part(value, parameter.ds_tensor)
+            parameter.ds_tensor.data.copy_(part)
             if parameter.numel() == value.numel():  # small parameters stay whole on every rank
                 parameter.data.copy_(value)
             if parameter.requires_grad:
@@ -120,7 +120,7 @@ class Engine:
                     found[f"{name}/step"] = value.clone()
                 elif self.stage == 3:
                     part = self.engine.optimizer.get_local_fp32_param(parameter, slot)
-                    found[f"{name}/{slot}"] = _joined(part, parameter.ds_shape)  # type: ignore[attr-defined]
+                    found[f"{name}/{slot}"] = _joined(part, parameter.ds_shape)
                 else:
                     found[f"{name}/{slot}"] = safe_get_full_optimizer_state(parameter, slot)
         return found
@@ -142,9 +142,9 @@ class Engine:
                 if value is None or slot == "step":
                     continue
                 if self.stage < 3:
-                    parameter.set_full_hp_param(value.to(parameter.device), slot)  # type: ignore[attr-defined]
+                    parameter.set_full_hp_param(value.to(parameter.device), slot)
                 else:
-                    part = _part(value.to(parameter.ds_tensor.device), parameter.ds_tensor)  # type: ignore[attr-defined]
+                    part = _part(value.to(parameter.ds_tensor.device), parameter.ds_tensor)
                     optimizer.set_local_hp_param(part, parameter, slot)
 
     def _flat(self) -> list[Tensor]:
@@ -153,7 +153,11 @@ class Engine:
         return optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
 
     def _flat_state(self) -> dict[str, Tensor]:
-        return {slot: value for slot, value in self.engine.optimizer.optimizer.state.get(self._flat()[0], {}).items() if value is not None}
+        return {
+            slot: value
+            for slot, value in self.engine.optimizer.optimizer.state.get(self._flat()[0], {}).items()
+            if value is not None
+        }
 
     def scaler_state(self) -> dict[str, Any]:
         return {}
