@@ -58,6 +58,7 @@ def check_recipe(folder: Path, now: Recipe) -> None:
 
 def open_folder(folder: Path, now: Recipe, world: int) -> None:
     """Writes what the run is (rank 0)."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("DONE", "PREEMPTED", "STOP"):
         (folder / name).unlink(missing_ok=True)
     write_whole(folder / "recipe.yaml", config.text(now).encode())

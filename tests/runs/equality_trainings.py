@@ -1,0 +1,60 @@
+"""Run by the equality tests under a launcher: several small trainings in one process group, one after the other.
+
+    equality_trainings.py JOBS.json      a list of {"recipe", "options", "fault"}; the run folders hold the results
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+
+from sr_dist import ranks, recipe
+
+
+def main() -> None:
+    for job in json.load(open(sys.argv[1])):
+        chosen = recipe.complete(recipe.load(job["recipe"], job["options"]))
+        with planted(job["fault"]):
+            train(chosen)
+    ranks.wait()
+    ranks.leave()
+
+
+def train(chosen: recipe.Recipe) -> None:
+    """What `engine.train` does, without leaving the process group."""
+    from sr_dist.engine.loop import fit
+    from sr_dist.engine.setup import set_up
+
+    run = set_up(chosen)
+    assert fit(run)
+    run.stop.close()
+    run.log.close()
+
+
+@contextmanager
+def planted(fault: str | None):
+    """A mistake that a training loop could have, to show that the comparison would see it."""
+    from sr_dist.engine import loop
+    from sr_dist.engine.backends.ddp import Engine
+
+    @contextmanager
+    def nothing(*_, **__):
+        yield
+
+    def undivided(run, terms, batch, losses):
+        return right[1](run, terms, batch, losses) * run.stream.accumulate
+
+    def silent(self, last):
+        return right[2](self, False)
+
+    right = loop.frozen, loop.weighted_sum, Engine.accumulating
+    faults = {"critic not frozen": (nothing, right[1], right[2]), "loss not divided": (right[0], undivided, right[2])}
+    faults["gradients not reduced"] = (right[0], right[1], silent)
+    loop.frozen, loop.weighted_sum, Engine.accumulating = faults.get(fault, right)
+    yield
+    loop.frozen, loop.weighted_sum, Engine.accumulating = right
+
+
+if __name__ == "__main__":
+    main()

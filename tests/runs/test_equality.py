@@ -1,0 +1,126 @@
+"""One GAN step is the same step on one process, under DDP and under ZeRO 1, 2, 3, with and without accumulation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import DEMO, LONGEST, ROOT, environment, losses
+from safetensors.torch import load_file
+
+BATCH, STEPS = 8, 5
+TINY = "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1, skip: bicubic}"
+CRITIC = "{name: acgan, classes: manifest, widths: [8, 12], features: 16}"
+OBJECTIVES = {
+    "pixel": {"discriminator": "none", "objective": "{name: pixel, content: {l1: 1.0}}"},
+    "srugan": {"discriminator": CRITIC, "objective": "{name: srugan, content: {mse: 1.0}, adversarial_weight: 0.1}"},
+}
+FAULTS = ("critic not frozen", "gradients not reduced", "loss not divided")
+
+
+def job(shards: Path, runs: Path, objective: str, accumulate: int, optimizer: str, fault: str | None = None) -> dict:
+    rate = 0.1 if optimizer == "sgd" else 1e-3
+    options = {
+        "name": f"{objective}-{accumulate}-{optimizer}" + (f"-{fault.replace(' ', '-')}" if fault else ""),
+        "runs": runs, "data.train": shards, "data.validation": "none", "steps": STEPS, "data.batch": BATCH, "data.crop": 32,
+        "data.workers": 0, "log_every": 1, "save_every": "none", "validate_every": "none", "log.wandb": "off", "generator": TINY,
+        "optimizer": f"{{name: {optimizer}, learning_rate: {rate}}}", "accumulate": accumulate, **OBJECTIVES[objective],
+    }  # fmt: skip
+    return {"recipe": str(DEMO), "options": {key: str(value) for key, value in options.items()}, "fault": fault}
+
+
+def jobs(shards: Path, runs: Path) -> list[dict]:
+    return [
+        job(shards, runs, objective, accumulate, optimizer)
+        for objective in OBJECTIVES
+        for accumulate in (1, 2)
+        if not (objective == "esrgan" and accumulate > 1)
+        for optimizer in ("sgd", "adam")
+    ]
+
+
+def train(folder: Path, work: list[dict], launcher: list[str], **extra: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(work))
+    words = [sys.executable, *launcher, str(Path(__file__).with_name("equality_trainings.py")), str(folder / "jobs.json")]
+    answer = subprocess.run(words, env=environment(**extra), capture_output=True, text=True, timeout=2 * LONGEST, cwd=ROOT)
+    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-4000:]
+
+
+def launcher(backend: str) -> list[str]:
+    words = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0"]
+    if backend.startswith("zero"):
+        return [*words, "--config_file", str(ROOT / "launch" / "accelerate" / f"{backend}.yaml"), "--num_processes", "2"]
+    return [*words, "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+@pytest.fixture(scope="module")
+def shards(photo_shards) -> Path:
+    return photo_shards
+
+
+@pytest.fixture(scope="module")
+def reference(shards, tmp_path_factory) -> Path:
+    """One process, whole batches."""
+    runs = tmp_path_factory.mktemp("reference")
+    train(runs, [one for one in jobs(shards, runs) if one["options"]["accumulate"] == "1"], [])
+    return runs
+
+
+def parameters(run: Path) -> dict:
+    found = {}
+    for network in ("generator", "discriminator"):
+        file = run / "checkpoints" / f"{STEPS:07d}" / f"{network}.safetensors"
+        if file.exists():
+            found.update({f"{network}.{name}": tensor for name, tensor in load_file(file).items()})
+    return found
+
+
+@pytest.fixture(scope="module")
+def start(shards, tmp_path_factory) -> Path:
+    """The same trainings stopped before anything was learned: a learning rate of almost nothing."""
+    runs = tmp_path_factory.mktemp("start")
+    work = [job(shards, runs, objective, 1, "sgd") for objective in OBJECTIVES]
+    for one in work:
+        one["options"]["optimizer"] = "{name: sgd, learning_rate: 1e-30}"
+    train(runs, work, [])
+    return runs
+
+
+def distance(run: Path, other: Path) -> float:
+    a, b = parameters(run), parameters(other)
+    assert a.keys() == b.keys() and a
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize(
+    "backend", ["ddp", "zero2", pytest.param("zero1", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
+)
+def test_two_ranks_take_the_step_of_one(backend, shards, reference, start, tmp_path):
+    """Parameters after 5 steps of SGD within 1e-4 of the largest change, every loss of 5 steps of Adam within 1e-5;
+    under DDP, each of three planted faults is at least 100 times further away."""
+    extra = {"DS_ACCELERATOR": "cpu"} if backend.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
+    faulty = [job(shards, tmp_path, "srugan", 2, "sgd", fault) for fault in FAULTS] if backend == "ddp" else []
+    train(tmp_path, [*jobs(shards, tmp_path), *faulty], launcher(backend), **extra)
+    for objective in OBJECTIVES:
+        change = distance(reference / f"{objective}-1-sgd", start / f"{objective}-1-sgd")
+        assert change >= 1e-3
+        for accumulate in (1, 2):
+            if not (tmp_path / f"{objective}-{accumulate}-sgd").exists():
+                continue
+            gap = distance(tmp_path / f"{objective}-{accumulate}-sgd", reference / f"{objective}-1-sgd")
+            print(f"{backend} {objective} accumulate {accumulate}: gap {gap:.1e} of a change of {change:.1e}")
+            assert gap <= 1e-4 * change
+            for ours, theirs in zip(
+                losses(tmp_path / f"{objective}-{accumulate}-adam"), losses(reference / f"{objective}-1-adam"), strict=True
+            ):
+                assert ours == pytest.approx(theirs, rel=1e-5)
+    for one in faulty:
+        wrong = distance(tmp_path / one["options"]["name"], reference / "srugan-1-sgd")
+        right = distance(tmp_path / "srugan-2-sgd", reference / "srugan-1-sgd")
+        print(f"{one['fault']}: {wrong:.1e} instead of {right:.1e}")
+        assert wrong >= 100 * max(right, 1e-9)
+        assert wrong > 1e-4 * distance(reference / "srugan-1-sgd", start / "srugan-1-sgd")
