@@ -144,7 +144,13 @@ class Recipe(Settings):
     accumulate: Positive = 1  # micro-batches per step and rank
     precision: Literal["no", "bf16", "fp16"] = "no"
     max_skipped: Positive = 20  # steps in a row with non-finite gradients, before the run stops
+    compile: bool = False  # torch.compile of both networks
+    channels_last: bool = False  # memory layout that tensor cores like
+    checkpointing: Names = ()  # patterns of the generator's modules whose activations are made again in the backward pass
+    tf32: bool = True  # on GPUs that have it; fp32 products with 10 bits of mantissa
     save_every: Period = 1000
+    on_save_error: Literal["stop", "continue"] = "stop"  # when a checkpoint cannot be written
+    hang_timeout: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = 1800.0  # seconds without progress that end the job
     keep: Annotated[Keep, BeforeValidator(_keep)] = Keep()
     validate_every: Period = 1000
     log_every: Positive = 50
@@ -303,6 +309,12 @@ FREE = [
     "resume",
     "allow_download",
     "max_skipped",
+    "compile",
+    "channels_last",
+    "checkpointing",
+    "tf32",
+    "on_save_error",
+    "hang_timeout",
 ]
 
 

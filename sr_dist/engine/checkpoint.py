@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sr_dist.errors import first_line
 from sr_dist.files import sha256, sync, write_whole
 from sr_dist.recipe import Keep
 
@@ -50,9 +52,19 @@ def save(
     aside = folder / f".{step:07d}.unfinished"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    try:
+        return _fill(aside, final, step, tensors, state, about or {})
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk the half of a checkpoint is in everybody's way
+        raise
+
+
+def _fill(
+    aside: Path, final: Path, step: int, tensors: Tensors, state: Mapping[str, Any], about: Mapping[str, dict[str, str]]
+) -> Path:
     for stem, named in tensors.items():
         path = aside / f"{stem}.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path, (about or {}).get(stem))
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path, about.get(stem))
         sync(path)
     (aside / "state.json").write_text(json.dumps(dict(state), indent=1) + "\n")
     sync(aside / "state.json")
@@ -61,7 +73,7 @@ def save(
     sync(aside)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(aside, final)
-    sync(folder)
+    sync(final.parent)
     return final
 
 
@@ -100,3 +112,39 @@ def prune(folder: Path, keep: Keep, best: int | None) -> None:
             shutil.rmtree(folder / f"{step:07d}", ignore_errors=True)
     for leftover in folder.glob(".*.unfinished"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written; the ones before it are whole."""
+
+
+class Writer:
+    """Writes in a thread of its own, one save at a time, so that training waits for no disk."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._thread: threading.Thread | None = None
+        self._problem: str | None = None
+
+    def begin(self, write: Callable[[], object]) -> None:
+        """Starts a save, after the one before has ended."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def problem(self) -> str | None:
+        """What went wrong with a save that has ended, told once."""
+        problem, self._problem = self._problem, None
+        return problem
+
+    def _run(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except Exception as problem:
+            self._problem = f"the checkpoint could not be written ({first_line(problem)}); the ones before it are whole"
+            self._say(self._problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from sr_dist.engine.backends.ddp import Engine
 from sr_dist.engine.ema import Ema
 from sr_dist.engine.log import Clock, Log, Trace
 from sr_dist.engine.signals import StopRequest
+from sr_dist.engine.watchdog import Watchdog
 from sr_dist.errors import UserError
 from sr_dist.models import weights
 from sr_dist.recipe import Part, Recipe
@@ -37,6 +39,8 @@ class Run:
     trace: Trace
     clock: Clock
     stop: StopRequest
+    writer: checkpoint.Writer
+    watchdog: Watchdog
     step: int = 0
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -55,32 +59,49 @@ class Run:
 
 
 def save(run: Run) -> None:
-    """All ranks must call; the first one writes."""
+    """Copies everything to the host; the first rank writes it in the background. All ranks must call."""
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, engine in run.phases.items():
         state = engine.state()
-        tensors[name], tensors[f"{name}.optimizer"] = state["weights"], state["optimizer"]
-    tensors[f"{run.primary}.ema"] = run.ema.gather().state_dict()
+        tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
+    tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
     if ranks.is_first():
-        _write(run, tensors)
-    ranks.wait()
+        run.writer.begin(_writing(run, tensors))
+    check_saves(run)
 
 
-def _write(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
-    recipe, folder = run.recipe, run.recipe.folder / "checkpoints"
+def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that training will not change; only the first rank needs them."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()} if ranks.is_first() else {}
+
+
+def _writing(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
+    """What the writer does later with what is known now."""
+    recipe, folder, step = run.recipe, run.recipe.folder / "checkpoints", run.step
     state = {
         **run.state,
-        "step": run.step,
-        "position": run.step * recipe.data.batch,
+        "step": step,
+        "position": step * recipe.data.batch,
         "ema_updates": run.ema.updates,
         "skipped": {name: int(engine.skipped_in_all) for name, engine in run.phases.items()},
         "scalers": {name: engine.scaler_state() for name, engine in run.phases.items()},
     }
     part: Part = getattr(recipe, run.primary)
-    about = weights.metadata({"name": part.name, **part.options}, recipe.scale)
-    checkpoint.save(folder, run.step, tensors, state, {f"{run.primary}.ema": about})
-    best = run.state["best"]
-    checkpoint.prune(folder, recipe.keep, best["step"] if best else None)
+    about = {f"{run.primary}.ema": weights.metadata({"name": part.name, **part.options}, recipe.scale)}
+    best = run.state["best"]["step"] if run.state["best"] else None
+
+    def write() -> None:
+        checkpoint.save(folder, step, tensors, state, about)
+        checkpoint.prune(folder, recipe.keep, best)
+
+    return write
+
+
+def check_saves(run: Run) -> None:
+    """Ends the run, on all ranks, if a save that has ended went wrong and the recipe says so. All ranks must call."""
+    problem = ranks.from_first(run.writer.problem())
+    if problem and run.recipe.on_save_error == "stop":
+        raise checkpoint.SaveFailed(problem)
 
 
 def restore(run: Run, found: checkpoint.Checkpoint) -> None:

@@ -23,6 +23,7 @@ from sr_dist.engine.ema import Ema
 from sr_dist.engine.log import Clock, Log, Trace
 from sr_dist.engine.run import Run, restore
 from sr_dist.engine.signals import StopRequest
+from sr_dist.engine.watchdog import Watchdog
 from sr_dist.errors import UserError
 from sr_dist.models import weights
 from sr_dist.recipe import PACKAGES, Part, Recipe
@@ -55,6 +56,7 @@ def set_up(recipe: Recipe) -> Run:
     run = Run(
         recipe, accelerator, objective, phases, ema, stream, open_validation(recipe), log,
         Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(), StopRequest(folder),
+        checkpoint.Writer(log.say), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         state={"manifest": open_shards(recipe.data.train).manifest.digest, "best": None, "validated": True},
     )  # fmt: skip
     if resumed:
