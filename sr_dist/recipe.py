@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sr_dist import config, plugins, pretrained
-from sr_dist.config import Absent, Names, Settings
+from sr_dist.config import Absent, Names, Settings, Whole
 from sr_dist.data.format import Shards, open_shards
 from sr_dist.errors import UserError, nearest
 
@@ -48,7 +48,7 @@ class Data(Settings):
     train: str  # a folder of shards, or a brace pattern of some
     validation: Path_ = None  # shards or a folder of images
     validation_limit: Annotated[Positive | None, Absent] = None  # only the first so many images
-    select: dict[str, int] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
+    select: dict[str, Positive] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
     crop: Annotated[Positive | None, Absent]  # pixels of HR; none: whole images, one per micro-batch
     small: Literal["refuse", "replicate"] = "refuse"  # images below the crop
     batch: Positive  # images per step, over all ranks
@@ -121,7 +121,7 @@ def _keep(value: Any) -> Any:
 class Recipe(Settings):
     name: str
     seed: int = 0
-    scale: Literal[1, 2, 3, 4, 8]
+    scale: Annotated[Literal[1, 2, 3, 4, 8], Whole]
     steps: Positive
     runs: str = "runs"
     data: Data
@@ -143,11 +143,6 @@ class Recipe(Settings):
     log: Log = Log()
     resume: Resume = Resume()
     allow_download: bool = False  # of published weights that a loss needs
-
-    @field_validator("scale", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        return int(value) if isinstance(value, str) and value.isdigit() else value
 
     @field_validator("name")
     @classmethod
@@ -228,6 +223,8 @@ def check_data(recipe: Recipe) -> None:
     data, scale = recipe.data, recipe.scale
     shards = open_shards(data.train, "data.train")
     shards.check_sizes()
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once per node is enough
+        shards.check_indexes()
     if data.crop and data.crop % scale:
         low = data.crop // scale * scale
         around = f"{low} and {low + scale}" if low else f"{scale}"

@@ -8,6 +8,7 @@ A worker gets paths, never arrays; what it does depends on positions alone, so a
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import zlib
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import ImageReadMode, decode_image  # here, for W&B watches imports and fails in a forked worker
@@ -102,10 +104,26 @@ class ShardReader:
 
 
 def decode(data: bytes, channels: int) -> Tensor:
-    """JPEG, PNG or WebP bytes -> (C, H, W) uint8 with 1 or 3 channels."""
-    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
-    image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
-    return image if image.dtype == torch.uint8 else (image // 257).to(torch.uint8)
+    """JPEG, PNG or WebP bytes -> (C, H, W) uint8 with 1 or 3 channels; a RuntimeError says why it cannot be.
+
+    torchvision is fastest for JPEG; its PNG reader ends the whole process on damaged pixels, so Pillow reads the others.
+    """
+    if data[:2] == b"\xff\xd8":
+        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_tensor(image, channels)
+    except (OSError, SyntaxError, ValueError, zlib.error) as problem:
+        raise RuntimeError(first_line(problem)) from None
+
+
+def to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """A Pillow image -> (C, H, W) uint8; 16 bits become 8."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, np.int32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
+    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
 @dataclass
@@ -225,7 +243,7 @@ class Stream:
         turn, seed = crops.turn.to(self.device), crops.seed.to(self.device)
         hr = augment.turned(hr, turn, self.settings.flip, self.settings.rotate)
         lr = self.degrade(hr, seed) if lr is None else augment.turned(lr, turn, self.settings.flip, self.settings.rotate)
-        return Batch(lr, hr, crops.label.to(self.device), crops.keys)
+        return Batch(lr, hr, crops.label.to(self.device), tuple(crops.keys))
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
