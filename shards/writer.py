@@ -18,7 +18,9 @@ from sr_dist.data.format import MODES, ShardEntry, attribute_bits, content_hash,
 from sr_dist.files import write_whole
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # a file that lacks its ending was cut short
+# A file without an ending after its (last) beginning of pixels was cut short; what some cameras write behind it is no harm.
+PIXELS = {"JPEG": b"\xff\xda", "PNG": b"IDAT"}
+ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 Image.MAX_IMAGE_PIXELS = None  # the pixel cap below is ours, and read from the header
 
 
@@ -98,7 +100,7 @@ def describe(data: bytes, limits: Limits) -> dict[str, Any]:
         raise Rejected(f"not an image: {str(problem).replace(repr(io.BytesIO), 'the file')[:120]}") from None
     if kind not in FORMATS:
         raise Rejected(f"format {kind} is not one of {', '.join(FORMATS)}")
-    if not data.rstrip(b"\0").endswith(ENDINGS.get(kind, b"")):
+    if kind in ENDINGS and data.find(ENDINGS[kind], data.rfind(PIXELS[kind])) < 0:
         raise Rejected(f"the {kind} data are cut short")
     if mode not in MODES:
         raise Rejected(f"colour mode {mode} is not one of {', '.join(MODES)}")

@@ -35,6 +35,7 @@ def _listed(value: Any) -> Any:
     return () if value is None else value
 
 
+Whole = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literal[1, 3]
 Absent = BeforeValidator(_absent)  # Annotated[int | None, Absent]: `none`, `null` and nothing mean None
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # `a,b` or [a, b]
 
@@ -121,8 +122,7 @@ def _one_line(model: type[BaseModel], problem: ValidationError, where: str) -> s
     key = ".".join([where, *path] if where else path)
     if first["type"] == "extra_forbidden":
         inner = _model_at(model, path[:-1])
-        prefix = key[: len(key) - len(path[-1])]
-        return f"{key}: unknown key{nearest(key, [prefix + name for name in inner.model_fields])}"
+        return f"{key}: unknown key{nearest(path[-1], inner.model_fields, key.removesuffix(path[-1]))}"
     if first["type"] == "missing":
         return f"{key}: this key is missing"
     if first["type"] == "value_error":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,10 +23,8 @@ Options = dict[str, str]
 
 def split(words: Sequence[str]) -> tuple[Words, Options]:
     """`RECIPE --data.batch=8 --dry_run` -> (["RECIPE"], {"data.batch": "8", "dry_run": "True"}); everything stays text."""
-    if "--" in words:
-        raise UserError("'--' alone is not understood here; write options as --key=value")
     for word in words:
-        if word.startswith("-") and not word.startswith("--") and word != "-":
+        if word.startswith("-") and not re.match(r"--[^=-]", word):
             raise UserError(f"'{word}': options have two dashes: --key=value")
     found: tuple[Words, Options] = ([], {})
 

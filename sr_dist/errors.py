@@ -10,12 +10,12 @@ class UserError(ValueError):
     """A mistake at the door. Doors print it as one line starting `error:` and exit with 2."""
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
+def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
     """The end of an error message: `; did you mean 'srugan'?`, or what there is to choose from."""
     allowed = sorted(set(allowed))
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     if close:
-        return f"; did you mean '{close[0]}'?"
+        return f"; did you mean '{prefix}{close[0]}'?"
     return f"; there are: {', '.join(allowed)}" if allowed else ""
 
 

@@ -57,10 +57,11 @@ def verified(path: Path, key: str, name: str | None = None) -> Path:
 def _downloaded(address: str, place: Path, key: str) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     aside = place.with_name(f".{place.name}.part")
-    with open(aside, "wb") as file:
+    with open(aside, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # the ranks of a node arrive together: one fetches, the others find
         if place.is_file():
             return verified(place, key)
+        file.truncate(0)
         try:
             with urllib.request.urlopen(address, timeout=60) as answer:
                 shutil.copyfileobj(answer, file)

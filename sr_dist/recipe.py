@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sr_dist import config, plugins, pretrained
-from sr_dist.config import Absent, Names, Settings
+from sr_dist.config import Absent, Names, Settings, Whole
 from sr_dist.data.format import Shards, open_shards
 from sr_dist.errors import UserError, nearest
 
@@ -28,7 +28,6 @@ PACKAGES = {
 
 BASELINES = ("nearest", "bilinear", "bicubic")
 
-Digits = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literals
 Positive = Annotated[int, Field(gt=0)]
 Period = Annotated[Positive | None, Absent]  # every so many steps, or never
 Path_ = Annotated[str | None, Absent]
@@ -49,7 +48,7 @@ class Data(Settings):
     train: str  # a folder of shards, or a brace pattern of some
     validation: Path_ = None  # shards or a folder of images
     validation_limit: Annotated[Positive | None, Absent] = None  # only the first so many images
-    select: dict[str, int] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
+    select: dict[str, Positive] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
     crop: Annotated[Positive | None, Absent]  # pixels of HR; none: whole images, one per micro-batch
     small: Literal["refuse", "replicate"] = "refuse"  # images below the crop
     batch: Positive  # images per step, over all ranks
@@ -109,7 +108,7 @@ class Keep(Settings):
 class Zero(Settings):
     """For DeepSpeed configurations; without one it says nothing."""
 
-    discriminator: Annotated[Literal[1, 2, 3] | None, Absent, Digits] = None  # the critic's own stage, if not the configuration's
+    discriminator: Annotated[Literal[1, 2, 3] | None, Absent, Whole] = None  # the critic's own stage, if not the configuration's
     persistence_threshold: Annotated[int, Field(ge=0)] = 0  # parameters up to this size stay whole under stage 3
 
 
@@ -129,7 +128,7 @@ def _keep(value: Any) -> Any:
 class Recipe(Settings):
     name: str
     seed: int = 0
-    scale: Annotated[Literal[1, 2, 3, 4, 8], Digits]
+    scale: Annotated[Literal[1, 2, 3, 4, 8], Whole]
     steps: Positive
     runs: str = "runs"
     data: Data
@@ -238,6 +237,8 @@ def check_data(recipe: Recipe) -> None:
     data, scale = recipe.data, recipe.scale
     shards = open_shards(data.train, "data.train")
     shards.check_sizes()
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once per node is enough
+        shards.check_indexes()
     if data.crop and data.crop % scale:
         low = data.crop // scale * scale
         around = f"{low} and {low + scale}" if low else f"{scale}"

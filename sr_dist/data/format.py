@@ -192,6 +192,11 @@ class Shards:
                 continue
             raise ShardError(f"the shard '{path}' of the manifest is missing")
 
+    def check_indexes(self) -> None:
+        """Every index is what was written: reads them whole."""
+        for number in range(len(self.manifest.shards)):
+            self.index(number).check()
+
 
 def open_shards(source: str, key: str = "shards") -> Shards:
     """Opens a folder of shards or a brace pattern such as `data/train-{000000..000127}.tar`. `key` names it in errors."""

@@ -8,6 +8,7 @@ A worker gets paths, never arrays; what it does depends on positions alone, so a
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import zlib
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.io import ImageReadMode, decode_image  # here, for W&B watches imports and fails in a forked worker
@@ -102,10 +104,26 @@ class ShardReader:
 
 
 def decode(data: bytes, channels: int) -> Tensor:
-    """JPEG, PNG or WebP bytes -> (C, H, W) uint8 with 1 or 3 channels."""
-    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
-    image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
-    return image if image.dtype == torch.uint8 else (image // 257).to(torch.uint8)
+    """JPEG, PNG or WebP bytes -> (C, H, W) uint8 with 1 or 3 channels; a RuntimeError says why it cannot be.
+
+    torchvision is fastest for JPEG; its PNG reader ends the whole process on damaged pixels, so Pillow reads the others.
+    """
+    if data[:2] == b"\xff\xd8":
+        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+        return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_tensor(image, channels)
+    except (OSError, SyntaxError, ValueError, zlib.error) as problem:
+        raise RuntimeError(first_line(problem)) from None
+
+
+def to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """A Pillow image -> (C, H, W) uint8; 16 bits become 8."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, np.int32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
+    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
 @dataclass
@@ -140,10 +158,17 @@ class CropSource(Dataset):
         bits = torch.tensor([turn, seed], dtype=torch.int64)
         return Crops(torch.stack(hr), stored, bits[0], bits[1], torch.tensor(label), keys)
 
-    def _sample(self, epoch: int, sample: int) -> tuple:
+    def key(self, position: int) -> str:
+        """The name of the sample at a position."""
+        ((_, sample),) = self.order([position])
+        return self.reader.key(*self._place(sample))
+
+    def _place(self, sample: int) -> tuple[int, int]:
         shard, row = self.order.locate(sample)
-        if self.rows is not None:
-            row = int(self.rows[shard][row])
+        return shard, row if self.rows is None else int(self.rows[shard][row])
+
+    def _sample(self, epoch: int, sample: int) -> tuple:
+        shard, row = self._place(sample)
         hr = self.reader.image(shard, row, "hr", self.channels)
         lr = self.reader.image(shard, row, "lr", self.channels)
         assert hr is not None
@@ -179,13 +204,14 @@ class Stream:
 
     def __init__(
         self, shards: Shards, settings: Any, *, seed: int, scale: int, accumulate: int, steps: int, channels: int,
-        degrade: Callable[[Tensor, Tensor], Tensor], device: torch.device,
+        degrade: Callable[[Tensor, Tensor], Tensor], device: torch.device, channels_last: bool = False,
     ) -> None:  # fmt: skip
         self.settings, self.steps_to_do, self.device, self.degrade, self.scale = settings, steps, device, degrade, scale
         # Whole images have sizes of their own, so each is a micro-batch.
         self.accumulate = accumulate if settings.crop else settings.batch // ranks.size()
         reader = ShardReader(shards)
         self._arriving: Any = None
+        self.channels_last = channels_last
         self.source = CropSource(reader, seed, scale, settings.crop, channels, settings.window, dict(settings.select))
 
     @property
@@ -203,9 +229,20 @@ class Stream:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_rank,
         )
-        self._arriving = arriving = iter(loader)
+        self._arriving = iter(loader)
+        wanted = iter(positions)
         for step in range(first, self.steps_to_do + 1):
-            yield step, [self._on_device(next(arriving)) for _ in range(self.accumulate)]
+            yield step, [self._on_device(self._next(next(wanted))) for _ in range(self.accumulate)]
+
+    def _next(self, wanted: range) -> Crops | UserError:
+        """The micro-batch of these positions; a loading process that died is an error that names what it was reading."""
+        try:
+            return next(self._arriving)
+        except RuntimeError as problem:
+            if "DataLoader worker" not in str(problem):
+                raise
+            keys = ", ".join(f"'{self.source.key(position)}'" for position in wanted)
+            raise RuntimeError(f"a loading process died ({first_line(problem)}); the next samples were {keys}") from None
 
     def close(self) -> None:
         """Ends the workers. They ignore the signals that a dying process would end them with, so it must be done."""
@@ -220,12 +257,13 @@ class Stream:
     def _on_device(self, crops: Crops | UserError) -> Batch:
         if isinstance(crops, UserError):
             raise crops
-        hr = augment.to_float(crops.hr.to(self.device, non_blocking=True))
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        hr = augment.to_float(crops.hr.to(self.device, non_blocking=True)).contiguous(memory_format=layout)
         lr = None if crops.lr is None else augment.to_float(crops.lr.to(self.device, non_blocking=True))
         turn, seed = crops.turn.to(self.device), crops.seed.to(self.device)
         hr = augment.turned(hr, turn, self.settings.flip, self.settings.rotate)
         lr = self.degrade(hr, seed) if lr is None else augment.turned(lr, turn, self.settings.flip, self.settings.rotate)
-        return Batch(lr, hr, crops.label.to(self.device), crops.keys)
+        return Batch(lr.contiguous(memory_format=layout), hr, crops.label.to(self.device), tuple(crops.keys))
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:

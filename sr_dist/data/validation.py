@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from sr_dist import ranks
 from sr_dist.data.format import MODES, open_shards
 from sr_dist.data.order import share
-from sr_dist.data.stream import ShardReader, decode
+from sr_dist.data.stream import ShardReader, decode, to_tensor
 from sr_dist.errors import UserError, first_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -128,7 +127,7 @@ def _read_image(path: Path) -> Tensor:
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
             return decode(path.read_bytes(), 3)
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            return to_tensor(image, 3)
     except (OSError, RuntimeError) as problem:
         raise UserError(f"'{path}' cannot be decoded: {first_line(problem)}") from None
 

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,9 +128,12 @@ class Clock:
         now = time.perf_counter()
         self._busy, self._since = self._busy + now - (self._since or now), now
 
-    def aside(self, seconds: float) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         """Validation and saving are no training: they count neither for speed nor for the waiting."""
-        self._busy -= seconds
+        self._count()
+        yield
+        self._since = time.perf_counter()
 
     def report(self, images_per_step: int) -> dict[str, float]:
         """Called within a step, which counts as done."""

@@ -6,7 +6,6 @@ and logs each under its name, so that the total, the log and the paper cannot di
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -17,7 +16,7 @@ from sr_dist import ranks
 from sr_dist.batch import Batch
 from sr_dist.engine import run_folder
 from sr_dist.engine.log import peak_memory_gb, progress
-from sr_dist.engine.run import Run, save
+from sr_dist.engine.run import Run, check_saves, save
 from sr_dist.engine.samples import draw_samples
 from sr_dist.engine.schedule import factor
 from sr_dist.eval.protocol import protocol
@@ -30,12 +29,13 @@ class Diverged(RuntimeError):
 
 def fit(run: Run) -> bool:
     """Trains up to the recipe's last step. False if the run was asked to stop before. All ranks must call."""
-    recipe = run.recipe
-    stopping = False
-    if not run.state["validated"]:  # a validation that a stop interrupted
+    recipe, stopping = run.recipe, False
+    if not run.state["validated"]:  # owed by the process before this one
         validate(run)
         save(run)
+    run.watchdog.beat("waiting for the first images")
     for step, micro_batches in run.clock.steps(run.stream.steps(run.step + 1)):
+        run.watchdog.beat(f"training step {step}")
         seed_everything(recipe.seed, step)
         losses, norms = train_step(run, step, micro_batches)
         run.step = step
@@ -43,19 +43,27 @@ def fit(run: Run) -> bool:
         for batch in micro_batches:
             run.trace.write(step, batch.keys)
 
-        last = step == recipe.steps
-        if step % recipe.log_every == 0 or last:
+        if due(run, recipe.log_every):
             report(run, losses, norms)
-        began = time.perf_counter()
-        improved = False
-        if last or (recipe.validate_every and step % recipe.validate_every == 0):
-            improved = validate(run) if not stopping or last else postpone(run)
-        if last or stopping or improved or not run.state["validated"] or (recipe.save_every and step % recipe.save_every == 0):
-            save(run)
-        run.clock.aside(time.perf_counter() - began)
-        if (stopping or not run.state["validated"]) and not last:
+        with run.clock.paused():
+            if due(run, recipe.validate_every):
+                best = validate(run) if not stopping else postpone(run)
+            else:
+                best = False
+            owing = not run.state["validated"]
+            if due(run, recipe.save_every) or best or stopping or owing:
+                save(run)
+        if stopping or owing:
             break
+        run.watchdog.beat(f"waiting for the images of step {step + 1}")
+    run.writer.wait()
+    check_saves(run, last=True)
     return run.step >= recipe.steps and run.state["validated"]
+
+
+def due(run: Run, period: int | None) -> bool:
+    """Every so many steps, and always at the end."""
+    return run.step == run.recipe.steps or (period is not None and run.step % period == 0)
 
 
 def train_step(run: Run, step: int, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -159,14 +167,18 @@ def validate(run: Run) -> bool:
     """Scores the EMA on the validation images over all ranks; True if it is the best so far. All ranks must call."""
     run.state["validated"] = True
     recipe = run.recipe
+
+    def give_up() -> bool:
+        run.watchdog.beat(f"validating after step {run.step}")
+        return run.stop.pending()
+
+    give_up()
     run.ema.gather()
     sheet = draw_samples(run)
     if run.validation is None:
         return False
     try:
-        rows = score(
-            {"ema": run.ema.network}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=run.stop.pending
-        )
+        rows = score({"ema": run.ema.network}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=give_up)
     except Abandoned:
         return postpone(run)
     found = means(rows, "ema")
@@ -206,6 +218,7 @@ def finish(run: Run, done: bool) -> None:
     reason = f" ({run.stop.reason})" if run.stop.reason else ""
     run.log.say(f"done after {run.step} steps" if done else f"stopped after step {run.step}{reason}; the same command continues")
     run.stop.close()
+    run.watchdog.close()
     run.log.close()
     ranks.wait()
     run.accelerator.end_training()

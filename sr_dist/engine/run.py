@@ -97,10 +97,11 @@ def _writing(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], No
     return write
 
 
-def check_saves(run: Run) -> None:
-    """Ends the run, on all ranks, if a save that has ended went wrong and the recipe says so. All ranks must call."""
+def check_saves(run: Run, last: bool = False) -> None:
+    """Ends the run, on all ranks, if a save that has ended went wrong and the recipe says so, or it was the last.
+    All ranks must call."""
     problem = ranks.from_first(run.writer.problem())
-    if problem and run.recipe.on_save_error == "stop":
+    if problem and (last or run.recipe.on_save_error == "stop"):
         raise checkpoint.SaveFailed(problem)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 import os
 from datetime import timedelta
@@ -34,6 +35,8 @@ VALIDATION_BATCH = 8  # images of one size that validation restores together
 def set_up(recipe: Recipe) -> Run:
     """All ranks must call."""
     accelerator = open_accelerator(recipe.precision)
+    torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = recipe.tf32
     first = ranks.is_first()
     folder = recipe.folder
     resumed = _newest(recipe)
@@ -48,7 +51,8 @@ def set_up(recipe: Recipe) -> Run:
     objective = build_objective(recipe).to(accelerator.device)
     networks = {phase: _network(recipe, phase, resumed is not None, log) for phase in objective.phases}
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
-    ema.network.to(accelerator.device)
+    ema.network.to(accelerator.device)  # bare for good: what follows happens to the trained networks only
+    networks = {phase: prepared(network, recipe, phase, accelerator.device) for phase, network in networks.items()}
     backend = deepspeed if accelerator.distributed_type == DistributedType.DEEPSPEED else ddp
     phases: dict[str, Any] = {name: backend.Engine(accelerator, network, recipe, name) for name, network in networks.items()}
     ema.follow(phases[objective.phases[0]])
@@ -116,6 +120,35 @@ def _network(recipe: Recipe, phase: str, resuming: bool, log: Log) -> nn.Module:
     return network
 
 
+def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.device) -> nn.Module:
+    """The network as it trains: memory layout, synchronised normalisation, activations made again, compiled."""
+    if device.type == "cuda" and ranks.size() > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = network.to(device)
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if phase == "generator" and recipe.checkpointing:
+        remake_activations(network, recipe.checkpointing)
+    if recipe.compile:
+        network.compile()  # in place: names of parameters stay what they are
+    return network
+
+
+def remake_activations(network: nn.Module, patterns: tuple[str, ...]) -> None:
+    """The matching modules keep their inputs only, and run again in the backward pass."""
+    from torch.utils.checkpoint import checkpoint as run_again
+
+    names = dict(network.named_modules())
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(
+                f"checkpointing: no module of the generator fits '{pattern}'; there are {', '.join(list(names)[1:6])}, ..."
+            )
+    for name, module in names.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            module.forward = functools.partial(run_again, module.forward, use_reentrant=False)
+
+
 def _freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
     names = [name for name, _ in network.named_parameters()]
     for pattern in patterns:
@@ -136,6 +169,7 @@ def _stream(recipe: Recipe, device: torch.device) -> Stream:
     return Stream(
         open_shards(recipe.data.train, "data.train"), recipe.data, seed=recipe.seed, scale=recipe.scale,
         accumulate=recipe.accumulate, steps=recipe.steps, channels=int(recipe.generator.options.get("channels", 3)),
+        channels_last=recipe.channels_last,
         degrade=build_degradation(recipe), device=device,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Run by the equality tests under a launcher: several small trainings in one process group, one after the other.
 
-    equality_trainings.py JOBS.json      a list of {"recipe", "options", "fault"}; the run folders hold the results
+equality_trainings.py JOBS.json      a list of {"recipe", "options", "fault"}; the run folders hold the results
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from sr_dist import ranks, recipe
 
 
 def main() -> None:
-    for job in json.load(open(sys.argv[1])):
+    for job in json.loads(Path(sys.argv[1]).read_text()):
         chosen = recipe.complete(recipe.load(job["recipe"], job["options"]))
         with planted(job["fault"]):
             train(chosen)
@@ -29,6 +30,7 @@ def train(chosen: recipe.Recipe) -> None:
     run = set_up(chosen)
     assert fit(run)
     run.stop.close()
+    run.watchdog.close()
     run.log.close()
 
 

@@ -264,7 +264,8 @@ def test_a_suffix_that_lies_does_not_matter(folder, tmp_path, picture, image_byt
 
 NAMES = [
     "a.jpg", "a.png", "a.b.png", "a_b.png", "with space.png", "ünï/cødé 图.png", "x" * 200 + ".png", "x" * 200 + "y.png",
-    "deep/er/" + "é" * 90 + ".png", "deep.er/one.two.three.png", "-dash.png", "a-png.jpg", "UPPER.PNG", "quote's.png", "new\nline.png",
+    "deep/er/" + "é" * 90 + ".png",
+    "deep.er/one.two.three.png", "-dash.png", "a-png.jpg", "UPPER.PNG", "quote's.png", "new\nline.png",
 ]  # fmt: skip
 
 

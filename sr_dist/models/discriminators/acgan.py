@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.batch import Verdict
-from sr_dist.config import Absent, Settings
+from sr_dist.config import Absent, Settings, Whole
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     classes: Annotated[Positive | None, Absent] = None  # in a recipe also `manifest`: as many as the shards have
     widths: tuple[Positive, ...] = (64, 64, 128, 256, 512, 512)  # of the residual stages
     features: Positive = 1024

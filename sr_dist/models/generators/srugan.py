@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings
+from sr_dist.config import Settings, Whole
 from sr_dist.errors import UserError
 from sr_dist.resize import imresize
 
@@ -22,7 +22,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     widths: tuple[Positive, ...] = (64, 96, 128, 256)  # of the encoder's levels, finest first
     num_blocks: Positive = 2  # residual blocks per level
     num_dense_blocks: Positive = 8  # per width
