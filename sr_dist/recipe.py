@@ -6,6 +6,7 @@ stands here and in the `recipe.yaml` of its run.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,9 @@ PACKAGES = {
 BASELINES = ("nearest", "bilinear", "bicubic")
 
 Positive = Annotated[int, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Period = Annotated[Positive | None, Absent]  # every so many steps, or never
-Path_ = Annotated[str | None, Absent]
+Text = Annotated[str | None, Absent]
 
 
 class Part(Settings):
@@ -46,7 +48,7 @@ class Part(Settings):
 
 class Data(Settings):
     train: str  # a folder of shards, or a brace pattern of some
-    validation: Path_ = None  # shards or a folder of images
+    validation: Text = None  # shards or a folder of images
     validation_limit: Annotated[Positive | None, Absent] = None  # only the first so many images
     select: dict[str, Positive] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
     crop: Annotated[Positive | None, Absent]  # pixels of HR; none: whole images, one per micro-batch
@@ -56,20 +58,21 @@ class Data(Settings):
     rotate: bool = True  # by quarter turns
     degradation: Part = Part(name="bicubic")  # how LR is made, where the shards store none
     window: Positive = 8192  # samples that are mixed together
-    workers: Annotated[int, Field(ge=0)] = 2  # processes per rank
+    workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes per rank
     trace: bool = False  # write down the keys of every micro-batch
 
 
 class Init(Settings):
-    generator: Path_ = None  # a run folder or a weights file
-    discriminator: Path_ = None
+    generator: Text = None  # a run folder or a weights file
+    discriminator: Text = None
+    classifier: Text = None
     freeze: Names = ()  # patterns of parameter names of the generator, such as body.*
 
 
 class Optimizer(Settings):
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     momentum: float = 0.0  # sgd's
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = None  # largest gradient norm
@@ -101,7 +104,7 @@ class Keep(Settings):
     """Which checkpoints stay: the last ones, the best by a validation metric, and every so many steps."""
 
     last: Positive = 3
-    best: Path_ = None
+    best: Text = None
     every: Period = None
 
 
@@ -187,6 +190,7 @@ def load(path: str | Path, options: Mapping[str, str]) -> Recipe:
     """A recipe file and `--key.sub=value` -> settings whose sections, names and data fit together."""
     recipe = config.typed(Recipe, config.override(config.read(path), options))
     check_names(recipe)
+    check_agreement(recipe)
     recipe = _with_classes(recipe, open_shards(recipe.data.train, "data.train"))
     check_data(recipe)
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
@@ -196,8 +200,22 @@ def load(path: str | Path, options: Mapping[str, str]) -> Recipe:
 def check_names(recipe: Recipe) -> None:
     for key, part in recipe.parts().items():
         plugins.check(PACKAGES[key.split(".")[-1]], part.name, part.options, key)
-    for name, section in content_parts(recipe.objective.options.get("content", {})).items():
+    for name, section in content_parts(recipe.objective.options.get("content", {"l1": "1"})).items():
         plugins.check(PACKAGES["content"], name, section[1], f"objective.content.{name}")
+
+
+def check_agreement(recipe: Recipe) -> None:
+    """Sections that must say the same."""
+    if recipe.discriminator:
+        ours, theirs = (str(part.options.get("channels", 3)) for part in (recipe.generator, recipe.discriminator))
+        if ours != theirs:
+            raise UserError(f"discriminator.channels: {theirs}, but the generator makes images of {ours}")
+    if recipe.keep.best:
+        if recipe.data.validation is None:
+            raise UserError(f"keep.best: '{recipe.keep.best}' is measured on data.validation, which is none")
+        known = [f"{name}{kind}" for name in plugins.names("sr_dist.eval.metrics") for kind in ("_y", "_rgb")]
+        if recipe.keep.best not in known:
+            raise UserError(f"keep.best: no metric '{recipe.keep.best}'{nearest(recipe.keep.best, known)}")
 
 
 def content_parts(content: Any) -> dict[str, tuple[float, dict[str, Any]]]:
@@ -212,6 +230,10 @@ def content_parts(content: Any) -> dict[str, tuple[float, dict[str, Any]]]:
             found[name] = (float(weight), options)
         except (TypeError, ValueError):
             raise UserError(f"objective.content.{name}: {weight!r} is not a weight (a number)") from None
+        if not math.isfinite(found[name][0]) or found[name][0] < 0:
+            raise UserError(f"objective.content.{name}: the weight {weight} is not a number from 0 up")
+    if not found:
+        raise UserError("objective.content: names no term; there are l1, mse, vgg and what else losses/content holds")
     return found
 
 
@@ -269,20 +291,40 @@ def complete(recipe: Recipe) -> Recipe:
     for key, part in recipe.parts().items():
         module, options = plugins.resolve(PACKAGES[key.split(".")[-1]], part.name, part.options, key)
         whole = Part(name=part.name, **options.model_dump(mode="json"))
+        if key == "objective":
+            whole = _with_typed_content(whole)
         if key == "data.degradation":
             update["data"] = recipe.data.model_copy(update={"degradation": whole})
         else:
             update[key] = whole
         if key == "objective":
             _check_phases(recipe, module.Objective.phases)
-    for name, (_, options) in content_parts(recipe.objective.options.get("content", {})).items():
-        module, term = plugins.resolve(PACKAGES["content"], name, options, f"objective.content.{name}")
-        for file in module.files(term) if hasattr(module, "files") else ():
-            pretrained.find(file, f"objective.content.{name}", download=recipe.allow_download)
     return recipe.model_copy(update=update)
 
 
+def _with_typed_content(part: Part) -> Part:
+    """The objective with every option of its content terms written out."""
+    if "content" not in part.options:
+        return part
+    content = {}
+    for name, (weight, options) in content_parts(part.options["content"]).items():
+        _, term = plugins.resolve(PACKAGES["content"], name, options, f"objective.content.{name}")
+        content[name] = {"weight": weight, **term.model_dump(mode="json")}
+    return Part(name=part.name, **{**part.options, "content": content})
+
+
+def find_weights(recipe: Recipe) -> None:
+    """Published files that the content terms need are here, or fetched where that is allowed."""
+    for name, (_, options) in content_parts(recipe.objective.options.get("content", {"l1": "1"})).items():
+        module, term = plugins.resolve(PACKAGES["content"], name, options, f"objective.content.{name}")
+        for file in module.files(term) if hasattr(module, "files") else ():
+            pretrained.find(file, f"objective.content.{name}", download=recipe.allow_download)
+
+
 def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
+    for key in ("generator", "discriminator", "classifier"):
+        if getattr(recipe.init, key) and key not in phases:
+            raise UserError(f"init.{key}: the objective '{recipe.objective.name}' trains no {key}")
     wants = "discriminator" in phases
     if wants and recipe.discriminator is None:
         raise UserError(f"discriminator: the objective '{recipe.objective.name}' trains one; name it, such as {{name: acgan}}")
@@ -290,45 +332,41 @@ def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
         raise UserError(f"discriminator: the objective '{recipe.objective.name}' trains none; leave the section out")
 
 
-# May differ between a run and its resumption. `resume.*` never belongs to the run itself.
-FREE = [
-    "steps",
-    "runs",
-    "accumulate",
-    "precision",
-    "data.workers",
-    "data.trace",
-    "data.train",
-    "data.validation",
-    "data.validation_limit",
-    "save_every",
-    "keep",
-    "validate_every",
-    "log_every",
-    "log",
-    "zero",
+# May differ between a run and its resumption; a section stands for all its keys. Starting weights are of no more use then.
+FREE = (
+    "steps", "runs", "accumulate", "precision", "compile", "channels_last", "checkpointing", "tf32", "data.workers", "data.trace",
+    "data.train", "data.validation", "data.validation_limit", "save_every", "keep", "validate_every", "log_every", "log", "zero",
+    "init.generator", "init.discriminator", "init.classifier", "allow_download", "max_skipped", "on_save_error", "hang_timeout",
     "resume",
-    "allow_download",
-    "max_skipped",
-    "compile",
-    "channels_last",
-    "checkpointing",
-    "tf32",
-    "on_save_error",
-    "hang_timeout",
-]
+)  # fmt: skip
+WARNED = ("precision", "compile", "channels_last", "checkpointing", "tf32", "accumulate")  # the numbers change a little
+
+
+def check_allowed(recipe: Recipe) -> None:
+    """`resume.allow` names keys that exist."""
+    known = config.flat(recipe.model_dump(mode="json"))
+    known |= {key.rsplit(".", i)[0]: None for key in known for i in range(1, key.count(".") + 1)}
+    for key in recipe.resume.allow:
+        if key not in known:
+            raise UserError(f"resume.allow: no key '{key}'{nearest(key, known)}")
 
 
 def changed(before: Mapping[str, Any], after: Recipe) -> list[str]:
     """The keys that differ from those a run began with and may not, as `key: was X, is Y`."""
-    old, new = config.flat(before), config.flat(config.parse(config.text(after)))
     allowed = (*FREE, *after.resume.allow)
-    return [
-        f"{key}: was {old.get(key)}, is {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and not any(key == name or key.startswith(f"{name.removesuffix('.')}.") for name in allowed)
-    ]
+
+    def may(key: str) -> bool:
+        return any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+    return [line for key, line in differences(before, after) if not may(key)]
+
+
+def differences(before: Mapping[str, Any], after: Recipe) -> list[tuple[str, str]]:
+    """Every key whose value differs; keys that the older file did not know yet had their defaults."""
+    old = config.flat(config.parse(config.text(config.typed(Recipe, before))))
+    new = config.flat(config.parse(config.text(after)))
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return [(key, f"{key}: was {old.get(key)}, is {new.get(key)}") for key in keys]
 
 
 class Evaluation(Settings):

@@ -187,7 +187,7 @@ def test_a_loss_without_its_weights_says_where_they_belong(write_recipe, tmp_pat
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
     monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"^objective\.content\.vgg: the weights file 'vgg19-dcbb9e9d\.pth' is not here"):
-        recipe.complete(load(write_recipe(), **{"objective.content.vgg": "1"}))
+        recipe.find_weights(recipe.complete(load(write_recipe(), **{"objective.content.vgg": "1"})))
 
 
 # ----------------------------------------------------------------------------------------------------- what may change
@@ -207,7 +207,7 @@ def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
     ("key", "value"),
     [
         ("steps", "9"), ("accumulate", "2"), ("precision", "bf16"), ("data.workers", "3"), ("data.trace", "true"),
-        ("save_every", "none"), ("validate_every", "7"), ("log_every", "7"), ("keep", "5"), ("keep.best", "psnr_y"),
+        ("save_every", "none"), ("validate_every", "7"), ("log_every", "7"), ("keep", "5"), ("keep.last", "4"),
         ("log.wandb", "offline"), ("log.project", "p"), ("data.validation_limit", "3"), ("runs", "elsewhere"),
         ("resume.allow", "scale"),
     ],

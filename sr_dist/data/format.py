@@ -132,9 +132,9 @@ class Index:
                 header = file.read(HEADER.size)
             size = path.stat().st_size
         except OSError as problem:
-            raise ShardError(f"the index '{path}' cannot be read: {problem.strerror}; python -m shards.index makes one") from None
+            raise ShardError(f"the index '{path}' cannot be read: {problem.strerror}") from None
         if len(header) < HEADER.size or header[:8] != MAGIC:
-            raise ShardError(f"'{path}' is not an index of sr_dist; python -m shards.index makes one")
+            raise ShardError(f"'{path}' is not an index of sr_dist")
         _, version, key_width, attribute_bytes, self.crc32, self.samples = HEADER.unpack(header)
         if version != FORMAT:
             raise ShardError(f"'{path}' has index version {version}; this program reads version {FORMAT}")
@@ -267,7 +267,7 @@ def attribute_bits(values: Iterable[bool], attribute_bytes: int) -> bytes:
 
 def attribute_values(column: np.ndarray, attributes: int) -> np.ndarray:
     """The `attributes` column of an index as (samples, attributes) of 0 and 1."""
-    raw = np.frombuffer(column.tobytes(), np.uint8).reshape(len(column), -1)
+    raw = np.frombuffer(column.tobytes(), np.uint8).reshape(len(column), column.dtype.itemsize)
     return np.unpackbits(raw, axis=1, bitorder="little")[:, :attributes]
 
 

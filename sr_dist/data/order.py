@@ -19,7 +19,7 @@ import numpy as np
 WINDOW = 8192  # samples that are mixed together; a window's shards are what a node must hold at one time
 
 # What a random number is for; part of its key, so that uses do not repeat each other.
-SHARDS, SAMPLES, CROP, TURN, DEGRADE = range(5)
+SHARDS, SAMPLES, CROP, TURN, DEGRADE, NOISE = range(6)
 
 
 def permutation(size: int, seed: int, epoch: int, use: int, part: int = 0) -> np.ndarray:

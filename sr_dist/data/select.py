@@ -8,7 +8,7 @@ A sample that fits several lines counts for the first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -18,11 +18,8 @@ from sr_dist.errors import UserError, nearest
 
 def chosen_rows(shards: Shards, select: Mapping[str, int]) -> list[np.ndarray]:
     """The chosen rows of every shard, in tar order."""
-    indexes = [shards.index(i) for i in range(len(shards.manifest.shards))]
-    starts = np.concatenate([[0], np.cumsum([len(index) for index in indexes])])
-    hashes = np.concatenate([index["hash"] for index in indexes]).view("S16")
-    classes = np.concatenate([index["class"] for index in indexes])
-    attributes = np.concatenate([attribute_values(index["attributes"], len(shards.manifest.attributes)) for index in indexes])
+    starts = np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])])
+    hashes, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
     by_hash = np.argsort(hashes, kind="stable")
 
     free = np.ones(len(hashes), bool)
@@ -34,6 +31,14 @@ def chosen_rows(shards: Shards, select: Mapping[str, int]) -> list[np.ndarray]:
         taken[candidates[:count]] = True
         free &= ~fits
     return [np.flatnonzero(taken[low:high]) for low, high in zip(starts[:-1], starts[1:], strict=True)]
+
+
+def _columns(shards: Shards) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Hashes, classes and attributes of every shard, copied, so that no more than one index is open at a time."""
+    for number in range(len(shards.manifest.shards)):
+        index = shards.index(number)
+        attributes = attribute_values(index["attributes"], len(shards.manifest.attributes))
+        yield np.array(index["hash"]).view("S16"), np.array(index["class"]), attributes
 
 
 def _groups(shards: Shards, select: Mapping[str, int], classes: np.ndarray, attributes: np.ndarray):

@@ -53,14 +53,17 @@ class ShardReader:
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._indexes: dict[int, Index] = {}
+        self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file is an open one
 
     def __reduce__(self) -> tuple:
         return ShardReader, (self.shards,)  # open files and maps stay in their process
 
     def index(self, shard: int) -> Index:
         if shard not in self._indexes:
+            if len(self._indexes) >= self.OPEN_FILES:
+                self._indexes.popitem(last=False)
             self._indexes[shard] = self.shards.index(shard)
+        self._indexes.move_to_end(shard)
         return self._indexes[shard]
 
     def key(self, shard: int, row: int) -> str:
@@ -184,27 +187,27 @@ class CropSource(Dataset):
 class Positions(Sampler):
     """The positions of every micro-batch of one rank, from a step on. Resuming is starting at another number."""
 
-    first: int
-    last: int
+    start: int  # the position of the first one
+    steps: int
     batch: int
     accumulate: int
     rank: int
     world: int
 
     def __iter__(self) -> Iterator[range]:
-        for step in range(self.first, self.last + 1):
-            start = (step - 1) * self.batch
+        for start in range(self.start, self.start + self.steps * self.batch, self.batch):
             for micro in range(self.accumulate):
                 places = micro_batch(self.batch, self.world, self.accumulate, self.rank, micro)
                 yield range(start + places.start, start + places.stop)
 
 
 class Stream:
-    """The training data of one rank. `steps(first)` yields (step, its micro-batches) up to the last step."""
+    """The training data of one rank, from a position on. `steps(first)` yields (step, its micro-batches) up to the last."""
 
     def __init__(
         self, shards: Shards, settings: Any, *, seed: int, scale: int, accumulate: int, steps: int, channels: int,
-        degrade: Callable[[Tensor, Tensor], Tensor], device: torch.device, channels_last: bool = False,
+        degrade: Callable[[Tensor, Tensor], Tensor], device: torch.device,
+        channels_last: bool = False, position: int | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.steps_to_do, self.device, self.degrade, self.scale = settings, steps, device, degrade, scale
         # Whole images have sizes of their own, so each is a micro-batch.
@@ -212,6 +215,8 @@ class Stream:
         reader = ShardReader(shards)
         self._arriving: Any = None
         self.channels_last = channels_last
+        self.position = position  # where the data stand before the first step; by default where that step of a new run is
+        self._first = 1
         self.source = CropSource(reader, seed, scale, settings.crop, channels, settings.window, dict(settings.select))
 
     @property
@@ -219,7 +224,11 @@ class Stream:
         return self.source.order.samples
 
     def steps(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
-        positions = Positions(first, self.steps_to_do, self.settings.batch, self.accumulate, ranks.rank(), ranks.size())
+        steps = self.steps_to_do - first + 1
+        self._first = first
+        if self.position is None:
+            self.position = (first - 1) * self.settings.batch
+        positions = Positions(self.position, steps, self.settings.batch, self.accumulate, ranks.rank(), ranks.size())
         loader = DataLoader(
             self.source,
             sampler=positions,
@@ -238,11 +247,15 @@ class Stream:
         """The micro-batch of these positions; a loading process that died is an error that names what it was reading."""
         try:
             return next(self._arriving)
-        except RuntimeError as problem:
-            if "DataLoader worker" not in str(problem):
+        except (RuntimeError, OSError, EOFError) as problem:
+            if not self.settings.workers:
                 raise
             keys = ", ".join(f"'{self.source.key(position)}'" for position in wanted)
             raise RuntimeError(f"a loading process died ({first_line(problem)}); the next samples were {keys}") from None
+
+    def position_after(self, step: int) -> int:
+        """Where the data stand after a step: all that is to be remembered of them."""
+        return (self.position or 0) + (step - self._first + 1) * self.settings.batch
 
     def close(self) -> None:
         """Ends the workers. They ignore the signals that a dying process would end them with, so it must be done."""

@@ -71,20 +71,29 @@ def _fill(
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(aside.iterdir())}
     write_whole(aside / "manifest.json", (json.dumps({"step": step, "files": files}, indent=1) + "\n").encode())
     sync(aside)
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():  # made again after a validation that was owed: never a moment without a whole one
+        shutil.rmtree(final.with_suffix(".before"), ignore_errors=True)
+        os.rename(final, final.with_suffix(".before"))
     os.rename(aside, final)
     sync(final.parent)
+    shutil.rmtree(final.with_suffix(".before"), ignore_errors=True)
     return final
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint; a damaged one is named in one line, and the one before it is taken."""
+    """The newest whole checkpoint. A damaged one is named in one line and set aside, so that nobody takes it for a
+    checkpoint again and it takes no other's place; then the one before it is looked at."""
+    for before in sorted(folder.glob("*.before")) if folder.is_dir() else []:
+        if not before.with_suffix("").exists():  # killed between two renames
+            os.rename(before, before.with_suffix(""))
     for step in reversed(steps(folder)):
         place = folder / f"{step:07d}"
         problem = damage(place)
         if problem is None:
             return Checkpoint(step, place, json.loads((place / "state.json").read_text()))
-        say(f"checkpoint {place.name} is damaged ({problem}); looking for the one before it")
+        say(f"checkpoint {place.name} is damaged ({problem}); it is set aside and the one before it is taken")
+        shutil.rmtree(place.with_suffix(".damaged"), ignore_errors=True)
+        os.rename(place, place.with_suffix(".damaged"))
     return None
 
 
@@ -110,7 +119,7 @@ def prune(folder: Path, keep: Keep, best: int | None) -> None:
     for step in there:
         if step not in stay:
             shutil.rmtree(folder / f"{step:07d}", ignore_errors=True)
-    for leftover in folder.glob(".*.unfinished"):
+    for leftover in (*folder.glob(".*.unfinished"), *folder.glob("*.before")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

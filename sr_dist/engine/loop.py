@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sr_dist import ranks
 from sr_dist.batch import Batch
+from sr_dist.data.order import NOISE, draw
 from sr_dist.engine import run_folder
 from sr_dist.engine.log import peak_memory_gb, progress
 from sr_dist.engine.run import Run, check_saves, save
@@ -32,6 +33,8 @@ def fit(run: Run) -> bool:
     recipe, stopping = run.recipe, False
     if not run.state["validated"]:  # owed by the process before this one
         validate(run)
+        if not run.state["validated"]:
+            return False
         save(run)
     run.watchdog.beat("waiting for the first images")
     for step, micro_batches in run.clock.steps(run.stream.steps(run.step + 1)):
@@ -131,7 +134,7 @@ def learning_rate(run: Run, phase: str, step: int) -> float:
 
 def seed_everything(seed: int, step: int) -> None:
     """Randomness inside a step comes from (seed, rank, step), so there is no history to save."""
-    torch.manual_seed((seed * 1_000_003 + ranks.rank()) * 1_000_003 + step)
+    torch.manual_seed(draw(seed, ranks.rank(), step, NOISE) >> 1)
 
 
 def check_divergence(run: Run) -> None:
@@ -199,7 +202,7 @@ def is_best(run: Run, found: Mapping[str, float | None]) -> bool:
     value = found.get(metric) if metric else None
     if metric is None or value is None:
         return False
-    if best and (value <= best["value"] if better()[metric] == "higher" else value >= best["value"]):
+    if best and best["metric"] == metric and (value <= best["value"] if better()[metric] == "higher" else value >= best["value"]):
         return False
     run.state["best"] = {"metric": metric, "value": value, "step": run.step}
     return True

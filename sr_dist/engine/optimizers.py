@@ -37,8 +37,5 @@ def load_slots(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict
         name, slot = key.rsplit("/", 1)
         by_name.setdefault(name, {})[slot] = value
     for name, parameter in network.named_parameters():
-        if name in by_name:
-            optimizer.state[parameter] = {
-                slot: value.clone() if slot == "step" else value.to(parameter.device, copy=True)
-                for slot, value in by_name[name].items()
-            }
+        if name in by_name:  # a fused optimizer keeps its count of steps on the device too
+            optimizer.state[parameter] = {slot: value.to(parameter.device, copy=True) for slot, value in by_name[name].items()}

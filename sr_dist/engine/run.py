@@ -19,7 +19,6 @@ from sr_dist.engine.ema import Ema
 from sr_dist.engine.log import Clock, Log, Trace
 from sr_dist.engine.signals import StopRequest
 from sr_dist.engine.watchdog import Watchdog
-from sr_dist.errors import UserError
 from sr_dist.models import weights
 from sr_dist.recipe import Part, Recipe
 
@@ -81,7 +80,7 @@ def _writing(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], No
     state = {
         **run.state,
         "step": step,
-        "position": step * recipe.data.batch,
+        "position": run.stream.position_after(step),
         "ema_updates": run.ema.updates,
         "skipped": {name: int(engine.skipped_in_all) for name, engine in run.phases.items()},
         "scalers": {name: engine.scaler_state() for name, engine in run.phases.items()},
@@ -108,11 +107,6 @@ def check_saves(run: Run, last: bool = False) -> None:
 def restore(run: Run, found: checkpoint.Checkpoint) -> None:
     """All ranks must call: everyone reads the files."""
     state = dict(found.state)
-    if state["manifest"] != run.state["manifest"] and "data.train" not in run.recipe.resume.allow:
-        raise UserError(
-            f"data.train: '{run.recipe.data.train}' holds other shards than the run was trained on; "
-            f"--resume.allow=data.train says that this is meant"
-        )
     run.ema.load(found.tensors(f"{run.primary}.ema"), state["ema_updates"])
     for name, engine in run.phases.items():
         engine.load({"weights": found.tensors(name), "optimizer": found.tensors(f"{name}.optimizer")})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sr_dist import config, recipe
+from sr_dist.engine import checkpoint
 from sr_dist.errors import UserError
 from sr_dist.files import write_whole
 from sr_dist.recipe import Recipe
@@ -30,7 +31,7 @@ def claim(folder: Path) -> IO[str] | None:
     except OSError as problem:
         raise UserError(f"name: the run folder '{folder}' cannot be written: {problem.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and not flock, which loading processes would inherit
     except OSError:
         lock.seek(0)
         raise UserError(
@@ -45,8 +46,9 @@ def claim(folder: Path) -> IO[str] | None:
 def check_recipe(folder: Path, now: Recipe) -> None:
     """A run folder belongs to one recipe: what may not change must be what it was."""
     path = folder / "recipe.yaml"
-    if not path.is_file():
-        return
+    if not path.is_file() or not checkpoint.steps(folder / "checkpoints"):
+        return  # nothing was trained here yet
+    recipe.check_allowed(now)
     differing = recipe.changed(config.read(path), now)
     if differing:
         keys = ",".join(line.split(":")[0] for line in differing)

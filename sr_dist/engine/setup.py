@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 
 from sr_dist import plugins, ranks
-from sr_dist.data.format import open_shards
+from sr_dist.data.format import Shards, open_shards
 from sr_dist.data.stream import Stream
 from sr_dist.data.validation import Batches, open_images
 from sr_dist.engine import checkpoint, run_folder
@@ -37,36 +37,50 @@ def set_up(recipe: Recipe) -> Run:
     accelerator = open_accelerator(recipe.precision)
     torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = recipe.tf32
-    first = ranks.is_first()
-    folder = recipe.folder
     resumed = _newest(recipe)
-    if first:
-        run_folder.open_folder(folder, recipe, ranks.size())
-        step = resumed.step if resumed else 0
-        for path in (folder / "metrics.jsonl", *sorted((folder / "trace").glob("rank-*.jsonl"))):
-            run_folder.drop_later_rows(path, step)
-    ranks.wait()
-    log = Log(recipe, speaks=first)
+    shards = open_shards(recipe.data.train, "data.train")
+    check_same_data(recipe, shards, resumed)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
     objective = build_objective(recipe).to(accelerator.device)
-    networks = {phase: _network(recipe, phase, resumed is not None, log) for phase in objective.phases}
+    networks = {phase: _network(recipe, phase, resumed is not None) for phase in objective.phases}
+    stream = _stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
+    validation = open_validation(recipe)
+    log = open_log(recipe, resumed)  # from here on the run folder is this run's
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
     ema.network.to(accelerator.device)  # bare for good: what follows happens to the trained networks only
     networks = {phase: prepared(network, recipe, phase, accelerator.device) for phase, network in networks.items()}
     backend = deepspeed if accelerator.distributed_type == DistributedType.DEEPSPEED else ddp
     phases: dict[str, Any] = {name: backend.Engine(accelerator, network, recipe, name) for name, network in networks.items()}
     ema.follow(phases[objective.phases[0]])
-    stream = _stream(recipe, accelerator.device)
+    folder = recipe.folder
     run = Run(
-        recipe, accelerator, objective, phases, ema, stream, open_validation(recipe), log,
+        recipe, accelerator, objective, phases, ema, stream, validation, log,
         Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(), StopRequest(folder),
         checkpoint.Writer(log.say), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
-        state={"manifest": open_shards(recipe.data.train).manifest.digest, "best": None, "validated": True},
+        state={"manifest": shards.manifest.digest, "best": None, "validated": True},
     )  # fmt: skip
     if resumed:
         restore(run, resumed)
     _introduce(run)
     return run
+
+
+def check_same_data(recipe: Recipe, shards: Shards, resumed: checkpoint.Checkpoint | None) -> None:
+    if resumed and resumed.state["manifest"] != shards.manifest.digest and "data.train" not in recipe.resume.allow:
+        raise UserError(
+            f"data.train: '{recipe.data.train}' holds other shards than the run was trained on; "
+            f"--resume.allow=data.train says that this is meant"
+        )
+
+
+def open_log(recipe: Recipe, resumed: checkpoint.Checkpoint | None) -> Log:
+    """Makes the run folder tell of this run, and of no step after its checkpoint. All ranks must call."""
+    if ranks.is_first():
+        run_folder.open_folder(recipe.folder, recipe, ranks.size())
+        for path in (recipe.folder / "metrics.jsonl", *sorted((recipe.folder / "trace").glob("rank-*.jsonl"))):
+            run_folder.drop_later_rows(path, resumed.step if resumed else 0)
+    ranks.wait()
+    return Log(recipe, speaks=ranks.is_first())
 
 
 def open_accelerator(precision: str) -> Accelerator:
@@ -106,7 +120,7 @@ def build_network(part: Part, kind: str, scale: int) -> nn.Module:
     return weights.build(PACKAGES[kind], {"name": part.name, **part.options}, scale, kind)
 
 
-def _network(recipe: Recipe, phase: str, resuming: bool, log: Log) -> nn.Module:
+def _network(recipe: Recipe, phase: str, resuming: bool) -> nn.Module:
     """A network with its starting weights; frozen parts no longer require gradients."""
     part = getattr(recipe, phase)
     network = build_network(part, phase, recipe.scale)
@@ -114,7 +128,6 @@ def _network(recipe: Recipe, phase: str, resuming: bool, log: Log) -> nn.Module:
     if start and not resuming:
         tensors, file = weights.initial(start, phase, f"init.{phase}")
         weights.load_strictly(network, tensors, file, f"init.{phase}")
-        log.say(f"{phase} starts from {file}")
     if phase == "generator" and recipe.init.freeze:
         _freeze(network, recipe.init.freeze)
     return network
@@ -165,11 +178,11 @@ def build_degradation(recipe: Recipe) -> Any:
     return module.build(config, recipe.scale)
 
 
-def _stream(recipe: Recipe, device: torch.device) -> Stream:
+def _stream(recipe: Recipe, shards: Shards, device: torch.device, position: int | None) -> Stream:
     return Stream(
-        open_shards(recipe.data.train, "data.train"), recipe.data, seed=recipe.seed, scale=recipe.scale,
+        shards, recipe.data, seed=recipe.seed, scale=recipe.scale,
         accumulate=recipe.accumulate, steps=recipe.steps, channels=int(recipe.generator.options.get("channels", 3)),
-        channels_last=recipe.channels_last,
+        channels_last=recipe.channels_last, position=position,
         degrade=build_degradation(recipe), device=device,
     )  # fmt: skip
 
@@ -198,6 +211,9 @@ def _introduce(run: Run) -> None:
         f"on {ranks.size()} {'rank' if ranks.size() == 1 else 'ranks'} ({run.device.type}), precision {recipe.precision}, "
         f"{run.stream.accumulate} micro-batch(es) per step"
     )
+    for key in ("generator", "discriminator"):
+        if (start := getattr(recipe.init, key)) and not run.step:
+            run.log.say(f"{key} starts from {start}")
     if run.step:
         run.log.say(f"continuing after step {run.step}")
     run.log.say(f"environment: {json.dumps(run_folder.environment(ranks.size())['packages'])}")

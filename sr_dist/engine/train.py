@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from sr_dist import config, recipe
 from sr_dist.engine import run_folder
+from sr_dist.errors import UserError
 from sr_dist.recipe import Recipe
 
 
@@ -13,9 +16,11 @@ def train(chosen: Recipe, dry_run: bool = False) -> None:
     if dry_run:
         print(config.text(chosen), end="")
         return
+    recipe.find_weights(chosen)
     lock = run_folder.claim(chosen.folder)
     run_folder.check_recipe(chosen.folder, chosen)
 
+    from sr_dist import ranks
     from sr_dist.engine.loop import finish, fit
     from sr_dist.engine.setup import set_up
 
@@ -23,6 +28,8 @@ def train(chosen: Recipe, dry_run: bool = False) -> None:
     try:
         done = fit(run)
     except Exception as problem:
+        if isinstance(problem, UserError) and ranks.size() > 1:  # the other ranks know nothing of it and cannot say it
+            print(f"error: rank {ranks.rank()}: {problem}", file=sys.stderr, flush=True)
         run.log.say(f"failed at step {run.step + 1}: {type(problem).__name__}: {problem}")
         run.log.close(code=1)
         raise

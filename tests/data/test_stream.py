@@ -198,7 +198,7 @@ def test_resuming_is_starting_at_another_step(photo_shards):
 
 
 def test_positions_of_a_rank_are_its_part_of_every_step():
-    assert list(Positions(first=3, last=4, batch=5, accumulate=2, rank=0, world=1)) == [
+    assert list(Positions(start=10, steps=2, batch=5, accumulate=2, rank=0, world=1)) == [
         range(10, 12), range(12, 15), range(15, 17), range(17, 20),
     ]  # fmt: skip
 

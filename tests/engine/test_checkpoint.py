@@ -97,9 +97,33 @@ def test_one_turned_bit_is_noticed(tmp_path, name, place, bit):
     data[int(place * len(data))] ^= 1 << bit
     path.write_bytes(data)
     step, said = found(tmp_path)
+    path = restored(tmp_path) / name
     path.write_bytes(whole)
     assert step == 10 and f"{name} does not match its sha256" in said[0]
     assert found(tmp_path) == (20, [])
+
+
+def restored(folder):
+    """The newest checkpoint back in its place, from where a damaged one is set aside."""
+    aside = folder / "0000020.damaged"
+    return aside.rename(folder / "0000020") if aside.exists() else folder / "0000020"
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_a_good_one(tmp_path):
+    """Damaged 30, resumed from 20, saved 25, keep the last: 25 stays."""
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    (tmp_path / "0000030" / "state.json").unlink()
+    assert found(tmp_path)[0] == 20
+    save(tmp_path, 25)
+    checkpoint.prune(tmp_path, Keep(last=1), None)
+    assert checkpoint.steps(tmp_path) == [25]
+    assert found(tmp_path) == (25, [])
+
+
+def test_killed_between_the_two_renames_of_a_second_save(tmp_path):
+    save(tmp_path, 10).rename(tmp_path / "0000010.before")
+    assert found(tmp_path) == (10, [])
 
 
 def test_a_turned_bit_in_the_manifest_never_raises(tmp_path):
@@ -111,6 +135,7 @@ def test_a_turned_bit_in_the_manifest_never_raises(tmp_path):
         data[place // 8] ^= 1 << place % 8
         path.write_bytes(data)
         assert found(tmp_path)[0] in (10, 20)  # 20 where the bit lies in white space
+        restored(tmp_path)
 
 
 def test_when_all_are_damaged_each_is_named(tmp_path):

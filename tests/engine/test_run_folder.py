@@ -90,6 +90,18 @@ def test_a_new_folder_takes_any_recipe(tmp_path):
     run_folder.check_recipe(tmp_path, recipe())
 
 
+def begun(folder):
+    """A run folder with a checkpoint in it."""
+    run_folder.open_folder(folder, recipe(), world=1)
+    (folder / "checkpoints" / "0000001").mkdir(parents=True)
+
+
+def test_a_run_that_has_trained_nothing_may_become_another(tmp_path):
+    """A mistake that was said late must not hold the name for ever."""
+    run_folder.open_folder(tmp_path, recipe(), world=1)
+    run_folder.check_recipe(tmp_path, recipe(seed="1"))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -98,7 +110,7 @@ def test_a_new_folder_takes_any_recipe(tmp_path):
     ],
 )  # fmt: skip
 def test_another_recipe_is_refused_by_its_keys(tmp_path, key, value):
-    run_folder.open_folder(tmp_path, recipe(), world=1)
+    begun(tmp_path)
     options = {key.replace(".", "__"): value}
     with pytest.raises(UserError) as refusal:
         run_folder.check_recipe(tmp_path, recipe(**options))
@@ -108,13 +120,13 @@ def test_another_recipe_is_refused_by_its_keys(tmp_path, key, value):
 
 
 def test_the_refusal_says_what_was_and_what_is(tmp_path):
-    run_folder.open_folder(tmp_path, recipe(), world=1)
+    begun(tmp_path)
     with pytest.raises(UserError, match=r"data\.batch: was 4, is 8; seed: was 0, is 1.*--resume\.allow=data\.batch,seed$"):
         run_folder.check_recipe(tmp_path, recipe(data__batch="8", seed="1"))
 
 
 def test_a_section_can_be_allowed_whole(tmp_path):
-    run_folder.open_folder(tmp_path, recipe(), world=1)
+    begun(tmp_path)
     changed = {"optimizer__learning_rate": "1e-3", "optimizer__name": "adamw"}
     run_folder.check_recipe(tmp_path, recipe(**changed, resume__allow="optimizer"))
     with pytest.raises(UserError, match=r"optimizer\.name"):
@@ -122,7 +134,7 @@ def test_a_section_can_be_allowed_whole(tmp_path):
 
 
 def test_a_section_that_came_is_refused(tmp_path):
-    run_folder.open_folder(tmp_path, recipe(), world=1)
+    begun(tmp_path)
     with pytest.raises(UserError, match="discriminator"):
         run_folder.check_recipe(tmp_path, recipe(discriminator="{name: acgan}"))
 
@@ -136,7 +148,7 @@ def test_a_section_that_came_is_refused(tmp_path):
     ],
 )  # fmt: skip
 def test_what_may_change_may_change(tmp_path, key, value):
-    run_folder.open_folder(tmp_path, recipe(), world=1)
+    begun(tmp_path)
     run_folder.check_recipe(tmp_path, recipe(**{key.replace(".", "__"): value}))
 
 

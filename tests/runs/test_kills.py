@@ -103,7 +103,7 @@ def test_killed_in_mid_run(moment, photo_shards, tmp_path, undisturbed):
     else:
         trainers(process)[whom].send_signal(number)
     kill(process, signal.SIGCONT)
-    code, out, complaints = finish(process)
+    code, _, complaints = finish(process)
     if number != signal.SIGKILL:
         assert (folder / "PREEMPTED").exists(), complaints[-2000:]
         assert code == 0 or whom == "launcher"  # a launcher that was told to end says 1, whatever its ranks did
@@ -216,8 +216,8 @@ def test_killed_under_zero_and_continued_under_another_backend(photo_shards, tmp
 def limited(command: list[str], largest: int) -> subprocess.CompletedProcess:
     """The training in a process that may write no file larger than so many bytes, as on a disk that is full."""
     return subprocess.run(
-        [sys.executable, "-m", "sr_dist.train", *command], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
+        [sys.executable, "-m", "sr_dist.train", *command], env=environment(), cwd=ROOT, capture_output=True, text=True,
+        timeout=300, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
     )  # fmt: skip
 
 
@@ -243,8 +243,7 @@ def test_loading_process_that_dies_is_an_error_that_names_the_sample(photo_shard
 
     folder, command = tmp_path / "run", words(photo_shards, tmp_path, data__workers=1, steps=2000, save_every="none")
     process = start(0, "sr_dist.train", *command)
-    frozen_at_once = lambda: last_step(folder) >= 3  # noqa: E731
-    wait_for(frozen_at_once, process)
+    wait_for(lambda: last_step(folder) >= 3, process)
     for worker in psutil.Process(process.pid).children():
         worker.kill()
     code, _, complaints = finish(process)

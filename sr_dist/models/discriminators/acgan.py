@@ -17,7 +17,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
     classes: Annotated[Positive | None, Absent] = None  # in a recipe also `manifest`: as many as the shards have
-    widths: tuple[Positive, ...] = (64, 64, 128, 256, 512, 512)  # of the residual stages
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 64, 128, 256, 512, 512)  # of the residual stages
     features: Positive = 1024
 
 

@@ -23,7 +23,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
-    widths: tuple[Positive, ...] = (64, 96, 128, 256)  # of the encoder's levels, finest first
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 96, 128, 256)  # of the encoder's levels, finest first
     num_blocks: Positive = 2  # residual blocks per level
     num_dense_blocks: Positive = 8  # per width
     reduction: Positive = 8  # of the channel attention
@@ -49,7 +49,7 @@ class SRUGenerator(nn.Module):
         self.decoder = nn.ModuleList()
         inside = config.widths[-1]
         for width in reversed(config.widths[:-1]):
-            last = width == finest and len(self.decoder) == len(coarser) - 1
+            last = len(self.decoder) == len(coarser) - 1
             self.decoder.append(Up(inside, width, 0 if last else config.num_blocks, config.reduction))
             inside = 2 * width if last else width
         self.dense_wide = nn.Sequential(*(DenseBlock(inside) for _ in range(config.num_dense_blocks)))
