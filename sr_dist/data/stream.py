@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,6 +215,7 @@ class Stream:
         self.accumulate = accumulate if settings.crop else settings.batch // ranks.size()
         reader = ShardReader(shards)
         self._arriving: Any = None
+        self._wanted: list[range] = []  # the positions of the step in hand
         self.channels_last = channels_last
         self.position = position  # where the data stand before the first step; by default where that step of a new run is
         self._first = 1
@@ -239,19 +241,21 @@ class Stream:
             worker_init_fn=_leave_signals_to_the_rank,
         )
         self._arriving = iter(loader)
-        wanted = iter(positions)
-        for step in range(first, self.steps_to_do + 1):
-            yield step, [self._on_device(self._next(next(wanted))) for _ in range(self.accumulate)]
+        for step, micro in zip(range(first, self.steps_to_do + 1), self._in_step(positions), strict=True):
+            self._wanted = micro
+            yield step, [self._on_device(next(self._arriving)) for _ in range(self.accumulate)]
 
-    def _next(self, wanted: range) -> Crops | UserError:
-        """The micro-batch of these positions; a loading process that died is an error that names what it was reading."""
-        try:
-            return next(self._arriving)
-        except (RuntimeError, OSError, EOFError) as problem:
-            if not self.settings.workers:
-                raise
-            keys = ", ".join(f"'{self.source.key(position)}'" for position in wanted)
-            raise RuntimeError(f"a loading process died ({first_line(problem)}); the next samples were {keys}") from None
+    def _in_step(self, positions: Positions) -> Iterator[list[range]]:
+        wanted = iter(positions)
+        while micro := list(islice(wanted, self.accumulate)):
+            yield micro
+
+    def explained(self, problem: Exception) -> Exception:
+        """A loading process that died, at whatever moment torch noticed it, as an error that names what was being read."""
+        if "DataLoader worker" not in str(problem):
+            return problem
+        keys = ", ".join(f"'{self.source.key(position)}'" for micro in self._wanted for position in micro)
+        return RuntimeError(f"a loading process died ({first_line(problem)}); the samples of this step were {keys}")
 
     def position_after(self, step: int) -> int:
         """Where the data stand after a step: all that is to be remembered of them."""

@@ -65,7 +65,12 @@ def arm(stage: str, step: int) -> None:
         remove = shutil.rmtree
 
         def half(path, **more):
-            if not str(path).endswith(".unfinished") and Path(path).exists() and len(checkpoint.steps(Path(path).parent)) > 3:
+            if (
+                not str(path).endswith(".unfinished")
+                and Path(path).exists()
+                and len(checkpoint.steps(Path(path).parent)) > 2
+                and this_step(max(Path(path).parent.glob("0*")))
+            ):
                 next(Path(path).iterdir()).unlink()
                 die()
             remove(path, **more)

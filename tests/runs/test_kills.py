@@ -151,16 +151,15 @@ def test_damaged_newest_checkpoint(damage, photo_shards, tmp_path, undisturbed):
 
 
 def test_killed_while_validating(photo_shards, tmp_path, undisturbed):
-    """SIGKILL, then SIGTERM, in a validation of step 10: the second leaves a validation to be made up for."""
+    """SIGKILL in the validation of step 10, SIGTERM in that of step 20, which is then made up for."""
     folder = tmp_path / "run"
     command = words(photo_shards, tmp_path, data__validation=photo_shards, validate_every=10)
-    for number in (signal.SIGKILL, signal.SIGTERM):
+    for number, step in ((signal.SIGKILL, 10), (signal.SIGTERM, 20)):
         process = start(0, "sr_dist.train", *command)
-        frozen_at(process, folder, 10)
+        frozen_at(process, folder, step)
         process.send_signal(number)
         kill(process, signal.SIGCONT)
         finish(process)
-    rows = (folder / "metrics.jsonl").read_text()
     assert (folder / "PREEMPTED").exists()
     run(0, "sr_dist.train", *command)
     rows = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if "validation/psnr_y" in line]
@@ -249,7 +248,7 @@ def test_loading_process_that_dies_is_an_error_that_names_the_sample(photo_shard
     code, _, complaints = finish(process)
     assert code == 1
     assert "a loading process died" in complaints
-    assert "the next samples were '" in complaints
+    assert "the samples of this step were '" in complaints
 
 
 def test_rank_that_hangs_ends_the_job_with_a_stack_dump(photo_shards, tmp_path):
