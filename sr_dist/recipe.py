@@ -261,11 +261,23 @@ def complete(recipe: Recipe) -> Recipe:
             update[key] = whole
         if key == "objective":
             _check_phases(recipe, module.Objective.phases)
+        if hasattr(module, "check"):  # what the part asks of the rest of the recipe
+            module.check(options, recipe)
     for name, (_, options) in content_parts(recipe.objective.options.get("content", {})).items():
         module, term = plugins.resolve(PACKAGES["content"], name, options, f"objective.content.{name}")
+        if hasattr(module, "check"):
+            module.check(term, recipe)
         for file in module.files(term) if hasattr(module, "files") else ():
             pretrained.find(file, f"objective.content.{name}", download=recipe.allow_download)
     return recipe.model_copy(update=update)
+
+
+def refuse_classes(recipe: Recipe) -> None:
+    """For objectives that do not train a critic's class head: idle parameters stop DDP."""
+    if recipe.discriminator and str(recipe.discriminator.options.get("classes", "none")) not in ("none", "null", "None"):
+        raise UserError(
+            f"discriminator.classes: the objective '{recipe.objective.name}' trains no class head; say none, or use srugan"
+        )
 
 
 def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
