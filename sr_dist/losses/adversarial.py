@@ -78,7 +78,7 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
     It differentiates a gradient (a double backward), which engines that take gradients apart while they arrive cannot do.
     """
-    (gradient,) = torch.autograd.grad(logits.float().flatten(1).mean(1).sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(logits.float().reshape(len(images), -1).mean(1).sum(), images, create_graph=True)
     return gradient.float().square().sum((1, 2, 3)).mean()
 
 
