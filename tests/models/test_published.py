@@ -213,3 +213,11 @@ def test_networks_say_what_they_cannot_run_under(kind, name, options, where, ref
     module, config = plugins.resolve(f"sr_dist.models.{kind}s", name, options, kind)
     reason = module.refuses(config, **{"zero_stage": 0, "cuda": False, "ranks": 1, **where})
     assert reason is None if refused is None else refused in reason
+
+
+@pytest.mark.parametrize("kind", ["generator", "discriminator"])
+def test_every_network_takes_grey_images_as_a_recipe_says_it(kind):
+    """Recipes hold text: `channels: 1` arrives as "1"."""
+    for name in plugins.names(f"sr_dist.models.{kind}s"):
+        _, config = plugins.resolve(f"sr_dist.models.{kind}s", name, {"channels": "1"}, kind)
+        assert config.channels == 1, name

@@ -13,14 +13,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.batch import Verdict
-from sr_dist.config import Settings
+from sr_dist.config import Settings, Whole
 from sr_dist.models import limits
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     widths: tuple[Positive, ...] = (64, 128, 256, 512)  # of the stages
     norm: Literal["batch", "none"] = "batch"  # none: for CPU ranks, and for the same run on any number of them
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.batch import Verdict
-from sr_dist.config import Settings
+from sr_dist.config import Settings, Whole
 from sr_dist.errors import UserError
 from sr_dist.models import limits
 from sr_dist.models.discriminators.patch import stages
@@ -23,7 +23,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     width: Positive = 64  # of the first convolution; the last has eight times as many
     features: Positive = 1024
     norm: Literal["batch", "none"] = "batch"  # none: for CPU ranks, and for the same run on any number of them

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 from sr_dist.batch import Verdict
-from sr_dist.config import Settings
+from sr_dist.config import Settings, Whole
 from sr_dist.models import limits
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     width: Positive = 64
 
 

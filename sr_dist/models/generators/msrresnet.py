@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings
+from sr_dist.config import Settings, Whole
 from sr_dist.errors import UserError
 from sr_dist.models import initial
 
@@ -23,7 +23,7 @@ STEPS = {2: (2,), 3: (3,), 4: (2, 2)}  # what each pixel shuffle enlarges by
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     num_blocks: Positive = 16
     width: Positive = 64
 

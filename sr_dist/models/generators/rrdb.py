@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings
+from sr_dist.config import Settings, Whole
 from sr_dist.errors import UserError
 from sr_dist.models import initial
 
@@ -29,7 +29,7 @@ FOLD = {1: 4, 2: 2, 4: 1, 8: 1}
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     num_blocks: Positive = 23
     width: Positive = 64
     growth: Positive = 32  # channels that each convolution of a dense block adds

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings
+from sr_dist.config import Settings, Whole
 from sr_dist.errors import UserError
 from sr_dist.resize import imresize
 
@@ -22,7 +22,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     widths: tuple[Positive, Positive] = (64, 32)
     kernels: tuple[Positive, Positive, Positive] = (9, 5, 5)
     skip: Literal["none", "bicubic"] = "none"  # ours: learn the difference from the bicubic image; trains in minutes

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings
+from sr_dist.config import Settings, Whole
 from sr_dist.errors import UserError
 from sr_dist.models import limits
 
@@ -24,7 +24,7 @@ DOUBLINGS = {2: 1, 4: 2, 8: 3}
 
 
 class Config(Settings):
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], Whole] = 3
     num_blocks: Positive = 16
     width: Positive = 64
     output: Literal["linear", "tanh"] = "linear"  # tanh: (tanh + 1) / 2, as some published weights were trained
