@@ -16,7 +16,8 @@ from pathlib import Path
 from sr_dist.errors import UserError
 from sr_dist.files import sha256
 
-ADDRESSES = {"vgg19-dcbb9e9d.pth": "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"}
+PYTORCH = "https://download.pytorch.org/models/"
+ADDRESSES = {name: PYTORCH + name for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth")}
 
 
 class MissingWeights(UserError):

@@ -35,6 +35,32 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def global_mean(values: Tensor) -> Tensor:
+    """The mean over the images of all ranks, (B, ...) -> a scalar with gradient, whatever each rank's share of them is.
+
+    A rank's gradient is what all ranks' losses together say about its values: the backward pass adds them up. With the
+    loop's scaling (share x ranks) and gradients that are averaged over ranks, it is the gradient in one process. All ranks
+    must call, and call backward, in step.
+    """
+    if size() == 1:
+        return values.float().mean()
+    count = float(len(values))
+    summed = _Sum.apply(torch.stack([values.float().mean() * count, torch.tensor(count, device=values.device)]))
+    return summed[0] / summed[1]
+
+
+class _Sum(torch.autograd.Function):
+    """s = sum_r v_r on every rank r, so dL/dv_r = sum_q dL_q/ds."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return total(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)
+
+
 def gather(thing: Any) -> list[Any]:
     """Everybody's thing, in rank order, on every rank; for small things. All ranks must call."""
     if size() == 1:

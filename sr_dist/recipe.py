@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -211,8 +212,6 @@ def check_agreement(recipe: Recipe) -> None:
         if ours != theirs:
             raise UserError(f"discriminator.channels: {theirs}, but the generator makes images of {ours}")
     if recipe.keep.best:
-        if recipe.data.validation is None:
-            raise UserError(f"keep.best: '{recipe.keep.best}' is measured on data.validation, which is none")
         known = [f"{name}{kind}" for name in plugins.names("sr_dist.eval.metrics") for kind in ("_y", "_rgb")]
         if recipe.keep.best not in known:
             raise UserError(f"keep.best: no metric '{recipe.keep.best}'{nearest(recipe.keep.best, known)}")
@@ -299,6 +298,11 @@ def complete(recipe: Recipe) -> Recipe:
             update[key] = whole
         if key == "objective":
             _check_phases(recipe, module.Objective.phases)
+        if hasattr(module, "check"):  # what the part asks of the rest of the recipe
+            module.check(options, recipe)
+    for module, term, _ in content_terms(recipe):
+        if hasattr(module, "check"):
+            module.check(term, recipe)
     return recipe.model_copy(update=update)
 
 
@@ -315,10 +319,34 @@ def _with_typed_content(part: Part) -> Part:
 
 def find_weights(recipe: Recipe) -> None:
     """Published files that the content terms need are here, or fetched where that is allowed."""
-    for name, (_, options) in content_parts(recipe.objective.options.get("content", {"l1": "1"})).items():
-        module, term = plugins.resolve(PACKAGES["content"], name, options, f"objective.content.{name}")
+    for module, term, key in content_terms(recipe):
         for file in module.files(term) if hasattr(module, "files") else ():
-            pretrained.find(file, f"objective.content.{name}", download=recipe.allow_download)
+            pretrained.find(file, key, download=recipe.allow_download)
+
+
+def content_terms(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
+    """(module, typed options, key) of every content term."""
+    for name, (_, options) in content_parts(recipe.objective.options.get("content", {"l1": "1"})).items():
+        key = f"objective.content.{name}"
+        yield *plugins.resolve(PACKAGES["content"], name, options, key), key
+
+
+def check_backend(recipe: Recipe, *, zero_stage: int, cuda: bool, ranks: int) -> None:
+    """Refuses parts that cannot run under what the launcher asks for; each part states it in its `refuses`."""
+    for key, part in recipe.parts().items():
+        module, options = plugins.resolve(PACKAGES[key.split(".")[-1]], part.name, part.options, key)
+        stage = (recipe.zero.discriminator or zero_stage) if key == "discriminator" and zero_stage else zero_stage
+        reason = module.refuses(options, zero_stage=stage, cuda=cuda, ranks=ranks) if hasattr(module, "refuses") else None
+        if reason:
+            raise UserError(f"{key}: '{part.name}': {reason}")
+
+
+def refuse_classes(recipe: Recipe) -> None:
+    """For objectives that do not train a critic's class head: idle parameters stop DDP."""
+    if recipe.discriminator and str(recipe.discriminator.options.get("classes", "none")) not in ("none", "null", "None"):
+        raise UserError(
+            f"discriminator.classes: the objective '{recipe.objective.name}' trains no class head; say none, or use srugan"
+        )
 
 
 def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:

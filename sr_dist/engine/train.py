@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sr_dist import config, recipe
@@ -16,6 +17,7 @@ def train(chosen: Recipe, dry_run: bool = False) -> None:
     if dry_run:
         print(config.text(chosen), end="")
         return
+    check_launch(chosen)
     recipe.find_weights(chosen)
     lock = run_folder.claim(chosen.folder)
     run_folder.check_recipe(chosen.folder, chosen)
@@ -39,3 +41,16 @@ def train(chosen: Recipe, dry_run: bool = False) -> None:
     finish(run, done)
     if lock:
         lock.close()
+
+
+def check_launch(chosen: Recipe) -> None:
+    """The recipe can run under what the launcher asks for."""
+    import torch
+
+    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    recipe.check_backend(
+        chosen,
+        zero_stage=int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if zero else 0,
+        cuda=torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1"),
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+    )

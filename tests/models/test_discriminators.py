@@ -7,7 +7,12 @@ from sr_dist import plugins
 from sr_dist.batch import Verdict
 
 PACKAGE = "sr_dist.models.discriminators"
-SMALL = {"acgan": {"widths": (8, 8, 12), "features": 16}}
+SMALL = {
+    "acgan": {"widths": (8, 8, 12), "features": 16},
+    "patch": {"widths": (8, 12)},
+    "srgan_vgg": {"width": 8, "features": 16, "pooling": True},
+    "unet_sn": {"width": 8},
+}
 SIZES = [(1, 1), (1, 7), (5, 3), (17, 16), (33, 40)]
 NAMES = plugins.names(PACKAGE)
 

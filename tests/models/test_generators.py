@@ -10,7 +10,13 @@ from sr_dist.errors import UserError
 from sr_dist.resize import imresize
 
 PACKAGE = "sr_dist.models.generators"
-SMALL = {"srugan": {"widths": (8, 12), "num_blocks": 1, "num_dense_blocks": 1, "reduction": 4}}
+SMALL = {
+    "srugan": {"widths": (8, 12), "num_blocks": 1, "num_dense_blocks": 1, "reduction": 4},
+    "srcnn": {"widths": (8, 4)},
+    "srresnet": {"width": 8, "num_blocks": 2},
+    "msrresnet": {"width": 8, "num_blocks": 2},
+    "rrdb": {"width": 8, "num_blocks": 1, "growth": 4},
+}
 SIZES = [(1, 1), (1, 7), (5, 3), (17, 16)]
 
 

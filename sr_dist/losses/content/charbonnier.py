@@ -1,0 +1,27 @@
+"""E[sqrt((sr - hr)^2 + eps^2)], on [0, 1]: a smooth mean absolute difference. Of equal images it is eps, not zero."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from sr_dist.config import Settings
+
+
+class Config(Settings):
+    eps: Annotated[float, Field(gt=0)] = 1e-3
+
+
+def build(config: Config) -> nn.Module:
+    return Charbonnier(config.eps)
+
+
+class Charbonnier(nn.Module):
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        return ((sr.float() - hr.float()).square() + self.eps**2).sqrt().mean()

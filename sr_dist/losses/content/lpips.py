@@ -1,0 +1,90 @@
+"""LPIPS 0.1 as a loss: the distance of unit-length features, weighted as people judged it.
+
+    d = sum_l E_hw[w_l . (n(phi_l(sr)) - n(phi_l(hr)))^2],  n(x) = x / |x| over channels
+
+phi are AlexNet's or VGG16's features; w comes with the lpips package. Images are taken to [-1, 1]; grey ones count as three
+equal channels. The package's own forward has no finite gradient where all features of a place are zero.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sr_dist import pretrained
+from sr_dist.config import Settings
+from sr_dist.errors import UserError, first_line
+from sr_dist.recipe import Recipe
+
+FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
+SMALLEST = 31  # pixels: below, AlexNet's last pooling has nothing left
+
+
+class Config(Settings):
+    net: Literal["alex", "vgg"] = "alex"
+    weights: Literal["imagenet", "random"] = "imagenet"
+
+
+def build(config: Config) -> nn.Module:
+    return LPIPSDistance(config)
+
+
+def files(config: Config) -> list[str]:
+    """The published files that this term needs; they are looked for before anything starts."""
+    return [FILES[config.net]] if config.weights == "imagenet" else []
+
+
+def check(config: Config, recipe: Recipe) -> None:
+    if recipe.data.crop and recipe.data.crop < SMALLEST:
+        raise UserError(
+            f"objective.content.lpips: needs images of {SMALLEST} pixels or more, but data.crop is {recipe.data.crop}"
+        )
+
+
+class LPIPSDistance(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        from lpips import LPIPS
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision in its old way
+            metric = LPIPS(net=config.net, pnet_rand=True, verbose=False)  # else torchvision would download, unasked
+        if config.weights == "imagenet":
+            _load(metric.net, config.net)
+        else:
+            logging.getLogger("sr_dist").warning("the lpips term has RANDOM features: good for trying the machinery only")
+        self.scale, self.features, self.lins = metric.scaling_layer, metric.net, metric.lins
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> LPIPSDistance:
+        return super().train(False)  # frozen for good
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        if min(sr.shape[-2:]) < SMALLEST:
+            height, width = sr.shape[-2:]
+            raise UserError(f"objective.content.lpips: needs images of {SMALLEST} pixels or more, not {height} x {width}")
+        with torch.autocast(sr.device.type, enabled=False):  # squares of small differences of unit vectors
+            with torch.no_grad():
+                wanted = self._unit_features(hr)
+            pairs = zip(self.lins, self._unit_features(sr), wanted, strict=True)
+            return torch.stack([weigh((found - there).square()).mean() for weigh, found, there in pairs]).sum()
+
+    def _unit_features(self, images: Tensor) -> list[Tensor]:
+        x = images.float().expand(-1, 3, -1, -1) * 2 - 1
+        levels = self.features(self.scale(x))
+        return [x / (x.square().sum(1, keepdim=True) + 1e-20).sqrt() for x in levels]  # (B, C, h, w)
+
+
+def _load(network: nn.Module, net: str) -> None:
+    """torchvision's `features.N` into the package's `slice1.N`, `slice2.N`, ..."""
+    key = "objective.content.lpips"
+    path = pretrained.find(FILES[net], key)
+    try:
+        published = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict({name: published[f"features.{name.split('.', 1)[1]}"] for name in network.state_dict()})
+    except Exception as problem:
+        raise UserError(f"{key}: '{path}' is no file of {net} weights: {first_line(problem)}") from None

@@ -1,0 +1,21 @@
+"""Total variation of sr alone, on [0, 1]: E|x[i+1, j] - x[i, j]| + E|x[i, j+1] - x[i, j]|. It knows nothing of hr."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sr_dist.config import Settings
+
+
+class Config(Settings):
+    pass
+
+
+def build(config: Config) -> nn.Module:
+    return TotalVariation()
+
+
+class TotalVariation(nn.Module):
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        down, across = sr.float().diff(dim=-2).abs(), sr.float().diff(dim=-1).abs()
+        return down.sum() / max(down.numel(), 1) + across.sum() / max(across.numel(), 1)

@@ -1,0 +1,62 @@
+"""The critic of the digits study: four stages of a convolution and a halving one, then a logit for every patch.
+
+Fully convolutional: no dense layer, no sigmoid, any input size. A logit sees 93 pixels of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sr_dist.batch import Verdict
+from sr_dist.config import Settings, Whole
+from sr_dist.models import limits
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Config(Settings):
+    channels: Annotated[Literal[1, 3], Whole] = 3
+    widths: tuple[Positive, ...] = (64, 128, 256, 512)  # of the stages
+    norm: Literal["batch", "none"] = "batch"  # none: for CPU ranks, and for the same run on any number of them
+
+
+def build(config: Config, scale: int) -> nn.Module:
+    return PatchCritic(config)
+
+
+def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
+    return limits.batch_norm(cuda, ranks) if config.norm == "batch" else None
+
+
+class PatchCritic(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.stages = stages(config.channels, config.widths, config.norm == "batch")
+        self.logit = nn.Conv2d(config.widths[-1], 1, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Verdict:
+        logits = self.logit(self.stages(images * 2 - 1))  # (B, 1, H / 16, W / 16)
+        return Verdict(logits.squeeze(1), None)
+
+
+def stages(channels: int, widths: Sequence[int], normed: bool) -> nn.Sequential:
+    """SRGAN's convolutions: per width one, and one that halves the size. The first sees the image and is not normalised."""
+    layers: list[nn.Module] = []
+    for inside, width in zip([channels, *widths], widths, strict=False):
+        layers += [Layer(inside, width, 1, normed and bool(layers)), Layer(width, width, 2, normed)]
+    return nn.Sequential(*layers)
+
+
+class Layer(nn.Module):
+    def __init__(self, inside: int, width: int, stride: int, normed: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inside, width, 3, stride, padding=1)
+        self.norm = nn.BatchNorm2d(width) if normed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(x)), 0.2)

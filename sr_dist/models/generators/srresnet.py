@@ -1,0 +1,86 @@
+"""SRResNet, the generator of SRGAN: residual blocks with batch normalisation and PReLU, then pixel shuffle.
+
+With 16 blocks it has 1,549,462 parameters at x4: every PReLU has one slope. Images are [0, 1] on both sides; where the paper
+says that HR is in [-1, 1], that is the range of its MSE.
+
+Tensors: conv_first, act_first; body.{i}.conv1, bn1, act, conv2, bn2; conv_body, bn_body; upsample.{u}.conv, act; conv_last.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sr_dist.config import Settings, Whole
+from sr_dist.errors import UserError
+from sr_dist.models import limits
+
+Positive = Annotated[int, Field(gt=0)]
+DOUBLINGS = {2: 1, 4: 2, 8: 3}
+
+
+class Config(Settings):
+    channels: Annotated[Literal[1, 3], Whole] = 3
+    num_blocks: Positive = 16
+    width: Positive = 64
+    output: Literal["linear", "tanh"] = "linear"  # tanh: (tanh + 1) / 2, as some published weights were trained
+
+
+def build(config: Config, scale: int) -> nn.Module:
+    if scale not in DOUBLINGS:
+        raise UserError(f"scale: the generator 'srresnet' enlarges by 2, 4 or 8, not {scale}")
+    return SRResNet(config, scale)
+
+
+def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
+    return limits.batch_norm(cuda, ranks)
+
+
+class SRResNet(nn.Module):
+    def __init__(self, config: Config, scale: int) -> None:
+        super().__init__()
+        self.output = config.output
+        width = config.width
+        self.conv_first = nn.Conv2d(config.channels, width, 9, padding=4)
+        self.act_first = nn.PReLU()
+        self.body = nn.Sequential(*(Block(width) for _ in range(config.num_blocks)))
+        self.conv_body = nn.Conv2d(width, width, 3, padding=1)
+        self.bn_body = nn.BatchNorm2d(width)
+        self.upsample = nn.Sequential(*(Double(width) for _ in range(DOUBLINGS[scale])))
+        self.conv_last = nn.Conv2d(width, config.channels, 9, padding=4)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """(B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)."""
+        shallow = self.act_first(self.conv_first(lr))  # (B, width, h, w)
+        features = shallow + self.bn_body(self.conv_body(self.body(shallow)))
+        sr = self.conv_last(self.upsample(features))
+        return (torch.tanh(sr) + 1) / 2 if self.output == "tanh" else sr
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act = nn.PReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+
+
+class Double(nn.Module):
+    """Twice the size by pixel shuffle."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 4 * width, 3, padding=1)
+        self.act = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(F.pixel_shuffle(self.conv(x), 2))

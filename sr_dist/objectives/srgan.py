@@ -1,0 +1,65 @@
+"""SRGAN: a content loss and a critic that tells real images from restored ones.
+
+    critic minimises     -E[log D(hr)] - E[log(1 - D(sr))]
+    generator minimises  L_content + 1e-3 (-E[log D(sr)]),   D = sigmoid(C)
+
+The paper's sums over samples are means over the global batch here. `form` puts other losses in the logarithms' place:
+
+    least_squares        critic  E[(C(hr) - 1)^2] + E[C(sr)^2]                     generator  E[(C(sr) - 1)^2]
+    hinge                critic  E[max(0, 1 - C(hr))] + E[max(0, 1 + C(sr))]       generator  -E[C(sr)]
+
+`r1_weight` adds that much of E[|dC(hr)/dhr|^2] to the critic's loss, in every step (the gamma / 2 of the R1 paper).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from sr_dist.batch import Batch
+from sr_dist.config import Settings
+from sr_dist.losses.adversarial import FORMS, FormName, r1_penalty, r1_refuses
+from sr_dist.losses.terms import ContentTerms
+from sr_dist.recipe import Recipe, refuse_classes
+
+
+class Config(Settings):
+    content: dict[str, Any] = {"vgg": {"weight": 1.0, "layers": "conv5_4"}}
+    form: FormName = "standard"
+    adversarial_weight: float = 1e-3
+    r1_weight: Annotated[float, Field(ge=0)] = 0.0
+
+
+def check(config: Config, recipe: Recipe) -> None:
+    refuse_classes(recipe)
+
+
+def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
+    return r1_refuses(config.r1_weight, zero_stage)
+
+
+class Objective(nn.Module):
+    phases = ("generator", "discriminator")
+    validation = "restoration"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.form = config, FORMS[config.form]
+        self.content = ContentTerms(config.content)
+
+    def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
+        return generator(batch.lr)
+
+    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+        fake = discriminator(sr).realness
+        return {**self.content(sr, batch.hr), "adversarial": self.config.adversarial_weight * self.form.fool(fake)}
+
+    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+        hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
+        real, fake = discriminator(hr).realness, discriminator(sr).realness
+        terms = {"real": self.form.real(real), "fake": self.form.fake(fake)}
+        if self.config.r1_weight:
+            terms["r1"] = self.config.r1_weight * r1_penalty(real, hr)
+        return terms

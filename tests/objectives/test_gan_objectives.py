@@ -1,0 +1,198 @@
+"""SRGAN and ESRGAN against naive transcriptions of their formulas: sums over samples, sigmoids and logarithms, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sr_dist import plugins, recipe
+from sr_dist.batch import Batch, Verdict
+from sr_dist.errors import UserError
+
+CONTENT = {"mse": {"weight": 2.0, "range": "-1..1"}}
+
+
+class Critic(nn.Module):
+    def __init__(self, patches: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.conv = nn.Conv2d(3, 1, 5).double()
+        self.patches = patches
+
+    def forward(self, images: Tensor) -> Verdict:
+        logits = 2 * torch.tanh(self.conv(images)).squeeze(1) - 0.3
+        return Verdict(logits if self.patches else logits.sum((1, 2)) / 4, None)
+
+
+def a_batch() -> tuple[Batch, Tensor]:
+    draw = torch.Generator().manual_seed(2)
+    hr, sr, lr = (torch.rand(4, 3, size, size, generator=draw, dtype=torch.float64) for size in (8, 8, 4))
+    return Batch(lr, hr, torch.full((4,), -1), ("a", "b", "c", "d")), sr.requires_grad_()
+
+
+def objective(name: str, **options):
+    module, config = plugins.resolve("sr_dist.objectives", name, {"content": CONTENT, **options}, "objective")
+    return module.Objective(config)
+
+
+def average(values) -> Tensor:
+    return sum(values) / len(values)
+
+
+def probability(logit: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-logit))
+
+
+# Every formula: (real logits, fake logits) -> (critic's real term, critic's fake term, generator's term)
+
+
+def standard(real, fake):
+    return (
+        average([-torch.log(probability(c)) for c in real]),
+        average([-torch.log(1 - probability(c)) for c in fake]),
+        average([-torch.log(probability(c)) for c in fake]),
+    )
+
+
+def least_squares(real, fake):
+    return average([(c - 1) ** 2 for c in real]), average([c**2 for c in fake]), average([(c - 1) ** 2 for c in fake])
+
+
+def hinge(real, fake):
+    return average([max(0 * c, 1 - c) for c in real]), average([max(0 * c, 1 + c) for c in fake]), average([-c for c in fake])
+
+
+def relativistic(real, fake):
+    def d_ra(a: Tensor, others) -> Tensor:
+        return probability(a - average(others))
+
+    return (
+        average([-torch.log(d_ra(c, fake)) for c in real]),
+        average([-torch.log(1 - d_ra(c, real)) for c in fake]),
+        average([-torch.log(1 - d_ra(c, fake)) for c in real]) + average([-torch.log(d_ra(c, real)) for c in fake]),
+    )
+
+
+CASES = [
+    ("srgan", {}, standard, 1e-3, 1),
+    ("srgan", {"form": "least_squares", "adversarial_weight": 0.3}, least_squares, 0.3, 1),
+    ("srgan", {"form": "hinge", "adversarial_weight": 0.2}, hinge, 0.2, 1),
+    ("esrgan", {}, relativistic, 5e-3, 1),
+    ("esrgan", {"batch_mean": "local"}, relativistic, 5e-3, 1),
+    ("esrgan", {"halved": True}, relativistic, 5e-3, 0.5),
+]
+
+
+def logits(critic: nn.Module, images: Tensor) -> list[Tensor]:
+    return list(critic(images).realness.flatten())
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize(("name", "options", "formula", "weight", "factor"), CASES)
+def test_the_generators_loss_and_gradient_are_the_papers(name, options, formula, weight, factor, patches):
+    (batch, sr), critic = a_batch(), Critic(patches)
+    terms = objective(name, **options).generator_loss(critic.requires_grad_(False), batch, sr)
+    content = 2 * average([((2 * a - 1) - (2 * b - 1)) ** 2 for a, b in zip(sr.flatten(), batch.hr.flatten(), strict=True)])
+    adversarial = weight * factor * formula(logits(critic, batch.hr), logits(critic, sr))[2]
+    assert set(terms) == {"mse", "adversarial"}
+    for found, expected in ((terms["mse"], content), (terms["adversarial"], adversarial)):
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+        here, there = (torch.autograd.grad(value, sr, retain_graph=True)[0] for value in (found, expected))
+        torch.testing.assert_close(here, there, rtol=0, atol=1e-6 * there.abs().max().item())
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize(("name", "options", "formula", "weight", "factor"), CASES)
+def test_the_critics_loss_and_gradient_are_the_papers(name, options, formula, weight, factor, patches):
+    (batch, sr), critic = a_batch(), Critic(patches)
+    terms = objective(name, **options).discriminator_loss(critic, batch, sr.detach())
+    real, fake, _ = formula(logits(critic, batch.hr), logits(critic, sr.detach()))
+    assert set(terms) == {"real", "fake"}
+    for found, expected in ((terms["real"], factor * real), (terms["fake"], factor * fake)):
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+        here, there = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(value, critic.parameters(), retain_graph=True)])
+            for value in (found, expected)
+        )
+        torch.testing.assert_close(here, there, rtol=0, atol=1e-6 * there.abs().max().item())
+
+
+@pytest.mark.parametrize(("name", "options", "formula", "weight", "factor"), CASES)
+def test_a_small_step_of_the_generator_raises_what_the_critic_says_of_it(name, options, formula, weight, factor):
+    (batch, sr), critic = a_batch(), Critic()
+    (gradient,) = torch.autograd.grad(objective(name, **options).generator_loss(critic, batch, sr)["adversarial"], sr)
+    assert critic(sr - 1e-3 * gradient / gradient.norm()).realness.mean() > critic(sr).realness.mean()
+
+
+def test_both_terms_of_the_relativistic_generator_loss_have_a_gradient():
+    """The term of the real images reaches sr through E[C(sr)] alone; without it the gradient is another."""
+    (batch, sr), critic = a_batch(), Critic()
+    real, fake = critic(batch.hr).realness.detach(), critic(sr).realness
+    through_the_mean = torch.nn.functional.softplus(real - fake.mean()).mean()
+    (part,) = torch.autograd.grad(through_the_mean, sr, retain_graph=True)
+    assert part.abs().max() > 0
+    (whole,) = torch.autograd.grad(objective("esrgan").generator_loss(critic, batch, sr)["adversarial"], sr)
+    (rest,) = torch.autograd.grad(torch.nn.functional.softplus(-(fake - real.mean())).mean(), sr)
+    torch.testing.assert_close(whole, 5e-3 * (part + rest), rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("name", ["srgan", "esrgan"])
+def test_r1_is_the_squared_norm_of_the_critics_gradient_on_real_images(name, patches):
+    (batch, sr), critic = a_batch(), Critic(patches)
+    terms = objective(name, r1_weight=5.0).discriminator_loss(critic, batch, sr.detach())
+    norms = []
+    for image in batch.hr:
+        x = image[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(x).realness.mean(), x, create_graph=True)
+        norms.append((gradient**2).sum())
+    expected = 5 * average(norms)
+    assert terms["r1"].item() == pytest.approx(expected.item(), rel=1e-6)
+    here, there = (torch.autograd.grad(value, critic.conv.weight, retain_graph=True)[0] for value in (terms["r1"], expected))
+    torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-9)
+    assert not batch.hr.requires_grad
+
+
+@pytest.mark.parametrize("name", ["srgan", "esrgan"])
+def test_r1_says_that_it_does_not_run_under_zero(name):
+    module, config = plugins.resolve("sr_dist.objectives", name, {"r1_weight": "5"}, "objective")
+    assert module.refuses(config, zero_stage=0, cuda=True, ranks=8) is None
+    assert "double backward" in module.refuses(config, zero_stage=1, cuda=True, ranks=8)
+    assert module.refuses(module.Config(), zero_stage=3, cuda=True, ranks=8) is None
+
+
+def test_defaults_are_the_papers():
+    _, srgan = plugins.resolve("sr_dist.objectives", "srgan", {}, "objective")
+    assert (srgan.form, srgan.adversarial_weight, srgan.r1_weight) == ("standard", 1e-3, 0.0)
+    assert srgan.content == {"vgg": {"weight": 1.0, "layers": "conv5_4"}}
+    _, esrgan = plugins.resolve("sr_dist.objectives", "esrgan", {}, "objective")
+    assert (esrgan.adversarial_weight, esrgan.batch_mean, esrgan.halved) == (5e-3, "global", False)
+    assert esrgan.content["l1"] == 1e-2
+    assert esrgan.content["vgg"] == {"weight": 1.0, "layers": "conv5_4", "activated": False, "distance": "l1", "divide": 1.0}
+
+
+# ---- what an objective asks of the rest of the recipe
+
+ESRGAN = {"objective": {"name": "esrgan", "content": {"l1": 1.0}}, "discriminator": {"name": "patch", "widths": [8, 8]}}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"accumulate": "2"}, r"^objective\.batch_mean: global cannot span the 2 micro-batches"),
+        ({"data.crop": "none"}, r"^objective\.batch_mean: global cannot span whole images"),
+        ({"discriminator.name": "acgan", "discriminator.classes": "3"}, r"^discriminator\.classes: .*no class head"),
+        ({"discriminator.name": "srgan_vgg"}, r"^discriminator\.crop: .* 96, but data\.crop is 16; "),
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_be_right_are_refused(write_recipe, options, said):
+    critic = {} if "discriminator.name" in options else {"widths": [8, 8]}
+    parts = {**ESRGAN, "discriminator": {"name": "patch", **critic}}
+    with pytest.raises(UserError, match=said):
+        recipe.complete(recipe.load(write_recipe(**parts), options))
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": "2", "objective.batch_mean": "local"}])
+def test_recipes_that_are_right_are_not(write_recipe, options):
+    assert recipe.complete(recipe.load(write_recipe(**ESRGAN), options)).objective.options["halved"] is False
