@@ -14,15 +14,27 @@ from safetensors.torch import load_file
 BATCH, STEPS = 8, 5
 TINY = "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1, skip: bicubic}"
 CRITIC = "{name: acgan, classes: manifest, widths: [8, 12], features: 16}"
+PLAIN = "{name: msrresnet, width: 8, num_blocks: 1}"  # no normalisation
+PATCH = "{name: patch, widths: [8, 12], norm: none}"
 OBJECTIVES = {
     "pixel": {"discriminator": "none", "objective": "{name: pixel, content: {l1: 1.0}}"},
     "srugan": {"discriminator": CRITIC, "objective": "{name: srugan, content: {mse: 1.0}, adversarial_weight: 0.1}"},
+    "srgan": {
+        "generator": PLAIN,
+        "discriminator": PATCH,
+        "objective": "{name: srgan, content: {mse: 1.0}, adversarial_weight: 0.1}",
+    },
+    "esrgan": {
+        "generator": PLAIN,
+        "discriminator": PATCH,
+        "objective": "{name: esrgan, content: {l1: 1.0}, adversarial_weight: 0.1, batch_mean: global}",
+    },
 }
 FAULTS = ("critic not frozen", "gradients not reduced", "loss not divided")
 
 
 def job(shards: Path, runs: Path, objective: str, accumulate: int, optimizer: str, fault: str | None = None) -> dict:
-    rate = 0.1 if optimizer == "sgd" else 1e-3
+    rate = (1.0 if PLAIN in OBJECTIVES[objective].values() else 0.1) if optimizer == "sgd" else 1e-3
     options = {
         "name": f"{objective}-{accumulate}-{optimizer}" + (f"-{fault.replace(' ', '-')}" if fault else ""),
         "runs": runs, "data.train": shards, "data.validation": "none", "steps": STEPS, "data.batch": BATCH, "data.crop": 32,
