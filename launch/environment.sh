@@ -3,7 +3,8 @@
 prepare() {
   local extra=${1:-}
   if [ -n "${SR_DIST_PYTHON:-}" ]; then
-    PYTHON=$SR_DIST_PYTHON
+    PYTHON=$(command -v "$SR_DIST_PYTHON") || { echo "error: SR_DIST_PYTHON: no '$SR_DIST_PYTHON'" >&2; return 2; }
+    case $PYTHON in /*) ;; *) PYTHON=$PWD/$PYTHON ;; esac
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"   # this checkout, whatever else is installed there
     return
   fi
@@ -12,7 +13,7 @@ prepare() {
   wanted=$(cksum "$ROOT/pyproject.toml")
   [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   echo "installing into .venv (several GB at first; some minutes)"
-  [ -x "$PYTHON" ] || "$(base_python)" -m venv "$ROOT/.venv"
+  "$PYTHON" -m pip --version >/dev/null 2>&1 || "$(base_python)" -m venv --clear "$ROOT/.venv"
   "$PYTHON" -m pip install --quiet --disable-pip-version-check -e "$ROOT${extra:+[$extra]}"
   echo "$wanted" >"$stamp"
 }

@@ -22,7 +22,7 @@ folder() {  # RECIPE [--key=value ...] -> its run folder
 stage() {  # RECIPE [--key=value ...]
   local run
   run=$(folder "$@")
-  if [ -e "$run/DONE" ]; then
+  if [ -e "$run/DONE" ] && [[ " $* " != *" --steps="* ]]; then
     echo "$run is done"
   else
     "$python" -m accelerate.commands.launch "${launch[@]}" -m sr_dist.train "$@"

@@ -14,7 +14,8 @@
   --on_bad=skip      or `fail`: stop at the first image that cannot be a sample
   --tile=96 --stride=96   (sample_photos) pixels per tile, and from tile to tile
 
-The bytes of images are kept as they are. The same input and options give the same bytes. Inputs that cannot become
+JPEG, PNG and WebP images become samples: RGB, grey, with or without alpha, 16-bit grey. Palette, CMYK and other formats
+are rejected. The bytes of images are kept as they are. The same input and options give the same bytes. Inputs that cannot become
 samples are counted and listed with their reason in OUT/rejects.jsonl.
 """
 
@@ -56,6 +57,8 @@ def main(words: door.Words, options: door.Options) -> None:
 def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifest:
     shared = {key: value for key, value in options.items() if key in Build.model_fields}
     own = {key: value for key, value in options.items() if key not in shared}
+    if "." not in source and source not in plugins.names(SOURCES):
+        raise UserError(f"SOURCE: no '{source}'{nearest(source, plugins.names(SOURCES))}")
     module, _ = plugins.resolve(SOURCES, source, {}, "SOURCE")
     for key in own:
         if key not in module.Config.model_fields:
@@ -63,6 +66,13 @@ def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifes
                 f"{key}: unknown option of '{source}'{nearest(key, [*Build.model_fields, *module.Config.model_fields])}"
             )
     chosen = config.typed(Build, shared)
+    name = chosen.name or out.resolve().name
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"name: '{name}' cannot begin the names of shards")
+    if not root:
+        raise UserError("INPUT: is empty")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"OUT: '{out}' is a file; shards need a folder")
     listing = module.listing(root, config.typed(module.Config, own))
     if not listing.items:
         raise UserError(f"INPUT: no images in '{root}'")
@@ -74,7 +84,10 @@ def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifes
 def _write(out: Path, listing: Any, read: Any, chosen: Build, source: dict[str, Any]) -> Manifest:
     from shards.writer import Limits, write_shard
 
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"OUT: '{out}' cannot be made: {problem.strerror}") from None
     count = len(listing.items)
     order = permutation(count, chosen.seed, 0, use=0)
     num_shards = -(-count // chosen.per_shard)
@@ -82,12 +95,8 @@ def _write(out: Path, listing: Any, read: Any, chosen: Build, source: dict[str, 
     written = []
     for number in range(num_shards):
         items = [listing.items[i] for i in order[slice_of(share(count, num_shards, number))]]
-        shard = write_shard(
-            out, f"{name}-{number:06d}.tar", items, read, len(listing.attributes), Limits(min_side=chosen.min_side)
-        )
-        if shard.rejects and chosen.on_bad == "fail":
-            bad = shard.rejects[0]
-            raise UserError(f"on_bad: '{bad['path']}' ({bad['key']}): {bad['reason']}")
+        limits = Limits(min_side=chosen.min_side, stop_at_first=chosen.on_bad == "fail")
+        shard = write_shard(out, f"{name}-{number:06d}.tar", items, read, len(listing.attributes), limits)
         written.append(shard)
     rejects = [reject for shard in written for reject in shard.rejects]
     write_whole(out / "rejects.jsonl", "".join(json.dumps(reject) + "\n" for reject in rejects).encode())

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import io
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
 from sr_dist import config, door
 from sr_dist.config import Settings
-from sr_dist.data.format import MODES, Index, Shards, open_shards
+from sr_dist.data.format import MODES, Index, ShardError, Shards, open_shards
+from sr_dist.errors import UserError, first_line
 
 LARGEST, WORDS = 160, 16  # pixels of a cell's picture, and of the line below it
 
@@ -56,9 +59,14 @@ def summary(shards: Shards, indexes: list[Index]) -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(shards: Shards, indexes: list[Index], num: int, path: Path) -> None:
-    from PIL import Image, ImageDraw, ImageFont
+def seen(image: Image.Image) -> Image.Image:
+    """The image in 8 bits and colours, as a screen shows it."""
+    if image.mode.startswith("I"):
+        image = image.point(lambda level: level / 257).convert("L")
+    return image.convert("RGB")
 
+
+def contact_sheet(shards: Shards, indexes: list[Index], num: int, path: Path) -> None:
     places = [(shard, row) for shard, index in enumerate(indexes) for row in range(len(index))]
     chosen = [places[i] for i in np.linspace(0, len(places) - 1, min(num, len(places))).astype(int)]
     columns = min(8, max(1, int(np.ceil(np.sqrt(len(chosen))))))
@@ -70,15 +78,21 @@ def contact_sheet(shards: Shards, indexes: list[Index], num: int, path: Path) ->
         index = indexes[shard]
         with open(shards.paths()[shard], "rb") as tar:
             tar.seek(int(index["hr_offset"][row]))
-            image = Image.open(io.BytesIO(tar.read(int(index["hr_bytes"][row])))).convert("RGB")
+            data = tar.read(int(index["hr_bytes"][row]))
+        if zlib.crc32(data) != int(index["hr_crc32"][row]):
+            raise ShardError(f"'{shards.paths()[shard]}': '{index['key'][row].decode()}' does not match its checksum")
+        image = seen(Image.open(io.BytesIO(data)))
         image.thumbnail((side, side))
         left, top = 4 + cell % columns * (side + 4), 4 + cell // columns * (side + WORDS + 4)
         sheet.paste(image, (left, top))
         label = int(index["class"][row])
         words = f"{shards.manifest.classes[label]}" if 0 <= label < len(shards.manifest.classes) else index["key"][row].decode()
         pen.text((left, top + side + 1), words[:26], (40, 40, 40), font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except (OSError, ValueError) as problem:
+        raise UserError(f"picture: '{path}' cannot be written: {first_line(problem)}") from None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from shards.items import Item
 from sr_dist.data.format import MODES, ShardEntry, attribute_bits, content_hash, index_bytes, index_name, member_header
+from sr_dist.errors import UserError, first_line
 from sr_dist.files import write_whole
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -32,6 +33,7 @@ class Rejected(Exception):
 class Limits:
     min_side: int = 1
     max_pixels: int = 200_000_000
+    stop_at_first: bool = False  # rejected input
 
 
 @dataclass
@@ -68,6 +70,8 @@ def write_shard(
                     data = read(item)
                     row = describe(data, limits)
                 except (Rejected, OSError) as problem:
+                    if limits.stop_at_first:
+                        raise UserError(f"on_bad: '{item.path}' ({item.key}): {problem}") from None
                     rejects.append({"key": item.key, "path": item.path, "reason": str(problem)})
                     continue
                 row["hr_offset"] = add(f"{item.key}.{row.pop('suffix')}", data)
@@ -96,8 +100,10 @@ def describe(data: bytes, limits: Limits) -> dict[str, Any]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind, mode, (width, height) = image.format or "?", image.mode, image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as problem:
-        raise Rejected(f"not an image: {str(problem).replace(repr(io.BytesIO), 'the file')[:120]}") from None
+    except UnidentifiedImageError:
+        raise Rejected("not an image that Pillow knows") from None
+    except (OSError, SyntaxError, ValueError) as problem:
+        raise Rejected(f"not an image: {first_line(problem)[:120]}") from None
     if kind not in FORMATS:
         raise Rejected(f"format {kind} is not one of {', '.join(FORMATS)}")
     if kind in ENDINGS and data.find(ENDINGS[kind], data.rfind(PIXELS[kind])) < 0:

@@ -58,7 +58,8 @@ def check(package: str, name: str, given: Mapping[str, Any], key: str) -> None:
     known = options(path)
     for option in given:
         if known is not None and option not in known:
-            raise UserError(f"{key}.{option}: unknown key{nearest(option, ['name', *known])}")
+            own = "weight" if ".content." in key else "name"  # the key beside the part's own options
+            raise UserError(f"{key}.{option}: unknown key{nearest(option, [own, *known])}")
 
 
 def resolve(package: str, name: str, given: Mapping[str, Any], key: str) -> tuple[ModuleType, Any]:

@@ -29,6 +29,7 @@ PACKAGES = {
 }
 
 BASELINES = ("nearest", "bilinear", "bicubic")
+PROTOCOLS = ("matlab-y", "basicsr", "rgb-float")
 
 Positive = Annotated[int, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -414,6 +415,10 @@ class Evaluation(Settings):
         """What can be said before torch is loaded."""
         if not self.methods:
             raise UserError("METHOD: name a run folder, a weights file, or bicubic")
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"protocol: no '{self.protocol}'{nearest(self.protocol, PROTOCOLS)}")
+        if self.out and Path(self.out).exists() and not Path(self.out).is_dir():
+            raise UserError(f"out: '{self.out}' is a file; a report needs a folder")
         if len(set(self.methods)) < len(self.methods):
             raise UserError(f"METHOD: '{','.join(self.methods)}' names a method twice")
         for name in self.methods:
@@ -423,3 +428,5 @@ class Evaluation(Settings):
         if not Path(self.data).exists() and "{" not in self.data:
             open_shards(self.data, "data")  # says what is missing, and the nearest name
         plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")
+        if self.scale is None and set(self.methods) <= set(BASELINES):
+            raise UserError("scale: no METHOD says it; give --scale=N")

@@ -102,6 +102,8 @@ class FolderImages:
             files, self.lr_files = high, [partners[p] for p in high]
         self.files = files[:limit]
         self.names = [str(p.relative_to(folder).with_suffix("")) for p in self.files]
+        if len(set(self.names)) < len(self.names):  # a.png beside a.jpg
+            self.names = [str(p.relative_to(folder)) for p in self.files]
         self._shapes: dict[int, tuple[int, int, bool]] = {}
 
     def shape(self, i: int) -> tuple[int, int, bool]:

@@ -43,7 +43,9 @@ def _pairs(run: Run) -> list[tuple[Tensor, Tensor]]:
     if run.validation is None:
         return [(batch.lr, batch.hr) for batch in run.stream.preview(COUNT)]
     pairs: list[tuple[Tensor, Tensor]] = []
-    for number in range(min(COUNT, len(run.validation))):
+    for number in range(len(run.validation)):
+        if len(pairs) >= COUNT:
+            break
         batch = run.validation[number]
         if isinstance(batch, Exception):
             raise batch

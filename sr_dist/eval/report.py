@@ -34,7 +34,7 @@ class Report:
 
     def tree(self) -> dict[str, Any]:
         lacking = {
-            f"{method}/{column}": "an image has no pixels left inside the border, or fewer than the window needs"
+            f"{method}/{column}": "an image is too small for border or window, or what the method made of it is not finite"
             for method, values in self.methods.items() for column, value in values.items() if value is None
         }  # fmt: skip
         return {
@@ -60,7 +60,7 @@ def write(out: Path, report: Report, batches: Batches, methods: Mapping[str, Ups
 
 def markdown(report: Report) -> str:
     """The table with its conditions; the best value of every column is bold."""
-    columns = [column for column in better() if any(values[column] is not None for values in report.methods.values())]
+    columns = list(better())
     lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for method, values in report.methods.items():
         cells = [_cell(column, values[column], report.methods) for column in columns]
@@ -152,7 +152,7 @@ def page(report: Report, shown: list[dict[str, Any]]) -> str:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(loader=PackageLoader("sr_dist.eval", "."), autoescape=select_autoescape(["html"], default=True))
-    columns = [column for column in better() if any(values[column] is not None for values in report.methods.values())]
+    columns = list(better())
     return environment.get_template("report.html").render(
         columns=columns,
         methods=report.methods,

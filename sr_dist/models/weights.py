@@ -13,12 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sr_dist import config, plugins
+from sr_dist import plugins
 from sr_dist.errors import UserError, nearest
 
 METADATA = "sr_dist"
 GENERATORS = "sr_dist.models.generators"
-DISCRIMINATORS = "sr_dist.models.discriminators"
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,3 @@ def initial(path: str, kind: str, key: str) -> tuple[dict[str, Tensor], Path]:
     place = Path(path)
     file = newest_weights(place, "generator.ema" if kind == "generator" else kind, key) if is_run(place) else place
     return read(file, key)[0], file
-
-
-def recipe_of(run: Path) -> dict[str, Any]:
-    return config.read(run / "recipe.yaml")
