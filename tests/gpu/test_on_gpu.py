@@ -1,0 +1,108 @@
+"""What only a CUDA device can show. Left out of every run without one: `pytest -m gpu` runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import DEMO, ROOT, losses
+
+pytestmark = pytest.mark.gpu
+STEPS = 6
+
+
+def train(shards: Path, runs: Path, name: str, *launcher: str, **more: object) -> Path:
+    options = {
+        "name": name, "runs": runs, "data.train": shards, "data.validation": shards, "data.validation_limit": 4, "steps": STEPS,
+        "data.batch": 8, "data.crop": 32, "data.workers": 0, "log_every": 1, "save_every": 3, "validate_every": 3, "log.wandb": "off",
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }  # fmt: skip
+    words = [sys.executable, *launcher, "-m", "sr_dist.train", str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "DS_ACCELERATOR")
+    }
+    environment = {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    answer = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-4000:]
+    assert (runs / name / "DONE").exists()
+    assert "(cuda)" in answer.stdout
+    return runs / name
+
+
+@pytest.fixture(scope="module")
+def exact(photo_shards, tmp_path_factory) -> Path:
+    """fp32 without TF32: what the others are held against."""
+    return train(photo_shards, tmp_path_factory.mktemp("exact"), "run", tf32="false")
+
+
+VARIANTS = {  # options, relative tolerance of the content loss
+    "tf32": ({"tf32": "true"}, 1e-2),
+    "bf16": ({"precision": "bf16"}, 5e-2),
+    "fp16": ({"precision": "fp16"}, 5e-2),
+    "compiled": ({"tf32": "false", "compile": "true"}, 1e-3),
+    "channels last": ({"tf32": "false", "channels_last": "true"}, 1e-3),
+    "activations made again": ({"tf32": "false", "checkpointing": "[dense*,encoder.*]"}, 1e-3),
+    "all at once": ({"precision": "bf16", "compile": "true", "channels_last": "true"}, 5e-2),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_train_like_plain_fp32(variant, photo_shards, tmp_path, exact):
+    options, tolerance = VARIANTS[variant]
+    run = train(photo_shards, tmp_path, "run", **options)
+    for ours, theirs in zip(losses(run), losses(exact), strict=True):
+        assert ours["loss/mse"] == pytest.approx(theirs["loss/mse"], rel=tolerance)
+
+
+def test_resumed_run_goes_on_as_the_whole_one(photo_shards, tmp_path, exact):
+    """The optimizer's counts of steps must come back to the device."""
+    train(photo_shards, tmp_path, "run", tf32="false", steps=3)
+    run = train(photo_shards, tmp_path, "run", tf32="false")
+    for ours, theirs in zip(losses(run), losses(exact), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_on_cuda(stage, photo_shards, tmp_path, exact):
+    configuration = str(ROOT / "launch" / "accelerate" / f"zero{stage}.yaml")
+    launcher = (
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        configuration,
+        "--num_processes",
+        "1",
+        "--main_process_port",
+        "0",
+    )
+    run = train(photo_shards, tmp_path, "run", *launcher, tf32="false")
+    for ours, theirs in zip(losses(run), losses(exact), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_nccl_in_one_process_and_synchronised_normalisation(photo_shards, tmp_path):
+    """A group of one: the collectives of a step, with a generator that has batch normalisation."""
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=1", "--master_port=0")
+    options = {"generator": "{name: srresnet, width: 16, num_blocks: 1}"}
+    train(photo_shards, tmp_path, "run", *launcher, **options)
+
+
+def test_skipping_is_decided_on_the_device():
+    """A fused optimizer leaves an update out when it is handed the flag, and counts no step."""
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
+    optimizer = torch.optim.Adam([weight], 0.1, fused=True)
+    weight.grad = torch.ones_like(weight)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.ones((), device="cuda")
+    optimizer.step()
+    assert weight.tolist() == [1, 1, 1]
+    optimizer.found_inf.zero_()
+    optimizer.step()
+    assert weight.tolist() == pytest.approx([0.9] * 3, rel=1e-4)
+    assert int(optimizer.state[weight]["step"]) == 1
