@@ -17,7 +17,8 @@ STEPS = 6
 def train(shards: Path, runs: Path, name: str, *launcher: str, **more: object) -> Path:
     options = {
         "name": name, "runs": runs, "data.train": shards, "data.validation": shards, "data.validation_limit": 4, "steps": STEPS,
-        "data.batch": 8, "data.crop": 32, "data.workers": 0, "log_every": 1, "save_every": 3, "validate_every": 3, "log.wandb": "off",
+        "data.batch": 8, "data.crop": 32, "data.workers": 0, "log_every": 1, "save_every": 3,
+        "validate_every": 3, "log.wandb": "off",
         **{key.replace("__", "."): value for key, value in more.items()},
     }  # fmt: skip
     words = [sys.executable, *launcher, "-m", "sr_dist.train", str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
