@@ -204,7 +204,9 @@ def load_without_data(path: str | Path, options: Mapping[str, str]) -> Recipe:
     try:
         return _with_classes(recipe, open_shards(recipe.data.train, "data.train"))
     except UserError as problem:
-        raise UserError(f"discriminator.classes: manifest, but {problem}; --discriminator.classes=N does without shards") from None
+        raise UserError(
+            f"discriminator.classes: manifest, but {problem}; --discriminator.classes=N does without shards"
+        ) from None
 
 
 def _stated(path: str | Path, options: Mapping[str, str]) -> Recipe:

@@ -209,7 +209,9 @@ def random_batch(chosen: Recipe, images: int, device: torch.device) -> Batch:
     channels, crop = int(chosen.generator.options.get("channels", 3)), chosen.data.crop
     assert crop
     layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
-    lr, hr = (torch.rand(images, channels, s, s, device=device).contiguous(memory_format=layout) for s in (crop // chosen.scale, crop))
+    lr, hr = (
+        torch.rand(images, channels, s, s, device=device).contiguous(memory_format=layout) for s in (crop // chosen.scale, crop)
+    )
     return Batch(lr, hr, torch.zeros(images, dtype=torch.long, device=device), ())
 
 
@@ -285,13 +287,24 @@ def table(asked: Recipe, gpus: int) -> dict[str, Any]:
         kept = max(activations(chosen, images).values())
         peak = measured(chosen, images)
     rows = {name: row(chosen, amounts, content, name, gpus) for name in BACKENDS}
+    refused = {name: reason for name, (stage, _) in BACKENDS.items() if (reason := refusal(chosen, stage, gpus))}
     return {
         "recipe": chosen.name, "gpus": gpus, "images": images, "crop": chosen.data.crop, "precision": chosen.precision,
         "parameters": {phase: sum(size.trained) + sum(size.frozen) for phase, size in amounts.items()},
         "backends": {name: {**found, "estimated": kept, "total": found["computed"] + kept} for name, found in rows.items()},
+        "refused": refused,
         "activations": estimates,
         "measured": peak,
     }  # fmt: skip
+
+
+def refusal(chosen: Recipe, stage: int, gpus: int) -> str | None:
+    """Why the recipe does not run so, if it does not."""
+    try:
+        recipe.check_backend(chosen, zero_stage=stage, cuda=True, ranks=gpus)
+    except UserError as problem:
+        return str(problem)
+    return None
 
 
 def said(found: dict[str, Any]) -> str:
@@ -306,6 +319,8 @@ def said(found: dict[str, Any]) -> str:
     for name, amounts in found["backends"].items():
         numbers = (amounts[key] for key in (*COLUMNS, "computed", "estimated", "total", "host"))
         lines.append(f"| {name} | " + " | ".join(mebibytes(number) for number in numbers) + " |")
+    for name, reason in found["refused"].items():
+        lines += ["", f"{name} is refused: {reason}"]
     phases = list(found["parameters"])
     lines += ["", f"| activations (estimated) | {' | '.join(f'step of the {phase}' for phase in phases)} |"]
     lines.append("|---" * (len(phases) + 1) + "|")
