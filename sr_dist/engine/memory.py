@@ -70,15 +70,15 @@ def slots(settings: Optimizer) -> int:
 def held(network: Sizes, states: int, stage: int, gpus: int, averaged: bool) -> dict[str, int]:
     """Bytes that a rank keeps of one network. `averaged`: it is the one whose EMA is kept (`ema.py`).
 
-    Stages 1 and 2 clone a rank's share of the weights as its masters, beside the whole weights; stage 3 trains its share
-    itself. The EMA is whole on every rank; under stage 3 a rank averages its share and has the whole copy besides, which
+    Every stage clones a rank's share of the weights as its masters. (Stage 3 means to spare that under fp32, but compares a
+    device with its name; seen in DeepSpeed 0.19.8.) The EMA is whole on every rank; under stage 3 a rank averages its share and has the whole copy besides, which
     `gather` fills for validation and saving.
     """
     trained, whole = sum(network.trained), network.whole
     if stage == 3:
         share = sum(-(-numbers // gpus) for numbers in network.trained)
         ours = share + sum(-(-numbers // gpus) for numbers in network.frozen)
-        found = {"weights": ours + network.statistics, "gradients": share, "optimizer": states * share, "ema": ours + whole}
+        found = {"weights": ours + network.statistics, "gradients": share, "optimizer": (1 + states) * share, "ema": ours + whole}
     elif stage:
         share = -(-trained // gpus)
         gradients = trained if stage == 1 else share
@@ -91,8 +91,8 @@ def held(network: Sizes, states: int, stage: int, gpus: int, averaged: bool) -> 
 def buffers(network: Sizes, zero: dict[str, Any], gpus: int, bf16: bool) -> int:
     """Bytes that the backend keeps for talking to the other ranks.
 
-    DDP: its buckets, as many as gradients. ZeRO: one bucket of a fixed size per network, two where sending overlaps with
-    computing; and under stage 3 the weights that are whole while they are used: all of them, for a network below its
+    DDP: its buckets, as many as gradients. ZeRO: one bucket of a fixed size, two under stage 2, where sending overlaps
+    with computing; and under stage 3 the weights that are whole while they are used: all of them, for a network below its
     `max_live_parameters` of 1e9 is not taken apart again before the step ends.
     """
     stage = zero["stage"]
@@ -108,6 +108,7 @@ def row(chosen: Recipe, networks: dict[str, Sizes], content: int, backend: str, 
     """Bytes per rank under one backend, by what they are for; `host` is in the machine's memory."""
     stage, offload = BACKENDS[backend]
     found = dict.fromkeys((*COLUMNS, "host"), 0) | {"content": content}
+    passing = 0
     for place, (phase, network) in enumerate(networks.items()):
         own = (chosen.zero.discriminator or stage) if phase == "discriminator" and stage else stage
         settings = chosen.optimizer_of(phase)
@@ -118,8 +119,11 @@ def row(chosen: Recipe, networks: dict[str, Sizes], content: int, backend: str, 
         if offload:  # masters, states, gradients, and the weights on their way back
             part["host"] = part["optimizer"] + part["gradients"] + FP32 * -(-sum(network.trained) // gpus)
             part["optimizer"] = part["gradients"] = 0
+        if own in (1, 2):  # these stages drop their buckets after each backward pass: one network's are there at a time
+            passing = max(passing, part.pop("buffers"))
         for name, amount in part.items():
             found[name] += amount
+    found["buffers"] += passing
     return found | {"computed": sum(found[name] for name in COLUMNS)}
 
 
