@@ -71,8 +71,8 @@ def held(network: Sizes, states: int, stage: int, gpus: int, averaged: bool) -> 
     """Bytes that a rank keeps of one network. `averaged`: it is the one whose EMA is kept (`ema.py`).
 
     Every stage clones a rank's share of the weights as its masters. (Stage 3 means to spare that under fp32, but compares a
-    device with its name; seen in DeepSpeed 0.19.8.) The EMA is whole on every rank; under stage 3 a rank averages its share and has the whole copy besides, which
-    `gather` fills for validation and saving.
+    device with its name; seen in DeepSpeed 0.19.8.) The EMA is whole on every rank; under stage 3 a rank averages its share
+    and has the whole copy besides, which `gather` fills for validation and saving.
     """
     trained, whole = sum(network.trained), network.whole
     if stage == 3:
