@@ -74,6 +74,14 @@ def flag(options: Options, name: str) -> bool:
     return text in ("true", "yes", "1")
 
 
+def count(options: Options, name: str, default: int) -> int:
+    """Takes a number from 1 up out of the options."""
+    text = options.pop(name, str(default))
+    if not re.fullmatch(r"0*[1-9][0-9]*", text):
+        raise UserError(f"{name}: '{text}' is not a whole number from 1 up")
+    return int(text)
+
+
 def none_left(options: Options, *known: str) -> None:
     """Refuses what no one has taken out of the options."""
     for name in options:

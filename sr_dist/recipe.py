@@ -190,12 +190,30 @@ class Recipe(Settings):
 
 def load(path: str | Path, options: Mapping[str, str]) -> Recipe:
     """A recipe file and `--key.sub=value` -> settings whose sections, names and data fit together."""
-    recipe = config.typed(Recipe, config.override(config.read(path), options))
-    check_names(recipe)
-    check_agreement(recipe)
+    recipe = _stated(path, options)
     recipe = _with_classes(recipe, open_shards(recipe.data.train, "data.train"))
     check_data(recipe)
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    return recipe
+
+
+def load_without_data(path: str | Path, options: Mapping[str, str]) -> Recipe:
+    """The same where the shards may be on another machine: enough to build the networks. Only `classes: manifest` needs them."""
+    recipe = _stated(path, options)
+    if not recipe.discriminator or str(recipe.discriminator.options.get("classes")) != "manifest":
+        return recipe
+    try:
+        return _with_classes(recipe, open_shards(recipe.data.train, "data.train"))
+    except UserError as problem:
+        raise UserError(
+            f"discriminator.classes: manifest, but {problem}; --discriminator.classes=N does without shards"
+        ) from None
+
+
+def _stated(path: str | Path, options: Mapping[str, str]) -> Recipe:
+    recipe = config.typed(Recipe, config.override(config.read(path), options))
+    check_names(recipe)
+    check_agreement(recipe)
     return recipe
 
 

@@ -33,7 +33,7 @@ HEAVY = {"torch", "torchvision", "webdataset", "deepspeed", "accelerate", "wandb
 
 
 def test_the_known_doors_are_found():
-    assert {"sr_dist.train", "sr_dist.evaluate", "shards.build", "shards.verify", "shards.show"} <= set(DOORS)
+    assert {"sr_dist.train", "sr_dist.evaluate", "sr_dist.bench", "shards.build", "shards.verify", "shards.show"} <= set(DOORS)
 
 
 @pytest.mark.parametrize("module", DOORS)
@@ -77,6 +77,10 @@ def test_mistakes_end_with_2_and_one_line_and_load_nothing_heavy(open_doors, wri
         ("sr_dist.train", [tiny, "8"], ["'8' is one word too many"]),
         ("sr_dist.train", [tiny, "-s", "8"], ["'-s'", "two dashes"]),
         ("sr_dist.train", [tiny, "--", "--trace"], ["'--'"]),
+        ("sr_dist.bench", ["data", tiny], ["WHAT: 'data'", "there is: step"]),
+        ("sr_dist.bench", ["step"], ["RECIPE is missing"]),
+        ("sr_dist.bench", ["step", tiny, "--steps=0"], ["steps: '0'"]),
+        ("sr_dist.bench", ["step", tiny, "--memory", "--gpus=many"], ["gpus: 'many'"]),
         ("sr_dist.evaluate", ["bicubik", "--data=."], ["METHOD: ", "'bicubic'"]),
         ("sr_dist.evaluate", ["bicubic"], ["data: this key is missing"]),
         ("sr_dist.evaluate", ["bicubic", "--data=.", "--scael=2"], ["scael: unknown key", "'scale'"]),

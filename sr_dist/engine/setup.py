@@ -42,7 +42,7 @@ def set_up(recipe: Recipe) -> Run:
     check_same_data(recipe, shards, resumed)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
     objective = build_objective(recipe).to(accelerator.device)
-    networks = {phase: _network(recipe, phase, resumed is not None) for phase in objective.phases}
+    networks = {phase: phase_network(recipe, phase, resumed is not None) for phase in objective.phases}
     stream = _stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
     validation = open_validation(recipe)
     log = open_log(recipe, resumed)  # from here on the run folder is this run's
@@ -120,7 +120,7 @@ def build_network(part: Part, kind: str, scale: int) -> nn.Module:
     return weights.build(PACKAGES[kind], {"name": part.name, **part.options}, scale, kind)
 
 
-def _network(recipe: Recipe, phase: str, resuming: bool) -> nn.Module:
+def phase_network(recipe: Recipe, phase: str, resuming: bool) -> nn.Module:
     """A network with its starting weights; frozen parts no longer require gradients."""
     part = getattr(recipe, phase)
     network = build_network(part, phase, recipe.scale)

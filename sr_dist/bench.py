@@ -1,0 +1,50 @@
+"""Measures what a recipe costs: images per second of real training steps, and memory under each backend.
+
+  python -m sr_dist.bench step RECIPE [--key.sub=value ...] [--steps=5] [--json]
+  accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.bench step RECIPE ...
+  python -m sr_dist.bench step RECIPE --memory [--gpus=8] [--key.sub=value ...] [--json]
+
+step               training steps, timed after one of warm-up: images/s (median, least, most), share of time spent waiting
+                   for data, peak memory, and whether the losses are finite; the recipe's run folder is not touched, and
+                   its starting weights are not needed
+--steps=5          how many steps are timed
+--memory           instead, a table of memory per rank for DDP and ZeRO 1, 2, 3 (and 2 with the optimizer on the host):
+                   computed (weights and what goes with them), estimated (activations), measured (one step, with a GPU).
+                   Needs neither data nor weights; where the recipe says `classes: manifest`, --discriminator.classes=1000
+--gpus=8           the number of ranks of that table
+--json             one JSON object as the last line
+"""
+
+from __future__ import annotations
+
+import sys
+
+from sr_dist import door, recipe
+from sr_dist.errors import UserError
+
+MEASURED = ("step",)
+
+
+def main(words: door.Words, options: door.Options) -> None:
+    what, path = door.only(words, "WHAT", "RECIPE")
+    if what not in MEASURED:
+        raise UserError(f"WHAT: '{what}' is nothing that is measured; there is: {', '.join(MEASURED)}")
+    as_json, memory = door.flag(options, "json"), door.flag(options, "memory")
+    if memory:
+        gpus = door.count(options, "gpus", 8)
+        chosen = recipe.load_without_data(path, options)
+
+        from sr_dist.engine.memory import show_memory  # torch from here on
+
+        show_memory(chosen, gpus, as_json)
+    else:
+        steps = door.count(options, "steps", 5)
+        chosen = recipe.load(path, options)
+
+        from sr_dist.engine.bench import bench_step  # torch from here on
+
+        bench_step(chosen, steps, as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(door.run(main))

@@ -1,0 +1,116 @@
+"""How fast a recipe trains here: the loop's own steps, timed one by one in a run folder that is thrown away."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from sr_dist import ranks, recipe
+from sr_dist.engine.log import peak_memory_gb
+from sr_dist.engine.loop import seed_everything, train_step
+from sr_dist.engine.run import Run
+from sr_dist.engine.setup import set_up
+from sr_dist.engine.train import check_launch
+from sr_dist.recipe import Data, Init, Log, Recipe
+
+WARM_UP = 1  # steps before the clock runs: kernels are chosen, states are made
+
+
+def bench_step(asked: Recipe, steps: int, as_json: bool) -> None:
+    """All ranks must call; the first one prints."""
+    with tempfile.TemporaryDirectory(prefix="sr_dist-bench-") as runs:
+        chosen = recipe.complete(_thrown_away(asked, Path(runs), steps))
+        check_launch(chosen)
+        recipe.find_weights(chosen)
+        run = set_up(chosen)
+        try:
+            found = timed(run)
+            if ranks.is_first():
+                print(said(found))
+                if as_json:
+                    print(json.dumps(found), flush=True)
+        finally:
+            _close(run)
+
+
+def _thrown_away(asked: Recipe, runs: Path, steps: int) -> Recipe:
+    """The recipe in another folder, without what is no training step. Starting weights change no speed, and the stage that
+    makes them may not have run; what is frozen stays frozen."""
+    changes: dict[str, Any] = {
+        "runs": str(runs),
+        "steps": WARM_UP + steps,
+        "init": Init(freeze=asked.init.freeze),
+        "data": Data.model_validate({**asked.data.model_dump(), "validation": None}),
+        "log": Log(wandb="off"),
+    }
+    return asked.model_copy(update=changes)
+
+
+def timed(run: Run) -> dict[str, Any]:
+    """Trains to the recipe's last step. All ranks must call: losses are means over all, memory is the fullest rank's."""
+    seconds, waited, losses = [], [], []
+    arriving = run.stream.steps(1)
+    while run.step < run.recipe.steps:
+        _settle(run)
+        begun = time.perf_counter()
+        step, micro_batches = next(arriving)
+        waited.append(time.perf_counter() - begun)
+        run.watchdog.beat(f"training step {step}")
+        seed_everything(run.recipe.seed, step)
+        terms, _ = train_step(run, step, micro_batches)
+        _settle(run)
+        seconds.append(time.perf_counter() - begun)
+        losses.append(terms)
+        run.step = step
+    values = [ranks.total(torch.stack([value.double() for value in terms.values()])).tolist() for terms in losses]
+    speeds = [run.recipe.data.batch / second for second in seconds[WARM_UP:]]
+    return {
+        "recipe": run.recipe.name,
+        "ranks": ranks.size(),
+        "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else run.device.type,
+        "precision": run.recipe.precision,
+        "batch": run.recipe.data.batch,
+        "steps": len(speeds),
+        "images_per_second": {"median": median(speeds), "min": min(speeds), "max": max(speeds)},
+        "data_wait": sum(waited[WARM_UP:]) / sum(seconds[WARM_UP:]),
+        "memory_gb": max(ranks.gather(peak_memory_gb())),
+        "losses": {name: _number(value) for name, value in zip(losses[-1], values[-1], strict=True)},
+        "finite": all(math.isfinite(value) for row in values for value in row),
+    }
+
+
+def _settle(run: Run) -> None:
+    """Waits for the device, which works behind the program's back."""
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no word for what is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def said(found: dict[str, Any]) -> str:
+    speed = found["images_per_second"]
+    return (
+        f"{found['recipe']} on {found['ranks']} x {found['device']}, precision {found['precision']}, batch {found['batch']}: "
+        f"{speed['median']:.2f} images/s (median of {found['steps']} steps; {speed['min']:.2f} to {speed['max']:.2f}), "
+        f"data wait {100 * found['data_wait']:.0f} %, peak memory {found['memory_gb']:.2f} GiB, "
+        f"losses {'finite' if found['finite'] else 'NOT FINITE'}"
+    )
+
+
+def _close(run: Run) -> None:
+    run.stream.close()
+    run.stop.close()
+    run.watchdog.close()
+    run.log.close()
+    run.accelerator.end_training()
+    ranks.leave()
