@@ -61,8 +61,9 @@ class Data(Settings):
 
 
 class Init(Settings):
-    generator: Path_ = None  # a run folder or a weights file
+    generator: Path_ = None  # a run folder or a weights file, of ours or of others
     discriminator: Path_ = None
+    partial: bool = False  # load the tensors that fit, log how many did, and leave the others as they are initialised
     freeze: Names = ()  # patterns of parameter names of the generator, such as body.*
 
 

@@ -24,7 +24,7 @@ from sr_dist.recipe import BASELINES, PACKAGES, Evaluation
 
 def evaluate(asked: Evaluation) -> None:
     """All ranks must call. Whatever can be wrong with the words is said before any image is read."""
-    restorers = [weights.open_restorer(name, "METHOD") for name in asked.methods if name not in BASELINES]
+    restorers = [weights.open_restorer(name, "METHOD", asked.scale) for name in asked.methods if name not in BASELINES]
     scale = common_scale(asked.scale, restorers)
     rules = protocol(asked.protocol, scale)
     images = open_images(asked.data, asked.limit, "data")

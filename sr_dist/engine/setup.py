@@ -96,9 +96,8 @@ def _network(recipe: Recipe, phase: str, resuming: bool, log: Log) -> nn.Module:
     network = build_network(part, phase, recipe.scale)
     start = getattr(recipe.init, phase, None)
     if start and not resuming:
-        tensors, file = weights.initial(start, phase, f"init.{phase}")
-        weights.load_strictly(network, tensors, file, f"init.{phase}")
-        log.say(f"{phase} starts from {file}")
+        section = {"name": part.name, **part.options}
+        log.say(weights.start(network, section, start, phase, f"init.{phase}", recipe.init.partial))
     if phase == "generator" and recipe.init.freeze:
         _freeze(network, recipe.init.freeze)
     return network
