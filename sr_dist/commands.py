@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sr_dist.config import Absent, Settings
+from sr_dist.config import Absent, Settings, SettingsType, typed
 from sr_dist.errors import UserError, nearest
 
 Positive = Annotated[int, Field(gt=0)]
@@ -61,6 +62,14 @@ class Upscaling(Settings):
             raise UserError(f"OUTPUT: '{out}' has no suffix of an image ({', '.join('.' + name for name in FORMATS)})")
         elif not out.is_dir() and self.format and suffix != f".{self.format}":
             raise UserError(f"format: {self.format}, but OUTPUT is '{out}'; leave one of them out")
+
+
+def asked(model: type[SettingsType], options: Mapping[str, str], **words: str) -> SettingsType:
+    """The words and options of a command as its settings; a word is not given a second time as an option."""
+    for name in words:
+        if name in options:
+            raise UserError(f"{name}: this is a word of the command, not an option; --help shows how to call it")
+    return typed(model, {**options, **words})
 
 
 def there(place: str, key: str) -> None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import config, door
-from sr_dist.commands import Exporting
+from sr_dist import door
+from sr_dist.commands import Exporting, asked
 
 
 def main(words: door.Words, options: door.Options) -> None:
     source, out = door.only(words, "RUN", "OUT")
-    chosen = config.typed(Exporting, {**options, "source": source, "out": out})
+    chosen = asked(Exporting, options, source=source, out=out)
     chosen.check()
 
     from sr_dist.models.export import export  # torch from here on

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import config, door
-from sr_dist.commands import Interpolating
+from sr_dist import door
+from sr_dist.commands import Interpolating, asked
 
 
 def main(words: door.Words, options: door.Options) -> None:
     a, b, out = door.only(words, "A", "B", "OUT")
-    chosen = config.typed(Interpolating, {**options, "a": a, "b": b, "out": out})
+    chosen = asked(Interpolating, options, a=a, b=b, out=out)
     chosen.check()
 
     from sr_dist.models.interpolate import interpolate  # torch from here on

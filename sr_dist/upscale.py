@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import config, door
-from sr_dist.commands import Upscaling
+from sr_dist import door
+from sr_dist.commands import Upscaling, asked
 
 
 def main(words: door.Words, options: door.Options) -> None:
     source, given, output = door.only(words, "RUN_OR_WEIGHTS", "INPUT", "OUTPUT")
-    chosen = config.typed(Upscaling, {**options, "source": source, "input": given, "output": output})
+    chosen = asked(Upscaling, options, source=source, input=given, output=output)
     chosen.check()
 
     from sr_dist.engine.upscale import upscale  # torch from here on

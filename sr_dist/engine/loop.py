@@ -168,7 +168,7 @@ def validate(run: Run) -> bool:
         return False
     try:
         rows = score(
-            {"ema": run.ema.network}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=run.stop.pending
+            {"ema": run.restore}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=run.stop.pending
         )
     except Abandoned:
         return postpone(run)

@@ -171,6 +171,7 @@ def test_mistakes_are_said_before_anything_heavy_is_loaded(open_doors, tmp_path)
         ("sr_dist.export", [a, str(tmp_path / "out.ptl")], "does not end in .safetensors, .pth or .onnx"),
         ("sr_dist.export", [a, str(tmp_path / "folder.pth")], "is a folder"),
         ("sr_dist.export", [a, out, "--scal=2"], "scal: unknown key; did you mean 'scale'"),
+        ("sr_dist.export", [a, out, "--out=x.pth"], "out: this is a word of the command"),
         ("sr_dist.interpolate", [a, a, out], "alpha: this key is missing"),
         ("sr_dist.interpolate", [a, a, out, "--alpha=1.5"], "alpha: "),
         ("sr_dist.interpolate", [a, str(tmp_path / "b.pth"), out, "--alpha=0.5"], "B: nothing is at"),
