@@ -65,9 +65,10 @@ class Data(Settings):
 
 
 class Init(Settings):
-    generator: Text = None  # a run folder or a weights file
+    generator: Text = None  # a run folder or a weights file, of ours or of others
     discriminator: Text = None
     classifier: Text = None
+    partial: bool = False  # load the tensors that fit, log how many did, and leave the others as they are initialised
     freeze: Names = ()  # patterns of parameter names of the generator, such as body.*
 
 

@@ -24,6 +24,8 @@ Border = Literal["mirror", "replicate"]
 
 def imresize(images: Tensor, scale: float, *, to_8_bit: bool = False, border: Border = "mirror") -> Tensor:
     """(..., H, W) -> (..., ceil(H scale), ceil(W scale)); `to_8_bit` rounds and clips as MATLAB does for uint8 images."""
+    if torch.compiler.is_exporting() and scale >= 1 and scale == int(scale) and not to_8_bit and border == "mirror":
+        return _enlarged(_enlarged(images, int(scale)).mT, int(scale)).mT
     rows = _matrix(images.shape[-2], math.ceil(images.shape[-2] * scale), scale, border).to(images)
     columns = _matrix(images.shape[-1], math.ceil(images.shape[-1] * scale), scale, border).to(images).T
     with torch.autocast(images.device.type, enabled=False):  # 8 bits of a bf16 product are not 8 bits of an image
@@ -65,3 +67,18 @@ def _matrix(size: int, out: int, scale: float, border: Border) -> Tensor:
         mirrored = taps.long().remainder(2 * size)
         inside = torch.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)
     return torch.zeros(out, size, dtype=torch.float64).scatter_add_(1, inside, weights)
+
+
+def _enlarged(images: Tensor, scale: int) -> Tensor:
+    """Enlarges the last axis by a whole number, in operations that graphs for images of any size are made of.
+
+    An output pixel looks at two neighbours on either side of the pixel that it lies in, with weights that repeat.
+    """
+    size = images.shape[-1]
+    place = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
+    weights = cubic(place[:, None] - torch.arange(-2, 3))  # (scale, 5)
+    around = torch.arange(-2, size + 2, device=images.device)
+    around = torch.where(around < 0, -1 - around, around)
+    mirrored = images[..., torch.minimum(around, 2 * size - 1 - around).clamp(min=0)]  # (..., size + 4)
+    taps = torch.stack([mirrored[..., tap : tap + size] for tap in range(5)], -1)  # (..., size, 5)
+    return (taps @ weights.to(images).T).flatten(-2)

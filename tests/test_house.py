@@ -23,7 +23,20 @@ BELOW = {
     "models": {"leaves"},
     "leaves": set(),
 }
-LEAVES = {"batch", "config", "plugins", "errors", "resize", "ranks", "door", "files", "pretrained", "recipe", "__init__"}
+LEAVES = {
+    "batch",
+    "config",
+    "plugins",
+    "errors",
+    "resize",
+    "ranks",
+    "door",
+    "files",
+    "pretrained",
+    "recipe",
+    "commands",
+    "__init__",
+}
 FORMAT = "sr_dist.data.format"  # torch-free; recipes and shards read manifests through it
 PURE = {FORMAT, "sr_dist.data.order"}
 
@@ -38,6 +51,7 @@ HOMES = {
     "fire": ("sr_dist/door.py",),
     "yaml": ("sr_dist/config.py",),
     "torch.distributed": ("sr_dist/ranks.py",),
+    "onnxruntime": ("sr_dist/models/export.py",),
     "skimage": ("shards/sources/",),
 }
 

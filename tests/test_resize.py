@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sr_dist.data.degradations import bicubic
-from sr_dist.resize import imresize, rounded
+from sr_dist.resize import _enlarged, imresize, rounded
 
 SCALES = [1 / 2, 1 / 3, 1 / 4, 1 / 8, 2, 3, 4, 1.5, 0.7]
 
@@ -166,3 +166,11 @@ def test_the_bicubic_degradation_is_matlabs_8_bit_result(scale):
     assert (np.abs(found[0, 0].numpy() * 255 - expected) <= 1 + 1e-6).all()  # halves are held exactly above
     assert (np.rint(found[0, 0].numpy() * 255) == expected).mean() > 0.98
     torch.testing.assert_close((found * 255).round() / 255, found, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 12])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+def test_the_form_for_exported_graphs_is_the_same_function(size, scale):
+    images = torch.rand(2, 3, size, size + 1, dtype=torch.float64)
+    found = _enlarged(_enlarged(images, scale).mT, scale).mT
+    torch.testing.assert_close(found, imresize(images, scale), atol=1e-12, rtol=0)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sr_dist import plugins, ranks
 from sr_dist.data.validation import Batches, open_images
+from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
 from sr_dist.errors import UserError
 from sr_dist.eval import report
@@ -24,7 +24,7 @@ from sr_dist.recipe import BASELINES, PACKAGES, Evaluation
 
 def evaluate(asked: Evaluation) -> None:
     """All ranks must call. Whatever can be wrong with the words is said before any image is read."""
-    restorers = [weights.open_restorer(name, "METHOD") for name in asked.methods if name not in BASELINES]
+    restorers = [weights.open_restorer(name, "METHOD", asked.scale) for name in asked.methods if name not in BASELINES]
     scale = common_scale(asked.scale, restorers)
     rules = protocol(asked.protocol, scale)
     images = open_images(asked.data, asked.limit, "data")
@@ -38,7 +38,7 @@ def evaluate(asked: Evaluation) -> None:
     sources: dict[str, Any] = {}
     for restorer in restorers:
         name = unlike(restorer.name, methods)
-        methods[name] = bare(restorer.network, device)
+        methods[name] = bare(restorer, device)
         parameters = sum(p.numel() for p in restorer.network.parameters())
         sources[name] = {
             "weights": str(restorer.file),
@@ -86,6 +86,5 @@ def unlike(name: str, taken: dict[str, Upscale]) -> str:
     return name if name not in taken else next(f"{name} ({i})" for i in range(2, 1000) if f"{name} ({i})" not in taken)
 
 
-def bare(network: nn.Module, device: torch.device) -> Upscale:
-    network = copy.deepcopy(network).to(device).eval()
-    return lambda lr: network(lr)
+def bare(restorer: weights.Restorer, device: torch.device) -> Upscale:
+    return for_any_colour(copy.deepcopy(restorer.network).to(device).eval(), restorer.channels, restorer.scale)

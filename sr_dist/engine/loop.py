@@ -181,7 +181,7 @@ def validate(run: Run) -> bool:
     if run.validation is None:
         return False
     try:
-        rows = score({"ema": run.ema.network}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=give_up)
+        rows = score({"ema": run.restore}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=give_up)
     except Abandoned:
         return postpone(run)
     found = means(rows, "ema")

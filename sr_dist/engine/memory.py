@@ -113,7 +113,7 @@ def row(chosen: Recipe, networks: dict[str, Sizes], content: int, backend: str, 
         own = (chosen.zero.discriminator or stage) if phase == "discriminator" and stage else stage
         settings = chosen.optimizer_of(phase)
         part = held(network, slots(settings), own, gpus, averaged=place == 0)
-        zero = deepspeed.configuration(chosen, settings, own, offload)["zero_optimization"]
+        zero = deepspeed.configuration(chosen, settings, own, offload, network.whole)["zero_optimization"]
         part["buffers"] = buffers(network, zero, gpus, chosen.precision == "bf16")
         part["host"] = 0
         if offload:  # masters, states, gradients, and the weights on their way back
@@ -206,7 +206,7 @@ def _saved(chosen: Recipe, images: int, watched: tuple[str, ...]) -> dict[str, S
 def parts(chosen: Recipe) -> tuple[Any, dict[str, nn.Module]]:
     """The objective and its networks, without starting weights."""
     objective = setup.build_objective(chosen)
-    return objective, {phase: setup.phase_network(chosen, phase, resuming=True) for phase in objective.phases}
+    return objective, {phase: setup.phase_network(chosen, phase, resuming=True, notes=[]) for phase in objective.phases}
 
 
 def random_batch(chosen: Recipe, images: int, device: torch.device) -> Batch:

@@ -17,6 +17,7 @@ from sr_dist.engine import checkpoint
 from sr_dist.engine.backends.ddp import Engine
 from sr_dist.engine.ema import Ema
 from sr_dist.engine.log import Clock, Log, Trace
+from sr_dist.engine.restore import Upscale, for_any_colour
 from sr_dist.engine.signals import StopRequest
 from sr_dist.engine.watchdog import Watchdog
 from sr_dist.models import weights
@@ -46,6 +47,12 @@ class Run:
     @property
     def primary(self) -> str:
         return next(iter(self.phases))
+
+    @property
+    def restore(self) -> Upscale:
+        """The EMA on pictures, which are colour even where the network is grey."""
+        channels = int(self.recipe.generator.options.get("channels", 3))
+        return for_any_colour(self.ema.network, channels, self.recipe.scale)
 
     @property
     def device(self) -> torch.device:

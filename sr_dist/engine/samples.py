@@ -24,7 +24,7 @@ def draw_samples(run: Run) -> Path | None:
     for lr, hr in _pairs(run):
         side = SIDE // scale * scale
         hr, lr = hr[..., :side, :side], lr[..., : side // scale, : side // scale]
-        sr = run.ema.network(lr.to(run.device))
+        sr = run.restore(lr.to(run.device))
         rows.append(
             {
                 "LR": enlarged(to_pil(lr[0]), scale),

@@ -42,7 +42,8 @@ def set_up(recipe: Recipe) -> Run:
     check_same_data(recipe, shards, resumed)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
     objective = build_objective(recipe).to(accelerator.device)
-    networks = {phase: phase_network(recipe, phase, resumed is not None) for phase in objective.phases}
+    notes: list[str] = []
+    networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
     stream = _stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
     validation = open_validation(recipe)
     log = open_log(recipe, resumed)  # from here on the run folder is this run's
@@ -61,6 +62,8 @@ def set_up(recipe: Recipe) -> Run:
     )  # fmt: skip
     if resumed:
         restore(run, resumed)
+    for note in notes:
+        log.say(note)
     _introduce(run)
     return run
 
@@ -120,14 +123,14 @@ def build_network(part: Part, kind: str, scale: int) -> nn.Module:
     return weights.build(PACKAGES[kind], {"name": part.name, **part.options}, scale, kind)
 
 
-def phase_network(recipe: Recipe, phase: str, resuming: bool) -> nn.Module:
+def phase_network(recipe: Recipe, phase: str, resuming: bool, notes: list[str]) -> nn.Module:
     """A network with its starting weights; frozen parts no longer require gradients."""
     part = getattr(recipe, phase)
     network = build_network(part, phase, recipe.scale)
     start = getattr(recipe.init, phase, None)
     if start and not resuming:
-        tensors, file = weights.initial(start, phase, f"init.{phase}")
-        weights.load_strictly(network, tensors, file, f"init.{phase}")
+        section = {"name": part.name, **part.options}
+        notes.append(weights.start(network, section, start, phase, f"init.{phase}", recipe.init.partial))
     if phase == "generator" and recipe.init.freeze:
         _freeze(network, recipe.init.freeze)
     return network
@@ -194,12 +197,17 @@ def open_validation(recipe: Recipe) -> Batches | None:
     return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH)
 
 
+def whole(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter, also where ZeRO-3 has left a rank its share of it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def _introduce(run: Run) -> None:
     """The first lines of the log: what trains, on what, from where."""
     recipe = run.recipe
     for name, engine in run.phases.items():
         parameters = list(engine.bare.parameters())
-        total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+        total, trained = sum(whole(p) for p in parameters), sum(whole(p) for p in parameters if p.requires_grad)
         note = "" if total == trained else f", {trained:,} of them trained"
         run.log.say(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
     shards = run.stream.source.reader.shards
@@ -211,9 +219,6 @@ def _introduce(run: Run) -> None:
         f"on {ranks.size()} {'rank' if ranks.size() == 1 else 'ranks'} ({run.device.type}), precision {recipe.precision}, "
         f"{run.stream.accumulate} micro-batch(es) per step"
     )
-    for key in ("generator", "discriminator"):
-        if (start := getattr(recipe.init, key)) and not run.step:
-            run.log.say(f"{key} starts from {start}")
     if run.step:
         run.log.say(f"continuing after step {run.step}")
     run.log.say(f"environment: {json.dumps(run_folder.environment(ranks.size())['packages'])}")

@@ -1,7 +1,7 @@
-"""Networks out of files: finished runs and weights files become bare generators. Reads files only.
+"""Networks out of files: finished runs, weights files of ours and of others become bare generators. Reads files only.
 
 A weights file of ours is a `.safetensors` whose metadata says which generator it fits and for which scale; the EMA in
-every checkpoint is one.
+every checkpoint is one. Of other files the generator is recognised by its names (`layouts.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sr_dist import plugins
-from sr_dist.errors import UserError, nearest
+from sr_dist.errors import UserError
+from sr_dist.models import layouts
+from sr_dist.models.containers import Tensors, bare_names, read
 
 METADATA = "sr_dist"
 GENERATORS = "sr_dist.models.generators"
@@ -29,6 +31,11 @@ class Restorer:
     scale: int
     network: nn.Module
     file: Path
+    generator: dict[str, Any]  # its section of a recipe, complete
+
+    @property
+    def channels(self) -> int:
+        return int(self.generator.get("channels", 3))
 
 
 def build(package: str, section: dict[str, Any], scale: int, key: str) -> nn.Module:
@@ -36,6 +43,14 @@ def build(package: str, section: dict[str, Any], scale: int, key: str) -> nn.Mod
     options = dict(section)
     module, settings = plugins.resolve(package, options.pop("name"), options, key)
     return module.build(settings, scale)
+
+
+def complete(section: dict[str, Any], key: str) -> dict[str, Any]:
+    """A generator's section with every option written out, so that two can be compared."""
+    options = dict(section)
+    name = options.pop("name")
+    _, settings = plugins.resolve(GENERATORS, name, options, key)
+    return {"name": name, **settings.model_dump(mode="json")}
 
 
 def metadata(generator: dict[str, Any], scale: int) -> dict[str, str]:
@@ -47,20 +62,37 @@ def is_run(path: Path) -> bool:
     return (path / "recipe.yaml").is_file()
 
 
-def open_restorer(path: str, key: str = "method") -> Restorer:
-    """The generator of a run folder (the EMA of its newest checkpoint) or of a weights file."""
+def open_restorer(path: str, key: str = "method", scale: int | None = None) -> Restorer:
+    """The generator of a run folder (the EMA of its newest checkpoint) or of a weights file, ours or foreign.
+
+    `scale` is for files that do not show theirs (SRCNN's).
+    """
     place = Path(path)
     file = newest_weights(place, "generator.ema", key) if is_run(place) else place
     tensors, about = read(file, key)
-    if METADATA not in about:
-        raise UserError(f"{key}: '{file}' does not say which generator it fits; weights files of sr_dist do, in their metadata")
-    said = json.loads(about[METADATA])
-    network = build(GENERATORS, said["generator"], int(said["scale"]), key)
+    section, own_scale, tensors = described(tensors, about, file, key)
+    if own_scale is None and scale is None:
+        raise UserError(f"{key}: '{file}' is {section['name']}, whose tensors do not show the scale; give --scale=N")
+    scale = own_scale or scale
+    assert scale is not None
+    try:
+        section = complete(section, "generator")
+        network = build(GENERATORS, section, scale, "generator")
+    except UserError as mistake:
+        raise UserError(f"{key}: '{file}' cannot be used: {mistake}") from None
     load_strictly(network, tensors, file, key)
     step = int(file.parent.name) if is_run(place) else None
-    return Restorer(
-        place.resolve().name if is_run(place) else file.stem, step, int(said["scale"]), network.eval().requires_grad_(False), file
-    )
+    name = place.resolve().name if is_run(place) else Path(file.name.removesuffix(".tar")).stem
+    return Restorer(name, step, scale, network.eval().requires_grad_(False), file, section)
+
+
+def described(tensors: Tensors, about: dict[str, str], file: Path, key: str) -> tuple[dict[str, Any], int | None, Tensors]:
+    """Generator section, scale and tensors under our names: from the metadata, or else from the names."""
+    if METADATA in about:
+        said = json.loads(about[METADATA])
+        return said["generator"], int(said["scale"]), tensors
+    found = layouts.recognise(bare_names(tensors, "generator"), file, key)
+    return found.generator, found.scale, found.tensors
 
 
 def newest_weights(run: Path, stem: str, key: str) -> Path:
@@ -73,38 +105,86 @@ def newest_weights(run: Path, stem: str, key: str) -> Path:
     return found[-1]
 
 
-def read(file: Path, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a `.safetensors` file."""
-    from safetensors import SafetensorError, safe_open
+@dataclass(frozen=True)
+class Fit:
+    """How tensors of a file and of a network go together, by name and shape."""
 
-    if file.is_dir():
-        raise UserError(f"{key}: '{file}' is a folder, but not a run's (it has no recipe.yaml)")
-    if not file.is_file():
-        near = [str(p) for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UserError(f"{key}: no run folder or weights file '{file}'{nearest(str(file), near)}")
-    try:
-        with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as problem:
-        raise UserError(f"{key}: '{file}' is no whole .safetensors file: {problem}") from None
+    matched: list[str]
+    missing: list[str]  # the network has them, the file does not
+    unexpected: list[str]  # the file has them, the network does not
+    reshaped: list[str]  # both have them, in other shapes
 
+    @property
+    def whole(self) -> bool:
+        return not (self.missing or self.unexpected or self.reshaped)
 
-def load_strictly(network: nn.Module, tensors: dict[str, Tensor], file: Path, key: str) -> None:
-    """Every tensor fits by name and shape, or a UserError that says how much did not."""
-    wanted = network.state_dict()
-    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    shapes = [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
-    if missing or unexpected or shapes:
-        example = (missing or unexpected or sorted(shapes))[0]
-        raise UserError(
-            f"{key}: '{file}' does not fit: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
-            f"{len(shapes)} of another shape (such as '{example}')"
+    def __str__(self) -> str:
+        example = (self.missing or self.unexpected or self.reshaped or [""])[0]
+        such = f" (such as '{example}')" if example else ""
+        return (
+            f"{len(self.missing)} tensors missing, {len(self.unexpected)} unexpected, {len(self.reshaped)} of another shape{such}"
         )
+
+
+def fit(wanted: dict[str, Tensor], tensors: Tensors) -> Fit:
+    common = sorted(wanted.keys() & tensors.keys())
+    alike = [name for name in common if wanted[name].shape == tensors[name].shape]
+    return Fit(
+        alike, sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys()), sorted(set(common) - set(alike))
+    )
+
+
+def load_strictly(network: nn.Module, tensors: Tensors, file: Path, key: str) -> None:
+    """Every tensor fits by name and shape, or a UserError that says how much did not."""
+    found = fit(network.state_dict(), tensors)
+    if not found.whole:
+        raise UserError(f"{key}: '{file}' does not fit: {found}")
     network.load_state_dict(tensors)
 
 
-def initial(path: str, kind: str, key: str) -> tuple[dict[str, Tensor], Path]:
-    """Weights to start from: a run's (the EMA for generators) or a file's."""
+def load_partially(network: nn.Module, tensors: Tensors, file: Path, key: str) -> str:
+    """What fits is loaded and the rest stays as it was initialised: -> how much that was. Nothing at all is refused."""
+    wanted = network.state_dict()
+    found = fit(wanted, tensors)
+    if not found.matched:
+        raise UserError(f"{key}: '{file}' has nothing that fits: 0 of {len(wanted)} tensors matched, {found}")
+    network.load_state_dict({**wanted, **{name: tensors[name] for name in found.matched}})
+    share = sum(wanted[name].numel() for name in found.matched) / sum(value.numel() for value in wanted.values())
+    return f"{len(found.matched)} of {len(wanted)} tensors matched ({share:.1%} of the values), {found}"
+
+
+def start(network: nn.Module, section: dict[str, Any], path: str, kind: str, key: str, partial: bool = False) -> str:
+    """Starting weights for a network of this section: -> a line for the log."""
+    file = starting_file(path, kind, key)
+    tensors, about = read(file, key)
+    said: dict[str, Any] = {}
+    if METADATA in about or not fit(network.state_dict(), tensors).whole:
+        said, tensors = _fitted(network, tensors, about, file, kind, key, partial)
+    if said and said["name"] != section["name"] and not partial:
+        raise UserError(f"{key}: '{file}' holds {said['name']}, but generator.name is {section['name']}")
+    unlike = {name: value for name, value in said.items() if name in section and str(section[name]) != str(value)}
+    note = "".join(f"; it was made with {name} {value}, not {section[name]}" for name, value in unlike.items())
+    if partial:
+        return f"{kind} starts from {file}: {load_partially(network, tensors, file, key)}{note}"
+    load_strictly(network, tensors, file, key)
+    return f"{kind} starts from {file}{note}"
+
+
+def _fitted(
+    network: nn.Module, tensors: Tensors, about: dict[str, str], file: Path, kind: str, key: str, partial: bool
+) -> tuple[dict[str, Any], Tensors]:
+    """Whatever stands around or in place of our names is taken away: -> (what the file says of its generator, tensors)."""
+    if kind == "generator":
+        try:
+            said, _, ours = described(tensors, about, file, key)
+            return said, ours
+        except UserError:
+            if not partial and not fit(network.state_dict(), bare_names(tensors, kind)).whole:
+                raise
+    return {}, bare_names(tensors, kind)
+
+
+def starting_file(path: str, kind: str, key: str) -> Path:
+    """The file with the weights to start from: a run's (the EMA for generators), or the file itself."""
     place = Path(path)
-    file = newest_weights(place, "generator.ema" if kind == "generator" else kind, key) if is_run(place) else place
-    return read(file, key)[0], file
+    return newest_weights(place, "generator.ema" if kind == "generator" else kind, key) if is_run(place) else place

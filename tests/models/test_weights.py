@@ -65,9 +65,9 @@ def test_initial_weights_are_the_ema_for_generators_and_the_weights_for_critics(
     run = a_run(tmp_path / "tried", 7)
     critic = {"a": torch.arange(3.0)}
     save_file(critic, run / "checkpoints" / "0000007" / "discriminator.safetensors")
-    tensors, file = weights.initial(str(run), "discriminator", "init.discriminator")
-    assert file.name == "discriminator.safetensors" and torch.equal(tensors["a"], critic["a"])
-    assert weights.initial(str(run), "generator", "init.generator")[1].name == "generator.ema.safetensors"
+    file = weights.starting_file(str(run), "discriminator", "init.discriminator")
+    assert file.name == "discriminator.safetensors" and torch.equal(weights.read(file, "k")[0]["a"], critic["a"])
+    assert weights.starting_file(str(run), "generator", "init.generator").name == "generator.ema.safetensors"
 
 
 def test_missing_files_get_the_nearest_name(tmp_path):

@@ -39,7 +39,7 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=self.bare,
             optimizer=build_optimizer(self.bare, self.settings, on_host=offload),
-            config=configuration(recipe, self.settings, self.stage, offload),
+            config=configuration(recipe, self.settings, self.stage, offload, sum(p.numel() for p in self.bare.parameters())),
             dist_init_required=False,
         )
         self.network = self.engine
@@ -166,9 +166,13 @@ class Engine:
         """There is none: fp16 is refused under ZeRO."""
 
 
-def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's words for what the recipe says. Masters are fp32 always; bf16 is autocast, as without DeepSpeed."""
+def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool, numbers: int) -> dict[str, Any]:
+    """DeepSpeed's words for what the recipe says. Masters are fp32 always; bf16 is autocast, as without DeepSpeed.
+
+    `numbers` are those of the network: DeepSpeed's own buckets hold 500 million, gigabytes more than our networks need.
+    """
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": torch.cuda.is_available() and stage >= 2}
+    zero["reduce_bucket_size"] = numbers
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = recipe.zero.persistence_threshold
     if offload:

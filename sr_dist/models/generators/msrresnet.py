@@ -26,6 +26,7 @@ class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
     num_blocks: Positive = 16
     width: Positive = 64
+    shuffle_activation: bool = True  # LeakyReLU after each pixel shuffle; MMagic has none
 
 
 def build(config: Config, scale: int) -> nn.Module:
@@ -38,6 +39,7 @@ class MSRResNet(nn.Module):
     def __init__(self, config: Config, scale: int) -> None:
         super().__init__()
         self.scale, self.steps = scale, STEPS[scale]
+        self.slope = 0.1 if config.shuffle_activation else 1.0
         width = config.width
         self.conv_first = nn.Conv2d(config.channels, width, 3, padding=1)
         self.body = nn.Sequential(*(Block(width) for _ in range(config.num_blocks)))
@@ -51,9 +53,9 @@ class MSRResNet(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         """(B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)."""
         features = self.body(F.leaky_relu(self.conv_first(lr), 0.1))  # (B, width, h, w)
-        features = F.leaky_relu(F.pixel_shuffle(self.upconv1(features), self.steps[0]), 0.1)
+        features = F.leaky_relu(F.pixel_shuffle(self.upconv1(features), self.steps[0]), self.slope)
         if self.scale == 4:
-            features = F.leaky_relu(F.pixel_shuffle(self.upconv2(features), 2), 0.1)
+            features = F.leaky_relu(F.pixel_shuffle(self.upconv2(features), 2), self.slope)
         difference = self.conv_last(F.leaky_relu(self.conv_hr(features), 0.1))
         return F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False) + difference
 

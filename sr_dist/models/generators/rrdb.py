@@ -26,6 +26,7 @@ from sr_dist.models import initial
 
 Positive = Annotated[int, Field(gt=0)]
 FOLD = {1: 4, 2: 2, 4: 1, 8: 1}
+DOUBLINGS = {1: 0, 2: 1, 4: 2, 8: 3}  # without folding
 
 
 class Config(Settings):
@@ -33,6 +34,7 @@ class Config(Settings):
     num_blocks: Positive = 23
     width: Positive = 64
     growth: Positive = 32  # channels that each convolution of a dense block adds
+    unshuffle: bool = True  # x1 and x2 fold the image first; false: they enlarge less, as in the first ESRGAN code and BSRGAN
 
 
 def build(config: Config, scale: int) -> nn.Module:
@@ -44,15 +46,15 @@ def build(config: Config, scale: int) -> nn.Module:
 class RRDBNet(nn.Module):
     def __init__(self, config: Config, scale: int) -> None:
         super().__init__()
-        self.scale, self.fold = scale, FOLD[scale]
+        self.scale, self.fold = scale, FOLD[scale] if config.unshuffle else 1
+        doublings = DOUBLINGS[scale * self.fold]
         width = config.width
         self.conv_first = nn.Conv2d(config.channels * self.fold**2, width, 3, padding=1)
         self.body = nn.Sequential(*(RRDB(width, config.growth) for _ in range(config.num_blocks)))
         self.conv_body = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_up1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_up2 = nn.Conv2d(width, width, 3, padding=1)
-        if scale == 8:
-            self.conv_up3 = nn.Conv2d(width, width, 3, padding=1)
+        self.ups = [f"conv_up{up + 1}" for up in range(doublings)]
+        for name in self.ups:
+            self.add_module(name, nn.Conv2d(width, width, 3, padding=1))
         self.conv_hr = nn.Conv2d(width, width, 3, padding=1)
         self.conv_last = nn.Conv2d(width, config.channels, 3, padding=1)
         initial.kaiming(self.body.modules(), 0.1)
@@ -63,8 +65,8 @@ class RRDBNet(nn.Module):
         padded = F.pad(lr, (0, -width % self.fold, 0, -height % self.fold), mode="replicate")
         shallow = self.conv_first(F.pixel_unshuffle(padded, self.fold))  # (B, width, h / fold, w / fold)
         features = shallow + self.conv_body(self.body(shallow))
-        for conv in [self.conv_up1, self.conv_up2] + ([self.conv_up3] if self.scale == 8 else []):
-            features = F.leaky_relu(conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2)
+        for name in self.ups:
+            features = F.leaky_relu(getattr(self, name)(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2)
         sr = self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2))
         return sr[..., : height * self.scale, : width * self.scale]
 

@@ -1,0 +1,49 @@
+"""ESRGAN's network interpolation: theta = (1 - alpha) theta_A + alpha theta_B, for every tensor.
+
+Between a network trained for PSNR and its GAN, alpha trades fidelity for texture without training anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from sr_dist.commands import Interpolating
+from sr_dist.errors import UserError
+from sr_dist.models import weights
+from sr_dist.models.containers import Tensors
+from sr_dist.models.export import write
+from sr_dist.models.weights import Restorer
+
+
+def interpolate(asked: Interpolating) -> str:
+    """Writes the network between A and B: -> a line that says what was written."""
+    a, b = (weights.open_restorer(name, key, asked.scale) for name, key in ((asked.a, "A"), (asked.b, "B")))
+    refuse_unlike(a, b)
+    out = Path(asked.out)
+    if out.exists() and out.samefile(b.file):
+        raise UserError(f"OUT: '{out}' is the file that is read; name another")
+    a.network.load_state_dict(between(dict(a.network.state_dict()), dict(b.network.state_dict()), asked.alpha))
+    return f"{1 - asked.alpha:g} * {a.name} + {asked.alpha:g} * {b.name} -> {write(a, None, out)}"
+
+
+def refuse_unlike(a: Restorer, b: Restorer) -> None:
+    """Weights between two different networks mean nothing."""
+    if a.scale != b.scale:
+        raise UserError(f"B: '{b.file}' enlarges by {b.scale}, but A, '{a.file}', by {a.scale}")
+    for option in sorted(a.generator.keys() | b.generator.keys(), key=lambda option: option != "name"):
+        first, second = a.generator.get(option), b.generator.get(option)
+        if first != second:
+            raise UserError(
+                f"B: '{b.file}' is another network: its generator.{option} is {second}, that of A, '{a.file}', {first}"
+            )
+
+
+def between(a: Tensors, b: Tensors, alpha: float) -> Tensors:
+    """In float64, and exactly A at 0 and B at 1. Counts (of batch normalisation) cannot be mixed: they are A's."""
+    return {name: _mixed(value, b[name], alpha) if value.is_floating_point() else value for name, value in a.items()}
+
+
+def _mixed(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    return ((1 - alpha) * a.double() + alpha * b.double()).to(a.dtype)

@@ -1,0 +1,239 @@
+"""Networks that others trained: recognised by the names of their tensors, renamed to ours, described as a generator section.
+
+A layout is a table of names. The options of a network (blocks, widths, growth, channels, scale) are read from the shapes
+under our own names, so they are inferred once per generator and not once per layout.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sr_dist.errors import UserError
+from sr_dist.models.containers import Tensors
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]  # a pattern of a whole name, and ours
+WB = r"\.(weight|bias)"
+
+
+@dataclass(frozen=True)
+class Layout:
+    generator: str  # the name of our file
+    whose: str
+    rules: Callable[[Iterable[str]], list[Rule]]  # of all names: the first RRDB code numbers its layers
+    options: dict[str, Any] = field(default_factory=dict)  # what the network does that no shape shows
+
+    @property
+    def title(self) -> str:
+        return f"{self.generator} ({self.whose})"
+
+    def renamed(self, names: Iterable[str]) -> dict[str, str]:
+        """Their name -> ours, for every name that the layout explains."""
+        rules = [(re.compile(pattern), ours) for pattern, ours in self.rules(names)]
+        found = {}
+        for name in names:
+            for pattern, ours in rules:
+                if match := pattern.fullmatch(name):
+                    found[name] = ours(match) if callable(ours) else match.expand(ours)
+                    break
+        return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """A generator out of a foreign file. The scale is None where no tensor shows it."""
+
+    layout: Layout
+    generator: dict[str, Any]
+    scale: int | None
+    tensors: Tensors
+
+
+def _table(*rules: Rule) -> Callable[[Iterable[str]], list[Rule]]:
+    return lambda names: list(rules)
+
+
+def _numbered_rrdb(names: Iterable[str]) -> list[Rule]:
+    """model.0, model.1 (the trunk), then an upscaling convolution at every third number, and two more at the end."""
+    numbers = [int(match[1]) for name in names if (match := re.match(r"model\.(\d+)\.", name))]
+    last = max(numbers, default=0)
+    ups: list[Rule] = [(rf"model\.{3 * up}{WB}", rf"conv_up{up}.\1") for up in range(1, (last - 4) // 3 + 1)]
+    return [
+        (rf"model\.0{WB}", r"conv_first.\1"),
+        (rf"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0{WB}", r"body.\1.rdb\2.conv\3.\4"),
+        (rf"model\.1\.sub\.\d+{WB}", r"conv_body.\1"),
+        *ups,
+        (rf"model\.{last - 2}{WB}", r"conv_hr.\1"),
+        (rf"model\.{last}{WB}", r"conv_last.\1"),
+    ]
+
+
+BN = r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
+
+
+def _upsample(match: re.Match[str]) -> str:
+    """Convolution, pixel shuffle and PReLU of every doubling, numbered through."""
+    doubling, part = divmod(int(match[1]), 3)
+    return f"upsample.{doubling}.{('conv', 'shuffle', 'act')[part]}.{match[2]}"
+
+
+def _srresnet(first: str, body: str, last: str) -> list[Rule]:
+    """The layout that numbers the parts of a block, under the names that its modules had over the years."""
+    block = r"trunk\.(\d+)\.(?:rcb|rc_block)"
+    return [
+        (rf"{first}\.0{WB}", r"conv_first.\1"),
+        (rf"{first}\.1\.weight", "act_first.weight"),
+        (rf"{block}\.0{WB}", r"body.\1.conv1.\2"),
+        (rf"{block}\.1{BN}", r"body.\1.bn1.\2"),
+        (rf"{block}\.2\.weight", r"body.\1.act.weight"),
+        (rf"{block}\.3{WB}", r"body.\1.conv2.\2"),
+        (rf"{block}\.4{BN}", r"body.\1.bn2.\2"),
+        (rf"{body}\.0{WB}", r"conv_body.\1"),
+        (rf"{body}\.1{BN}", r"bn_body.\1"),
+        (rf"upsampling\.(\d+)\.upsample_block\.0{WB}", r"upsample.\1.conv.\2"),
+        (r"upsampling\.(\d+)\.upsample_block\.2\.weight", r"upsample.\1.act.weight"),
+        (rf"upsampling\.(\d+){WB}", _upsample),
+        (rf"{last}{WB}", r"conv_last.\1"),
+    ]
+
+
+def _block(match: re.Match[str]) -> str:
+    return f"body.{int(match[1]) - 2}.{'act' if match[2] == 'prelu' else match[2]}.{match[3]}"
+
+
+LAYOUTS = (
+    Layout("rrdb", "names of BasicSR", _table(
+        (rf"(conv_first|conv_body|conv_up\d|conv_hr|conv_last){WB}", r"\1.\2"),
+        (rf"body\.(\d+)\.rdb(\d)\.conv(\d){WB}", r"body.\1.rdb\2.conv\3.\4"),
+    )),
+    Layout("rrdb", "names of the ESRGAN repository", _table(
+        (rf"(conv_first|conv_last){WB}", r"\1.\2"),
+        (rf"RRDB_trunk\.(\d+)\.RDB(\d)\.conv(\d){WB}", r"body.\1.rdb\2.conv\3.\4"),
+        (rf"trunk_conv{WB}", r"conv_body.\1"),
+        (rf"upconv(\d){WB}", r"conv_up\1.\2"),
+        (rf"HRconv{WB}", r"conv_hr.\1"),
+    )),
+    Layout("rrdb", "numbered names of 2018", _numbered_rrdb),
+    Layout("msrresnet", "names of BasicSR", _table(
+        (rf"(conv_first|upconv\d|conv_hr|conv_last){WB}", r"\1.\2"),
+        (rf"body\.(\d+)\.conv(\d){WB}", r"body.\1.conv\2.\3"),
+    )),
+    Layout("msrresnet", "names of KAIR", _table(
+        (rf"(conv_first|upconv\d|conv_last){WB}", r"\1.\2"),
+        (rf"recon_trunk\.(\d+)\.conv(\d){WB}", r"body.\1.conv\2.\3"),
+        (rf"HRconv{WB}", r"conv_hr.\1"),
+    )),
+    Layout("msrresnet", "names of MMagic", _table(
+        (rf"(conv_first|conv_hr|conv_last){WB}", r"\1.\2"),
+        (rf"trunk_net\.(\d+)\.conv(\d){WB}", r"body.\1.conv\2.\3"),
+        (rf"upsample(\d)\.upsample_conv{WB}", r"upconv\1.\2"),
+    ), {"shuffle_activation": False}),
+    Layout("srresnet", "our names", _table(
+        (rf"(conv_first|conv_body|conv_last|body\.\d+\.conv\d|upsample\.\d+\.conv){WB}", r"\1.\2"),
+        (rf"(bn_body|body\.\d+\.bn\d){BN}", r"\1.\2"),
+        (r"(act_first|body\.\d+\.act|upsample\.\d+\.act)\.weight", r"\1.weight"),
+    )),
+    Layout("srresnet", "names of Lornatang", _table(*_srresnet("conv1", "conv2", "conv3"))),
+    Layout("srresnet", "older names of Lornatang", _table(*_srresnet("conv_block1", "conv_block2", "conv_block3"))),
+    Layout("srresnet", "names of leftthomas", _table(
+        (rf"block1\.0{WB}", r"conv_first.\1"),
+        (r"block1\.1\.weight", "act_first.weight"),
+        (rf"block([2-6])\.(conv[12]|bn[12]|prelu){BN}", _block),
+        (rf"block7\.0{WB}", r"conv_body.\1"),
+        (rf"block7\.1{BN}", r"bn_body.\1"),
+        (rf"block8\.(\d+)\.conv{WB}", r"upsample.\1.conv.\2"),
+        (r"block8\.(\d+)\.prelu\.weight", r"upsample.\1.act.weight"),
+        (rf"block8\.\d+{WB}", r"conv_last.\1"),
+    ), {"output": "tanh"}),
+    Layout("srcnn", "conv1 to conv3", _table((rf"(conv[123]){WB}", r"\1.\2"))),
+)  # fmt: skip
+
+
+def recognise(tensors: Tensors, file: Path, key: str) -> Found:
+    """The generator that these tensors belong to, or a UserError that says what it was taken for."""
+    tables = [(layout, layout.renamed(tensors)) for layout in LAYOUTS]
+    layout, names = max(tables, key=lambda pair: len(pair[1]))
+    strange = sorted(tensors.keys() - names.keys())
+    if not names:
+        known = ", ".join(sorted({known.generator for known in LAYOUTS}))
+        raise UserError(
+            f"{key}: '{file}' does not say which generator it fits, and names such as '{strange[0]}' are those of no generator "
+            f"known here ({known})"
+        )
+    if strange:
+        raise UserError(
+            f"{key}: '{file}' does not say which generator it fits; nearest is {layout.title}, but {len(strange)} of "
+            f"{len(tensors)} tensors are none of its own, such as '{strange[0]}'"
+        )
+    ours = completed({names[name]: value for name, value in tensors.items()})
+    try:
+        options, scale = OPTIONS[layout.generator](ours)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as problem:
+        said = f"it has no '{problem.args[0]}'" if isinstance(problem, KeyError) else str(problem)
+        raise UserError(f"{key}: '{file}' looks like {layout.title}, but {said}") from None
+    if options["channels"] not in (1, 3):
+        raise UserError(f"{key}: '{file}' is {layout.title} for {options['channels']} channels; only 1 and 3 can be used")
+    return Found(layout, {"name": layout.generator, **options, **layout.options}, scale, ours)
+
+
+def completed(tensors: Tensors) -> Tensors:
+    """With what others leave out and what changes nothing: biases before batch normalisation, and its counts."""
+    added: Tensors = {}
+    for name, value in tensors.items():
+        if name.endswith(".running_mean"):
+            stem = name.removesuffix(".running_mean")
+            added[f"{stem}.num_batches_tracked"] = torch.tensor(0)
+            added[f"{re.sub('bn', 'conv', stem)}.bias"] = torch.zeros_like(value)
+    return {**added, **tensors}
+
+
+def _blocks(tensors: Tensors, pattern: str) -> int:
+    """How many different numbers stand at the pattern's group."""
+    return len({match[1] for name in tensors if (match := re.match(pattern, name))})
+
+
+def _rrdb(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    width, inside = tensors["conv_first.weight"].shape[:2]
+    channels = tensors["conv_last.weight"].shape[0]
+    growth = tensors["body.0.rdb1.conv1.weight"].shape[0]
+    fold = math.isqrt(inside // channels)
+    doublings = _blocks(tensors, r"conv_up(\d)")
+    if fold * fold * channels != inside or 2**doublings % fold:
+        raise ValueError(f"{inside} channels come in and {channels} go out")
+    scale = 2**doublings // fold
+    options = {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width, "growth": growth}
+    return {**options, "unshuffle": fold > 1 or scale > 2}, scale
+
+
+def _msrresnet(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    width = tensors["conv_first.weight"].shape[0]
+    channels = tensors["conv_last.weight"].shape[0]
+    steps = [math.isqrt(tensors[f"upconv{i}.weight"].shape[0] // width) for i in range(1, 1 + _blocks(tensors, r"upconv(\d)"))]
+    return {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width}, math.prod(steps)
+
+
+def _srresnet_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    width, channels = tensors["conv_first.weight"].shape[:2]
+    tensors["bn_body.running_mean"]  # without batch normalisation it is another network
+    scale = 2 ** _blocks(tensors, r"upsample\.(\d+)")
+    return {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width}, scale
+
+
+def _srcnn(tensors: Tensors) -> tuple[dict[str, Any], None]:
+    shapes = [tensors[f"conv{i}.weight"].shape for i in (1, 2, 3)]
+    options = {"widths": [shapes[0][0], shapes[1][0]], "kernels": [shape[-1] for shape in shapes]}
+    return {"channels": shapes[0][1], **options}, None
+
+
+OPTIONS: dict[str, Callable[[Tensors], tuple[dict[str, Any], int | None]]] = {
+    "rrdb": _rrdb,
+    "msrresnet": _msrresnet,
+    "srresnet": _srresnet_options,
+    "srcnn": _srcnn,
+}
