@@ -85,7 +85,7 @@ def test_memory_falls_with_the_stage(write_recipe):
     kept = {name: found[name]["weights"] + found[name]["gradients"] + found[name]["optimizer"] for name in found}
     assert kept["DDP"] > kept["ZeRO-1"] > kept["ZeRO-2"] > kept["ZeRO-3"]
     assert found["ZeRO-2, offload"]["optimizer"] == 0 < found["ZeRO-2, offload"]["host"]
-    assert found["ZeRO-2"]["buffers"] == 2 * found["ZeRO-1"]["buffers"] == 2 * 4 * 500_000_000  # of one network at a time
+    assert found["ZeRO-2"]["buffers"] == 2 * found["ZeRO-1"]["buffers"] <= 2 * found["DDP"]["weights"]  # of one network at a time
     assert found["ZeRO-3"]["ema"] > found["ZeRO-2"]["ema"]
 
 

@@ -30,7 +30,7 @@ def deeper(tmp_path):
 
 def network_of(write_recipe, log, **init):
     loaded = recipe.complete(recipe.load(write_recipe(init=init), {}))
-    return setup._network(loaded, "generator", False, log).state_dict()
+    return setup.phase_network(loaded, "generator", False, log).state_dict()
 
 
 def test_partial_weights_are_counted_in_the_log(write_recipe, deeper):
