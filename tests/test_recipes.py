@@ -22,6 +22,7 @@ THIN = {
     "rrdb": {"num_blocks": "1", "width": "16", "growth": "8"},
     "srugan": {"widths": "[8, 12]", "num_blocks": "1", "num_dense_blocks": "1", "reduction": "4"},
     "srgan_vgg": {"width": "8", "features": "16", "crop": "32"},
+    "unet_sn": {"width": "8"},
     "acgan": {"widths": "[8, 12]", "features": "16"},
 }
 

@@ -212,3 +212,11 @@ def test_srugan_has_the_reference_dimensions(scale, frozen):
     with torch.device("meta"):
         network = module.build(config, scale)
     assert sum(p.numel() for p in network.parameters()) == expected == frozen
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_rrdb_with_a_bicubic_skip_adds_to_imresize(scale):
+    whole, bare = build("rrdb", scale, skip="bicubic"), build("rrdb", scale)
+    bare.load_state_dict(whole.state_dict())
+    lr = torch.rand(2, 3, 7, 10)
+    torch.testing.assert_close(whole(lr) - imresize(lr, scale), bare(lr), atol=1e-5, rtol=0)
