@@ -108,9 +108,10 @@ def distance(run: Path, other: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize(
-    "backend", ["ddp", "zero2", pytest.param("zero1", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
-)
+SLOW = [pytest.param(backend, marks=pytest.mark.slow) for backend in ("zero1", "zero3", "zero2_offload")]
+
+
+@pytest.mark.parametrize("backend", ["ddp", "zero2", *SLOW])
 def test_two_ranks_take_the_step_of_one(backend, shards, reference, start, tmp_path):
     """Parameters after 5 steps of SGD within 1e-4 of the largest change, every loss of 5 steps of Adam within 1e-5;
     under DDP, each of three planted faults is at least 100 times further away."""
