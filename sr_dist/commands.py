@@ -1,4 +1,4 @@
-"""What `sr_dist.export`, `sr_dist.interpolate` and `sr_dist.upscale` are asked for, and what can be refused without torch."""
+"""What `evaluate`, `export`, `interpolate` and `upscale` are asked for, and what can be refused without torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,52 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sr_dist.config import Absent, Settings, SettingsType, typed
+from sr_dist import plugins
+from sr_dist.config import Absent, Names, Settings, SettingsType, typed
+from sr_dist.data.format import open_shards
 from sr_dist.errors import UserError, nearest
+from sr_dist.recipe import PACKAGES
 
 Positive = Annotated[int, Field(gt=0)]
 Scale = Annotated[Positive | None, Absent]  # for weights that do not show it
+BASELINES = ("nearest", "bilinear", "bicubic")
+PROTOCOLS = ("matlab-y", "basicsr", "rgb-float")
 FORMATS = ("png", "jpg", "webp", "tif")
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Evaluation(Settings):
+    """What `sr_dist.evaluate` is asked for."""
+
+    methods: Names
+    data: str
+    scale: Annotated[Positive | None, Absent] = None
+    protocol: str = "matlab-y"
+    degradation: str = "bicubic"
+    limit: Annotated[Positive | None, Absent] = None
+    out: str | None = None
+    batch: Positive = 8
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    def check(self) -> None:
+        """What can be said before torch is loaded."""
+        if not self.methods:
+            raise UserError("METHOD: name a run folder, a weights file, or bicubic")
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"protocol: no '{self.protocol}'{nearest(self.protocol, PROTOCOLS)}")
+        if self.out and Path(self.out).exists() and not Path(self.out).is_dir():
+            raise UserError(f"out: '{self.out}' is a file; a report needs a folder")
+        if len(set(self.methods)) < len(self.methods):
+            raise UserError(f"METHOD: '{','.join(self.methods)}' names a method twice")
+        for name in self.methods:
+            if name not in BASELINES and not Path(name).exists():
+                near = [str(p) for p in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
+                raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
+        if not Path(self.data).exists() and "{" not in self.data:
+            open_shards(self.data, "data")  # says what is missing, and the nearest name
+        plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")
+        if self.scale is None and set(self.methods) <= set(BASELINES):
+            raise UserError("scale: no METHOD says it; give --scale=N")
 
 
 class Exporting(Settings):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 
 from sr_dist import config, door
-from sr_dist.recipe import Evaluation
+from sr_dist.commands import Evaluation
 
 
 def main(words: door.Words, options: door.Options) -> None:

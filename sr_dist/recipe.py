@@ -28,8 +28,6 @@ PACKAGES = {
     "content": "sr_dist.losses.content",
 }
 
-BASELINES = ("nearest", "bilinear", "bicubic")
-PROTOCOLS = ("matlab-y", "basicsr", "rgb-float")
 
 Positive = Annotated[int, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -415,37 +413,3 @@ def differences(before: Mapping[str, Any], after: Recipe) -> list[tuple[str, str
     new = config.flat(config.parse(config.text(after)))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return [(key, f"{key}: was {old.get(key)}, is {new.get(key)}") for key in keys]
-
-
-class Evaluation(Settings):
-    """What `sr_dist.evaluate` is asked for."""
-
-    methods: Names
-    data: str
-    scale: Annotated[Positive | None, Absent] = None
-    protocol: str = "matlab-y"
-    degradation: str = "bicubic"
-    limit: Annotated[Positive | None, Absent] = None
-    out: str | None = None
-    batch: Positive = 8
-    workers: Annotated[int, Field(ge=0)] = 0
-
-    def check(self) -> None:
-        """What can be said before torch is loaded."""
-        if not self.methods:
-            raise UserError("METHOD: name a run folder, a weights file, or bicubic")
-        if self.protocol not in PROTOCOLS:
-            raise UserError(f"protocol: no '{self.protocol}'{nearest(self.protocol, PROTOCOLS)}")
-        if self.out and Path(self.out).exists() and not Path(self.out).is_dir():
-            raise UserError(f"out: '{self.out}' is a file; a report needs a folder")
-        if len(set(self.methods)) < len(self.methods):
-            raise UserError(f"METHOD: '{','.join(self.methods)}' names a method twice")
-        for name in self.methods:
-            if name not in BASELINES and not Path(name).exists():
-                near = [str(p) for p in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
-                raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
-        if not Path(self.data).exists() and "{" not in self.data:
-            open_shards(self.data, "data")  # says what is missing, and the nearest name
-        plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")
-        if self.scale is None and set(self.methods) <= set(BASELINES):
-            raise UserError("scale: no METHOD says it; give --scale=N")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sr_dist import config, recipe
+from sr_dist.commands import Evaluation
 from sr_dist.errors import UserError
-from sr_dist.recipe import Evaluation
 
 ROOT = Path(__file__).parent.parent
 ACGAN = {"name": "acgan", "classes": "manifest"}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sr_dist import plugins, ranks
+from sr_dist.commands import BASELINES, Evaluation
 from sr_dist.data.validation import Batches, open_images
 from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
@@ -19,7 +20,7 @@ from sr_dist.eval.protocol import protocol
 from sr_dist.eval.run import means, score
 from sr_dist.files import sha256
 from sr_dist.models import weights
-from sr_dist.recipe import BASELINES, PACKAGES, Evaluation
+from sr_dist.recipe import PACKAGES
 
 
 def evaluate(asked: Evaluation) -> None:

@@ -49,6 +49,10 @@ def check_recipe(folder: Path, now: Recipe) -> None:
     if not path.is_file() or not checkpoint.steps(folder / "checkpoints"):
         return  # nothing was trained here yet
     recipe.check_allowed(now)
+    if int(os.environ.get("RANK", "0")) == 0:
+        for key, line in recipe.differences(config.read(path), now):
+            if key in recipe.WARNED:
+                print(f"note: {line}; the numbers will differ a little from here on", flush=True)
     differing = recipe.changed(config.read(path), now)
     if differing:
         keys = ",".join(line.split(":")[0] for line in differing)
