@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: sets PYTHON, and makes .venv with the package in it unless SR_DIST_PYTHON names one.
 #   prepare [EXTRA]      EXTRA: dev
 prepare() {
