@@ -57,7 +57,8 @@ class SRUGenerator(nn.Module):
         self.dense = nn.Sequential(*(DenseBlock(finest) for _ in range(config.num_dense_blocks)))
         enlarge: list[nn.Module] = []
         for _ in range({2: 1, 4: 2}[scale]):
-            enlarge += [nn.Conv2d(finest, 4 * finest, 3, padding=1), Attention(4 * finest, config.reduction), nn.PixelShuffle(2)]
+            enlarge += [nn.Conv2d(finest, 4 * finest, 3, padding=1), Attention(4 * finest, config.reduction)]
+            enlarge += [nn.PixelShuffle(2), nn.SiLU()]  # without one, training stays where a linear filter ends
         self.enlarge = nn.Sequential(*enlarge)
         self.tail = nn.Conv2d(finest, config.channels, 7, padding=3)
         initialise(self)
@@ -105,6 +106,8 @@ def initialise(network: nn.Module) -> None:
 
 
 class ResidualBlock(nn.Module):
+    """Nothing after the addition: SiLU halves what is small, and a dozen in a row would leave nothing of the skips."""
+
     def __init__(self, inside: int, width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inside, width, 3, padding=1)
@@ -112,7 +115,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if inside == width else nn.Conv2d(inside, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.skip(x) + self.conv2(F.silu(self.conv1(x))))
+        return self.skip(x) + self.conv2(F.silu(self.conv1(x)))
 
 
 def residual_blocks(inside: int, width: int, count: int) -> list[nn.Module]:
