@@ -4,19 +4,29 @@
 
   SOURCE         folder          images in a folder
                  class_folders   one folder per class, as ImageNet comes
+                 mnist           idx files, gzipped or not; --part=train|test
+                 celeba          faces with list_attr_celeba.txt; --part=train|validation|test --images=FOLDER
                  sample_photos   tiles of photographs that scikit-image ships; INPUT is `train` or `validation`
   INPUT          where the source finds its images
   OUT            the folder of shards to make
-  --per_shard=1000   samples per shard
+  --per_shard=1000   inputs per shard; 50 with --tile, for one image gives many samples then
   --seed=0           of the order, which is permuted so that no shard is one class
   --name=NAME        shards are called NAME-000000.tar; the name of OUT by default
-  --min_side=1       smaller images are rejected
   --on_bad=skip      or `fail`: stop at the first image that cannot be a sample
-  --tile=96 --stride=96   (sample_photos) pixels per tile, and from tile to tile
 
-JPEG, PNG and WebP images become samples: RGB, grey, with or without alpha, 16-bit grey. Palette, CMYK and other formats
-are rejected. The bytes of images are kept as they are. The same input and options give the same bytes. Inputs that cannot become
-samples are counted and listed with their reason in OUT/rejects.jsonl.
+What happens to an image, in this order; without any of it (or with --keep) its bytes are stored as they are:
+  --min_side=1       smaller images are rejected
+  --max_pixels=200000000   larger ones are rejected by their header, before they are decoded
+  --centre_crop=N    the N x N pixels in the middle
+  --resize=N         --resize_mode=short (the shorter side becomes N), squash (N x N), crop (the middle square becomes N x N)
+  --tile=N           --stride=N: cut into tiles of N x N; sample_photos has tiles of 96 of its own
+  --format=png       or jpg or webp, with --quality=95; by default JPEG stays JPEG and all others become PNG
+
+CelebA as the class-conditional study has it: celeba --centre_crop=144 --resize=64 --format=png (for images of half the size: 72).
+
+CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Broken,
+moving and many-paged ones are rejected. The same input and options give the same bytes. Inputs that cannot become samples are
+counted and listed with their reason in OUT/rejects.jsonl.
 """
 
 from __future__ import annotations
@@ -29,23 +39,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from shards.items import Item, Listing
+from shards.pixels import Preparation
+from shards.writer import Making, write_shard
 from sr_dist import __version__, config, door, plugins
-from sr_dist.config import Settings
+from sr_dist.config import Absent, Settings
 from sr_dist.data.format import FORMAT, Manifest, write_manifest
 from sr_dist.data.order import permutation, share
 from sr_dist.errors import UserError, nearest
 from sr_dist.files import write_whole
 
 SOURCES = "shards.sources"
+PER_SHARD = 1000
 
 
 class Build(Settings):
     """The options that all sources share."""
 
     name: str | None = None
-    per_shard: Annotated[int, Field(gt=0)] = 1000
+    per_shard: Annotated[int | None, Absent, Field(gt=0)] = None
     seed: int = 0
-    min_side: Annotated[int, Field(gt=0)] = 1
     on_bad: Literal["skip", "fail"] = "skip"
 
 
@@ -55,17 +68,11 @@ def main(words: door.Words, options: door.Options) -> None:
 
 
 def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifest:
-    shared = {key: value for key, value in options.items() if key in Build.model_fields}
-    own = {key: value for key, value in options.items() if key not in shared}
     if "." not in source and source not in plugins.names(SOURCES):
         raise UserError(f"SOURCE: no '{source}'{nearest(source, plugins.names(SOURCES))}")
     module, _ = plugins.resolve(SOURCES, source, {}, "SOURCE")
-    for key in own:
-        if key not in module.Config.model_fields:
-            raise UserError(
-                f"{key}: unknown option of '{source}'{nearest(key, [*Build.model_fields, *module.Config.model_fields])}"
-            )
-    chosen = config.typed(Build, shared)
+    own, how, shared = _sorted_out(source, options, module.Config, Preparation, Build)
+    chosen, preparation = config.typed(Build, shared), config.typed(Preparation, how)
     name = chosen.name or out.resolve().name
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"name: '{name}' cannot begin the names of shards")
@@ -78,27 +85,47 @@ def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifes
         raise UserError(f"INPUT: no images in '{root}'")
     if (out / "manifest.json").exists():
         raise UserError(f"OUT: '{out}' already holds shards (manifest.json); remove them or choose another folder")
-    return _write(out, listing, getattr(module, "read", _read_file), chosen, {"name": source, "options": own, **listing.about})
+    preparation.check(listing.scale)
+    return _write(
+        out,
+        listing,
+        getattr(module, "read", read_file),
+        chosen,
+        preparation,
+        {"name": source, "options": {**how, **own}, **listing.about},
+    )
 
 
-def _write(out: Path, listing: Any, read: Any, chosen: Build, source: dict[str, Any]) -> Manifest:
-    from shards.writer import Limits, write_shard
+def _sorted_out(source: str, options: dict[str, str], *takers: type[Settings]) -> list[dict[str, str]]:
+    """The options of each taker; the source comes first, for it may give a meaning of its own to a name."""
+    found: list[dict[str, str]] = [{} for _ in takers]
+    for key, value in options.items():
+        for part, taker in zip(found, takers, strict=True):
+            if key in taker.model_fields:
+                part[key] = value
+                break
+        else:
+            known = [name for taker in takers for name in taker.model_fields]
+            raise UserError(f"{key}: unknown option of '{source}'{nearest(key, known)}")
+    return found
 
+
+def _write(out: Path, listing: Listing, read: Any, chosen: Build, how: Preparation, source: dict[str, Any]) -> Manifest:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UserError(f"OUT: '{out}' cannot be made: {problem.strerror}") from None
     count = len(listing.items)
     order = permutation(count, chosen.seed, 0, use=0)
-    num_shards = -(-count // chosen.per_shard)
+    per_shard = chosen.per_shard or (PER_SHARD if not how.tile else PER_SHARD // 20)
+    num_shards = -(-count // per_shard)
     name = chosen.name or out.resolve().name
+    making = Making(out, read, how, listing.attributes, listing.scale, chosen.on_bad == "fail")
     written = []
     for number in range(num_shards):
         items = [listing.items[i] for i in order[slice_of(share(count, num_shards, number))]]
-        limits = Limits(min_side=chosen.min_side, stop_at_first=chosen.on_bad == "fail")
-        shard = write_shard(out, f"{name}-{number:06d}.tar", items, read, len(listing.attributes), limits)
-        written.append(shard)
-    rejects = [reject for shard in written for reject in shard.rejects]
+        written.append(write_shard(f"{name}-{number:06d}.tar", items, making))
+    rejects = [*listing.rejects, *(reject for shard in written for reject in shard.rejects)]
     write_whole(out / "rejects.jsonl", "".join(json.dumps(reject) + "\n" for reject in rejects).encode())
     samples = sum(shard.entry.samples for shard in written)
     if not samples:
@@ -107,6 +134,7 @@ def _write(out: Path, listing: Any, read: Any, chosen: Build, source: dict[str, 
         format=FORMAT,
         samples=samples,
         min_side=min(shard.min_side for shard in written if shard.min_side),
+        scale=listing.scale,
         classes=tuple(listing.classes),
         attributes=tuple(listing.attributes),
         order={"seed": chosen.seed},
@@ -125,7 +153,7 @@ def slice_of(part: range) -> slice:
     return slice(part.start, part.stop)
 
 
-def _read_file(item: Any) -> bytes:
+def read_file(item: Item) -> bytes:
     return Path(item.path).read_bytes()
 
 
