@@ -31,48 +31,91 @@ counted and listed with their reason in OUT/rejects.jsonl.
 
 from __future__ import annotations
 
-import json
+import re
 import sys
-from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shards.items import Item, Listing
+from shards.merge import merge
 from shards.pixels import Preparation
-from shards.writer import Making, write_shard
-from sr_dist import __version__, config, door, plugins
+from shards.plan import Plan, chosen_order, facts
+from shards.work import finished_shards
+from shards.writer import Making, read_file
+from sr_dist import config, door, plugins
 from sr_dist.config import Absent, Settings
-from sr_dist.data.format import FORMAT, Manifest, write_manifest
-from sr_dist.data.order import permutation, share
+from sr_dist.data.format import Manifest, read_manifest
+from sr_dist.data.order import share
 from sr_dist.errors import UserError, nearest
-from sr_dist.files import write_whole
 
 SOURCES = "shards.sources"
-PER_SHARD = 1000
+PER_SHARD, PER_SHARD_OF_TILES = 1000, 50
+Count = Annotated[int | None, Absent, Field(gt=0)]
 
 
 class Build(Settings):
-    """The options that all sources share."""
+    """The options that all sources share, but for those of `Preparation`."""
 
     name: str | None = None
-    per_shard: Annotated[int | None, Absent, Field(gt=0)] = None
+    per_shard: Count = None
+    per_class: Count = None
     seed: int = 0
     on_bad: Literal["skip", "fail"] = "skip"
+    dedupe: bool = False
+    workers: Annotated[int, Field(gt=0, le=1024)] = 1
+    task: Annotated[str | None, Absent] = None
+    merge: bool = False
+
+    def tasks(self) -> tuple[int, int]:
+        """(which, of how many)"""
+        found = re.fullmatch(r"(\d+)/(\d+)", self.task or "0/1")
+        if not found or not int(found[1]) < int(found[2]):
+            raise UserError(f"task: '{self.task}' is not a share such as 0/4, 1/4, 2/4 or 3/4; the first is 0")
+        if self.task and self.merge:
+            raise UserError("merge: when all tasks are done, one command without --task merges what they made")
+        return int(found[1]), int(found[2])
 
 
 def main(words: door.Words, options: door.Options) -> None:
     source, root, out = door.only(words, "SOURCE", "INPUT", "OUT")
-    build(source, root, Path(out), options)
+    try:
+        build(source, root, Path(out), options)
+    except OSError as problem:
+        raise UserError(f"OUT: '{problem.filename or out}' cannot be written: {problem.strerror}") from None
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues")
 
 
-def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifest:
+def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifest | None:
+    """The manifest, or None where one task of several has done its share."""
+    plan, making, chosen = planned(source, root, out, options)
+    which, tasks = chosen.tasks()
+    if (out / "manifest.json").exists():  # killed when only tidying was left
+        plan.continues()
+        plan.tidy()
+        return read_manifest(out)
+    plan.begin()
+    try:
+        written = finished_shards(plan, making, share(plan.num_shards, tasks, which), chosen)
+    except UserError:
+        if not chosen.task and not chosen.merge:
+            plan.clear()
+        raise
+    if not chosen.task:
+        return merge(plan, written, chosen.dedupe)
+    print(f"task {chosen.task}: its {len(written)} of {plan.num_shards} shards are built; when all tasks are done, --merge")
+    return None
+
+
+def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple[Plan, Making, Build]:
+    """What is to be built, with every mistake in the words and options said."""
     if "." not in source and source not in plugins.names(SOURCES):
         raise UserError(f"SOURCE: no '{source}'{nearest(source, plugins.names(SOURCES))}")
     module, _ = plugins.resolve(SOURCES, source, {}, "SOURCE")
     own, how, shared = _sorted_out(source, options, module.Config, Preparation, Build)
-    chosen, preparation = config.typed(Build, shared), config.typed(Preparation, how)
+    chosen, preparation, settings = config.typed(Build, shared), config.typed(Preparation, how), config.typed(module.Config, own)
+    chosen.tasks()
     name = chosen.name or out.resolve().name
     if not name or "/" in name or name.startswith("."):
         raise UserError(f"name: '{name}' cannot begin the names of shards")
@@ -80,20 +123,23 @@ def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifes
         raise UserError("INPUT: is empty")
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT: '{out}' is a file; shards need a folder")
-    listing = module.listing(root, config.typed(module.Config, own))
+    listing = module.listing(root, settings)
+    preparation.check(listing.scale)
     if not listing.items:
         raise UserError(f"INPUT: no images in '{root}'")
-    if (out / "manifest.json").exists():
-        raise UserError(f"OUT: '{out}' already holds shards (manifest.json); remove them or choose another folder")
-    preparation.check(listing.scale)
-    return _write(
-        out,
-        listing,
-        getattr(module, "read", read_file),
-        chosen,
-        preparation,
-        {"name": source, "options": {**how, **own}, **listing.about},
-    )
+    if listing.rejects and chosen.on_bad == "fail":
+        first = listing.rejects[0]
+        raise UserError(f"on_bad: '{first['path']}' ({first['key']}): {first['reason']}")
+    order = chosen_order(listing, chosen.seed, chosen.per_class)
+    per_shard = chosen.per_shard or (PER_SHARD_OF_TILES if preparation.tile else PER_SHARD)
+    # Where files lie is not part of what is built.
+    own = {key: value for key, value in own.items() if not isinstance(getattr(settings, key), Path)}
+    decided = {**preparation.model_dump(mode="json"), **own, "name": name, "per_shard": per_shard, "per_class": chosen.per_class}
+    plan = Plan(out, name, listing, order, -(-len(order) // per_shard), facts(source, decided, chosen.seed, listing))
+    plan.source.update(name=source, options={**how, **own}, **listing.about)
+    stop = chosen.on_bad == "fail"
+    read = getattr(module, "read", read_file)
+    return plan, Making(out, read, preparation, tuple(listing.attributes), listing.scale, stop), chosen
 
 
 def _sorted_out(source: str, options: dict[str, str], *takers: type[Settings]) -> list[dict[str, str]]:
@@ -108,59 +154,6 @@ def _sorted_out(source: str, options: dict[str, str], *takers: type[Settings]) -
             known = [name for taker in takers for name in taker.model_fields]
             raise UserError(f"{key}: unknown option of '{source}'{nearest(key, known)}")
     return found
-
-
-def _write(out: Path, listing: Listing, read: Any, chosen: Build, how: Preparation, source: dict[str, Any]) -> Manifest:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(f"OUT: '{out}' cannot be made: {problem.strerror}") from None
-    count = len(listing.items)
-    order = permutation(count, chosen.seed, 0, use=0)
-    per_shard = chosen.per_shard or (PER_SHARD if not how.tile else PER_SHARD // 20)
-    num_shards = -(-count // per_shard)
-    name = chosen.name or out.resolve().name
-    making = Making(out, read, how, listing.attributes, listing.scale, chosen.on_bad == "fail")
-    written = []
-    for number in range(num_shards):
-        items = [listing.items[i] for i in order[slice_of(share(count, num_shards, number))]]
-        written.append(write_shard(f"{name}-{number:06d}.tar", items, making))
-    rejects = [*listing.rejects, *(reject for shard in written for reject in shard.rejects)]
-    write_whole(out / "rejects.jsonl", "".join(json.dumps(reject) + "\n" for reject in rejects).encode())
-    samples = sum(shard.entry.samples for shard in written)
-    if not samples:
-        raise UserError(f"INPUT: none of {count} images can be a sample; the reasons are in '{out / 'rejects.jsonl'}'")
-    manifest = Manifest(
-        format=FORMAT,
-        samples=samples,
-        min_side=min(shard.min_side for shard in written if shard.min_side),
-        scale=listing.scale,
-        classes=tuple(listing.classes),
-        attributes=tuple(listing.attributes),
-        order={"seed": chosen.seed},
-        shards=tuple(shard.entry for shard in written),
-        source=source,
-        tool={"sr_dist": __version__, "pillow": metadata.version("pillow"), "libjpeg": _libjpeg()},
-    )
-    write_manifest(out, manifest)
-    print(f"{samples} samples in {num_shards} shards, {len(listing.classes)} classes, smallest side {manifest.min_side}: {out}")
-    if rejects:
-        print(f"{len(rejects)} inputs were rejected; the reasons are in {out / 'rejects.jsonl'}")
-    return manifest
-
-
-def slice_of(part: range) -> slice:
-    return slice(part.start, part.stop)
-
-
-def read_file(item: Item) -> bytes:
-    return Path(item.path).read_bytes()
-
-
-def _libjpeg() -> str:
-    from PIL import features
-
-    return str(features.version_codec("jpg"))
 
 
 if __name__ == "__main__":

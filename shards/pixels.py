@@ -84,6 +84,7 @@ class Prepared(NamedTuple):
     place: str
     hr: Picture
     lr: Picture | None
+    change: str | None = None  # why the bytes of HR could not be kept
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def prepared(hr_data: bytes, lr_data: bytes | None, how: Preparation, scale: int
     if lr:
         check_pair(hr, lr, scale, exact=not how.resize)
     if not how.rewrites:
-        yield Prepared("", kept(hr), stored_lr(lr) if lr else None)
+        yield Prepared("", kept(hr), stored_lr(lr) if lr else None, hr.change)
         return
     box, (width, height) = geometry(hr.width, hr.height, how, scale)
     image, small = reshaped(pixels(hr), box, (width, height)), None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import IO, Any
 
 from shards.items import Item
 from shards.pixels import Picture, Preparation, Prepared, Rejected, prepared
+from sr_dist.config import typed
 from sr_dist.data.format import MODES, ShardEntry, attribute_bits, content_hash, index_bytes, index_name, member_header
 from sr_dist.errors import UserError
 from sr_dist.files import write_whole
@@ -35,6 +37,15 @@ class WrittenShard:
     entry: ShardEntry
     rejects: list[dict[str, Any]] = field(default_factory=list)
     min_side: int = 0  # of its images; 0 when it has none
+    converted: dict[str, int] = field(default_factory=dict)  # how many images could not be kept as they were, by reason
+
+    def write(self, path: Path) -> None:
+        write_whole(path, json.dumps({**vars(self), "entry": self.entry.model_dump()}).encode())
+
+    @classmethod
+    def read(cls, path: Path) -> WrittenShard:
+        tree = json.loads(path.read_bytes())
+        return cls(**{**tree, "entry": typed(ShardEntry, tree["entry"])})
 
 
 class TarFile:
@@ -65,29 +76,41 @@ def write_shard(name: str, items: Iterable[Item], making: Making) -> WrittenShar
     aside = making.folder / f".{name}.{os.getpid()}"
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
+    converted: Counter[str] = Counter()
     try:
         with open(aside, "wb") as file:
             tar = TarFile(file)
             for item in items:
-                try:
-                    for sample in samples(item, making):
-                        rows.append(add_sample(tar, item, sample, making.attributes))
-                except (Rejected, OSError) as problem:
-                    if making.stop_at_first:
-                        raise UserError(f"on_bad: '{item.path}' ({item.key}): {problem}") from None
-                    rejects.append({"key": item.key, "path": item.path, "reason": str(problem)})
+                made = samples(item, making)
+                if isinstance(made, str):
+                    rejects.append({"key": item.key, "path": item.path, "reason": made})
+                    continue
+                for sample in made:
+                    rows.append(add_sample(tar, item, sample, making.attributes))
+                    converted.update([sample.change] if sample.change else [])
             tar.end()
         write_whole(making.folder / index_name(name), index_bytes(rows, (len(making.attributes) + 7) // 8))
         os.replace(aside, making.folder / name)
     finally:
         aside.unlink(missing_ok=True)
     entry = ShardEntry(name=name, bytes=tar.place, samples=len(rows), sha256=tar.digest.hexdigest())
-    return WrittenShard(entry, rejects, min((min(row["width"], row["height"]) for row in rows), default=0))
+    min_side = min((min(row["width"], row["height"]) for row in rows), default=0)
+    return WrittenShard(entry, rejects, min_side, dict(converted))
 
 
-def samples(item: Item, making: Making) -> Iterable[Prepared]:
-    lr = Path(item.lr).read_bytes() if item.lr else None
-    return prepared(making.read(item), lr, making.how, making.scale or 1)
+def samples(item: Item, making: Making) -> list[Prepared] | str:
+    """The samples of one input, or why there are none."""
+    try:
+        lr = Path(item.lr).read_bytes() if item.lr else None
+        return list(prepared(making.read(item), lr, making.how, making.scale or 1))
+    except (Rejected, OSError) as problem:
+        if making.stop_at_first:
+            raise UserError(f"on_bad: '{item.path}' ({item.key}): {problem}") from None
+        return str(problem)
+
+
+def read_file(item: Item) -> bytes:
+    return Path(item.path).read_bytes()
 
 
 def add_sample(tar: TarFile, item: Item, sample: Prepared, attributes: Sequence[str]) -> dict[str, Any]:

@@ -120,13 +120,23 @@ def index_bytes(rows: Sequence[Mapping[str, Any]], attribute_bytes: int) -> byte
     key_width = max([len(row["key"]) for row in rows], default=0) or 1
     columns = []
     for name, kind in index_columns(key_width, max(attribute_bytes, 1)):
-        empty: Any = bytes(kind.itemsize) if kind.kind == "V" else 0
-        values = np.empty(len(rows), kind)
-        for i, row in enumerate(rows):
-            values[i] = row.get(name, empty)
-        columns.append(values.tobytes())
+        if kind.kind == "V":
+            columns.append(b"".join(row.get(name, b"").ljust(kind.itemsize, b"\0") for row in rows))
+        else:
+            columns.append(np.array([row.get(name, 0) for row in rows], kind).tobytes())
+    return _packed(columns, key_width, max(attribute_bytes, 1), len(rows))
+
+
+def _packed(columns: Sequence[bytes], key_width: int, attribute_bytes: int, samples: int) -> bytes:
     body = b"".join(columns)
-    return HEADER.pack(MAGIC, FORMAT, key_width, max(attribute_bytes, 1), zlib.crc32(body), len(rows)) + body
+    return HEADER.pack(MAGIC, FORMAT, key_width, attribute_bytes, zlib.crc32(body), samples) + body
+
+
+def index_rows(index: Index, chosen: np.ndarray) -> bytes:
+    """The index of some of the samples of a shard."""
+    key, attributes = index["key"].dtype.itemsize, index["attributes"].dtype.itemsize
+    columns = [index[name][chosen].tobytes() for name, _ in index_columns(key, attributes)]
+    return _packed(columns, key, attributes, int(chosen.sum()))
 
 
 class Index:
@@ -163,7 +173,7 @@ class Index:
 
     def check(self) -> None:
         """Reads the whole index and compares it with its checksum."""
-        if zlib.crc32(self._map[HEADER.size :].tobytes()) != self.crc32:
+        if zlib.crc32(self._map[HEADER.size :].data) != self.crc32:
             raise ShardError(f"'{self.path}' does not match its own checksum: it is damaged; build the shards again")
 
 

@@ -127,7 +127,7 @@ def test_the_same_input_gives_the_same_bytes(photos, photo_shards, tmp_path):
     built("class_folders", photos, tmp_path / "photos", per_shard="8")
     assert bytes_of(tmp_path / "photos") == bytes_of(photo_shards)
     assert set(bytes_of(photo_shards)) == {f"photos-{n:06d}.{kind}" for n in range(3) for kind in ("tar", "idx")} | {
-        "manifest.json", "rejects.jsonl",
+        "manifest.json", "rejects.jsonl", "duplicates.jsonl",
     }  # fmt: skip
 
 
