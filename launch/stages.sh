@@ -4,7 +4,8 @@
 # LAUNCH holds what `accelerate launch` gets, such as LAUNCH="--config_file launch/accelerate/ddp_node.yaml".
 set -euo pipefail
 [ $# -ge 2 ] || { echo "error: usage: stages.sh A.yaml B.yaml [--key=value ...]" >&2; exit 2; }
-python=${SR_DIST_PYTHON:-python}
+python=("${SR_DIST_PYTHON:-python}")
+. "$(dirname "$0")/run_folder.sh"
 first=$1 second=$2
 shift 2
 for option in "$@"; do
@@ -15,17 +16,13 @@ done
 one="--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process $(nproc)"
 read -ra launch <<<"${LAUNCH:-$one}"
 
-folder() {  # RECIPE [--key=value ...] -> its run folder
-  "$python" -c 'import sys; from sr_dist import door, recipe; sys.exit(door.run(lambda words, options: print(recipe.load(words[0], options).folder)))' "$@"
-}
-
 stage() {  # RECIPE [--key=value ...]
   local run
   run=$(folder "$@")
   if [ -e "$run/DONE" ] && [[ " $* " != *" --steps="* ]]; then
     echo "$run is done"
   else
-    "$python" -m accelerate.commands.launch "${launch[@]}" -m sr_dist.train "$@"
+    "${python[@]}" -m accelerate.commands.launch "${launch[@]}" -m sr_dist.train "$@"
   fi
   [ -e "$run/DONE" ] || { echo "$run was stopped before its end; the same command continues it" >&2; exit 1; }
   finished=$run

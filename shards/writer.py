@@ -3,118 +3,134 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from PIL import Image, UnidentifiedImageError
+from typing import IO, Any
 
 from shards.items import Item
+from shards.pixels import Picture, Preparation, Prepared, Rejected, prepared
+from sr_dist.config import typed
 from sr_dist.data.format import MODES, ShardEntry, attribute_bits, content_hash, index_bytes, index_name, member_header
-from sr_dist.errors import UserError, first_line
+from sr_dist.errors import UserError
 from sr_dist.files import write_whole
-
-FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-# A file without an ending after its (last) beginning of pixels was cut short; what some cameras write behind it is no harm.
-PIXELS = {"JPEG": b"\xff\xda", "PNG": b"IDAT"}
-ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-Image.MAX_IMAGE_PIXELS = None  # the pixel cap below is ours, and read from the header
-
-
-class Rejected(Exception):
-    """An input that cannot become a sample; the reason goes into rejects.jsonl."""
 
 
 @dataclass(frozen=True)
-class Limits:
-    min_side: int = 1
-    max_pixels: int = 200_000_000
+class Making:
+    """What all shards of a build have in common."""
+
+    folder: Path
+    read: Callable[[Item], bytes]
+    how: Preparation
+    attributes: Sequence[str] = ()
+    scale: int | None = None
     stop_at_first: bool = False  # rejected input
 
 
 @dataclass
 class WrittenShard:
     entry: ShardEntry
-    rejects: list[dict[str, Any]]
-    min_side: int  # of its images; 0 when it has none
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    min_side: int = 0  # of its images; 0 when it has none
+    converted: dict[str, int] = field(default_factory=dict)  # how many images could not be kept as they were, by reason
+
+    def write(self, path: Path) -> None:
+        write_whole(path, json.dumps({**vars(self), "entry": self.entry.model_dump()}).encode())
+
+    @classmethod
+    def read(cls, path: Path) -> WrittenShard:
+        tree = json.loads(path.read_bytes())
+        return cls(**{**tree, "entry": typed(ShardEntry, tree["entry"])})
 
 
-def write_shard(
-    folder: Path, name: str, items: Iterable[Item], read: Callable[[Item], bytes], attributes: int, limits: Limits
-) -> WrittenShard:
+class TarFile:
+    """Members one after another, with the digest of all bytes so far."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest, self.place = file, hashlib.sha256(), 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Appends one member and returns where its data begins."""
+        start = self.place + 512
+        self._write(member_header(name, len(data)) + data + bytes(-len(data) % 512))
+        return start
+
+    def end(self) -> None:
+        self._write(bytes(1024))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def _write(self, block: bytes) -> None:
+        self.file.write(block)
+        self.digest.update(block)
+        self.place += len(block)
+
+
+def write_shard(name: str, items: Iterable[Item], making: Making) -> WrittenShard:
     """Writes `name` and its index into the folder."""
-    aside = folder / f".{name}.{os.getpid()}"
+    aside = making.folder / f".{name}.{os.getpid()}"
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
-    digest = hashlib.sha256()
-    attribute_bytes = (attributes + 7) // 8
-    place = 0
+    converted: Counter[str] = Counter()
     try:
-        with open(aside, "wb") as tar:
-
-            def add(member: str, data: bytes) -> int:
-                """Appends one member and returns where its data begins."""
-                nonlocal place
-                block = member_header(member, len(data)) + data + bytes(-len(data) % 512)
-                tar.write(block)
-                digest.update(block)
-                place += len(block)
-                return place - len(block) + 512
-
+        with open(aside, "wb") as file:
+            tar = TarFile(file)
             for item in items:
-                try:
-                    data = read(item)
-                    row = describe(data, limits)
-                except (Rejected, OSError) as problem:
-                    if limits.stop_at_first:
-                        raise UserError(f"on_bad: '{item.path}' ({item.key}): {problem}") from None
-                    rejects.append({"key": item.key, "path": item.path, "reason": str(problem)})
+                made = samples(item, making)
+                if isinstance(made, str):
+                    rejects.append({"key": item.key, "path": item.path, "reason": made})
                     continue
-                row["hr_offset"] = add(f"{item.key}.{row.pop('suffix')}", data)
-                if item.label >= 0:
-                    add(f"{item.key}.cls", str(item.label).encode())
-                row.update(key=item.key.encode(), attributes=attribute_bits(item.attributes, max(attribute_bytes, 1)))
-                row["class"] = item.label
-                rows.append(row)
-            end = bytes(1024)
-            tar.write(end)
-            digest.update(end)
-            tar.flush()
-            os.fsync(tar.fileno())
-        write_whole(folder / index_name(name), index_bytes(rows, attribute_bytes))
-        os.replace(aside, folder / name)
+                for sample in made:
+                    rows.append(add_sample(tar, item, sample, making.attributes))
+                    converted.update([sample.change] if sample.change else [])
+            tar.end()
+        write_whole(making.folder / index_name(name), index_bytes(rows, (len(making.attributes) + 7) // 8))
+        os.replace(aside, making.folder / name)
     finally:
         aside.unlink(missing_ok=True)
-    entry = ShardEntry(name=name, bytes=place + 1024, samples=len(rows), sha256=digest.hexdigest())
-    return WrittenShard(entry, rejects, min((min(row["width"], row["height"]) for row in rows), default=0))
+    entry = ShardEntry(name=name, bytes=tar.place, samples=len(rows), sha256=tar.digest.hexdigest())
+    min_side = min((min(row["width"], row["height"]) for row in rows), default=0)
+    return WrittenShard(entry, rejects, min_side, dict(converted))
 
 
-def describe(data: bytes, limits: Limits) -> dict[str, Any]:
-    """The index columns that an image's bytes tell, from its header; or the reason why it is no sample."""
-    if not data:
-        raise Rejected("the file is empty")
+def samples(item: Item, making: Making) -> list[Prepared] | str:
+    """The samples of one input, or why there are none."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind, mode, (width, height) = image.format or "?", image.mode, image.size
-    except UnidentifiedImageError:
-        raise Rejected("not an image that Pillow knows") from None
-    except (OSError, SyntaxError, ValueError) as problem:
-        raise Rejected(f"not an image: {first_line(problem)[:120]}") from None
-    if kind not in FORMATS:
-        raise Rejected(f"format {kind} is not one of {', '.join(FORMATS)}")
-    if kind in ENDINGS and data.find(ENDINGS[kind], data.rfind(PIXELS[kind])) < 0:
-        raise Rejected(f"the {kind} data are cut short")
-    if mode not in MODES:
-        raise Rejected(f"colour mode {mode} is not one of {', '.join(MODES)}")
-    if width * height > limits.max_pixels:
-        raise Rejected(f"{width} x {height} is more than {limits.max_pixels} pixels")
-    if min(width, height) < limits.min_side:
-        raise Rejected(f"{width} x {height} is below min_side {limits.min_side}")
-    return {
-        "suffix": FORMATS[kind], "width": width, "height": height, "mode": MODES.index(mode),
-        "hr_bytes": len(data), "hr_crc32": zlib.crc32(data), "hash": content_hash(data),
+        lr = Path(item.lr).read_bytes() if item.lr else None
+        return list(prepared(making.read(item), lr, making.how, making.scale or 1))
+    except (Rejected, OSError) as problem:
+        if making.stop_at_first:
+            raise UserError(f"on_bad: '{item.path}' ({item.key}): {problem}") from None
+        return str(problem)
+
+
+def read_file(item: Item) -> bytes:
+    return Path(item.path).read_bytes()
+
+
+def add_sample(tar: TarFile, item: Item, sample: Prepared, attributes: Sequence[str]) -> dict[str, Any]:
+    """Writes the members of one sample and returns its row of the index."""
+    key = item.key + sample.place
+    row = {
+        "key": key.encode(), "class": item.label, "attributes": attribute_bits(item.attributes, (len(attributes) + 7) // 8 or 1),
+        "width": sample.hr.width, "height": sample.hr.height, "mode": MODES.index(sample.hr.mode),
+        "hash": content_hash(sample.hr.data), **member(tar, "hr", f"{key}.{sample.hr.suffix}", sample.hr),
     }  # fmt: skip
+    if sample.lr:
+        row.update(lr_width=sample.lr.width, lr_height=sample.lr.height, **member(tar, "lr", f"{key}.lr.png", sample.lr))
+    if item.label >= 0:
+        tar.add(f"{key}.cls", str(item.label).encode())
+    if attributes:
+        named = dict(zip(attributes, map(int, item.attributes), strict=True))
+        tar.add(f"{key}.json", json.dumps({"attributes": named}, separators=(",", ":")).encode())
+    return row
+
+
+def member(tar: TarFile, kind: str, name: str, picture: Picture) -> dict[str, int]:
+    place = tar.add(name, picture.data)
+    return {f"{kind}_offset": place, f"{kind}_bytes": len(picture.data), f"{kind}_crc32": zlib.crc32(picture.data)}

@@ -189,7 +189,7 @@ class Recipe(Settings):
 
 def load(path: str | Path, options: Mapping[str, str]) -> Recipe:
     """A recipe file and `--key.sub=value` -> settings whose sections, names and data fit together."""
-    recipe = _stated(path, options)
+    recipe = stated(path, options)
     recipe = _with_classes(recipe, open_shards(recipe.data.train, "data.train"))
     check_data(recipe)
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
@@ -198,7 +198,7 @@ def load(path: str | Path, options: Mapping[str, str]) -> Recipe:
 
 def load_without_data(path: str | Path, options: Mapping[str, str]) -> Recipe:
     """The same where the shards may be on another machine: enough to build the networks. Only `classes: manifest` needs them."""
-    recipe = _stated(path, options)
+    recipe = stated(path, options)
     if not recipe.discriminator or str(recipe.discriminator.options.get("classes")) != "manifest":
         return recipe
     try:
@@ -209,7 +209,8 @@ def load_without_data(path: str | Path, options: Mapping[str, str]) -> Recipe:
         ) from None
 
 
-def _stated(path: str | Path, options: Mapping[str, str]) -> Recipe:
+def stated(path: str | Path, options: Mapping[str, str]) -> Recipe:
+    """What recipe and options say by themselves, whether or not there are data."""
     recipe = config.typed(Recipe, config.override(config.read(path), options))
     check_names(recipe)
     check_agreement(recipe)

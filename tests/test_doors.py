@@ -85,7 +85,7 @@ def test_mistakes_end_with_2_and_one_line_and_load_nothing_heavy(open_doors, wri
         ("sr_dist.evaluate", ["bicubic"], ["data: this key is missing"]),
         ("sr_dist.evaluate", ["bicubic", "--data=.", "--scael=2"], ["scael: unknown key", "'scale'"]),
         ("shards.build", ["class_folders", str(photos), out, "--per_shards=8"], ["per_shards: unknown option", "'per_shard'"]),
-        ("shards.build", ["class_folders", str(photos), out, "--tile=8"], ["tile: unknown option of 'class_folders'"]),
+        ("shards.build", ["class_folders", str(photos), out, "--part=test"], ["part: unknown option of 'class_folders'"]),
         ("shards.build", ["class_folders", str(photos), out, "--per_shard=0"], ["per_shard: ", "'0'"]),
         ("shards.build", ["class_folders", str(photos), out, "--on_bad=stop"], ["on_bad: ", "'skip'"]),
         ("shards.build", ["class_folder", str(photos), out], ["SOURCE", "'class_folders'"]),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import numpy as np
 
-from shards.items import Item, Listing, image_files, keyed
+from shards.items import Files, Listing, image_names
 from sr_dist.config import Settings
 from sr_dist.errors import UserError
 
@@ -14,10 +14,10 @@ class Config(Settings):
 
 
 def listing(root: str, config: Config) -> Listing:
-    files = [path for path in image_files(Path(root)) if len(path.relative_to(root).parts) > 1]
-    classes = sorted({path.relative_to(root).parts[0] for path in files})
+    names = [name for name in image_names(root) if "/" in name]
+    classes = sorted({name.split("/", 1)[0] for name in names})
     if not classes:
         raise UserError(f"INPUT: '{root}' has no folders with images in them; the source 'folder' takes images without classes")
     number = {name: i for i, name in enumerate(classes)}
-    items = [Item(key, str(path), number[path.relative_to(root).parts[0]]) for key, path in keyed(files, Path(root))]
-    return Listing(items, classes)
+    labels = np.fromiter((number[name.split("/", 1)[0]] for name in names), np.int32, len(names))
+    return Listing(Files(root, names, labels), classes)

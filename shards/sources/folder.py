@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from shards.items import Item, Listing, image_files, keyed
+from shards.items import Files, Listing, image_names
 from sr_dist.config import Settings
 
 
@@ -13,4 +11,4 @@ class Config(Settings):
 
 
 def listing(root: str, config: Config) -> Listing:
-    return Listing([Item(key, str(path)) for key, path in keyed(image_files(Path(root)), Path(root))])
+    return Listing(Files(root, image_names(root)))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import tarfile
 import zlib
@@ -29,6 +30,7 @@ from sr_dist.errors import UserError, nearest
 from sr_dist.files import write_whole
 
 FORMAT = 1
+URLS = ("http://", "https://", "s3://")  # of tars, as a manifest may name them; a pipe: would be a command from a data file
 MAGIC = b"SRDISTIX"
 HEADER = struct.Struct("<8sIIIIQ")
 MODES = ("RGB", "L", "RGBA", "LA", "I;16")  # the index stores the position in this list
@@ -75,6 +77,7 @@ class Manifest(Settings):
     attributes: tuple[str, ...] = ()
     order: dict[str, int]
     shards: tuple[ShardEntry, ...]
+    tars: str | None = None  # where they are, if not beside the manifest: a folder (from the manifest's), or how URLs begin
     source: dict[str, Any] = {}
     tool: dict[str, str] = {}
 
@@ -83,6 +86,10 @@ class Manifest(Settings):
         """Names the samples and their order: equal digests mean equal training data."""
         facts = [self.format, self.order, [(s.name, s.samples, s.sha256) for s in self.shards]]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def is_url(place: str) -> bool:
+    return bool(re.match("[A-Za-z][A-Za-z0-9+.-]*:", place))
 
 
 def content_hash(data: bytes) -> bytes:
@@ -113,13 +120,23 @@ def index_bytes(rows: Sequence[Mapping[str, Any]], attribute_bytes: int) -> byte
     key_width = max([len(row["key"]) for row in rows], default=0) or 1
     columns = []
     for name, kind in index_columns(key_width, max(attribute_bytes, 1)):
-        empty: Any = bytes(kind.itemsize) if kind.kind == "V" else 0
-        values = np.empty(len(rows), kind)
-        for i, row in enumerate(rows):
-            values[i] = row.get(name, empty)
-        columns.append(values.tobytes())
+        if kind.kind == "V":
+            columns.append(b"".join(row.get(name, b"").ljust(kind.itemsize, b"\0") for row in rows))
+        else:
+            columns.append(np.array([row.get(name, 0) for row in rows], kind).tobytes())
+    return _packed(columns, key_width, max(attribute_bytes, 1), len(rows))
+
+
+def _packed(columns: Sequence[bytes], key_width: int, attribute_bytes: int, samples: int) -> bytes:
     body = b"".join(columns)
-    return HEADER.pack(MAGIC, FORMAT, key_width, max(attribute_bytes, 1), zlib.crc32(body), len(rows)) + body
+    return HEADER.pack(MAGIC, FORMAT, key_width, attribute_bytes, zlib.crc32(body), samples) + body
+
+
+def index_rows(index: Index, chosen: np.ndarray) -> bytes:
+    """The index of some of the samples of a shard."""
+    key, attributes = index["key"].dtype.itemsize, index["attributes"].dtype.itemsize
+    columns = [index[name][chosen].tobytes() for name, _ in index_columns(key, attributes)]
+    return _packed(columns, key, attributes, int(chosen.sum()))
 
 
 class Index:
@@ -156,7 +173,7 @@ class Index:
 
     def check(self) -> None:
         """Reads the whole index and compares it with its checksum."""
-        if zlib.crc32(self._map[HEADER.size :].tobytes()) != self.crc32:
+        if zlib.crc32(self._map[HEADER.size :].data) != self.crc32:
             raise ShardError(f"'{self.path}' does not match its own checksum: it is damaged; build the shards again")
 
 
@@ -171,7 +188,10 @@ class Shards:
     manifest: Manifest
 
     def paths(self) -> list[Path]:
-        return [self.folder / shard.name for shard in self.manifest.shards]
+        tars = self.manifest.tars or "."
+        if is_url(tars):
+            raise ShardError(f"the tars of '{self.folder}' are at '{tars}', not on this machine")
+        return [self.folder / tars / shard.name for shard in self.manifest.shards]
 
     def index(self, shard: int) -> Index:
         entry = self.manifest.shards[shard]
@@ -248,6 +268,8 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
         twice = [s.name for i, s in enumerate(manifest.shards) if s.name in {t.name for t in manifest.shards[:i]}]
         raise ShardError(f"{key}: '{path}' names the shard '{twice[0]}' twice")
+    if manifest.tars is not None and is_url(manifest.tars) and not manifest.tars.startswith(URLS):
+        raise ShardError(f"{key}: '{path}': tars: '{manifest.tars}' is neither a folder nor begins with {', '.join(URLS)}")
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
             raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is no tar file of that folder")

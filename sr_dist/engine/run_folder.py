@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from sr_dist.files import write_whole
 from sr_dist.recipe import Recipe
 
 PACKAGES = ("sr_dist", "torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # as some clusters mount Lustre and NFS
 
 
 def claim(folder: Path) -> IO[str] | None:
@@ -32,7 +34,10 @@ def claim(folder: Path) -> IO[str] | None:
         raise UserError(f"name: the run folder '{folder}' cannot be written: {problem.strerror}") from None
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and not flock, which loading processes would inherit
-    except OSError:
+    except OSError as problem:
+        if problem.errno in NO_LOCKS:
+            print(f"note: '{folder}' is on a file system without locks: no one keeps a second process from it", flush=True)
+            return lock
         lock.seek(0)
         raise UserError(
             f"name: '{folder}' is in use by {lock.read().strip() or 'another process'}; wait for it, or take another name"

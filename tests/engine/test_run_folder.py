@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -55,6 +56,15 @@ def test_a_killed_process_holds_no_lock(tmp_path, holder):
     lock = run_folder.claim(tmp_path / "run")
     assert (tmp_path / "run" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     lock.close()
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", unsupported)
+    assert run_folder.claim(tmp_path / "run") is not None
+    assert "without locks" in capsys.readouterr().out
 
 
 def test_other_ranks_need_no_lock(tmp_path, holder, monkeypatch):

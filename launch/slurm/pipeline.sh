@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Submits stages of which each waits for the one before, and prints their job ids. A failure cancels what comes after it.
+#   bash launch/slurm/pipeline.sh \
+#     build: --array=0-15 class_folders /data/imagenet/train data/imagenet256/train --resize=256 --resize_mode=squash \
+#     train: --nodes=4 --gres=gpu:8 --time=24:00:00 configs/imagenet_srugan_x2_large.yaml --data.validation=none \
+#     evaluate: --gres=gpu:1 runs/imagenet_srugan_x2_large,bicubic --data=/data/Set5
+# A stage is `build:`, `train:`, `train_array:`, `sweep:` or `evaluate:`, options of sbatch (each one word), and the words of its job.
+# Any number of them, in the order in which they are to run; a `build:` with --array is followed by the job that joins its shares.
+set -euo pipefail
+here=$(dirname "$0")
+before=
+
+submit() {  # SCRIPT SBATCH_OPTIONS... SCRIPT_WORDS...: prints the id
+  local script=$here/$1.sbatch options=(--parsable) id
+  shift
+  while [[ ${1:-} == -* ]]; do
+    options+=("$1")
+    shift
+  done
+  [ -z "$before" ] || options+=("--dependency=afterok:$before" --kill-on-invalid-dep=yes)
+  id=$(sbatch "${options[@]}" "$script" "$@")
+  before=${id%%;*}
+}
+
+stage() {  # NAME: WORDS...
+  local name=${1%:} merge=() options=() word
+  shift
+  case $name in
+    build) submit build_shards "$@" ;;
+    train|train_array|sweep|evaluate) submit "$name" "$@" ;;
+  esac
+  echo "$name $before"
+  [[ $name == build && " $* " == *" --array="* ]] || return 0
+  for word in "$@"; do
+    if [ ${#merge[@]} = 0 ] && [[ $word == -* ]]; then
+      [[ $word == --array=* ]] || options+=("$word")
+    else
+      merge+=("$word")
+    fi
+  done
+  submit build_shards "${options[@]}" "${merge[@]}" --merge
+  echo "merge $before"
+}
+
+words=()
+for word in "$@" end:; do
+  case $word in
+    build:|train:|train_array:|sweep:|evaluate:|end:)
+      [ ${#words[@]} = 0 ] || stage "${words[@]}"
+      words=("$word") ;;
+    *)
+      [ ${#words[@]} -gt 0 ] || { echo "error: '$word': begin with build:, train:, train_array:, sweep: or evaluate:" >&2; exit 2; }
+      words+=("$word") ;;
+  esac
+done

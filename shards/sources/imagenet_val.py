@@ -1,0 +1,92 @@
+"""ImageNet's validation images, which lie in one folder, with --truth=FILE, which says their classes:
+
+name wnid         such as LOC_val_solution.csv: classes are numbered in the order of sorted wnids, like those of class_folders
+name number       such as val.txt: a number from 0 up
+number            the devkit's ILSVRC2012_validation_ground_truth.txt: one from 1 up per image, in the order of their names.
+                  It numbers classes in an order of its own: with --synsets=FILE, whose line i begins with the wnid of number i,
+                  they get the numbers of class_folders.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from shards.items import Files, Listing, image_names
+from sr_dist.config import Absent, Settings
+from sr_dist.errors import UserError
+
+WNID = re.compile(r"n\d{8}")
+
+
+class Config(Settings):
+    truth: Path
+    synsets: Annotated[Path | None, Absent] = None
+
+
+def listing(root: str, config: Config) -> Listing:
+    names = image_names(root)
+    rows = _rows(config.truth, "truth")
+    if rows and rows[0][0] == "ImageId":
+        rows = rows[1:]
+    if all(len(row) == 1 for row in rows):
+        said = dict(zip(names, _devkit(rows, config, len(names)), strict=True))
+    else:
+        said = _by_stem(names, rows, config.truth)
+    rejects = [
+        {"key": name, "path": f"{root}/{name}", "reason": f"'{config.truth.name}' does not name it"}
+        for name in names
+        if name not in said
+    ]
+    names = [name for name in names if name in said]
+    classes = _classes(set(said.values()), config.truth)
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[said[name]] for name in names], np.int32)
+    return Listing(Files(root, names, labels), classes, rejects=rejects)
+
+
+def _devkit(rows: list[list[str]], config: Config, images: int) -> list[str]:
+    """What every image is, in the order of their names."""
+    if len(rows) != images:
+        raise UserError(f"truth: '{config.truth}' has {len(rows)} lines for {images} images")
+    numbers = [int(row[0]) if row[0].isdigit() else 0 for row in rows]
+    wnids = [row[0] for row in _rows(config.synsets, "synsets")] if config.synsets else None
+    most = len(wnids) if wnids else max(numbers, default=0)
+    for line, number in enumerate(numbers, 1):
+        if not 1 <= number <= most:
+            raise UserError(f"truth: '{config.truth}' line {line}: '{rows[line - 1][0]}' is not a number from 1 to {most}")
+    return [wnids[number - 1] if wnids else str(number - 1) for number in numbers]
+
+
+def _by_stem(names: list[str], rows: list[list[str]], path: Path) -> dict[str, str]:
+    """What the named images are; a suffix may stand in the file or not."""
+    stems = {name.rpartition("/")[2].rpartition(".")[0]: name for name in names}
+    found = {}
+    for line, row in enumerate(rows, 1):
+        if len(row) < 2 or not (WNID.fullmatch(row[1]) or row[1].isdigit()):
+            raise UserError(f"truth: '{path}' row {line}: wants the name of an image and a wnid (n01440764) or number")
+        stem = row[0].rpartition(".")[0] or row[0]
+        if stem in stems:
+            found[stems[stem]] = row[1]
+    return found
+
+
+def _classes(said: set[str], path: Path) -> list[str]:
+    """Sorted wnids, or the numbers up to the highest."""
+    kinds = {bool(WNID.fullmatch(name)) for name in said}
+    if len(kinds) > 1:
+        raise UserError(f"truth: '{path}' has both wnids and numbers")
+    if kinds == {False}:
+        return [str(number) for number in range(max(map(int, said)) + 1)]
+    return sorted(said)
+
+
+def _rows(path: Path, key: str) -> list[list[str]]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{key}: '{path}' cannot be read: {problem}") from None
+    return [row for line in lines if (row := line.replace(",", " ").split())]
