@@ -84,23 +84,23 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def with_progress(steps: Iterable[tuple[int, Result]], total: int) -> Iterator[Result]:
-    """Passes on the results of (images, result), with a bar and the time to go; off a terminal, a line now and then."""
+def with_progress(steps: Iterable[tuple[int, Result]], total: int, unit: str = "image") -> Iterator[Result]:
+    """Passes on the results of (amount, result), with a bar and the time to go; off a terminal, a line now and then."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, unit="image", unit_scale=total > 10_000, smoothing=0.1) as bar:
-            for images, result in steps:
-                bar.update(images)
+        with tqdm(total=total, unit=unit, unit_scale=total > 10_000, smoothing=0.1) as bar:
+            for amount, result in steps:
+                bar.update(amount)
                 yield result
         return
     done, start = 0, time.monotonic()
     said = start
-    for images, result in steps:
-        done, now = done + images, time.monotonic()
+    for amount, result in steps:
+        done, now = done + amount, time.monotonic()
         if now - said >= EVERY:
             rate = done / (now - start)
             left = (total - done) / rate / 60
-            print(f"{done} of {total} images, {rate:.0f}/s, {left:.0f} minutes to go", file=sys.stderr, flush=True)
+            print(f"{done} of {total} {unit}s, {rate:.0f}/s, {left:.0f} minutes to go", file=sys.stderr, flush=True)
             said = now
         yield result

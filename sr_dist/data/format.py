@@ -228,13 +228,18 @@ def open_shards(source: str, key: str = "shards") -> Shards:
     return Shards(folder, read_manifest(folder, key))
 
 
-def _some_shards(pattern: str, key: str) -> Shards:
+def brace_paths(pattern: str, key: str) -> list[Path]:
+    """`data/train-{000000..000127}.tar` -> the paths that it means."""
     from braceexpand import braceexpand
 
     try:
-        paths = [Path(text) for text in braceexpand(pattern)]
+        return [Path(text) for text in braceexpand(pattern)]
     except ValueError:
         raise ShardError(f"{key}: the braces of '{pattern}' do not close") from None
+
+
+def _some_shards(pattern: str, key: str) -> Shards:
+    paths = brace_paths(pattern, key)
     folders = sorted({path.parent for path in paths})
     if len(folders) > 1:
         raise ShardError(f"{key}: '{pattern}' names {len(folders)} folders; one manifest describes one folder")
