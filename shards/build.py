@@ -31,6 +31,7 @@ counted and listed with their reason in OUT/rejects.jsonl.
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -112,7 +113,9 @@ def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple
     """What is to be built, with every mistake in the words and options said."""
     if "." not in source and source not in plugins.names(SOURCES):
         raise UserError(f"SOURCE: no '{source}'{nearest(source, plugins.names(SOURCES))}")
-    module, _ = plugins.resolve(SOURCES, source, {}, "SOURCE")
+    module = importlib.import_module(plugins.locate(SOURCES, source, "SOURCE")[0])
+    if not hasattr(module, "Config") or not hasattr(module, "listing"):
+        raise UserError(f"SOURCE: '{source}' has no Config and listing(root, config), so it is not a source")
     own, how, shared = _sorted_out(source, options, module.Config, Preparation, Build)
     chosen, preparation, settings = config.typed(Build, shared), config.typed(Preparation, how), config.typed(module.Config, own)
     chosen.tasks()

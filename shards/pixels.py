@@ -7,6 +7,7 @@ becomes an upright PNG of the same pixels in 8 bits, RGB or grey; alpha is left 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -27,6 +28,7 @@ ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 ORIENTATION = 0x0112  # the EXIF tag
 EIGHT_BITS = ("RGB", "L", "RGBA", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 Image.MAX_IMAGE_PIXELS = None  # the pixel cap below is ours, and read from the header
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; damaged pixels are errors
 
 Pixels = Annotated[int | None, Absent, Field(gt=0)]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -226,10 +228,9 @@ def geometry(width: int, height: int, how: Preparation, grid: int) -> tuple[Box,
 
 def reshaped(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
     """Pillow's bicubic with antialiasing; pixels stay as they are where no side changes."""
-    left, top, right, bottom = (round(v) for v in box)
-    if (right - left, bottom - top) == size:
-        return image.crop((left, top, right, bottom))
-    return image.resize(size, Image.Resampling.BICUBIC, box=box)
+    if all(edge == round(edge) for edge in box):
+        image, box = image.crop(box), (0, 0, box[2] - box[0], box[3] - box[1])
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, box=box)
 
 
 def tiles(width: int, height: int, how: Preparation) -> Iterator[tuple[int, int, int, int]]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 import zlib
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_shards import built, bytes_of, keys_of, members, rejects_of
 from PIL import Image
 
 from shards import build
@@ -19,29 +19,6 @@ from shards.sources import sample_photos
 from sr_dist import door
 from sr_dist.data.format import MODES, open_shards
 from sr_dist.errors import UserError
-
-
-def built(source: str, root: Path | str, out: Path, **options: str):
-    build.build(source, str(root), out, options)
-    return open_shards(str(out))
-
-
-def bytes_of(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def keys_of(shards) -> list[str]:
-    return [key.decode() for number in range(len(shards.paths())) for key in shards.index(number)["key"]]
-
-
-def members(path: Path) -> list[tarfile.TarInfo]:
-    with tarfile.open(path) as tar:
-        return tar.getmembers()
-
-
-def rejects_of(folder: Path) -> dict[str, str]:
-    lines = (folder / "rejects.jsonl").read_text().splitlines()
-    return {row["key"]: row["reason"] for row in map(json.loads, lines)}
 
 
 @pytest.fixture
