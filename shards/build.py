@@ -138,7 +138,9 @@ def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple
     # Where files lie is not part of what is built.
     own = {key: value for key, value in own.items() if not isinstance(getattr(settings, key), Path)}
     decided = {**preparation.model_dump(mode="json"), **own, "name": name, "per_shard": per_shard, "per_class": chosen.per_class}
-    plan = Plan(out, name, listing, order, -(-len(order) // per_shard), facts(source, decided, chosen.seed, listing))
+    plan = Plan(
+        root.rstrip("/"), out, name, listing, order, -(-len(order) // per_shard), facts(source, decided, chosen.seed, listing)
+    )
     plan.source.update(name=source, options={**how, **own}, **listing.about)
     stop = chosen.on_bad == "fail"
     read = getattr(module, "read", read_file)

@@ -21,6 +21,7 @@ from sr_dist.files import write_whole
 def merge(plan: Plan, written: list[WrittenShard], dedupe: bool) -> Manifest:
     listing, out = plan.listing, plan.out
     rejects = [*listing.rejects, *(reject for shard in written for reject in shard.rejects)]
+    rejects = [{**reject, "path": reject["path"].removeprefix(f"{plan.root}/")} for reject in rejects]
     write_lines(out / "rejects.jsonl", rejects)
     if not any(shard.entry.samples for shard in written):
         plan.clear()

@@ -33,6 +33,7 @@ LISTS = ("manifest.json", "rejects.jsonl", "duplicates.jsonl")
 
 @dataclass(frozen=True)
 class Plan:
+    root: str  # where the inputs are
     out: Path
     name: str  # how the names of shards begin
     listing: Listing
