@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import tarfile
 import zlib
 from pathlib import Path
@@ -166,7 +167,8 @@ def bad_images(folder, picture, image_bytes):
     for name in ("moving.gif", "moving.webp", "moving.png", "pages.tif"):
         frames[0].save(folder / name, save_all=True, append_images=frames[1:])
     Image.fromarray(good[..., 0].astype(np.float32)).save(folder / "float.tif")
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    (folder / "bomb.png").write_bytes(png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:])
     return folder
 
 
