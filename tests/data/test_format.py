@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import tarfile
 import zlib
 
 import numpy as np
@@ -148,6 +149,17 @@ def test_names_of_indexes_and_member_headers():
     header = member_header("cats/ü.png", 1234)
     assert len(header) == 512
     assert header == member_header("cats/ü.png", 1234)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=100), st.integers(0, 8**11 - 1))
+def test_member_headers_are_those_of_tarfile(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    try:
+        expected = info.tobuf(format=tarfile.USTAR_FORMAT, encoding="utf-8")
+    except ValueError:
+        return  # too long for ustar
+    assert member_header(name, size) == expected
 
 
 # --------------------------------------------------------------------------------------------------------- the manifest

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_shards import built, contents, keys_of, rejects_of
 from PIL import Image
 
-from shards.pixels import ORIENTATION, Preparation, Rejected, geometry, prepared, tiles
+from shards.pixels import ORIENTATION, Preparation, Rejected, geometry, header, plain_jpeg, prepared, tiles
 from sr_dist.errors import UserError
 
 
@@ -130,6 +130,26 @@ def test_the_pixel_cap_is_read_from_the_header(width, height, kind):
     if width * height > 10_000:
         with pytest.raises(Rejected, match=f"^{width} x {height} is more than 10000 pixels"):
             one(data, max_pixels=10_000)
+
+
+@given(
+    st.integers(1, 200), st.integers(1, 200), st.sampled_from(["RGB", "L", "CMYK"]), st.booleans(), st.sampled_from([0, 1, 2]),
+    st.sampled_from([b"", b"a comment"]), st.integers(0, 8),
+)  # fmt: skip
+def test_the_fast_header_of_a_jpeg_says_what_pillow_says(width, height, mode, progressive, sampling, comment, orientation):
+    exif = Image.Exif()
+    if orientation:
+        exif[ORIENTATION] = orientation
+    options = {
+        "progressive": progressive,
+        "subsampling": sampling,
+        "comment": comment,
+        "exif": exif.tobytes() if orientation else b"",
+    }
+    data = saved(Image.new(mode, (width, height)), "JPEG", **options)
+    fast = plain_jpeg(data)
+    assert (fast is None) == (mode == "CMYK" or orientation > 0)
+    assert fast in (None, header(data))
 
 
 @given(st.data())
