@@ -4,15 +4,22 @@
 
   SOURCE         folder          images in a folder
                  class_folders   one folder per class, as ImageNet comes
+                 imagenet_val    ImageNet's validation images; --truth=FILE says their classes, --synsets=FILE the devkit's order
+                 pairs           HR images and, in --lr=FOLDER, LR images of the same names, --scale=4 times smaller
                  mnist           idx files, gzipped or not; --part=train|test
                  celeba          faces with list_attr_celeba.txt; --part=train|validation|test --images=FOLDER
                  sample_photos   tiles of photographs that scikit-image ships; INPUT is `train` or `validation`
   INPUT          where the source finds its images
   OUT            the folder of shards to make
+  --workers=1        processes
+  --task=0/4         builds one of four shares of the shards (0/4, 1/4, 2/4, 3/4), on any machine that sees INPUT and OUT
+  --merge            writes the manifest when all tasks are done
   --per_shard=1000   inputs per shard; 50 with --tile, for one image gives many samples then
+  --per_class=N      so many inputs of each class
   --seed=0           of the order, which is permuted so that no shard is one class
   --name=NAME        shards are called NAME-000000.tar; the name of OUT by default
-  --on_bad=skip      or `fail`: stop at the first image that cannot be a sample
+  --on_bad=skip      or `fail`: stop at the first image that cannot be a sample, and leave nothing
+  --dedupe           leaves samples with the bytes of an earlier one out of the indexes
 
 What happens to an image, in this order; without any of it (or with --keep) its bytes are stored as they are:
   --min_side=1       smaller images are rejected
@@ -25,8 +32,9 @@ What happens to an image, in this order; without any of it (or with --keep) its 
 CelebA as the class-conditional study has it: celeba --centre_crop=144 --resize=64 --format=png (for images of half the size: 72).
 
 CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Broken,
-moving and many-paged ones are rejected. The same input and options give the same bytes. Inputs that cannot become samples are
-counted and listed with their reason in OUT/rejects.jsonl.
+moving and many-paged ones are rejected. The same input and options give the same bytes for any number of workers and tasks; a
+build that was killed is continued by the same command. OUT/rejects.jsonl lists what cannot be a sample, with the reason,
+OUT/duplicates.jsonl the samples that have the bytes of another.
 """
 
 from __future__ import annotations

@@ -89,6 +89,17 @@ def test_kills_at_any_moment_end_in_the_same_bytes(whole, tmp_path, seed):
     assert bytes_of(out) == bytes_of(whole / "out")
 
 
+@pytest.mark.slow
+def test_tasks_at_the_same_time_one_of_them_killed_make_the_bytes_of_one(whole, tmp_path):
+    tasks = [start(0, "shards.build", *words(whole, tmp_path / "out", f"--task={task}/3")) for task in range(3)]
+    wait_for(lambda: (tmp_path / "out" / BEGUN).exists(), tasks[1])
+    kill(tasks[1])
+    assert [finish(task)[0] for task in tasks][::2] == [0, 0]
+    run(0, "shards.build", *words(whole, tmp_path / "out", "--task=1/3"))
+    run(0, "shards.build", *words(whole, tmp_path / "out", "--merge"))
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
 def assert_nothing_half_written(out):
     """Every tar and index that has its name is as long as it will be."""
     for tar in out.glob("*.tar") if out.exists() else []:
