@@ -35,6 +35,7 @@ def main(words: door.Words, options: door.Options) -> None:
     (folder,) = door.only(words, "OUT")
     chosen = config.typed(Show, options)
     shards = open_shards(folder, "OUT")
+    shards.check_indexes()
     print(summary(shards))
     path = Path(chosen.picture or Path(shards.folder) / "contact_sheet.png")
     contact_sheet(shards, chosen.num, path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from shards.items import Item
@@ -56,7 +58,8 @@ def in_processes(function: Callable[..., Result], jobs: Iterable[tuple], workers
         under_way: set[Future[Result]] = set()
         try:
             for job in jobs:
-                under_way.add(pool.submit(function, *job))
+                with _no_interrupt():  # a process that starts now must not die of Ctrl-C with a page of traceback
+                    under_way.add(pool.submit(function, *job))
                 if len(under_way) >= 2 * workers:
                     done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -70,6 +73,16 @@ def in_processes(function: Callable[..., Result], jobs: Iterable[tuple], workers
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C is ignored, also by what is started meanwhile."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end_with_parent() -> None:

@@ -213,6 +213,10 @@ def test_some_shards_of_a_manifest_have_a_digest_of_their_own():
         ({"min_side": "small"}, "min_side"),
         ({"shards": 3}, "shards"),
         ({"surprise": 1}, "surprise"),
+        (
+            {"shards": [{"name": "a.tar", "bytes": 1, "samples": 5, "sha": ""}]},
+            r"shards\.0\.sha: unknown key; did you mean .*sha256",
+        ),
         ({"order": None}, "order"),
     ],
 )

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -292,6 +294,39 @@ def test_keys_are_unique_short_and_without_dots(paths):
 @given(st.text("ab", min_size=91, max_size=120), st.text("ab", min_size=91, max_size=120))
 def test_long_keys_differ_when_their_names_do(left, right):
     assert (fit(left) == fit(right)) == (left == right)
+
+
+def test_names_that_are_no_utf8_are_taken(folder, tmp_path, picture, image_bytes):
+    names = (b"caf\xe9.png", b"caf\xe8.png", b"ok.png")
+    for number, name in enumerate(names):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write(image_bytes(picture(number, 32, 32)))
+    with open(os.path.join(os.fsencode(folder), b"\xff.png"), "wb"):
+        pass
+    keys = keys_of(built("folder", folder, tmp_path / "out"))
+    assert len(set(keys)) == 3
+    assert set(keys) >= {"ok", "caf_"}
+    assert rejects_of(tmp_path / "out") == {"_": "the file is empty"}
+
+
+def test_linked_folders_are_followed_but_not_in_circles(folder, tmp_path, picture, image_bytes):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "a.png").write_bytes(image_bytes(picture(1, 32, 32)))
+    (folder / "cats").symlink_to(tmp_path / "cats")
+    (tmp_path / "cats" / "up").symlink_to(folder)
+    assert keys_of(built("folder", folder, tmp_path / "out")) == ["cats/a"]
+
+
+def test_a_listing_is_small(tmp_path):
+    """A million files must fit into what a login node gives."""
+    names = [f"n{i // 1000:08d}/n{i // 1000:08d}_{i:08d}.JPEG" for i in range(10_000)]
+    tracemalloc.start()
+    files = Files("/data/imagenet/train", names, np.zeros(len(names), np.int32))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert files[9_999].key == "n00000009/n00000009_00009999"
+    assert held / len(names) < 60
+    assert peak / len(names) < 200
 
 
 def test_hidden_files_are_left_out(folder, tmp_path, picture, image_bytes):

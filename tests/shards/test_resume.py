@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 
 import pytest
@@ -227,6 +228,18 @@ def test_a_worker_that_is_killed_ends_the_build_with_a_line(whole, tmp_path):
     assert (code, "Traceback" in complaints) in ((1, False), (0, False)), complaints
     code, _, complaints = finish(start(0, "shards.build", *words(whole, tmp_path / "out")))
     assert code == 0 or "already holds" in complaints
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+def test_ctrl_c_ends_a_build_with_a_line_and_the_same_command_continues(whole, tmp_path):
+    process = start(0, "shards.build", *words(whole, tmp_path / "out", "--workers=2"))
+    wait_for(lambda: (tmp_path / "out" / BEGUN).exists(), process)
+    time.sleep(0.3)
+    kill(process, signal.SIGINT)
+    code, _, complaints = finish(process)
+    assert (code, complaints) in ((1, "interrupted; the same command continues\n"), (0, ""))
+    if code:
+        run(0, "shards.build", *words(whole, tmp_path / "out"))
     assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
 
 
