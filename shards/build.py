@@ -49,7 +49,7 @@ from pydantic import Field
 
 from shards.merge import merge
 from shards.pixels import Preparation
-from shards.plan import Plan, chosen_order, facts
+from shards.plan import BEGUN, Plan, chosen_order, facts
 from shards.work import finished_shards
 from shards.writer import Making, read_file
 from sr_dist import config, door, plugins
@@ -119,8 +119,6 @@ def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifes
 
 def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple[Plan, Making, Build]:
     """What is to be built, with every mistake in the words and options said."""
-    if "." not in source and source not in plugins.names(SOURCES):
-        raise UserError(f"SOURCE: no '{source}'{nearest(source, plugins.names(SOURCES))}")
     module = importlib.import_module(plugins.locate(SOURCES, source, "SOURCE")[0])
     if not hasattr(module, "Config") or not hasattr(module, "listing"):
         raise UserError(f"SOURCE: '{source}' has no Config and listing(root, config), so it is not a source")
@@ -134,6 +132,8 @@ def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple
         raise UserError("INPUT: is empty")
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT: '{out}' is a file; shards need a folder")
+    if (out / "manifest.json").exists() and not (out / BEGUN).exists():
+        raise UserError(f"OUT: '{out}' already holds shards (manifest.json); remove them or choose another folder")
     listing = module.listing(root, settings)
     preparation.check(listing.scale)
     if not listing.items:
