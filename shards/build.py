@@ -4,15 +4,22 @@
 
   SOURCE         folder          images in a folder
                  class_folders   one folder per class, as ImageNet comes
+                 imagenet_val    ImageNet's validation images; --truth=FILE says their classes, --synsets=FILE the devkit's order
+                 pairs           HR images and, in --lr=FOLDER, LR images of the same names, --scale=4 times smaller
                  mnist           idx files, gzipped or not; --part=train|test
                  celeba          faces with list_attr_celeba.txt; --part=train|validation|test --images=FOLDER
                  sample_photos   tiles of photographs that scikit-image ships; INPUT is `train` or `validation`
   INPUT          where the source finds its images
   OUT            the folder of shards to make
+  --workers=1        processes
+  --task=0/4         builds one of four shares of the shards (0/4, 1/4, 2/4, 3/4), on any machine that sees INPUT and OUT
+  --merge            writes the manifest when all tasks are done
   --per_shard=1000   inputs per shard; 50 with --tile, for one image gives many samples then
+  --per_class=N      so many inputs of each class
   --seed=0           of the order, which is permuted so that no shard is one class
   --name=NAME        shards are called NAME-000000.tar; the name of OUT by default
-  --on_bad=skip      or `fail`: stop at the first image that cannot be a sample
+  --on_bad=skip      or `fail`: stop at the first image that cannot be a sample, and leave nothing
+  --dedupe           leaves samples with the bytes of an earlier one out of the indexes
 
 What happens to an image, in this order; without any of it (or with --keep) its bytes are stored as they are:
   --min_side=1       smaller images are rejected
@@ -25,12 +32,14 @@ What happens to an image, in this order; without any of it (or with --keep) its 
 CelebA as the class-conditional study has it: celeba --centre_crop=144 --resize=64 --format=png (for images of half the size: 72).
 
 CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Broken,
-moving and many-paged ones are rejected. The same input and options give the same bytes. Inputs that cannot become samples are
-counted and listed with their reason in OUT/rejects.jsonl.
+moving and many-paged ones are rejected. The same input and options give the same bytes for any number of workers and tasks; a
+build that was killed is continued by the same command. OUT/rejects.jsonl lists what cannot be a sample, with the reason,
+OUT/duplicates.jsonl the samples that have the bytes of another.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -40,7 +49,7 @@ from pydantic import Field
 
 from shards.merge import merge
 from shards.pixels import Preparation
-from shards.plan import Plan, chosen_order, facts
+from shards.plan import BEGUN, Plan, chosen_order, facts
 from shards.work import finished_shards
 from shards.writer import Making, read_file
 from sr_dist import config, door, plugins
@@ -110,9 +119,9 @@ def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifes
 
 def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple[Plan, Making, Build]:
     """What is to be built, with every mistake in the words and options said."""
-    if "." not in source and source not in plugins.names(SOURCES):
-        raise UserError(f"SOURCE: no '{source}'{nearest(source, plugins.names(SOURCES))}")
-    module, _ = plugins.resolve(SOURCES, source, {}, "SOURCE")
+    module = importlib.import_module(plugins.locate(SOURCES, source, "SOURCE")[0])
+    if not hasattr(module, "Config") or not hasattr(module, "listing"):
+        raise UserError(f"SOURCE: '{source}' has no Config and listing(root, config), so it is not a source")
     own, how, shared = _sorted_out(source, options, module.Config, Preparation, Build)
     chosen, preparation, settings = config.typed(Build, shared), config.typed(Preparation, how), config.typed(module.Config, own)
     chosen.tasks()
@@ -123,6 +132,8 @@ def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple
         raise UserError("INPUT: is empty")
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT: '{out}' is a file; shards need a folder")
+    if (out / "manifest.json").exists() and not (out / BEGUN).exists():
+        raise UserError(f"OUT: '{out}' already holds shards (manifest.json); remove them or choose another folder")
     listing = module.listing(root, settings)
     preparation.check(listing.scale)
     if not listing.items:
@@ -135,7 +146,9 @@ def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple
     # Where files lie is not part of what is built.
     own = {key: value for key, value in own.items() if not isinstance(getattr(settings, key), Path)}
     decided = {**preparation.model_dump(mode="json"), **own, "name": name, "per_shard": per_shard, "per_class": chosen.per_class}
-    plan = Plan(out, name, listing, order, -(-len(order) // per_shard), facts(source, decided, chosen.seed, listing))
+    plan = Plan(
+        root.rstrip("/"), out, name, listing, order, -(-len(order) // per_shard), facts(source, decided, chosen.seed, listing)
+    )
     plan.source.update(name=source, options={**how, **own}, **listing.about)
     stop = chosen.on_bad == "fail"
     read = getattr(module, "read", read_file)

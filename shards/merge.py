@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sr_dist.files import write_whole
 def merge(plan: Plan, written: list[WrittenShard], dedupe: bool) -> Manifest:
     listing, out = plan.listing, plan.out
     rejects = [*listing.rejects, *(reject for shard in written for reject in shard.rejects)]
+    rejects = [{**reject, "path": reject["path"].removeprefix(f"{plan.root}/")} for reject in rejects]
     write_lines(out / "rejects.jsonl", rejects)
     if not any(shard.entry.samples for shard in written):
         plan.clear()
@@ -68,16 +70,21 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def duplicates(out: Path, entries: list[ShardEntry]) -> list[dict[str, str]]:
     """Every sample whose bytes an earlier one has, found by the hashes in the indexes."""
-    indexes = [Index(out / index_name(entry.name)) for entry in entries]
-    starts = np.concatenate([[0], np.cumsum([len(index) for index in indexes])])
-    hashes = np.concatenate([np.array(index["hash"]).view("<u8").reshape(-1, 2) for index in indexes])
+    hashes = np.concatenate(
+        [np.array(Index(out / index_name(entry.name))["hash"]).view("<u8").reshape(-1, 2) for entry in entries]
+    )
+    starts = np.concatenate([[0], np.cumsum([len(Index(out / index_name(entry.name))) for entry in entries])])
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: of equals, the first sample comes first
     same = (hashes[order][1:] == hashes[order][:-1]).all(1)
     firsts = order[np.maximum.accumulate(np.where(np.r_[False, same], 0, np.arange(len(order))))]
 
+    @lru_cache(maxsize=64)  # every open index is an open file
+    def keys(shard: int) -> np.ndarray:
+        return Index(out / index_name(entries[shard].name))["key"]
+
     def place(sample: int) -> tuple[str, str]:
         shard = int(np.searchsorted(starts, sample, side="right")) - 1
-        return entries[shard].name, indexes[shard]["key"][sample - starts[shard]].decode()
+        return entries[shard].name, keys(shard)[sample - starts[shard]].decode()
 
     found = []
     for sample, first in sorted(zip(order[1:][same].tolist(), firsts[1:][same].tolist(), strict=True)):

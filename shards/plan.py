@@ -33,6 +33,7 @@ LISTS = ("manifest.json", "rejects.jsonl", "duplicates.jsonl")
 
 @dataclass(frozen=True)
 class Plan:
+    root: str  # where the inputs are
     out: Path
     name: str  # how the names of shards begin
     listing: Listing
@@ -64,10 +65,6 @@ class Plan:
         """Refuses to go on with a build that began with something else."""
         try:
             begun = flat(json.loads((self.out / BEGUN).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UserError(
-                f"OUT: '{self.out}' already holds shards (manifest.json); remove them or choose another folder"
-            ) from None
         except (OSError, ValueError) as problem:
             raise UserError(f"OUT: '{self.out / BEGUN}' cannot be read: {problem}; remove the folder '{self.out}'") from None
         now = flat(json.loads(json.dumps(self.facts)))

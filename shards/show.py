@@ -20,7 +20,7 @@ from pydantic import Field
 
 from sr_dist import config, door
 from sr_dist.config import Settings
-from sr_dist.data.format import MODES, Index, ShardError, Shards, open_shards
+from sr_dist.data.format import MODES, Index, ShardError, Shards, attribute_values, open_shards
 from sr_dist.errors import UserError, first_line
 
 LARGEST, WORDS = 160, 16  # pixels of a cell's picture, and of the line below it
@@ -35,64 +35,102 @@ def main(words: door.Words, options: door.Options) -> None:
     (folder,) = door.only(words, "OUT")
     chosen = config.typed(Show, options)
     shards = open_shards(folder, "OUT")
-    indexes = [shards.index(number) for number in range(len(shards.paths()))]
-    print(summary(shards, indexes))
+    shards.check_indexes()
+    print(summary(shards))
     path = Path(chosen.picture or Path(shards.folder) / "contact_sheet.png")
-    contact_sheet(shards, indexes, chosen.num, path)
+    contact_sheet(shards, chosen.num, path)
     print(f"picture: {path}")
 
 
-def summary(shards: Shards, indexes: list[Index]) -> str:
+def column(shards: Shards, name: str) -> np.ndarray:
+    """Copied, so that no more than one index is open at a time."""
+    return np.concatenate([np.array(shards.index(number)[name]) for number in range(len(shards.manifest.shards))])
+
+
+def summary(shards: Shards) -> str:
     manifest = shards.manifest
-    width, height, mode, label = (
-        np.concatenate([index[column] for index in indexes]) for column in ("width", "height", "mode", "class")
-    )
+    width, height, mode, label = (column(shards, name) for name in ("width", "height", "mode", "class"))
     modes = ", ".join(f"{MODES[number]} {count}" for number, count in sorted(Counter(mode.tolist()).items()))
     lines = [
-        f"{manifest.samples} samples in {len(indexes)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB",
+        f"{manifest.samples} samples in {len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB",
         f"width {width.min()} to {width.max()}, height {height.min()} to {height.max()}, modes: {modes}",
     ]
+    if manifest.scale:
+        lines.append(f"LR stored, {manifest.scale} times smaller")
+    if manifest.tars:
+        lines.append(f"the tars are at {manifest.tars}")
     counts = Counter(label.tolist())
     lines += [f"  {counts.get(number, 0):>8} {name}" for number, name in enumerate(manifest.classes[:20])]
     if len(manifest.classes) > 20:
         lines.append(f"  ... {len(manifest.classes)} classes, {min(counts.values())} to {max(counts.values())} samples each")
+    if manifest.attributes:
+        held = sum(
+            attribute_values(shards.index(number)["attributes"], len(manifest.attributes)).sum(0, dtype=np.int64)
+            for number in range(len(manifest.shards))
+        )
+        lines += [f"  {count:>8} with {name}" for name, count in zip(manifest.attributes, held, strict=True)]
     return "\n".join(lines)
 
 
-def seen(image: Image.Image) -> Image.Image:
-    """The image in 8 bits and colours, as a screen shows it."""
-    if image.mode.startswith("I"):
-        image = image.point(lambda level: level / 257).convert("L")
-    return image.convert("RGB")
-
-
-def contact_sheet(shards: Shards, indexes: list[Index], num: int, path: Path) -> None:
-    places = [(shard, row) for shard, index in enumerate(indexes) for row in range(len(index))]
-    chosen = [places[i] for i in np.linspace(0, len(places) - 1, min(num, len(places))).astype(int)]
-    columns = min(8, max(1, int(np.ceil(np.sqrt(len(chosen))))))
-    rows = -(-len(chosen) // columns)
-    side = min(LARGEST, max(int(max(index["width"].max(), index["height"].max())) for index in indexes if len(index)))
-    sheet = Image.new("RGB", (columns * (side + 4) + 4, rows * (side + WORDS + 4) + 4), (250, 250, 248))
+def contact_sheet(shards: Shards, num: int, path: Path) -> None:
+    """Evenly spread samples; where LR is stored, it stands enlarged at the right of its HR."""
+    starts = np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])])
+    cells = []
+    for sample in np.linspace(0, starts[-1] - 1, min(num, int(starts[-1]))).astype(int):
+        shard = int(np.searchsorted(starts, sample, side="right")) - 1
+        cells.append(cell(shards, shard, int(sample - starts[shard])))
+    columns = min(8, max(1, int(np.ceil(np.sqrt(len(cells))))))
+    beside = 2 if shards.manifest.scale else 1
+    height = max(max(picture.width // beside, picture.height) for picture, _ in cells)
+    width = height * beside
+    sheet = Image.new(
+        "RGB", (columns * (width + 4) + 4, -(-len(cells) // columns) * (height + WORDS + 4) + 4), (250, 250, 248)
+    )  # fmt: skip
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for cell, (shard, row) in enumerate(chosen):
-        index = indexes[shard]
-        with open(shards.paths()[shard], "rb") as tar:
-            tar.seek(int(index["hr_offset"][row]))
-            data = tar.read(int(index["hr_bytes"][row]))
-        if zlib.crc32(data) != int(index["hr_crc32"][row]):
-            raise ShardError(f"'{shards.paths()[shard]}': '{index['key'][row].decode()}' does not match its checksum")
-        image = seen(Image.open(io.BytesIO(data)))
-        image.thumbnail((side, side))
-        left, top = 4 + cell % columns * (side + 4), 4 + cell // columns * (side + WORDS + 4)
-        sheet.paste(image, (left, top))
-        label = int(index["class"][row])
-        words = f"{shards.manifest.classes[label]}" if 0 <= label < len(shards.manifest.classes) else index["key"][row].decode()
-        pen.text((left, top + side + 1), words[:26], (40, 40, 40), font)
+    for place, (picture, words) in enumerate(cells):
+        left, top = 4 + place % columns * (width + 4), 4 + place // columns * (height + WORDS + 4)
+        sheet.paste(picture, (left, top))
+        pen.text((left, top + height + 1), words[:26], (40, 40, 40), font)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
     except (OSError, ValueError) as problem:
         raise UserError(f"picture: '{path}' cannot be written: {first_line(problem)}") from None
+
+
+def cell(shards: Shards, shard: int, row: int) -> tuple[Image.Image, str]:
+    """A sample as a small picture, and its class or key."""
+    index = shards.index(shard)
+    key, label = index["key"][row].decode("utf-8", "replace"), int(index["class"][row])
+    hr, lr = (member(shards, shard, index, row, kind) for kind in ("hr", "lr"))
+    assert hr
+    hr.thumbnail((LARGEST, LARGEST))
+    if lr:
+        both = Image.new("RGB", (2 * hr.width, hr.height))
+        both.paste(hr, (0, 0))
+        both.paste(lr.resize(hr.size, Image.Resampling.NEAREST), (hr.width, 0))
+        hr = both
+    return hr, shards.manifest.classes[label] if 0 <= label < len(shards.manifest.classes) else key
+
+
+def member(shards: Shards, shard: int, index: Index, row: int, kind: str) -> Image.Image | None:
+    """One image of a sample in 8 bits and colours, as a screen shows it; None where there is none."""
+    path, size = shards.paths()[shard], int(index[f"{kind}_bytes"][row])
+    if not size:
+        return None
+    try:
+        with open(path, "rb") as tar:
+            tar.seek(int(index[f"{kind}_offset"][row]))
+            data = tar.read(size)
+        if zlib.crc32(data) != int(index[f"{kind}_crc32"][row]):
+            raise ShardError("its bytes do not match their checksum")
+        image = Image.open(io.BytesIO(data))
+        if image.mode.startswith("I"):
+            image = image.point(lambda level: level / 257).convert("L")  # type: ignore[assignment]
+        return image.convert("RGB")
+    except Exception as problem:  # decoders meet damaged data with errors of many kinds
+        key = index["key"][row].decode("utf-8", "replace")
+        raise ShardError(f"'{path}': the {kind} image of '{key}' cannot be shown: {first_line(problem)}") from None
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from shards.items import Item
@@ -56,7 +58,8 @@ def in_processes(function: Callable[..., Result], jobs: Iterable[tuple], workers
         under_way: set[Future[Result]] = set()
         try:
             for job in jobs:
-                under_way.add(pool.submit(function, *job))
+                with _no_interrupt():  # a process that starts now must not die of Ctrl-C with a page of traceback
+                    under_way.add(pool.submit(function, *job))
                 if len(under_way) >= 2 * workers:
                     done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -72,6 +75,16 @@ def in_processes(function: Callable[..., Result], jobs: Iterable[tuple], workers
             raise
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C is ignored, also by what is started meanwhile."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever."""
     parent = multiprocessing.parent_process()
@@ -84,23 +97,23 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def with_progress(steps: Iterable[tuple[int, Result]], total: int) -> Iterator[Result]:
-    """Passes on the results of (images, result), with a bar and the time to go; off a terminal, a line now and then."""
+def with_progress(steps: Iterable[tuple[int, Result]], total: int, unit: str = "image") -> Iterator[Result]:
+    """Passes on the results of (amount, result), with a bar and the time to go; off a terminal, a line now and then."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, unit="image", unit_scale=total > 10_000, smoothing=0.1) as bar:
-            for images, result in steps:
-                bar.update(images)
+        with tqdm(total=total, unit=unit, unit_scale=total > 10_000, smoothing=0.1) as bar:
+            for amount, result in steps:
+                bar.update(amount)
                 yield result
         return
     done, start = 0, time.monotonic()
     said = start
-    for images, result in steps:
-        done, now = done + images, time.monotonic()
+    for amount, result in steps:
+        done, now = done + amount, time.monotonic()
         if now - said >= EVERY:
             rate = done / (now - start)
             left = (total - done) / rate / 60
-            print(f"{done} of {total} images, {rate:.0f}/s, {left:.0f} minutes to go", file=sys.stderr, flush=True)
+            print(f"{done} of {total} {unit}s, {rate:.0f}/s, {left:.0f} minutes to go", file=sys.stderr, flush=True)
             said = now
         yield result

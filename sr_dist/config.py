@@ -132,6 +132,8 @@ def _one_line(model: type[BaseModel], problem: ValidationError, where: str) -> s
 
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
     for name in path:
+        if name.isdigit():
+            continue  # the place in a list
         for candidate in _members(model.model_fields[name].annotation):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate

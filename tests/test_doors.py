@@ -33,7 +33,15 @@ HEAVY = {"torch", "torchvision", "webdataset", "deepspeed", "accelerate", "wandb
 
 
 def test_the_known_doors_are_found():
-    assert {"sr_dist.train", "sr_dist.evaluate", "sr_dist.bench", "shards.build", "shards.verify", "shards.show"} <= set(DOORS)
+    assert {
+        "sr_dist.train",
+        "sr_dist.evaluate",
+        "sr_dist.bench",
+        "shards.build",
+        "shards.verify",
+        "shards.show",
+        "shards.index",
+    } <= set(DOORS)
 
 
 @pytest.mark.parametrize("module", DOORS)
@@ -94,6 +102,10 @@ def test_mistakes_end_with_2_and_one_line_and_load_nothing_heavy(open_doors, wri
         ("shards.build", ["sample_photos", "trian", out], ["INPUT: ", "'train'"]),
         ("shards.build", ["folder", str(photos), str(photo_shards)], ["OUT: ", "already holds shards"]),
         ("shards.build", ["folder", str(photos)], ["OUT is missing"]),
+        ("shards.build", ["class_folders", str(photos), out, "--task=3/3"], ["task: ", "the first is 0"]),
+        ("shards.build", ["pairs", str(photos), out], ["lr: ", "--lr=FOLDER"]),
+        ("shards.index", [out, str(photo_shards) + "/photos-{000000..000009}.tar"], ["TARS: ", "photos-000003.tar"]),
+        ("shards.index", [out, str(photo_shards) + "/photos-000000.tar", "--worker=2"], ["worker: ", "'workers'"]),
         ("shards.verify", [empty], ["OUT: ", "no manifest.json"]),
         ("shards.verify", [str(photo_shards), "--depp"], ["depp: unknown option", "'deep'"]),
         ("shards.verify", [str(photo_shards) + "/{photos-000000.tar"], ["OUT: ", "braces"]),

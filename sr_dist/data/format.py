@@ -102,9 +102,21 @@ def index_name(shard: str) -> str:
 
 def member_header(name: str, size: int) -> bytes:
     """A ustar header that depends on name and size alone, so that equal input gives equal bytes."""
+    raw = name.encode()
+    if len(raw) > 100 or size >= 8**11:
+        return _ustar(name, size)
+    # tarfile's own, with three fields filled in: it takes most of the time of a build otherwise.
+    block = raw.ljust(100, b"\0") + _EMPTY[100:124] + b"%011o" % size + _EMPTY[135:148] + b" " * 8 + _EMPTY[156:]
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _ustar(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime, info.uid, info.gid = size, 0o644, 0, 0, 0
     return info.tobuf(format=tarfile.USTAR_FORMAT, encoding="utf-8")
+
+
+_EMPTY = _ustar("", 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- the index
@@ -228,13 +240,18 @@ def open_shards(source: str, key: str = "shards") -> Shards:
     return Shards(folder, read_manifest(folder, key))
 
 
-def _some_shards(pattern: str, key: str) -> Shards:
+def brace_paths(pattern: str, key: str) -> list[Path]:
+    """`data/train-{000000..000127}.tar` -> the paths that it means."""
     from braceexpand import braceexpand
 
     try:
-        paths = [Path(text) for text in braceexpand(pattern)]
+        return [Path(text) for text in braceexpand(pattern)]
     except ValueError:
         raise ShardError(f"{key}: the braces of '{pattern}' do not close") from None
+
+
+def _some_shards(pattern: str, key: str) -> Shards:
+    paths = brace_paths(pattern, key)
     folders = sorted({path.parent for path in paths})
     if len(folders) > 1:
         raise ShardError(f"{key}: '{pattern}' names {len(folders)} folders; one manifest describes one folder")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import tarfile
 import zlib
 
 import numpy as np
@@ -150,6 +151,17 @@ def test_names_of_indexes_and_member_headers():
     assert header == member_header("cats/ü.png", 1234)
 
 
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=100), st.integers(0, 8**11 - 1))
+def test_member_headers_are_those_of_tarfile(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    try:
+        expected = info.tobuf(format=tarfile.USTAR_FORMAT, encoding="utf-8")
+    except ValueError:
+        return  # too long for ustar
+    assert member_header(name, size) == expected
+
+
 # --------------------------------------------------------------------------------------------------------- the manifest
 
 ENTRIES = (
@@ -201,6 +213,10 @@ def test_some_shards_of_a_manifest_have_a_digest_of_their_own():
         ({"min_side": "small"}, "min_side"),
         ({"shards": 3}, "shards"),
         ({"surprise": 1}, "surprise"),
+        (
+            {"shards": [{"name": "a.tar", "bytes": 1, "samples": 5, "sha": ""}]},
+            r"shards\.0\.sha: unknown key; did you mean .*sha256",
+        ),
         ({"order": None}, "order"),
     ],
 )

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+import os
+import struct
 import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_shards import built, bytes_of, keys_of, members, rejects_of
 from PIL import Image
 
 from shards import build
@@ -19,29 +22,6 @@ from shards.sources import sample_photos
 from sr_dist import door
 from sr_dist.data.format import MODES, open_shards
 from sr_dist.errors import UserError
-
-
-def built(source: str, root: Path | str, out: Path, **options: str):
-    build.build(source, str(root), out, options)
-    return open_shards(str(out))
-
-
-def bytes_of(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def keys_of(shards) -> list[str]:
-    return [key.decode() for number in range(len(shards.paths())) for key in shards.index(number)["key"]]
-
-
-def members(path: Path) -> list[tarfile.TarInfo]:
-    with tarfile.open(path) as tar:
-        return tar.getmembers()
-
-
-def rejects_of(folder: Path) -> dict[str, str]:
-    lines = (folder / "rejects.jsonl").read_text().splitlines()
-    return {row["key"]: row["reason"] for row in map(json.loads, lines)}
 
 
 @pytest.fixture
@@ -189,7 +169,8 @@ def bad_images(folder, picture, image_bytes):
     for name in ("moving.gif", "moving.webp", "moving.png", "pages.tif"):
         frames[0].save(folder / name, save_all=True, append_images=frames[1:])
     Image.fromarray(good[..., 0].astype(np.float32)).save(folder / "float.tif")
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    (folder / "bomb.png").write_bytes(png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:])
     return folder
 
 
@@ -313,6 +294,39 @@ def test_keys_are_unique_short_and_without_dots(paths):
 @given(st.text("ab", min_size=91, max_size=120), st.text("ab", min_size=91, max_size=120))
 def test_long_keys_differ_when_their_names_do(left, right):
     assert (fit(left) == fit(right)) == (left == right)
+
+
+def test_names_that_are_no_utf8_are_taken(folder, tmp_path, picture, image_bytes):
+    names = (b"caf\xe9.png", b"caf\xe8.png", b"ok.png")
+    for number, name in enumerate(names):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write(image_bytes(picture(number, 32, 32)))
+    with open(os.path.join(os.fsencode(folder), b"\xff.png"), "wb"):
+        pass
+    keys = keys_of(built("folder", folder, tmp_path / "out"))
+    assert len(set(keys)) == 3
+    assert set(keys) >= {"ok", "caf_"}
+    assert rejects_of(tmp_path / "out") == {"_": "the file is empty"}
+
+
+def test_linked_folders_are_followed_but_not_in_circles(folder, tmp_path, picture, image_bytes):
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "a.png").write_bytes(image_bytes(picture(1, 32, 32)))
+    (folder / "cats").symlink_to(tmp_path / "cats")
+    (tmp_path / "cats" / "up").symlink_to(folder)
+    assert keys_of(built("folder", folder, tmp_path / "out")) == ["cats/a"]
+
+
+def test_a_listing_is_small(tmp_path):
+    """A million files must fit into what a login node gives."""
+    names = [f"n{i // 1000:08d}/n{i // 1000:08d}_{i:08d}.JPEG" for i in range(10_000)]
+    tracemalloc.start()
+    files = Files("/data/imagenet/train", names, np.zeros(len(names), np.int32))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert files[9_999].key == "n00000009/n00000009_00009999"
+    assert held / len(names) < 60
+    assert peak / len(names) < 200
 
 
 def test_hidden_files_are_left_out(folder, tmp_path, picture, image_bytes):

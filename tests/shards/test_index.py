@@ -1,0 +1,298 @@
+"""Tars that others made, adopted; and damaged ones, which end in a line."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_shards import built, keys_of, rejects_of
+from PIL import Image
+
+from shards import build, index, show, verify
+from sr_dist import door
+from sr_dist.data.format import ShardError, open_shards, read_manifest
+from sr_dist.errors import UserError
+
+
+def tar_of(path, members, form=tarfile.GNU_FORMAT):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.uname = len(data), 1_700_000_000, "somebody"
+            tar.addfile(info, io.BytesIO(data))
+
+
+def run(door_module, *words) -> int:
+    try:
+        return door.run(door_module.main, [str(word) for word in words])
+    except SystemExit as end:
+        return 1 if isinstance(end.code, str) else int(end.code or 0)
+
+
+def adopted(out, *patterns, **options):
+    index.adopt(out, [str(pattern) for pattern in patterns], index.Adopting(**options))
+    return open_shards(str(out))
+
+
+@pytest.fixture(scope="module")
+def jpegs(picture, image_bytes):
+    return [image_bytes(picture(i, 32 + 4 * (i % 3), 40), "JPEG") for i in range(9)]
+
+
+def image_of(shards, shard, row):
+    entry = shards.index(shard)
+    with open(shards.paths()[shard], "rb") as tar:
+        tar.seek(int(entry["hr_offset"][row]))
+        return tar.read(int(entry["hr_bytes"][row]))
+
+
+# ------------------------------------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("away", [False, True])
+def test_tars_of_imagenet_wds_are_adopted(tmp_path, jpegs, form, away):
+    for number in range(3):
+        rows = [(f"n0{i}/n0{i}_{'x' * 70}{i}", jpegs[i], i % 4) for i in range(number, 9, 3)]
+        members = [m for key, data, label in rows for m in ((f"{key}.jpeg", data), (f"{key}.cls", f"{label}\n".encode()))]
+        tar_of(tmp_path / "tars" / f"train-{number:04d}.tar", members, form)
+    out = tmp_path / ("out" if away else "tars")
+    shards = adopted(out, f"{tmp_path}/tars/train-{{0000..0002}}.tar")
+    assert shards.manifest.samples == 9
+    assert shards.manifest.classes == ("0", "1", "2", "3")
+    assert shards.manifest.min_side == 32
+    assert shards.manifest.tars == (str(tmp_path / "tars") if away else None)
+    for shard in range(3):
+        for row in range(3):
+            number = shard + 3 * row
+            assert shards.index(shard)["key"][row].decode() == f"n0{number}/n0{number}_{'x' * 70}{number}"
+            assert image_of(shards, shard, row) == jpegs[number]
+            assert shards.index(shard)["class"][row] == number % 4
+    shards.check_sizes()
+    assert run(verify, out, "--deep") == 0
+    assert run(show, out, f"--picture={tmp_path}/sheet.png") == 0
+
+
+def test_tars_of_img2dataset_are_adopted(tmp_path, jpegs, image_bytes, picture):
+    others = {"webp": image_bytes(picture(20, 32, 32), "WEBP"), "png": image_bytes(picture(21, 32, 32))}
+    members = []
+    for number, (suffix, data) in enumerate([*(("jpg", data) for data in jpegs[:3]), *others.items()]):
+        key = f"{number:09d}"
+        members += [(f"{key}.{suffix}", data), (f"{key}.json", b'{"caption": "a boat"}'), (f"{key}.txt", b"a boat")]
+    tar_of(tmp_path / "00000.tar", [*members, ("000000009.json", b"{}"), ("000000009.txt", b"failed")])
+    shards = adopted(tmp_path, tmp_path / "00000.tar")
+    assert keys_of(shards) == [f"{number:09d}" for number in range(5)]
+    assert shards.manifest.classes == ()
+    assert rejects_of(tmp_path)["000000009"].startswith("0 images")
+
+
+def test_our_own_tars_get_the_index_that_they_had(photo_shards, tmp_path):
+    shards = adopted(tmp_path / "out", *sorted(photo_shards.glob("*.tar")))
+    for number in range(3):
+        ours = open_shards(str(photo_shards)).index(number)
+        assert shards.index(number).path.read_bytes() == ours.path.read_bytes()
+
+
+def test_pairs_in_tars_are_adopted_with_their_scale(tmp_path, picture, image_bytes):
+    (tmp_path / "HR").mkdir()
+    (tmp_path / "LR").mkdir()
+    for number in range(3):
+        (tmp_path / "HR" / f"{number}.png").write_bytes(image_bytes(picture(number, 32, 48)))
+        (tmp_path / "LR" / f"{number}.png").write_bytes(image_bytes(picture(number, 16, 24)))
+    own = built("pairs", tmp_path, tmp_path / "own", scale="2")
+    shards = adopted(tmp_path / "out", tmp_path / "own" / "own-000000.tar")
+    assert shards.manifest.scale == 2
+    assert shards.index(0).path.read_bytes() == own.index(0).path.read_bytes()
+    assert run(show, tmp_path / "own", f"--picture={tmp_path}/sheet.png", "--num=1") == 0
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    key = own.index(0)["key"][0].decode()
+    lr = np.asarray(Image.open(tmp_path / "LR" / f"{key}.png"))
+    assert np.array_equal(sheet[4:36, 52:100], lr.repeat(2, 0).repeat(2, 1))  # beside its HR, enlarged
+
+
+def test_what_training_could_not_read_is_left_out_and_listed(tmp_path, jpegs, image_bytes, picture):
+    palette = io.BytesIO()
+    Image.fromarray(picture(1, 32, 32)).convert("P").save(palette, "PNG")
+    tar_of(tmp_path / "a.tar", [
+        ("good.jpg", jpegs[0]), ("good.cls", b"1"), ("palette.png", palette.getvalue()), ("cut.jpg", jpegs[1][:-9]),
+        ("empty.jpg", b""), ("class.jpg", jpegs[2]), ("class.cls", b"cat"), ("two.jpg", jpegs[3]), ("two.png", jpegs[3]),
+        ("good.jpg", jpegs[4]), ("noext", b""), ("__meta__.jpg", jpegs[5]), (".hidden", b""),
+    ])  # fmt: skip
+    shards = adopted(tmp_path, tmp_path / "a.tar")
+    assert keys_of(shards) == ["good"]
+    assert image_of(shards, 0, 0) == jpegs[0]
+    reasons = rejects_of(tmp_path)
+    assert set(reasons) == {"palette", "cut", "empty", "class", "two", "good"}
+    assert reasons["good"] == "the key stands twice in this tar"
+    assert reasons["palette"].startswith("colour mode P: training cannot read it")
+
+
+def test_names_of_classes_and_the_place_of_the_tars_can_be_said(tmp_path, jpegs):
+    tar_of(tmp_path / "tars" / "a.tar", [("a.jpg", jpegs[0]), ("a.cls", b"1")])
+    (tmp_path / "names.txt").write_text("chow\ntench\ncrane\n")
+    shards = adopted(tmp_path / "o", tmp_path / "tars/a.tar", classes=tmp_path / "names.txt", tars="https://example.org/a")
+    assert shards.manifest.classes == ("chow", "tench", "crane")
+    assert shards.manifest.tars == "https://example.org/a"
+    with pytest.raises(ShardError, match=r"are at 'https://example\.org/a', not on this machine"):
+        shards.paths()
+    (tmp_path / "names.txt").write_text("chow\n")
+    with pytest.raises(UserError, match=r"^classes: 1 names, but the tars have classes up to number 1"):
+        adopted(tmp_path / "p", tmp_path / "tars/a.tar", classes=tmp_path / "names.txt")
+
+
+def test_the_place_of_tars_is_relative_to_the_manifest_or_absolute(tmp_path, jpegs, monkeypatch):
+    tar_of(tmp_path / "x" / "tars" / "a.tar", [("a.jpg", jpegs[0])])
+    monkeypatch.chdir(tmp_path)
+    shards = adopted(build.Path("x/out"), "x/tars/a.tar")
+    assert shards.manifest.tars == "../tars"
+    shutil.move(tmp_path / "x", tmp_path / "y")
+    moved = open_shards(str(tmp_path / "y" / "out"))
+    moved.check_sizes()
+    assert moved.paths() == [tmp_path / "y" / "out" / "../tars/a.tar"]
+    assert moved.manifest.digest == shards.manifest.digest
+
+
+@pytest.mark.parametrize("place", ["pipe:cat x", "ftp://a/b", "file:///a", "gs://x"])
+def test_a_manifest_may_not_say_how_to_run_something(photo_shards, tmp_path, place):
+    tree = json.loads((photo_shards / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**tree, "tars": place}))
+    with pytest.raises(ShardError, match="neither a folder nor begins with"):
+        read_manifest(tmp_path)
+    with pytest.raises(UserError, match=r"^tars: .*neither a folder nor begins with"):
+        adopted(tmp_path / "out", photo_shards / "photos-000000.tar", tars=place)
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_compressed_tars_pipes_and_what_is_not_there_are_refused_in_a_line(tmp_path, jpegs, capsys):
+    tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0])])
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "gz.tar").write_bytes(gzip.compress(whole))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(whole))
+    (tmp_path / "bz.tar").write_bytes(bz2.compress(whole))
+    os.mkfifo(tmp_path / "pipe.tar")
+    for name, said in {
+        "gz.tar": "is compressed (gzip)", "b.tar.gz": "is compressed (gzip)", "bz.tar": "is compressed (bzip2)",
+        "pipe.tar": "is no file with a beginning and an end", "none.tar": "cannot be read: No such file",
+    }.items():  # fmt: skip
+        assert run(index, tmp_path / "out", tmp_path / name) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: TARS: ")
+        assert said in message
+        assert message.count("\n") == 1
+    for words, said in (
+        ([tmp_path / "out", "https://example.org/a.tar"], "is not on this machine"),
+        ([tmp_path / "out", "pipe:cat a.tar"], "is not on this machine"),
+        ([tmp_path / "out"], "TARS is missing"),
+        ([tmp_path / "out", tmp_path / "a{1.tar"], "braces"),
+        ([tmp_path / "out", tmp_path / "a.tar", tmp_path / "a.tar"], "named twice"),
+        ([tmp_path / "out", tmp_path / "a.tar", tmp_path / "x" / "a.tar"], "2 folders"),
+    ):
+        assert run(index, *words) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tars_without_a_readable_image_are_refused_and_a_second_manifest_too(tmp_path, jpegs):
+    tar_of(tmp_path / "a.tar", [("a.txt", b"x")])
+    with pytest.raises(UserError, match=r"^TARS: no sample has an image that training can read: 0 images"):
+        adopted(tmp_path / "out", tmp_path / "a.tar")
+    tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0])])
+    adopted(tmp_path / "out", tmp_path / "a.tar")
+    with pytest.raises(UserError, match=r"^OUT: .*already holds shards"):
+        adopted(tmp_path / "out", tmp_path / "a.tar")
+
+
+# ------------------------------------------------------------------------------------------------------------- damaged
+
+
+@pytest.fixture(scope="module")
+def small_tar(tmp_path_factory, jpegs):
+    path = tmp_path_factory.mktemp("fuzz") / "a.tar"
+    tar_of(path, [(f"{i}.{kind}", data) for i in range(3) for kind, data in (("jpg", jpegs[i]), ("cls", b"%d" % i))])
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+    return path.read_bytes(), headers
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_a_damaged_tar_is_refused_or_gives_right_images(tmp_path, small_tar, jpegs, data):
+    """Bytes of headers changed at will (also with a right checksum), or the file cut: never another picture than was packed."""
+    raw, headers = bytearray(small_tar[0]), small_tar[1]
+    for _ in range(data.draw(st.integers(1, 4))):
+        header = data.draw(st.sampled_from(headers))
+        place = header + data.draw(st.one_of(st.integers(124, 135), st.integers(0, 511)))  # the size's digits, or any
+        raw[place] = data.draw(st.one_of(st.sampled_from(b"07 \0\x80\xff15Lxg"), st.integers(0, 255)))
+        if data.draw(st.booleans()):
+            raw[header + 148 : header + 156] = b" " * 8
+            raw[header + 148 : header + 156] = b"%06o\0 " % sum(raw[header : header + 512])
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw)))]
+    folder = tmp_path / "fuzz"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "a.tar").write_bytes(raw)
+    try:
+        shards = adopted(folder / "out", folder / "a.tar")
+    except UserError as problem:
+        said = str(problem)
+    else:
+        said = "adopted"
+        # A larger size under a right checksum adds bytes behind the image, which JPEG allows; its picture stays what it was.
+        assert all(image_of(shards, 0, row).startswith(tuple(jpegs[:3])) for row in range(len(shards.index(0))))
+    assert len(said.splitlines()) == 1
+
+
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path, small_tar):
+    """tarfile would give the members before it and say nothing."""
+    raw = bytearray(small_tar[0])
+    raw[small_tar[1][2] + 5] ^= 1
+    (tmp_path / "a.tar").write_bytes(raw)
+    with pytest.raises(ShardError, match=f"the header at byte {small_tar[1][2]} is damaged"):
+        adopted(tmp_path / "out", tmp_path / "a.tar")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(st.data())
+@settings(max_examples=100)
+def test_damaged_manifests_and_indexes_end_in_a_line_at_every_door(tmp_path, photo_shards, capsys, data):
+    """Never a traceback, and where a door says that all is well, the samples are those that were packed."""
+    copy = tmp_path / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(photo_shards, copy)
+    name = data.draw(st.sampled_from(["manifest.json", "photos-000001.idx", "photos-000001.tar", "rejects.jsonl", "tree"]))
+    if name == "tree":
+        tree = json.loads((copy / "manifest.json").read_text())
+        where = data.draw(st.sampled_from([tree, tree["shards"][0], tree["order"]]))
+        where[data.draw(st.sampled_from([*where, "more"]))] = data.draw(anything)
+        (copy / "manifest.json").write_text(json.dumps(tree))
+    else:
+        raw = bytearray((copy / name).read_bytes()) or bytearray(b"\n")
+        for _ in range(data.draw(st.integers(1, 3))):
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+        (copy / name).write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
+    capsys.readouterr()
+    codes = [run(verify, copy, "--deep"), run(show, copy, f"--picture={tmp_path}/sheet.png", "--num=4")]
+    assert set(codes) <= {0, 1, 2}
+    assert all(line.startswith("error: ") for line in capsys.readouterr().err.splitlines())
+    if codes[0] == 0:
+        assert sorted(keys_of(open_shards(str(copy)))) == sorted(keys_of(open_shards(str(photo_shards))))

@@ -1,0 +1,293 @@
+"""The same bytes from any number of workers and tasks, and after any kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+
+import pytest
+from made_shards import built, bytes_of, keys_of, rejects_of
+from processes import family, finish, kill, run, start, wait_for
+
+from shards import build, work
+from shards.plan import BEGUN
+from sr_dist import door
+from sr_dist.data.format import ShardError, open_shards
+from sr_dist.errors import UserError
+
+WORK = {"per_shard": "3", "resize": "20", "format": "png"}  # enough of it that a kill finds something to interrupt
+
+
+@pytest.fixture(scope="module")
+def whole(photos, tmp_path_factory):
+    """What an uninterrupted build of the photographs with a reject and a duplicate makes. Only read it."""
+    root = tmp_path_factory.mktemp("whole")
+    shutil.copytree(photos, root / "in")
+    (root / "in" / "cats" / "broken.png").write_bytes(b"")
+    first = sorted((root / "in" / "boats").iterdir())[0]
+    shutil.copy(first, root / "in" / "dunes" / ("again" + first.suffix))
+    built("class_folders", root / "in", root / "out", **WORK)
+    return root
+
+
+def words(whole, out, *more):
+    return ["class_folders", whole / "in", out, *(f"--{key}={value}" for key, value in WORK.items()), *more]
+
+
+def test_workers_make_the_bytes_of_one(whole, tmp_path):
+    run(0, "shards.build", *words(whole, tmp_path / "out", "--workers=3"))
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+@pytest.mark.parametrize("tasks", [2, 4, 11])
+def test_tasks_in_any_order_and_a_merge_make_the_bytes_of_one(whole, tmp_path, tasks):
+    order = random.Random(tasks).sample(range(tasks), tasks)
+    for task in order:
+        with pytest.raises(ShardError, match=r"no manifest\.json|no folder"):
+            open_shards(str(tmp_path / "out"))
+        build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, "task": f"{task}/{tasks}"})
+    shards = built("class_folders", whole / "in", tmp_path / "out", **WORK, merge="true")
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+    assert rejects_of(tmp_path / "out") == {"cats/broken": "the file is empty"}
+    assert shards.manifest.samples == 25
+
+
+def test_a_merge_before_all_tasks_are_done_is_refused_and_names_a_shard(whole, tmp_path):
+    build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, "task": "0/2"})
+    before = bytes_of(tmp_path / "out")
+    with pytest.raises(UserError, match=r"^merge: 5 of 9 shards are not built, 'out-000004\.tar' among them"):
+        build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, "merge": "true"})
+    assert bytes_of(tmp_path / "out") == before
+    built("class_folders", whole / "in", tmp_path / "out", **WORK)  # without --merge it goes on
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
+def test_kills_at_any_moment_end_in_the_same_bytes(whole, tmp_path, seed):
+    """Real processes, killed with their workers, or every third time without them, until a build comes through."""
+    moments, out, kills = random.Random(seed), tmp_path / "out", 0
+    options = ["--workers=2"] if seed else []
+    while kills < 12:
+        process = start(0, "shards.build", *words(whole, out, *options))
+        time.sleep(moments.uniform(0.2, 1.6 if seed else 0.9))
+        if process.poll() is not None:
+            break
+        if kills % 3 == 2:
+            process.kill()
+        else:
+            kill(process)
+        process.communicate()
+        kills += 1
+        assert_nothing_half_written(out)
+    process = start(0, "shards.build", *words(whole, out, *options))
+    code, _, complaints = finish(process)
+    assert code == 0 or "already holds shards" in complaints, complaints
+    assert bytes_of(out) == bytes_of(whole / "out")
+
+
+@pytest.mark.slow
+def test_tasks_at_the_same_time_one_of_them_killed_make_the_bytes_of_one(whole, tmp_path):
+    tasks = [start(0, "shards.build", *words(whole, tmp_path / "out", f"--task={task}/3")) for task in range(3)]
+    wait_for(lambda: (tmp_path / "out" / BEGUN).exists(), tasks[1])
+    kill(tasks[1])
+    assert [finish(task)[0] for task in tasks][::2] == [0, 0]
+    run(0, "shards.build", *words(whole, tmp_path / "out", "--task=1/3"))
+    run(0, "shards.build", *words(whole, tmp_path / "out", "--merge"))
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+def assert_nothing_half_written(out):
+    """Every tar and index that has its name is as long as it will be."""
+    for tar in out.glob("*.tar") if out.exists() else []:
+        assert tar.read_bytes()[-1024:] == bytes(1024)
+    for part in out.glob("*.part") if out.exists() else []:
+        entry = json.loads(part.read_text())["entry"]
+        assert part.with_suffix(".tar").stat().st_size == entry["bytes"]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL at a chosen line: nothing catches it."""
+
+
+@pytest.mark.parametrize("dedupe", ["false", "true"])
+def test_a_kill_before_any_file_gets_its_name_ends_in_the_same_bytes(whole, tmp_path, monkeypatch, dedupe):
+    """One after another, every moment between two files."""
+    expected = tmp_path / "expected" / "out"
+    built("class_folders", whole / "in", expected, **WORK, dedupe=dedupe)
+    replace, renames, moment = os.replace, 0, 1
+
+    def replaced(source, target):
+        nonlocal renames
+        renames += 1
+        if renames == moment:
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    out = tmp_path / "out"
+    while True:
+        renames = 0
+        try:
+            build.build("class_folders", str(whole / "in"), out, {**WORK, "dedupe": dedupe})
+        except Killed:
+            moment += 1
+            if moment > 60:
+                raise AssertionError("it never comes through") from None
+            continue
+        break
+    assert moment > 3
+    assert bytes_of(out) == bytes_of(expected)
+
+
+def test_only_unfinished_shards_are_built_again(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole / "in", tmp_path / "in")
+    for task in range(4):
+        build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", {**WORK, "task": f"{task}/4"})
+    (tmp_path / "out" / "out-000003.part").unlink()
+    (tmp_path / "out" / "out-000005.tar").write_bytes(b"short")
+    (tmp_path / "out" / "out-000007.part").write_text('{"entry": 3')
+    (tmp_path / "out" / ".out-000008.tar.4711").write_bytes(b"half")
+    written = []
+    real = work.write_shard
+    monkeypatch.setattr(work, "write_shard", lambda name, *rest: (written.append(name), real(name, *rest))[1])
+    built("class_folders", tmp_path / "in", tmp_path / "out", **WORK)
+    assert written == [f"out-{number:06d}.tar" for number in (3, 5, 7)]
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"per_shard": "4"}, "options.per_shard 3, where it is 4 now"), ({"seed": "1"}, "seed 0, where it is 1 now"),
+    ({"resize": "24"}, "options.resize 20, where it is 24 now"),
+    ({"per_class": "2"}, "options.per_class None, where it is 2 now"),
+])  # fmt: skip
+def test_other_options_than_a_build_began_with_are_refused_by_name(whole, tmp_path, change, said):
+    build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, "task": "0/3"})
+    before = bytes_of(tmp_path / "out")
+    with pytest.raises(UserError, match=f"^OUT: .*unfinished build with {said}"):
+        build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, **change})
+    assert bytes_of(tmp_path / "out") == before
+
+
+def test_other_inputs_tools_or_sources_than_a_build_began_with_are_refused_by_name(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole / "in", tmp_path / "in")
+    build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", {**WORK, "task": "0/3"})
+    with pytest.raises(UserError, match=r"unfinished build with source class_folders, where it is folder now"):
+        build.build("folder", str(tmp_path / "in"), tmp_path / "out", WORK)
+    (tmp_path / "in" / "cats" / "broken.png").rename(tmp_path / "in" / "cats" / "other.png")
+    with pytest.raises(UserError, match=r"unfinished build with inputs\.digest "):
+        build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", WORK)
+    (tmp_path / "in" / "cats" / "other.png").unlink()
+    with pytest.raises(UserError, match=r"unfinished build with inputs\.count 26, where it is 25 now"):
+        build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", WORK)
+    (tmp_path / "in" / "cats" / "broken.png").write_bytes(b"")
+    tree = json.loads((tmp_path / "out" / BEGUN).read_text())
+    tree["tool"]["pillow"] = "9.0.0"
+    (tmp_path / "out" / BEGUN).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"unfinished build with tool\.pillow 9\.0\.0, where it is"):
+        build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", WORK)
+
+
+def test_a_build_killed_while_it_tidied_is_ended_by_the_same_command(whole, tmp_path):
+    for task in range(3):
+        build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, "task": f"{task}/3"})
+    begun, part = (tmp_path / "out" / BEGUN).read_bytes(), (tmp_path / "out" / "out-000004.part").read_bytes()
+    built("class_folders", whole / "in", tmp_path / "out", **WORK)
+    (tmp_path / "out" / BEGUN).write_bytes(begun)
+    (tmp_path / "out" / "out-000004.part").write_bytes(part)
+    built("class_folders", whole / "in", tmp_path / "out", **WORK)
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+    with pytest.raises(UserError, match="already holds shards"):
+        built("class_folders", whole / "in", tmp_path / "out", **WORK)
+
+
+def test_a_failed_build_leaves_nothing_that_a_later_one_trips_over(whole, tmp_path):
+    with pytest.raises(UserError, match=r"^on_bad: .*broken"):
+        built("class_folders", whole / "in", tmp_path / "out", **WORK, on_bad="fail")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^INPUT: none of 1 images"):
+        built("folder", tmp_path / "empty", tmp_path / "out", **WORK)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rejects.jsonl"]
+    built("class_folders", whole / "in", tmp_path / "out", **WORK)
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+def test_a_worker_that_is_killed_ends_the_build_with_a_line(whole, tmp_path):
+    process = start(0, "shards.build", *words(whole, tmp_path / "out", "--workers=2"))
+    wait_for(lambda: list((tmp_path / "out").glob("*.part")) if (tmp_path / "out").exists() else [], process)
+    for member in family(process)[1:]:
+        if "spawn_main" in " ".join(member.cmdline()):
+            member.kill()
+    code, _, complaints = finish(process)
+    assert (code, "Traceback" in complaints) in ((1, False), (0, False)), complaints
+    code, _, complaints = finish(start(0, "shards.build", *words(whole, tmp_path / "out")))
+    assert code == 0 or "already holds" in complaints
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+def test_ctrl_c_ends_a_build_with_a_line_and_the_same_command_continues(whole, tmp_path):
+    process = start(0, "shards.build", *words(whole, tmp_path / "out", "--workers=2"))
+    wait_for(lambda: (tmp_path / "out" / BEGUN).exists(), process)
+    time.sleep(0.3)
+    kill(process, signal.SIGINT)
+    code, _, complaints = finish(process)
+    assert (code, complaints) in ((1, "interrupted; the same command continues\n"), (0, ""))
+    if code:
+        run(0, "shards.build", *words(whole, tmp_path / "out"))
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+# ---------------------------------------------------------------------------------------------- duplicates and classes
+
+
+def test_duplicates_are_listed_and_left_out_of_the_index_alone(whole, tmp_path):
+    plain = open_shards(str(whole / "out"))
+    rows = [json.loads(line) for line in (whole / "out" / "duplicates.jsonl").read_text().splitlines()]
+    assert len(rows) == 1
+    pair = {rows[0]["key"], rows[0]["same_as"]}
+    assert "dunes/again" in pair
+    shards = built("class_folders", whole / "in", tmp_path / "out", **WORK, dedupe="true")
+    assert sorted(keys_of(shards)) == sorted(set(keys_of(plain)) - {rows[0]["key"]})
+    assert shards.manifest.samples == plain.manifest.samples - 1 == 24
+    for path, other in zip(shards.paths(), plain.paths(), strict=True):
+        assert path.read_bytes() == other.read_bytes()
+    for number in range(len(shards.paths())):
+        shards.index(number).check()
+    keys = keys_of(plain)
+    assert keys.index(rows[0]["same_as"]) < keys.index(rows[0]["key"])  # the first in the order stays
+
+
+def test_so_many_of_each_class(whole, tmp_path):
+    shards = built("class_folders", whole / "in", tmp_path / "out", per_class="2")
+    index = shards.index(0)
+    assert sorted(index["class"].tolist()) == [0, 0, 1, 1, 2, 2]
+    again = built("class_folders", whole / "in", tmp_path / "again", per_class="2", per_shard="2")
+    assert sorted(keys_of(again)) == sorted(keys_of(shards))
+    other = built("class_folders", whole / "in", tmp_path / "other", per_class="2", seed="5")
+    assert sorted(keys_of(other)) != sorted(keys_of(shards))
+    with pytest.raises(UserError, match=r"^per_class: this source has no classes"):
+        built("folder", whole / "in", tmp_path / "none", per_class="2")
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--task=4/4"], "task: '4/4' is not a share"), (["--task=1"], "task: '1' is not a share"), (["--task=0/0"], "task: "),
+    (["--task=0/2", "--merge"], "merge: "), (["--workers=0"], "workers: "), (["--tile=0"], "tile: "),
+    (["--keep", "--resize=8"], "keep: "), (["--quality=101"], "quality: "), (["--resize_mode=fit"], "resize_mode: "),
+])  # fmt: skip
+def test_options_that_cannot_be_are_refused(photos, tmp_path, capsys, options, said):
+    assert door.run(build.main, ["folder", str(photos), str(tmp_path / "out"), *options]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_is_told_in_lines_where_nobody_sees_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(work, "EVERY", -1)
+    assert list(work.with_progress(iter([(3, "a"), (5, "b")]), 10)) == ["a", "b"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["3 of 10 images", "8 of 10 images"]
