@@ -28,8 +28,8 @@ from sr_dist.data.format import (
     open_shards,
     write_manifest,
 )
-from sr_dist.data.order import CROP, Order, crop_place, draw
-from sr_dist.data.stream import CropSource, Positions, ShardReader, Stream, decode
+from sr_dist.data.order import CROP, Mix, Order, crop_place, draw
+from sr_dist.data.stream import CropSource, Positions, Samples, ShardReader, Stream, decode
 from sr_dist.recipe import Data
 from sr_dist.resize import imresize
 
@@ -40,7 +40,7 @@ def stream(folder, *, steps=6, accumulate=1, channels=3, seed=0, **data) -> Stre
     settings = Data(**{"train": str(folder), "crop": CROP_SIZE, "batch": 4, "workers": 0, "window": 10, **data})
     degrade = bicubic.build(bicubic.Config(), SCALE)
     return Stream(
-        open_shards(str(folder)), settings, seed=seed, scale=SCALE, accumulate=accumulate, steps=steps, channels=channels,
+        [open_shards(str(folder))], settings, seed=seed, scale=SCALE, accumulate=accumulate, steps=steps, channels=channels,
         degrade=degrade, device=torch.device("cpu"),
     )  # fmt: skip
 
@@ -248,7 +248,7 @@ def test_a_shard_that_vanishes_ends_in_an_error_that_names_it(photo_shards, tmp_
     folder = shutil.copytree(photo_shards, tmp_path / "damaged")
     a_stream = stream(folder, steps=8, workers=workers)
     (folder / "photos-000002.tar").unlink()
-    with patience(120), pytest.raises(ShardError, match=r"photos-000002\.tar' cannot be opened"):
+    with patience(120), pytest.raises(ShardError, match=r"photos-000002\.tar': cannot be opened: .*'python -m shards\.verify "):
         read(a_stream)
 
 
@@ -402,6 +402,6 @@ def test_sixteen_bits_become_eight(channels):
 
 
 def test_a_source_without_selection_reads_every_sample(photo_shards):
-    source = CropSource(ShardReader(open_shards(str(photo_shards))), 0, SCALE, CROP_SIZE, 3, 8192, {})
-    assert source.rows is None
-    assert source.order.samples == 24
+    everything = Samples(ShardReader(open_shards(str(photo_shards))), 0, 8192, {})
+    assert everything.rows is None
+    assert CropSource([everything], Mix([1]), SCALE, CROP_SIZE, 3).samples == 24
