@@ -63,7 +63,7 @@ class Order:
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(shard, row) of a sample."""
-        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        shard = int(self.starts.searchsorted(sample, side="right")) - 1
         return shard, sample - int(self.starts[shard])
 
     def shards_from(self, position: int) -> Iterator[tuple[int, int]]:

@@ -48,7 +48,7 @@ def set_up(recipe: Recipe) -> Run:
     objective = build_objective(recipe).to(accelerator.device)
     notes: list[str] = []
     networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
-    stream = _stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
+    stream = open_stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
     validation = open_validation(recipe)
     log = open_log(recipe, resumed)  # from here on the run folder is this run's
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
@@ -196,7 +196,7 @@ def build_degradation(recipe: Recipe) -> Any:
     return module.build(config, recipe.scale)
 
 
-def _stream(recipe: Recipe, shards: list[Shards], device: torch.device, position: int | None) -> Stream:
+def open_stream(recipe: Recipe, shards: list[Shards], device: torch.device, position: int | None) -> Stream:
     return Stream(
         shards, recipe.data, seed=recipe.seed, scale=recipe.scale,
         accumulate=recipe.accumulate, steps=recipe.steps, channels=int(recipe.generator.options.get("channels", 3)),
