@@ -18,11 +18,11 @@ import random
 import select
 import shlex
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -151,7 +151,7 @@ def retried(attempt: Callable[[], Any], what: str, tries: int) -> Any:
                 raise ShardError(f"{what} could not be fetched in {tries} tries: {first_line(problem)}") from None
             wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.75, 1.25)
             logger.info(f"{what}: {first_line(problem)}; try {number + 1} of {tries} in {wait:.1f} s")
-            time.sleep(wait)
+            sleep(wait)
     raise AssertionError("unreachable")
 
 

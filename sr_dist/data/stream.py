@@ -181,12 +181,10 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
 
-def together(images: Sequence[Tensor]) -> Tensor:
-    """(C, H, W) each -> (B, C, H, W), with the colours of a pixel side by side in memory as decoders leave them."""
-    batch = torch.empty(len(images), *images[0].shape[1:], images[0].shape[0], dtype=images[0].dtype)
-    for place, image in zip(batch, images, strict=True):
-        place.copy_(image.permute(1, 2, 0))
-    return batch.permute(0, 3, 1, 2)
+def _room(count: int, image: Tensor) -> Tensor:
+    """For so many images (C, H, W), with the colours of a pixel side by side in memory as decoders leave them."""
+    channels, height, width = image.shape
+    return torch.empty(count, height, width, channels, dtype=image.dtype).permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -232,13 +230,25 @@ class CropSource(Dataset):
 
     def __getitem__(self, positions: Sequence[int]) -> Crops | UserError:
         try:
-            samples = [self._sample(position) for position in positions]
+            return self._together(positions)
         except UserError as mistake:  # handed over, for a raise in a worker arrives as a page of traceback
             return mistake
-        hr, lr, turn, seed, label, keys, replaced = zip(*samples, strict=True)
-        stored = together(lr) if lr[0] is not None else None
+
+    def _together(self, positions: Sequence[int]) -> Crops:
+        """Each crop is copied at once, so that one image after the other is decoded into the same hot memory."""
+        rest, hr_batch, lr_batch = [], None, None
+        for place, position in enumerate(positions):
+            hr, lr, *about = self._sample(position)
+            rest.append(about)
+            if hr_batch is None:
+                hr_batch, lr_batch = _room(len(positions), hr), None if lr is None else _room(len(positions), lr)
+            hr_batch[place] = hr
+            if lr_batch is not None:
+                lr_batch[place] = lr
+        turn, seed, label, keys, replaced = zip(*rest, strict=True)
         bits, degraded, labels = (np.array(column, np.int64) for column in (turn, seed, label))
-        return Crops(together(hr), stored, bits, degraded, labels, keys, tuple(swap for swap in replaced if swap))
+        assert hr_batch is not None
+        return Crops(hr_batch, lr_batch, bits, degraded, labels, keys, tuple(swap for swap in replaced if swap))
 
     def key(self, position: int) -> str:
         """The name of the sample at a position."""
@@ -292,7 +302,7 @@ class CropSource(Dataset):
 
     def _next_readable(self, part: Samples, inner: int, first: ShardError) -> tuple[Tensor, Tensor | None, int, int]:
         """The first sample after a position of a data set that can be read: the same one in every process."""
-        for place in range(inner + 1, inner + part.order.samples):
+        for place in range(inner + 1, inner + 2 * part.order.samples):  # all of the next epoch is in it
             *_, shard, row = part.at(place)
             with suppress(ShardError):
                 return *self._images(part, shard, row), shard, row
