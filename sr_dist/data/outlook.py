@@ -21,7 +21,7 @@ def outlook(stream: Stream, sources: tuple[str, ...], cache: Cache | None) -> It
         why = "most of them wait while the first are fetched" if stream.remote else "they read the same few files side by side, "
         why += "" if stream.remote else "which a local disk does not mind and a network disk does"
         yield f"warning: {shards} shards for {processes} loading processes: {why}; shards.build --per_shard makes more"
-    if cache:
+    if cache and stream.remote:
         yield from _about_cache(stream, cache)
 
 
