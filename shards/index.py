@@ -41,8 +41,8 @@ from sr_dist.data.format import (
     Manifest,
     ShardEntry,
     ShardError,
-    brace_paths,
     content_hash,
+    expanded,
     index_bytes,
     index_name,
     is_url,
@@ -123,7 +123,7 @@ def tar_paths(patterns: list[str]) -> list[Path]:
             raise UserError(
                 f"TARS: '{pattern}' is not on this machine; read the tars where they lie, with --tars={pattern[:8]}..."
             )
-    paths = [path for pattern in patterns for path in brace_paths(pattern, "TARS")]
+    paths = [Path(path) for pattern in patterns for path in expanded(pattern, "TARS")]
     folders = sorted({str(path.parent) for path in paths})
     if len(folders) > 1:
         raise UserError(

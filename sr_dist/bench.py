@@ -1,9 +1,16 @@
-"""Measures what a recipe costs: images per second of real training steps, and memory under each backend.
+"""Measures what a recipe costs: the speed of its data and of its training steps, and memory under each backend.
 
+  python -m sr_dist.bench data RECIPE [--key.sub=value ...] [--images=1000] [--rounds=7] [--json]
   python -m sr_dist.bench step RECIPE [--key.sub=value ...] [--steps=5] [--json]
   accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.bench step RECIPE ...
   python -m sr_dist.bench step RECIPE --memory [--gpus=8] [--key.sub=value ...] [--json]
 
+data               images/s of the stream with one loading process, as a share of decoding alone (share_of_decode) and as
+                   a multiple of WebDataset's own pipeline with PIL (ratio_to_webdataset; and ..._with_lr, where LR is
+                   made on the CPU in both); seconds to open the shards, and to the first batch at the start and after
+                   a million steps; medians of the rounds
+--images=1000      images of a round
+--rounds=7         how often each is measured, in turn
 step               training steps, timed after one of warm-up: images/s (median, least, most), share of time spent waiting
                    for data, peak memory, and whether the losses are finite; the recipe's run folder is not touched, and
                    its starting weights are not needed
@@ -22,7 +29,7 @@ import sys
 from sr_dist import door, recipe
 from sr_dist.errors import UserError
 
-MEASURED = ("step",)
+MEASURED = ("data", "step")
 
 
 def main(words: door.Words, options: door.Options) -> None:
@@ -30,7 +37,14 @@ def main(words: door.Words, options: door.Options) -> None:
     if what not in MEASURED:
         raise UserError(f"WHAT: '{what}' is nothing that is measured; there is: {', '.join(MEASURED)}")
     as_json, memory = door.flag(options, "json"), door.flag(options, "memory")
-    if memory:
+    if what == "data":
+        images, rounds = door.count(options, "images", 1000), door.count(options, "rounds", 7)
+        chosen = recipe.load(path, options)
+
+        from sr_dist.engine.bench import bench_data  # torch from here on
+
+        bench_data(chosen, images, rounds, as_json)
+    elif memory:
         gpus = door.count(options, "gpus", 8)
         chosen = recipe.load_without_data(path, options)
 

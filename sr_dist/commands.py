@@ -11,7 +11,7 @@ from pydantic import Field
 
 from sr_dist import plugins
 from sr_dist.config import Absent, Names, Settings, SettingsType, typed
-from sr_dist.data.format import open_shards
+from sr_dist.data.remote import is_remote, open_shards
 from sr_dist.errors import UserError, nearest
 from sr_dist.recipe import PACKAGES
 
@@ -50,7 +50,7 @@ class Evaluation(Settings):
             if name not in BASELINES and not Path(name).exists():
                 near = [str(p) for p in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
                 raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
-        if not Path(self.data).exists() and "{" not in self.data:
+        if is_remote(self.data) or (not Path(self.data).exists() and "{" not in self.data):
             open_shards(self.data, "data")  # says what is missing, and the nearest name
         plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")
         if self.scale is None and set(self.methods) <= set(BASELINES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -68,6 +69,14 @@ def gather(thing: Any) -> list[Any]:
     things: list[Any] = [None] * size()
     dist.all_gather_object(things, thing)
     return things
+
+
+def nodes() -> list[int]:
+    """The number of every rank's node, as the launcher says it. All ranks must call."""
+    alike = rank() // int(os.environ.get("LOCAL_WORLD_SIZE", size()))
+    said = gather(int(os.environ.get("GROUP_RANK", alike)))
+    numbers = {name: number for number, name in enumerate(sorted(set(said)))}
+    return [numbers[name] for name in said]
 
 
 def from_first(thing: Any) -> Any:

@@ -17,7 +17,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_
 
 from sr_dist import config, plugins, pretrained
 from sr_dist.config import Absent, Names, Settings, Whole
-from sr_dist.data.format import Shards, open_shards
+from sr_dist.data.cache import Cache, cache_of
+from sr_dist.data.format import Shards
+from sr_dist.data.order import LONGEST_PATTERN, whole_weights
+from sr_dist.data.remote import DEFAULT_GB, is_remote, open_shards
 from sr_dist.errors import UserError, nearest
 
 PACKAGES = {
@@ -46,13 +49,36 @@ class Part(Settings):
         return dict(self.__pydantic_extra__ or {})
 
 
+def _sources(value: Any) -> Any:
+    """A source, or sources with weights."""
+    if not isinstance(value, Mapping):
+        return value
+    weights = {}
+    for source, weight in value.items():
+        try:
+            weights[str(source)] = float(weight)
+        except (TypeError, ValueError):
+            raise ValueError(f"'{source}': {weight!r} is not a weight (a number)") from None
+        if not 0 < weights[str(source)] < math.inf:
+            raise ValueError(f"'{source}': the weight {weight} is not a number above 0")
+    if not weights:
+        raise ValueError("names no shards")
+    if (length := sum(whole_weights(list(weights.values())))) > LONGEST_PATTERN:
+        raise ValueError(f"weights in the proportion of whole numbers that add up to {length} are too fine; round them")
+    return weights
+
+
 class Data(Settings):
-    train: str  # a folder of shards, or a brace pattern of some
+    # Shards: a folder, a brace pattern of some, a URL of a folder, `pipe:` and a command; or several with weights.
+    train: Annotated[str | dict[str, float], BeforeValidator(_sources)]
     validation: Text = None  # shards or a folder of images
     validation_limit: Annotated[Positive | None, Absent] = None  # only the first so many images
     select: dict[str, Positive] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
     crop: Annotated[Positive | None, Absent]  # pixels of HR; none: whole images, one per micro-batch
     small: Literal["refuse", "replicate"] = "refuse"  # images below the crop
+    on_corrupt: Literal["fail", "substitute"] = "fail"  # or take the next sample for one that cannot be read, and write it down
+    cache: Text = None  # this node's folder for fetched shards; by default in the folder for temporary files
+    cache_gb: Annotated[float, Field(gt=0)] = DEFAULT_GB  # how much it may hold
     batch: Positive  # images per step, over all ranks
     flip: bool = True
     rotate: bool = True  # by quarter turns
@@ -60,6 +86,23 @@ class Data(Settings):
     window: Positive = 8192  # samples that are mixed together
     workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes per rank
     trace: bool = False  # write down the keys of every micro-batch
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self.train) if isinstance(self.train, dict) else (self.train,)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(self.train.values()) if isinstance(self.train, dict) else (1.0,)
+
+    def cached(self) -> Cache | None:
+        """Where fetched shards go, if any are to be fetched."""
+        remote = [source for source in (*self.sources, self.validation or "") if is_remote(source)]
+        return cache_of(self.cache, self.cache_gb) if remote or self.cache else None
+
+    def opened(self) -> list[Shards]:
+        """The data sets to train on."""
+        return [open_shards(source, "data.train", self.cached()) for source in self.sources]
 
 
 class Init(Settings):
@@ -190,7 +233,7 @@ class Recipe(Settings):
 def load(path: str | Path, options: Mapping[str, str]) -> Recipe:
     """A recipe file and `--key.sub=value` -> settings whose sections, names and data fit together."""
     recipe = stated(path, options)
-    recipe = _with_classes(recipe, open_shards(recipe.data.train, "data.train"))
+    recipe = _with_classes(recipe, recipe.data.opened()[0])
     check_data(recipe)
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     return recipe
@@ -202,7 +245,7 @@ def load_without_data(path: str | Path, options: Mapping[str, str]) -> Recipe:
     if not recipe.discriminator or str(recipe.discriminator.options.get("classes")) != "manifest":
         return recipe
     try:
-        return _with_classes(recipe, open_shards(recipe.data.train, "data.train"))
+        return _with_classes(recipe, recipe.data.opened()[0])
     except UserError as problem:
         raise UserError(
             f"discriminator.classes: manifest, but {problem}; --discriminator.classes=N does without shards"
@@ -275,24 +318,46 @@ def _with_classes(recipe: Recipe, shards: Shards) -> Recipe:
 
 def check_data(recipe: Recipe) -> None:
     data, scale = recipe.data, recipe.scale
-    shards = open_shards(data.train, "data.train")
-    shards.check_sizes()
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once per node is enough
-        shards.check_indexes()
     if data.crop and data.crop % scale:
         low = data.crop // scale * scale
         around = f"{low} and {low + scale}" if low else f"{scale}"
         raise UserError(f"data.crop: {data.crop} is not a multiple of scale {scale}; nearest are {around}")
+    opened = data.opened()
+    for source, shards in zip(data.sources, opened, strict=True):
+        _check_shards(source, shards, data, scale)
+    _check_alike(recipe, opened)
+    if data.validation and not Path(data.validation).is_dir() and (is_remote(data.validation) or "{" not in data.validation):
+        open_shards(data.validation, "data.validation", data.cached())  # says what is missing, and the nearest name
+
+
+def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
+    if data.on_corrupt == "fail":
+        shards.check_sizes()
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once per node is enough
+        shards.check_indexes()
     if data.crop and data.crop > shards.manifest.min_side and data.small == "refuse":
         fits = shards.manifest.min_side // scale * scale
         raise UserError(
-            f"data.crop: {data.crop} is more than the smallest side of '{data.train}', {shards.manifest.min_side}; "
+            f"data.crop: {data.crop} is more than the smallest side of '{source}', {shards.manifest.min_side}; "
             f"{fits} fits, or data.small=replicate repeats the edges of small images"
         )
     if shards.manifest.scale and shards.manifest.scale != scale:
-        raise UserError(f"scale: {scale}, but the LR images stored in '{data.train}' are {shards.manifest.scale} times smaller")
-    if data.validation and not Path(data.validation).is_dir() and "{" not in data.validation:
-        open_shards(data.validation, "data.validation")  # says which folder is missing, and the nearest name
+        raise UserError(f"scale: {scale}, but the LR images stored in '{source}' are {shards.manifest.scale} times smaller")
+
+
+def _check_alike(recipe: Recipe, opened: list[Shards]) -> None:
+    """Data sets that are mixed meet in one batch."""
+    sources, first = recipe.data.sources, opened[0].manifest
+    if len(opened) > 1 and recipe.data.select:
+        raise UserError("data.select: chooses from one data set; with several in data.train, build shards of what you want")
+    classes = recipe.discriminator and str(recipe.discriminator.options.get("classes", "none")) not in ("none", "null")
+    for source, shards in zip(sources[1:], opened[1:], strict=True):
+        if bool(shards.manifest.scale) != bool(first.scale):
+            raise UserError(f"data.train: one of '{sources[0]}' and '{source}' stores LR images and the other does not")
+        if shards.manifest.attributes != first.attributes:
+            raise UserError(f"data.train: '{sources[0]}' and '{source}' have different attributes")
+        if classes and shards.manifest.classes != first.classes:
+            raise UserError(f"data.train: '{sources[0]}' and '{source}' have different classes, and a critic learns them")
 
 
 def check_world(recipe: Recipe, ranks: int) -> None:
@@ -382,9 +447,9 @@ def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
 # May differ between a run and its resumption; a section stands for all its keys. Starting weights are of no more use then.
 FREE = (
     "steps", "runs", "accumulate", "precision", "compile", "channels_last", "checkpointing", "tf32", "data.workers", "data.trace",
-    "data.train", "data.validation", "data.validation_limit", "save_every", "keep", "validate_every", "log_every", "log", "zero",
-    "init.generator", "init.discriminator", "init.classifier", "allow_download", "max_skipped", "on_save_error", "hang_timeout",
-    "resume",
+    "data.train", "data.on_corrupt", "data.cache", "data.cache_gb", "data.validation", "data.validation_limit", "save_every",
+    "keep", "validate_every", "log_every", "log", "zero", "init.generator", "init.discriminator", "init.classifier",
+    "allow_download", "max_skipped", "on_save_error", "hang_timeout", "resume",
 )  # fmt: skip
 WARNED = ("precision", "compile", "channels_last", "checkpointing", "tf32", "accumulate")  # the numbers change a little
 

@@ -37,8 +37,8 @@ LEAVES = {
     "commands",
     "__init__",
 }
-FORMAT = "sr_dist.data.format"  # torch-free; recipes and shards read manifests through it
-PURE = {FORMAT, "sr_dist.data.order"}
+FORMAT = "sr_dist.data.format"  # torch-free, as what is in PURE; recipes and shards read manifests through it
+PURE = {FORMAT, "sr_dist.data.order", "sr_dist.data.cache", "sr_dist.data.remote"}
 
 HOMES = {
     "accelerate": ("sr_dist/engine/",),

@@ -130,6 +130,60 @@ def test_a_shard_that_was_cut_short_is_refused_before_training(refused, photo_sh
     assert "cut short" in message
 
 
+def test_where_samples_may_be_replaced_a_shard_that_was_cut_short_is_let_through(write_recipe, photo_shards, tmp_path):
+    shutil.copytree(photo_shards, tmp_path / "cut")
+    (tmp_path / "cut" / "photos-000001.tar").unlink()
+    options = {"data.train": str(tmp_path / "cut"), "data.on_corrupt": "substitute"}
+    assert recipe.load(write_recipe(), options).data.on_corrupt == "substitute"
+
+
+@pytest.fixture
+def other_shards(photos, tmp_path):
+    """`other_shards("folder")`: the same photographs, without classes."""
+    from shards.build import build
+
+    def made(source: str, **options) -> str:
+        folder = tmp_path / f"other-{source}"
+        build(source, str(photos), folder, {"per_shard": "8", **options})
+        return str(folder)
+
+    return made
+
+
+def test_data_sets_may_be_mixed_by_weights(write_recipe, photo_shards, other_shards):
+    loaded = load(write_recipe(), data__train=f"{{{photo_shards}: 0.75, {other_shards('folder')}: 0.25}}")
+    assert loaded.data.weights == (0.75, 0.25)
+    assert len(loaded.data.opened()) == 2
+    again = config.typed(recipe.Recipe, config.parse(config.text(loaded)))
+    assert again.data.train == loaded.data.train
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ("{a: 0}", "data.train: 'a': the weight 0 is not a number above 0"),
+        ("{a: much}", "data.train: 'a': 'much' is not a weight (a number)"),
+        ("{a: nan}", "data.train: 'a': the weight nan is not a number above 0"),
+        ("{a: 1, b: 0.00001}", "data.train: weights in the proportion of whole numbers that add up to 100001 are too fine"),
+        ("pipe:cat x", "data.train: 'pipe:cat x' has no {}"),
+    ],
+)
+def test_weights_and_commands_that_make_no_sense_are_refused(refused, train, said):
+    assert refused({"data.train": train}).startswith(said)
+
+
+def test_what_is_mixed_must_agree_where_it_meets(write_recipe, photo_shards, other_shards):
+    mixed = {"data.train": f"{{{photo_shards}: 1, {other_shards('folder')}: 1}}"}
+    with pytest.raises(UserError, match=r"^data\.train: .* have different classes, and a critic learns them$"):
+        recipe.load(write_recipe(discriminator=ACGAN), mixed)
+    with pytest.raises(UserError, match=r"^data\.select: chooses from one data set"):
+        recipe.load(write_recipe(), {**mixed, "data.select.cats": "2"})
+
+
+def test_a_missing_folder_in_a_mix_is_named(refused, photo_shards):
+    assert "no folder '/nowhere'" in refused({"data.train": f"{{{photo_shards}: 1, /nowhere: 2}}"})
+
+
 @pytest.mark.parametrize("count", ["-1", "0"])
 def test_a_selection_of_nothing_is_refused(refused, count):
     assert refused({"data.select.cats": count}).startswith("data.select.cats: ")
@@ -209,7 +263,7 @@ def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
         ("steps", "9"), ("accumulate", "2"), ("precision", "bf16"), ("data.workers", "3"), ("data.trace", "true"),
         ("save_every", "none"), ("validate_every", "7"), ("log_every", "7"), ("keep", "5"), ("keep.last", "4"),
         ("log.wandb", "offline"), ("log.project", "p"), ("data.validation_limit", "3"), ("runs", "elsewhere"),
-        ("resume.allow", "scale"),
+        ("resume.allow", "scale"), ("data.on_corrupt", "substitute"), ("data.cache", "elsewhere"), ("data.cache_gb", "7"),
     ],
 )  # fmt: skip
 def test_what_may_change_on_resuming(write_recipe, key, value):

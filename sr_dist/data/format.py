@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,8 @@ class Index:
             place += kind.itemsize * self.samples
         if place != size:
             raise ShardError(f"'{path}' has {size} bytes where its header needs {place}: it is cut short or damaged")
-        self._map = np.memmap(path, np.uint8, "r") if self.samples else np.zeros(size, np.uint8)
+        # As a plain array: slices of a memmap take ten times as long.
+        self._map = np.asarray(np.memmap(path, np.uint8, "r")) if self.samples else np.zeros(size, np.uint8)
 
     def __len__(self) -> int:
         return self.samples
@@ -205,6 +206,18 @@ class Shards:
             raise ShardError(f"the tars of '{self.folder}' are at '{tars}', not on this machine")
         return [self.folder / tars / shard.name for shard in self.manifest.shards]
 
+    def where(self, shard: int) -> str:
+        """The shard's name for people."""
+        return str(self.paths()[shard])
+
+    def open(self, shard: int) -> int:
+        """A descriptor of the shard's file."""
+        return os.open(self.paths()[shard], os.O_RDONLY)
+
+    def forget(self, shard: int) -> bool:
+        """For a shard whose bytes turned out wrong: True if it was a copy, and `open` now makes another."""
+        return False
+
     def index(self, shard: int) -> Index:
         entry = self.manifest.shards[shard]
         index = Index(self.folder / index_name(entry.name))
@@ -214,15 +227,19 @@ class Shards:
 
     def check_sizes(self) -> None:
         """Every shard is there with the size that the manifest says: a stat each, no reading."""
+        for problem in self.damage():
+            raise ShardError(f"{problem}; 'python -m shards.verify {self.folder}' checks the rest")
+
+    def damage(self) -> Iterator[str]:
+        """What a look at the sizes shows."""
         for path, entry in zip(self.paths(), self.manifest.shards, strict=True):
-            with suppress(FileNotFoundError):
-                if (size := path.stat().st_size) != entry.bytes:
-                    raise ShardError(
-                        f"'{path}' has {size} bytes where the manifest says {entry.bytes}: it is cut short or was changed; "
-                        f"'python -m shards.verify {self.folder}' checks the rest"
-                    )
+            try:
+                size = path.stat().st_size
+            except OSError as problem:
+                yield f"the shard '{path}' of the manifest is missing ({problem.strerror})"
                 continue
-            raise ShardError(f"the shard '{path}' of the manifest is missing")
+            if size != entry.bytes:
+                yield f"'{path}' has {size} bytes where the manifest says {entry.bytes}: it is cut short or was changed"
 
     def check_indexes(self) -> None:
         """Every index is what was written: reads them whole."""
@@ -240,28 +257,32 @@ def open_shards(source: str, key: str = "shards") -> Shards:
     return Shards(folder, read_manifest(folder, key))
 
 
-def brace_paths(pattern: str, key: str) -> list[Path]:
-    """`data/train-{000000..000127}.tar` -> the paths that it means."""
+def _some_shards(pattern: str, key: str) -> Shards:
+    paths = [Path(text) for text in expanded(pattern, key)]
+    folders = sorted({path.parent for path in paths})
+    if len(folders) > 1:
+        raise ShardError(f"{key}: '{pattern}' names {len(folders)} folders; one manifest describes one folder")
+    return some_of(Shards(folders[0], read_manifest(folders[0], key)), [path.name for path in paths], key)
+
+
+def expanded(pattern: str, key: str) -> list[str]:
     from braceexpand import braceexpand
 
     try:
-        return [Path(text) for text in braceexpand(pattern)]
+        return list(braceexpand(pattern))
     except ValueError:
         raise ShardError(f"{key}: the braces of '{pattern}' do not close") from None
 
 
-def _some_shards(pattern: str, key: str) -> Shards:
-    paths = brace_paths(pattern, key)
-    folders = sorted({path.parent for path in paths})
-    if len(folders) > 1:
-        raise ShardError(f"{key}: '{pattern}' names {len(folders)} folders; one manifest describes one folder")
-    manifest = read_manifest(folders[0], key)
-    by_name = {shard.name: shard for shard in manifest.shards}
-    for path in paths:
-        if path.name not in by_name:
-            raise ShardError(f"{key}: the manifest of '{path.parent}' has no shard '{path.name}'{nearest(path.name, by_name)}")
-    chosen = tuple(by_name[path.name] for path in paths)
-    return Shards(folders[0], manifest.model_copy(update={"shards": chosen, "samples": sum(shard.samples for shard in chosen)}))
+def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:
+    """The named shards of a folder."""
+    by_name = {shard.name: shard for shard in shards.manifest.shards}
+    for name in names:
+        if name not in by_name:
+            raise ShardError(f"{key}: the manifest of '{shards.folder}' has no shard '{name}'{nearest(name, by_name)}")
+    chosen = tuple(by_name[name] for name in names)
+    changes = {"shards": chosen, "samples": sum(shard.samples for shard in chosen)}
+    return replace(shards, manifest=shards.manifest.model_copy(update=changes))
 
 
 def read_manifest(folder: Path, key: str = "shards") -> Manifest:

@@ -11,15 +11,20 @@ Permutations sort raw Philox output, whose bits never change between numpy versi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 
 WINDOW = 8192  # samples that are mixed together; a window's shards are what a node must hold at one time
 
+LONGEST_PATTERN = 10_000  # of a mix of data sets: the sum of its whole weights
+
 # What a random number is for; part of its key, so that uses do not repeat each other.
-SHARDS, SAMPLES, CROP, TURN, DEGRADE, NOISE = range(6)
+SHARDS, SAMPLES, CROP, TURN, DEGRADE, NOISE, DATASET = range(7)
 
 
 def permutation(size: int, seed: int, epoch: int, use: int, part: int = 0) -> np.ndarray:
@@ -58,8 +63,18 @@ class Order:
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(shard, row) of a sample."""
-        shard = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        shard = int(self.starts.searchsorted(sample, side="right")) - 1
         return shard, sample - int(self.starts[shard])
+
+    def shards_from(self, position: int) -> Iterator[tuple[int, int]]:
+        """(shard, position from which it may be needed), endlessly, in the order of need: those of a window come at once."""
+        first, place = divmod(position, self.samples)
+        for epoch in itertools.count(first):
+            shards, begins = self._epoch(epoch)
+            window = place // self.window * self.window if epoch == first else 0
+            for shard, begin, end in zip(shards.tolist(), begins[:-1].tolist(), begins[1:].tolist(), strict=True):
+                if end > max(begin, window):
+                    yield shard, epoch * self.samples + begin // self.window * self.window
 
     def _at(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.samples)
@@ -82,9 +97,81 @@ class Order:
         return np.concatenate(pieces)[permutation(high - low, self.seed, epoch, SAMPLES, window)]
 
 
+class Mix:
+    """Positions of the run -> (data set, position in it). A pattern that spreads each data set evenly repeats for ever:
+
+        position = q * sum(weights) + r  ->  data set pattern[r], whose positions go on by its weight with every q
+
+    So every data set has epochs of its own, and where each of them stands follows from one number.
+    """
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        self.weights = tuple(weights)
+        turns = [(Fraction(2 * k + 1, 2 * weight), number, k) for number, weight in enumerate(weights) for k in range(weight)]
+        self.pattern = [(number, k) for _, number, k in sorted(turns)]
+        self._places = {turn: place for place, turn in enumerate(self.pattern)}
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        q, r = divmod(position, len(self.pattern))
+        number, k = self.pattern[r]
+        return number, q * self.weights[number] + k
+
+    def position(self, number: int, inner: int) -> int:
+        """Where in the run a position of a data set is: the inverse."""
+        q, k = divmod(inner, self.weights[number])
+        return q * len(self.pattern) + self._places[number, k]
+
+    def first_from(self, number: int, position: int) -> int:
+        """The first position in a data set that comes at this position of the run or later."""
+        q, r = divmod(position, len(self.pattern))
+        return q * self.weights[number] + sum(which == number for which, _ in self.pattern[:r])
+
+
+def whole_weights(weights: Sequence[float]) -> list[int]:
+    """The smallest whole numbers in the same proportions; 0.7 means seven tenths."""
+    exact = [Fraction(repr(weight)) for weight in weights]
+    common = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * common) for weight in exact]
+    divisor = math.gcd(*whole)
+    return [weight // divisor for weight in whole]
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Data sets of one run are mixed independently; the first as it would be alone."""
+    return draw(seed, number, 0, DATASET) if number else seed
+
+
 def micro_batch(batch: int, ranks: int, accumulate: int, rank: int, micro: int) -> range:
     """The places in a global batch that one rank takes in one micro-batch. Sizes differ by one where they must."""
     return share(batch, ranks * accumulate, micro * ranks + rank)
+
+
+def home(shard: int, nodes: int) -> int:
+    """The node whose cache a shard belongs to, in every epoch."""
+    return shard % nodes
+
+
+def near_home(shards: Sequence[int], quotas: Sequence[int], node_of: Sequence[int]) -> list[list[int]]:
+    """Places of a stretch of the batch -> the places of every rank, where `shards[place]` is the shard that a place reads.
+
+    Each rank gets exactly its quota. A node takes places of its own shards first; what is too much for it goes to the next
+    node that has room, and it is always the shards with the highest numbers that give away, so that few are fetched twice.
+    """
+    nodes = max(node_of) + 1
+    room = [sum(quota for quota, at in zip(quotas, node_of, strict=True) if at == node) for node in range(nodes)]
+    assert sum(room) == len(shards)
+    taken: list[list[int]] = [[] for _ in range(nodes)]
+    by_shard = sorted(range(len(shards)), key=lambda place: (shards[place], place))
+    away: list[int] = []
+    for place in by_shard:
+        node = home(shards[place], nodes)
+        (taken[node] if len(taken[node]) < room[node] else away).append(place)
+    for place in away:
+        after = home(shards[place], nodes)
+        node = next(n % nodes for n in range(after, after + nodes) if len(taken[n % nodes]) < room[n % nodes])
+        taken[node].append(place)
+    left = [iter(sorted(places)) for places in taken]
+    return [list(itertools.islice(left[node], quota)) for quota, node in zip(quotas, node_of, strict=True)]
 
 
 def draw(seed: int, epoch: int, sample: int, use: int) -> int:

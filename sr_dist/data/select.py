@@ -19,8 +19,8 @@ from sr_dist.errors import UserError, nearest
 def chosen_rows(shards: Shards, select: Mapping[str, int]) -> list[np.ndarray]:
     """The chosen rows of every shard, in tar order."""
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])])
-    hashes, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
-    by_hash = np.argsort(hashes, kind="stable")
+    hashes, keys, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
+    by_hash = np.lexsort((keys, hashes))  # equal contents by their keys
 
     free = np.ones(len(hashes), bool)
     taken = np.zeros(len(hashes), bool)
@@ -33,12 +33,12 @@ def chosen_rows(shards: Shards, select: Mapping[str, int]) -> list[np.ndarray]:
     return [np.flatnonzero(taken[low:high]) for low, high in zip(starts[:-1], starts[1:], strict=True)]
 
 
-def _columns(shards: Shards) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Hashes, classes and attributes of every shard, copied, so that no more than one index is open at a time."""
+def _columns(shards: Shards) -> Iterator[tuple[np.ndarray, ...]]:
+    """Hashes, keys, classes and attributes of every shard, copied, so that no more than one index is open at a time."""
     for number in range(len(shards.manifest.shards)):
         index = shards.index(number)
         attributes = attribute_values(index["attributes"], len(shards.manifest.attributes))
-        yield np.array(index["hash"]).view("S16"), np.array(index["class"]), attributes
+        yield np.array(index["hash"]).view("S16"), np.array(index["key"]), np.array(index["class"]), attributes
 
 
 def _groups(shards: Shards, select: Mapping[str, int], classes: np.ndarray, attributes: np.ndarray):

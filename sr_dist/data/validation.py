@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sr_dist import ranks
-from sr_dist.data.format import MODES, open_shards
+from sr_dist.data.cache import Cache
+from sr_dist.data.format import MODES, Shards
 from sr_dist.data.order import share
+from sr_dist.data.remote import is_remote, open_shards
 from sr_dist.data.stream import ShardReader, decode, to_tensor
 from sr_dist.errors import UserError, first_line
 
@@ -50,19 +52,20 @@ class Images(Protocol):
         """HR (3, H, W) uint8, LR where one is stored, class number."""
 
 
-def open_images(source: str, limit: int | None = None, key: str = "data.validation") -> Images:
-    """Shards (a folder with a manifest, a brace pattern) or a folder of image files."""
+def open_images(
+    source: str, limit: int | None = None, key: str = "data.validation", cache: Cache | None = None
+) -> Images:  # fmt: skip
+    """Shards (a folder with a manifest, a brace pattern, a URL) or a folder of image files."""
     folder = Path(source)
-    if "{" in source or source.endswith(".tar") or (folder / "manifest.json").is_file():
-        return ShardImages(source, limit, key)
+    if is_remote(source) or "{" in source or source.endswith(".tar") or (folder / "manifest.json").is_file():
+        return ShardImages(open_shards(source, key, cache), limit)
     if not folder.is_dir():
         open_shards(source, key)  # says what is missing, and the nearest name
     return FolderImages(folder, limit, key)
 
 
 class ShardImages:
-    def __init__(self, source: str, limit: int | None, key: str) -> None:
-        shards = open_shards(source, key)
+    def __init__(self, shards: Shards, limit: int | None) -> None:
         shards.check_sizes()
         self.reader = ShardReader(shards)
         rows = [(shard, row) for shard, entry in enumerate(shards.manifest.shards) for row in range(entry.samples)]

@@ -1,4 +1,4 @@
-"""How fast a recipe trains here: the loop's own steps, timed one by one in a run folder that is thrown away."""
+"""How fast a recipe trains here, and how fast its data come: in a run folder that is thrown away."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from sr_dist import ranks, recipe
+from sr_dist.data.pace import FAR, measured
+from sr_dist.data.stream import Stream
 from sr_dist.engine.log import peak_memory_gb
 from sr_dist.engine.loop import seed_everything, train_step
 from sr_dist.engine.run import Run
-from sr_dist.engine.setup import set_up
+from sr_dist.engine.setup import open_stream, set_up
 from sr_dist.engine.train import check_launch
 from sr_dist.recipe import Data, Init, Log, Recipe
 
@@ -38,6 +40,41 @@ def bench_step(asked: Recipe, steps: int, as_json: bool) -> None:
                     print(json.dumps(found), flush=True)
         finally:
             _close(run)
+
+
+def bench_data(asked: Recipe, images: int, rounds: int, as_json: bool) -> None:
+    """One process with one loading process, on the CPU, whatever the recipe says."""
+    begun = time.perf_counter()
+    recipe.check_data(asked)
+    shards, cpu = asked.data.opened(), torch.device("cpu")
+    start_up, chosen = time.perf_counter() - begun, recipe.complete(asked)
+    torch.set_num_threads(1)  # as a loading process has them
+
+    def stream_of(workers: int, position: int) -> Stream:
+        data = chosen.data.model_copy(update={"workers": workers})
+        endless = chosen.model_copy(update={"data": data, "steps": 2**40, "runs": folder})
+        return open_stream(endless, shards, cpu, position)
+
+    with tempfile.TemporaryDirectory(prefix="sr_dist-bench-") as folder:
+        found = {"recipe": chosen.name, "samples": sum(part.manifest.samples for part in shards), "batch": chosen.data.batch}
+        found |= {"start_up_seconds": start_up, **measured(stream_of, images, rounds), "memory_gb": peak_memory_gb()}
+    print(said_of_data(found))
+    if as_json:
+        print(json.dumps(found), flush=True)
+
+
+def said_of_data(found: dict[str, Any]) -> str:
+    speeds, resume = found["images_per_second"], found["resume"]
+    ratios = found["ratio_to_webdataset"], found["ratio_to_webdataset_with_lr"]
+    beside = f", {ratios[0]:.2f} times WebDataset's pipeline ({speeds['webdataset']:.0f})" if ratios[0] else ""
+    beside_lr = f" ({ratios[1]:.2f} times)" if ratios[1] else ""
+    start, far, times = resume.values()
+    return (
+        f"{found['recipe']}: {speeds['stream']:.0f} images/s from one loading process, {found['share_of_decode']:.2f} of decoding"
+        f" alone ({speeds['decode']:.0f}){beside}; {speeds['batches']:.0f} with LR made on this CPU{beside_lr}\n"
+        f"{found['samples']:,} samples opened and checked in {found['start_up_seconds']:.2f} s; first batch after {start:.3f} s, "
+        f"after {FAR:,} steps {far:.3f} s ({times:.2f} times); peak memory {found['memory_gb']:.2f} GiB"
+    )
 
 
 def _thrown_away(asked: Recipe, runs: Path, steps: int) -> Recipe:

@@ -161,6 +161,7 @@ def report(run: Run, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) 
         **{f"loss/{name}": value for name, value in zip(losses, values, strict=True)},
         **{f"grad_norm/{name}": float(norm) for name, norm in norms.items()},
         **{f"skipped/{name}": int(engine.skipped_in_all) for name, engine in run.phases.items()},
+        **run.stream.counted(),
     }
     run.log.row(row)
     run.log.say(progress(row, recipe.steps, run.clock.remaining(recipe.steps - run.step)))

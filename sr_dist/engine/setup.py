@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import hashlib
 import json
 import os
 from datetime import timedelta
@@ -15,7 +16,9 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 
 from sr_dist import plugins, ranks
-from sr_dist.data.format import Shards, open_shards
+from sr_dist.data.format import Shards
+from sr_dist.data.order import whole_weights
+from sr_dist.data.outlook import outlook
 from sr_dist.data.stream import Stream
 from sr_dist.data.validation import Batches, open_images
 from sr_dist.engine import checkpoint, run_folder
@@ -38,13 +41,14 @@ def set_up(recipe: Recipe) -> Run:
     torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = recipe.tf32
     resumed = _newest(recipe)
-    shards = open_shards(recipe.data.train, "data.train")
-    check_same_data(recipe, shards, resumed)
+    shards = recipe.data.opened()
+    digest = data_digest(recipe, shards)
+    check_same_data(recipe, digest, resumed)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
     objective = build_objective(recipe).to(accelerator.device)
     notes: list[str] = []
     networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
-    stream = _stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
+    stream = open_stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
     validation = open_validation(recipe)
     log = open_log(recipe, resumed)  # from here on the run folder is this run's
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
@@ -58,7 +62,7 @@ def set_up(recipe: Recipe) -> Run:
         recipe, accelerator, objective, phases, ema, stream, validation, log,
         Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(), StopRequest(folder),
         checkpoint.Writer(log.say), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
-        state={"manifest": shards.manifest.digest, "best": None, "validated": True},
+        state={"manifest": digest, "best": None, "validated": True},
     )  # fmt: skip
     if resumed:
         restore(run, resumed)
@@ -68,10 +72,20 @@ def set_up(recipe: Recipe) -> Run:
     return run
 
 
-def check_same_data(recipe: Recipe, shards: Shards, resumed: checkpoint.Checkpoint | None) -> None:
-    if resumed and resumed.state["manifest"] != shards.manifest.digest and "data.train" not in recipe.resume.allow:
+def data_digest(recipe: Recipe, shards: list[Shards]) -> str:
+    """Names the samples and their order: of one data set its own, of several theirs and their weights."""
+    if len(shards) == 1:
+        return shards[0].manifest.digest
+    mixed = list(zip((part.manifest.digest for part in shards), whole_weights(recipe.data.weights), strict=True))
+    return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
+
+
+def check_same_data(recipe: Recipe, digest: str, resumed: checkpoint.Checkpoint | None) -> None:
+    if len(set(ranks.gather(digest))) > 1:
+        raise UserError("data.train: ranks see different shards; were they changed just now?")
+    if resumed and resumed.state["manifest"] != digest and "data.train" not in recipe.resume.allow:
         raise UserError(
-            f"data.train: '{recipe.data.train}' holds other shards than the run was trained on; "
+            f"data.train: {' and '.join(map(repr, recipe.data.sources))} hold other shards than the run was trained on; "
             f"--resume.allow=data.train says that this is meant"
         )
 
@@ -80,7 +94,8 @@ def open_log(recipe: Recipe, resumed: checkpoint.Checkpoint | None) -> Log:
     """Makes the run folder tell of this run, and of no step after its checkpoint. All ranks must call."""
     if ranks.is_first():
         run_folder.open_folder(recipe.folder, recipe, ranks.size())
-        for path in (recipe.folder / "metrics.jsonl", *sorted((recipe.folder / "trace").glob("rank-*.jsonl"))):
+        lists = (path for name in ("trace", "substituted") for path in sorted((recipe.folder / name).glob("rank-*.jsonl")))
+        for path in (recipe.folder / "metrics.jsonl", *lists):
             run_folder.drop_later_rows(path, resumed.step if resumed else 0)
     ranks.wait()
     return Log(recipe, speaks=ranks.is_first())
@@ -181,11 +196,11 @@ def build_degradation(recipe: Recipe) -> Any:
     return module.build(config, recipe.scale)
 
 
-def _stream(recipe: Recipe, shards: Shards, device: torch.device, position: int | None) -> Stream:
+def open_stream(recipe: Recipe, shards: list[Shards], device: torch.device, position: int | None) -> Stream:
     return Stream(
         shards, recipe.data, seed=recipe.seed, scale=recipe.scale,
         accumulate=recipe.accumulate, steps=recipe.steps, channels=int(recipe.generator.options.get("channels", 3)),
-        channels_last=recipe.channels_last, position=position,
+        channels_last=recipe.channels_last, position=position, folder=recipe.folder,
         degrade=build_degradation(recipe), device=device,
     )  # fmt: skip
 
@@ -193,7 +208,7 @@ def _stream(recipe: Recipe, shards: Shards, device: torch.device, position: int 
 def open_validation(recipe: Recipe) -> Batches | None:
     if recipe.data.validation is None:
         return None
-    images = open_images(recipe.data.validation, recipe.data.validation_limit)
+    images = open_images(recipe.data.validation, recipe.data.validation_limit, cache=recipe.data.cached())
     return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH)
 
 
@@ -210,11 +225,8 @@ def _introduce(run: Run) -> None:
         total, trained = sum(whole(p) for p in parameters), sum(whole(p) for p in parameters if p.requires_grad)
         note = "" if total == trained else f", {trained:,} of them trained"
         run.log.say(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
-    shards = run.stream.source.reader.shards
-    run.log.say(
-        f"data: {run.stream.samples:,} samples in {len(shards.manifest.shards)} shards; {recipe.steps:,} steps of "
-        f"{recipe.data.batch} are {recipe.steps * recipe.data.batch / run.stream.samples:.1f} epochs"
-    )
+    for line in outlook(run.stream, recipe.data.sources, recipe.data.cached()):
+        run.log.say(line)
     run.log.say(
         f"on {ranks.size()} {'rank' if ranks.size() == 1 else 'ranks'} ({run.device.type}), precision {recipe.precision}, "
         f"{run.stream.accumulate} micro-batch(es) per step"

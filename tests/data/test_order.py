@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections import Counter
 
@@ -8,7 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr_dist.data.order import CROP, DEGRADE, SAMPLES, SHARDS, TURN, Order, crop_place, draw, micro_batch, permutation, share
+from sr_dist.data.order import (
+    CROP,
+    DEGRADE,
+    SAMPLES,
+    SHARDS,
+    TURN,
+    Mix,
+    Order,
+    crop_place,
+    draw,
+    home,
+    micro_batch,
+    near_home,
+    permutation,
+    seed_of,
+    share,
+    whole_weights,
+)
 
 sizes = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any)
 seeds = st.integers(-(2**63), 2**64 - 1)
@@ -138,6 +156,139 @@ def test_training_goes_through_epochs_exactly_once_on_any_number_of_ranks(sizes,
         trained += order(taken)
     counts = Counter(sample for epoch, sample in trained if epoch < 2)
     assert counts == dict.fromkeys(range(total), 2)
+
+
+# ------------------------------------------------------------------------------------------- what is fetched ahead
+
+
+@given(sizes, seeds, windows, st.integers(0, 200))
+def test_shards_are_named_in_time_for_every_sample_and_in_the_order_of_need(sizes, seed, window, position):
+    """Whatever is read from a position on: its shard was named with a place at or before it, and not long before."""
+    order = Order(sizes, seed, window)
+    end = position + 2 * sum(sizes)
+    named = list(itertools.takewhile(lambda need: need[1] < end, order.shards_from(position)))
+    assert [place for _, place in named] == sorted(place for _, place in named)
+    for place in range(position, end):
+        ((epoch, sample),) = order([place])
+        begins = [begin for shard, begin in named if shard == order.locate(sample)[0] and begin // sum(sizes) == epoch]
+        assert begins, "not named"
+        assert begins[0] <= place
+
+
+# ----------------------------------------------------------------------------------------------------- several data sets
+
+weights = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+
+
+def test_a_mix_of_three_to_one_to_two_is_spread_evenly():
+    assert [number for number, _ in Mix([3, 1, 2]).pattern] == [0, 2, 0, 1, 2, 0]
+
+
+@given(weights, st.integers(0, 10**6))
+def test_a_mix_gives_every_data_set_its_share_and_its_positions_one_after_the_other(weights, start):
+    """Any stretch as long as the pattern holds each data set as often as its weight says, without a gap."""
+    mix = Mix(weights)
+    stretch = [mix(position) for position in range(start, start + 2 * sum(weights))]
+    for number, weight in enumerate(weights):
+        inner = [place for which, place in stretch if which == number]
+        assert inner == list(range(inner[0], inner[0] + 2 * weight))
+
+
+@given(weights, st.integers(0, 10**12))
+def test_a_position_in_a_mix_is_found_at_once_and_back(weights, position):
+    mix = Mix(weights)
+    number, inner = mix(position)
+    assert mix.position(number, inner) == position
+    assert mix.first_from(number, position) == inner
+    for other in range(len(weights)):
+        after = mix.position(other, mix.first_from(other, position))
+        assert position <= after < position + sum(weights)
+
+
+@given(weights)
+def test_no_stretch_of_a_mix_is_far_from_its_share(weights):
+    """After n positions a data set of weight w has had n w / W of them, give or take one."""
+    mix, counts = Mix(weights), [0] * len(weights)
+    for place, (number, _) in enumerate(mix.pattern, start=1):
+        counts[number] += 1
+        assert all(
+            abs(count - place * w / sum(weights)) <= 1 for count, w in zip(counts, weights, strict=True) if len(weights) < 3
+        )
+
+
+@given(st.lists(sizes, min_size=1, max_size=3), seeds, windows, st.data())
+def test_every_data_set_of_a_mix_is_exactly_once_in_its_own_epochs(data_sets, seed, window, data):
+    weights = data.draw(st.lists(st.integers(1, 4), min_size=len(data_sets), max_size=len(data_sets)))
+    batch, ranks, accumulate = (data.draw(st.integers(1, high)) for high in (9, 4, 3))
+    mix = Mix(weights)
+    orders = [Order(sizes, seed_of(seed, number), window) for number, sizes in enumerate(data_sets)]
+    end = max(mix.position(number, 2 * sum(sizes) - 1) + 1 for number, sizes in enumerate(data_sets))
+    seen: Counter = Counter()
+    for step in range(-(-end // batch)):
+        for rank in range(ranks):
+            for micro in range(accumulate):
+                for place in micro_batch(batch, ranks, accumulate, rank, micro):
+                    number, inner = mix(step * batch + place)
+                    ((epoch, sample),) = orders[number]([inner])
+                    seen[number, epoch, sample] += 1
+    for number, sizes in enumerate(data_sets):
+        for epoch in (0, 1):
+            assert [seen[number, epoch, sample] for sample in range(sum(sizes))] == [1] * sum(sizes)
+
+
+def test_weights_become_the_smallest_whole_numbers():
+    assert whole_weights([1.0]) == [1]
+    assert whole_weights([0.7, 0.3]) == [7, 3]
+    assert whole_weights([2.0, 4.0, 6.0]) == [1, 2, 3]
+    assert whole_weights([1.0, 0.125]) == [8, 1]
+
+
+def test_data_sets_of_one_run_are_mixed_independently():
+    assert seed_of(5, 0) == 5
+    assert len({seed_of(5, number) for number in range(50)}) == 50
+
+
+# -------------------------------------------------------------------------------------------------------- several nodes
+
+
+@given(st.data())
+def test_near_home_shares_the_batch_exactly_and_as_near_as_quotas_allow(data):
+    per_node = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    node_of = [node for node, count in enumerate(per_node) for _ in range(count)]
+    quotas = data.draw(st.lists(st.integers(0, 6), min_size=len(node_of), max_size=len(node_of)))
+    shards = data.draw(st.lists(st.integers(0, 12), min_size=sum(quotas), max_size=sum(quotas)))
+    parts = near_home(shards, quotas, node_of)
+    assert [len(part) for part in parts] == quotas
+    assert sorted(place for part in parts for place in part) == list(range(len(shards)))
+    nodes = len(per_node)
+    for node in range(nodes):
+        room = sum(quota for quota, at in zip(quotas, node_of, strict=True) if at == node)
+        own = sum(home(shard, nodes) == node for shard in shards)
+        taken = [shards[place] for part, at in zip(parts, node_of, strict=True) if at == node for place in part]
+        assert sum(home(shard, nodes) == node for shard in taken) == min(own, room)
+
+
+@given(st.integers(0, 40), st.integers(1, 5))
+def test_on_one_node_ranks_take_consecutive_parts_as_ever(batch, ranks):
+    quotas = [len(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
+    parts = near_home([7] * batch, quotas, [0] * ranks)
+    assert parts == [list(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
+
+
+def test_what_a_node_fetches_falls_with_the_number_of_nodes():
+    """128 shards of 1,000 samples, batches of 256: shards that an average node needs in an epoch."""
+    order = Order([1000] * 128, 0)
+    shards = [order.locate(sample)[0] for _, sample in order(range(128_000))]
+    needed = {}
+    for nodes in (1, 2, 4):
+        pairs = set()
+        for low in range(0, 128_000, 256):
+            parts = near_home(shards[low : low + 256], [256 // nodes] * nodes, list(range(nodes)))
+            pairs |= {(node, shards[low + place]) for node, part in enumerate(parts) for place in part}
+        needed[nodes] = len(pairs) / nodes
+    assert needed[1] == 128
+    assert needed[2] < 0.7 * 128
+    assert needed[4] < 0.5 * 128
 
 
 # ------------------------------------------------------------------------------------------------------- random numbers

@@ -91,6 +91,20 @@ def test_more_than_there_are_is_refused_with_both_numbers(tmp_path):
         chosen(tmp_path, SAMPLES, {"Eyeglasses": 1, "rest": 21})
 
 
+def test_equal_contents_are_told_apart_by_their_keys(tmp_path):
+    """Whatever shards they lie in: here all images are one, and the first two by name are taken."""
+    names = ["d", "a", "c", "b"]
+    for order in (names, names[::-1]):
+        shards = shards_of(tmp_path, [(name, 1, False, False) for name in order], per_shard=3)
+        for number, low in enumerate((0, 3)):
+            rows = [
+                {"key": name.encode(), "class": 1, "attributes": bytes(1), "hash": bytes(16)} for name in order[low : low + 3]
+            ]
+            (tmp_path / f"a-{number:06d}.idx").write_bytes(index_bytes(rows, 1))
+        chosen_ones = chosen_rows(shards, {"tench": 2})
+        assert {order[3 * shard + row] for shard, rows in enumerate(chosen_ones) for row in rows} == {"a", "b"}
+
+
 def test_an_unknown_class_or_attribute_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"^data\.select\.Eyeglases: .*; did you mean 'Eyeglasses'\?$"):
         chosen(tmp_path, SAMPLES, {"Eyeglases": 1})

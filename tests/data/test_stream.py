@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import zlib
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from servers import serving
 
 from sr_dist import ranks
+from sr_dist.data import remote
+from sr_dist.data.cache import Cache
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.format import (
     Manifest,
@@ -28,20 +35,22 @@ from sr_dist.data.format import (
     open_shards,
     write_manifest,
 )
-from sr_dist.data.order import CROP, Order, crop_place, draw
-from sr_dist.data.stream import CropSource, Positions, ShardReader, Stream, decode
+from sr_dist.data.order import CROP, Mix, Order, crop_place, draw
+from sr_dist.data.stream import CropSource, Positions, Samples, ShardReader, Stream, decode
 from sr_dist.recipe import Data
 from sr_dist.resize import imresize
 
 SCALE, CROP_SIZE = 2, 16
 
 
-def stream(folder, *, steps=6, accumulate=1, channels=3, seed=0, **data) -> Stream:
-    settings = Data(**{"train": str(folder), "crop": CROP_SIZE, "batch": 4, "workers": 0, "window": 10, **data})
+def stream(*folders, steps=6, accumulate=1, channels=3, seed=0, run_folder=None, **data) -> Stream:
+    """Of one data set, or of several by the weights in `train`."""
+    train = dict.fromkeys(map(str, folders), 1)
+    settings = Data(**{"train": train, "crop": CROP_SIZE, "batch": 4, "workers": 0, "window": 10, **data})
     degrade = bicubic.build(bicubic.Config(), SCALE)
     return Stream(
-        open_shards(str(folder)), settings, seed=seed, scale=SCALE, accumulate=accumulate, steps=steps, channels=channels,
-        degrade=degrade, device=torch.device("cpu"),
+        [open_shards(str(folder)) for folder in folders], settings, seed=seed, scale=SCALE, accumulate=accumulate,
+        steps=steps, channels=channels, degrade=degrade, device=torch.device("cpu"), folder=run_folder,
     )  # fmt: skip
 
 
@@ -248,8 +257,75 @@ def test_a_shard_that_vanishes_ends_in_an_error_that_names_it(photo_shards, tmp_
     folder = shutil.copytree(photo_shards, tmp_path / "damaged")
     a_stream = stream(folder, steps=8, workers=workers)
     (folder / "photos-000002.tar").unlink()
-    with patience(120), pytest.raises(ShardError, match=r"photos-000002\.tar' cannot be opened"):
+    with patience(120), pytest.raises(ShardError, match=r"photos-000002\.tar': cannot be opened: .*'python -m shards\.verify "):
         read(a_stream)
+
+
+def damaged_copy(photo_shards, folder: Path, flipped: dict[int, list[int]]) -> Path:
+    """Shards with a flipped byte in the images of these rows, by shard."""
+    shutil.copytree(photo_shards, folder)
+    shards = open_shards(str(folder))
+    for shard, rows in flipped.items():
+        data = bytearray(shards.paths()[shard].read_bytes())
+        for row in rows:
+            data[int(shards.index(shard)["hr_offset"][row]) + 40] ^= 0x10
+        shards.paths()[shard].write_bytes(data)
+    return folder
+
+
+def test_a_substitute_is_the_next_of_the_order_that_can_be_read_and_is_written_down(photo_shards, tmp_path):
+    """Two images are damaged, one of them right behind the other in the order; nothing else changes."""
+    order, shards = Order([8, 8, 8], 0, window=10), open_shards(str(photo_shards))
+    keys = [shards.index(order.locate(sample)[0])["key"][order.locate(sample)[1]].decode() for _, sample in order(range(24))]
+    broken: dict[int, list[int]] = {}
+    for place in (5, 6):
+        shard, row = order.locate(order([place])[0][1])
+        broken.setdefault(shard, []).append(row)
+    folder = damaged_copy(photo_shards, tmp_path / "damaged", broken)
+    a_stream = stream(folder, on_corrupt="substitute", run_folder=tmp_path / "run")
+    steps = read(a_stream)
+    found = [key for (batch,) in steps.values() for key in batch.keys]
+    assert found == [*keys[:5], keys[7], keys[7], *keys[7:]]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "substituted" / "rank-000.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["wanted"], row["taken"]) for row in rows] == [(2, keys[5], keys[7]), (2, keys[6], keys[7])]
+    assert all("does not match its checksum" in row["why"] and "python -m shards.verify" in row["why"] for row in rows)
+    assert a_stream.counted() == {"data/substituted": 2}
+    (second,) = steps[2]
+    assert not torch.equal(second.hr[1], second.hr[2])  # the crops are those of the places, not of the image
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "swapped"])
+def test_a_damaged_shard_is_replaced_by_the_same_samples_everywhere(photo_shards, tmp_path, monkeypatch, damage):
+    """Never fewer samples: with 2 workers and on 3 ranks as in one process."""
+    folder = shutil.copytree(photo_shards, tmp_path / "damaged")
+    first, second = folder / "photos-000001.tar", folder / "photos-000002.tar"
+    if damage == "missing":
+        first.unlink()
+    elif damage == "truncated":
+        first.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
+    else:
+        bytes_of_first = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(bytes_of_first)
+    whole = {step: batch.keys for step, (batch,) in read(stream(folder, batch=6, on_corrupt="substitute")).items()}
+    assert [len(keys) for keys in whole.values()] == [6] * 6
+    with patience(120):
+        there = read(stream(folder, batch=6, workers=2, on_corrupt="substitute"))
+    assert {step: batch.keys for step, (batch,) in there.items()} == whole
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(ranks, "size", lambda: 3)
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        parts.append(read(stream(folder, batch=6, on_corrupt="substitute")))
+    assert {step: sum((part[step][0].keys for part in parts), ()) for step in whole} == whole
+
+
+def test_without_a_readable_sample_a_substitute_is_an_error(photo_shards, tmp_path):
+    folder = shutil.copytree(photo_shards, tmp_path / "damaged")
+    for tar in folder.glob("*.tar"):
+        tar.unlink()
+    with pytest.raises(ShardError, match=r"cannot be opened: .*shards\.verify"):
+        read(stream(folder, on_corrupt="substitute"))
 
 
 READ_ALL = """
@@ -283,6 +359,107 @@ def test_images_that_were_broken_before_they_were_packed_are_named_and_crash_not
     for number, line in enumerate(lines):
         assert line == "decoded" or re.search(rf"t-000000\.tar': 'sample{number}' cannot be decoded", line)
     assert all(line != "decoded" for line in lines[:10])  # every chunk of a PNG has a checksum of its own
+
+
+# ------------------------------------------------------------------------------------------------- several data sets
+
+
+def test_two_data_sets_come_by_their_weights_each_in_epochs_of_its_own(photo_shards, tmp_path, image_bytes, picture):
+    """Photographs twice as often as five others: after 36 positions 24 of the ones and 12 of the others."""
+    others = made_shards(tmp_path, [image_bytes(picture(number, 24, 24)) for number in range(5)])
+    weights = {str(photo_shards): 2, str(others): 1}
+    a_stream = stream(photo_shards, others, train=weights, steps=9)
+    assert a_stream.samples == 29
+    keys = [key for (batch,) in read(a_stream).values() for key in batch.keys]
+    assert [key.startswith("sample") for key in keys] == [False, True, False] * 12
+    assert set(Counter(key for key in keys if not key.startswith("sample")).values()) == {1}
+    assert sorted(Counter(key for key in keys if key.startswith("sample")).values()) == [2, 2, 2, 3, 3]
+    rest = read(stream(photo_shards, others, train=weights, steps=9), first=6)
+    assert [key for (batch,) in rest.values() for key in batch.keys] == keys[20:]
+
+
+# ------------------------------------------------------------------------------------------------------ fetched shards
+
+
+@pytest.fixture
+def store(photo_shards):
+    remote._fetched.cache_clear()
+    with serving(photo_shards) as server:
+        yield server
+        for thread in threading.enumerate():
+            if thread.name == "ahead":
+                thread.join(30)
+
+
+def fetched(store, tmp_path, *, run_folder=None, size=10**9, **data) -> Stream:
+    settings = Data(**{"train": store.url, "crop": CROP_SIZE, "batch": 4, "workers": 0, "window": 10, **data})
+    shards = remote.open_shards(store.url, "data.train", Cache(tmp_path / "cache", size))
+    degrade = bicubic.build(bicubic.Config(), SCALE)
+    return Stream(
+        [shards], settings, seed=0, scale=SCALE, accumulate=1, steps=12, channels=3,
+        degrade=degrade, device=torch.device("cpu"), folder=run_folder,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fetched_shards_give_the_same_batches_and_are_fetched_once(store, photo_shards, tmp_path, workers, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="sr_dist")
+    monkeypatch.setattr(logging.getLogger("sr_dist"), "propagate", True)
+    here = read(stream(photo_shards, steps=12))
+    with patience(120):
+        there = read(fetched(store, tmp_path, workers=workers, run_folder=tmp_path / "run"))
+    assert all(same(here[step][0], there[step][0]) for step in here)
+    tars = sorted(path.name for path in photo_shards.glob("*.tar"))
+    assert {name: store.asked[name] for name in tars} == dict.fromkeys(tars, 1)
+    said = [record.message for record in caplog.records if record.message.startswith("fetched from epoch")]
+    total = sum(store.sent[name] for name in tars) / 1e6
+    assert said[0] == f"fetched from epoch 0.00 to 1.00: node-000 {total:.1f} MB"
+    assert said[1] == "fetched from epoch 1.00 to 2.00: node-000 0.0 MB"
+
+
+def test_the_next_window_is_fetched_before_it_is_read(store, tmp_path):
+    """Windows of ten samples touch two shards; the third comes without anybody reading it."""
+    a_stream = fetched(store, tmp_path)
+    arriving = a_stream.steps(1)
+    next(arriving)
+    with patience(60):
+        while sum(store.sent[f"photos-00000{number}.tar"] > 0 for number in range(3)) < 3:
+            sleep(0.01)
+    a_stream.close()
+
+
+def test_a_copy_that_went_bad_in_the_cache_is_fetched_again(store, photo_shards, tmp_path):
+    here = read(stream(photo_shards, steps=12))
+    read(fetched(store, tmp_path))
+    for path in (tmp_path / "cache" / "tars").iterdir():
+        data = bytearray(path.read_bytes())
+        path.write_bytes(bytes(byte ^ 0xFF for byte in data))
+    there = read(fetched(store, tmp_path))
+    assert all(same(here[step][0], there[step][0]) for step in here)
+
+
+def test_a_cache_of_one_shard_is_slow_but_right(store, photo_shards, tmp_path):
+    here = read(stream(photo_shards, steps=12))
+    largest = max(path.stat().st_size for path in photo_shards.glob("*.tar"))
+    there = read(fetched(store, tmp_path, size=int(largest * 1.1)))
+    assert all(same(here[step][0], there[step][0]) for step in here)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_nodes_take_the_same_batches_apart_by_where_the_shards_are(store, tmp_path, accumulate):
+    """Four ranks on two nodes: the stretch of every micro-batch is whole, and each node keeps to its own shards if it can."""
+    source = fetched(store, tmp_path).source
+    node_of = [0, 0, 1, 1]
+    parts = [Positions(0, 12, 10, accumulate, rank, 4, node_of, source.shard) for rank in range(4)]
+    flat = [Positions(0, 12, 10, accumulate, rank, 4) for rank in range(4)]
+    for near, plain in zip(zip(*parts, strict=True), zip(*flat, strict=True), strict=True):
+        assert sorted(place for part in near for place in part) == [place for part in plain for place in part]
+        assert [len(part) for part in near] == [len(part) for part in plain]
+    at_home = [
+        sum(source.shard(place) % 2 == node_of[rank] for rank in range(4) for mine in of[rank] for place in mine)
+        for of in (parts, flat)
+    ]
+    assert at_home[0] > 1.2 * at_home[1]
 
 
 # ------------------------------------------------------------------------------------------- kinds of data sets
@@ -402,6 +579,6 @@ def test_sixteen_bits_become_eight(channels):
 
 
 def test_a_source_without_selection_reads_every_sample(photo_shards):
-    source = CropSource(ShardReader(open_shards(str(photo_shards))), 0, SCALE, CROP_SIZE, 3, 8192, {})
-    assert source.rows is None
-    assert source.order.samples == 24
+    everything = Samples(ShardReader(open_shards(str(photo_shards))), 0, 8192, {})
+    assert everything.rows is None
+    assert CropSource([everything], Mix([1]), SCALE, CROP_SIZE, 3).samples == 24

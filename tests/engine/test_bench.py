@@ -145,6 +145,19 @@ def test_bench_step_times_real_steps_and_touches_no_run_folder(write_recipe, tmp
     assert not (tmp_path / "runs").exists()
 
 
+def test_bench_data_measures_the_stream_beside_the_decoder_and_webdataset(write_recipe, tmp_path):
+    out, _ = run(0, "sr_dist.bench", "data", write_recipe(), "--images=8", "--rounds=1", "--json", cwd=tmp_path)
+    found = json.loads(out.splitlines()[-1])
+    speeds = found["images_per_second"]
+    assert speeds.keys() == {"stream", "decode", "batches", "webdataset"}
+    assert all(speed > 0 for speed in speeds.values())
+    assert found["share_of_decode"] == pytest.approx(speeds["stream"] / speeds["decode"])
+    assert found["ratio_to_webdataset"] == pytest.approx(speeds["stream"] / speeds["webdataset"])
+    assert found["resume"].keys() == {"seconds_at_the_start", "seconds_after_1000000_steps", "ratio"}
+    assert found["samples"] == 24
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_door_says_a_table_and_ends_with_json(write_recipe, tmp_path):
     out, _ = run(0, "sr_dist.bench", "step", write_recipe(), "--memory", "--gpus=2", "--json", cwd=tmp_path)
     *table, last = out.splitlines()

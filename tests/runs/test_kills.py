@@ -5,6 +5,7 @@ Each case ends with the exactly-once trace and, for one and two ranks, with the 
 
 from __future__ import annotations
 
+import random
 import resource
 import shutil
 import signal
@@ -92,10 +93,13 @@ MOMENTS = {  # ranks, who gets which signal, whether the run has time to save
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_in_mid_run(moment, photo_shards, tmp_path, undisturbed):
+    """At a random step; another number of loading processes continues."""
     ranks, whom, number = MOMENTS[moment]
     folder, command = tmp_path / "run", words(photo_shards, tmp_path)
     process = start(ranks if ranks > 1 else 0, "sr_dist.train", *command)
-    frozen_at(process, folder, 6)
+    step = random.randint(5, STEPS - 10)
+    print("killed at step", step)
+    frozen_at(process, folder, step)
     if whom == "all":
         kill(process, number)
     elif whom == "launcher":
@@ -111,7 +115,7 @@ def test_killed_in_mid_run(moment, photo_shards, tmp_path, undisturbed):
         assert code != 0
         assert not (folder / "PREEMPTED").exists()
     assert not (folder / "DONE").exists()
-    run(ranks if ranks > 1 else 0, "sr_dist.train", *command)
+    run(ranks if ranks > 1 else 0, "sr_dist.train", *words(photo_shards, tmp_path, data__workers=random.randint(1, 2)))
     assert (folder / "DONE").exists()
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
     assert_same_bits(folder, undisturbed(ranks))
@@ -169,14 +173,14 @@ def test_killed_while_validating(photo_shards, tmp_path, undisturbed):
 
 
 def test_killed_and_continued_on_other_numbers_of_ranks(photo_shards, tmp_path, undisturbed):
-    """2 ranks, then 1, then 3."""
-    folder, command = tmp_path / "run", words(photo_shards, tmp_path)
-    for ranks, step in ((2, 6), (0, 14)):
-        process = start(ranks, "sr_dist.train", *command)
+    """2 ranks, then 1, then 3, each with another number of loading processes, killed at random steps."""
+    folder, first = tmp_path / "run", random.randint(5, 9)
+    for workers, (ranks, step) in enumerate(((2, first), (0, first + random.randint(5, 9)))):
+        process = start(ranks, "sr_dist.train", *words(photo_shards, tmp_path, data__workers=workers))
         frozen_at(process, folder, step)
         kill(process)
         finish(process)
-    run(3, "sr_dist.train", *command)
+    run(3, "sr_dist.train", *words(photo_shards, tmp_path, data__workers=2))
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
     for ours, theirs in zip(losses(folder), losses(undisturbed(1)), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

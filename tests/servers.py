@@ -1,0 +1,81 @@
+"""A real HTTP server over a folder that fails as networks do: `store.faults["a.tar"] = ["drop", "500"]`, one per request."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Store(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.folder = folder
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        self.asked: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()  # bytes by file
+        self.released = threading.Event()  # for the fault "wait"
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def next_fault(self, name: str) -> str:
+        with self.lock:
+            self.asked[name] += 1
+            return self.faults[name].pop(0) if self.faults[name] else ""
+
+    def handle_error(self, request, client_address) -> None:
+        """Clients that hang up are what is tested."""
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Store
+
+    def do_GET(self) -> None:
+        name = self.path.lstrip("/")
+        fault, path = self.server.next_fault(name), self.server.folder / name
+        if fault in ("404", "403", "500") or not path.is_file():
+            self.send_error(int(fault or 404))
+            return
+        if fault == "wait":
+            self.server.released.wait(60)
+        data = path.read_bytes()
+        length = len(data)
+        if fault == "cut":  # a whole answer, of half the file
+            data, length = data[: len(data) // 2], len(data) // 2
+        elif fault == "longer":
+            data, length = data + bytes(1000), len(data) + 1000
+        elif fault == "flip":
+            data = data[:700] + bytes([data[700] ^ 1]) + data[701:]
+        elif fault == "drop":  # promises all and hangs up half-way
+            data = data[: len(data) // 2]
+        self.send_response(200)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(data)
+        with self.server.lock:
+            self.server.sent[name] += len(data)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Store]:
+    store = Store(folder)
+    thread = threading.Thread(target=store.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield store
+    finally:
+        store.released.set()
+        store.shutdown()
+        store.server_close()
+        thread.join()
