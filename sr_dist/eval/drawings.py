@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-WIDTH, HEIGHT, MARGIN = 100.0, 60.0, 6.0
+WIDTH, HEIGHT, MARGIN, LABELS = 100.0, 60.0, 6.0, 20.0
 PERCEPTUAL = ("lpips", "fid", "fd", "kid", "kd", "patch", "class")  # how columns begin that are set against PSNR
 
 
@@ -48,7 +48,7 @@ def trade_offs(table: Mapping[str, Mapping[str, float | None]], columns: Sequenc
             points = [
                 {
                     "place": place,
-                    "x": MARGIN + (a - left) / (right - left) * (WIDTH - 2 * MARGIN),
+                    "x": LABELS + (a - left) / (right - left) * (WIDTH - LABELS - MARGIN),
                     "y": MARGIN + (b - least) / (most - least) * (HEIGHT - 2 * MARGIN),
                     "values": (a, b),
                 }

@@ -17,7 +17,8 @@ import numpy as np
 from sr_dist.errors import UserError
 
 Array = np.ndarray
-WORST_CONDITION = 1e10  # of S1 S2: beyond, the small eigenvalues are mostly rounding
+EPS = float(np.finfo(np.float64).eps)
+DOUBT = 1e-9  # of tr (S1 S2)^1/2, as far as it may be rounding: well before a condition number of 1e10
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ def _cross(a: Array, b: Array) -> float:
     """tr (S1 S2)^1/2"""
     try:
         L = np.linalg.cholesky(a)
-        values = np.linalg.eigvalsh(L.T @ b @ L)
     except np.linalg.LinAlgError:  # not positive definite
         return _nuclear_norm(_root(a).T @ _root(b))
-    if values[0] * WORST_CONDITION < values[-1]:
+    values = np.linalg.eigvalsh(L.T @ b @ L)
+    # An eigenvalue is off by some eps of the largest, and its root by that over twice itself.
+    if values[0] <= 0 or EPS * values[-1] * (0.5 / np.sqrt(values)).sum() > DOUBT * np.sqrt(values).sum():
         return _nuclear_norm(_root(a).T @ _root(b))
     return float(np.sqrt(values).sum())
 

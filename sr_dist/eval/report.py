@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ class Report:
     @cached_property
     def differences(self) -> dict[str, Any]:
         return differences(self.scores.rows, self.order, self.image_columns)
+
+    @property
+    def pairs(self) -> dict[str, Any]:
+        """The differences to look at: those of trained methods, where there are any."""
+        trained = {f"{b} - {a}" for a, b in combinations(self.order, 2) if {a, b} & self.sources.keys()}
+        return {pair: found for pair, found in self.differences.items() if not trained or pair in trained}
 
     @property
     def best(self) -> dict[str, float | None]:
@@ -114,9 +121,8 @@ def markdown(report: Report) -> str:
     blocks = [_table(["method", *report.columns], rows), conditions(report)]
     if report.scores.distances:
         blocks += [_distances(report), "In brackets: 95 % intervals. The floor lies between two halves of HR, each of n / 2."]
-    pairs = {pair: found for pair, found in report.differences.items() if {*pair.split(" - ")} & report.sources.keys()}
-    if pairs:
-        cells = [[_plain(pair), *(interval(c, found[c]) for c in report.image_columns)] for pair, found in pairs.items()]
+    if report.pairs and report.image_columns:
+        cells = [[_plain(pair), *(interval(c, found[c]) for c in report.image_columns)] for pair, found in report.pairs.items()]
         blocks += [
             _table(["difference", *report.image_columns], cells),
             "Means over images of paired differences, 95 % intervals.",

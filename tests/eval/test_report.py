@@ -12,7 +12,7 @@ from sr_dist.data.validation import Batches, FolderImages
 from sr_dist.eval import report
 from sr_dist.eval.baselines import baseline
 from sr_dist.eval.chosen import open_metrics
-from sr_dist.eval.drawings import HEIGHT, MARGIN, WIDTH, trade_offs
+from sr_dist.eval.drawings import HEIGHT, LABELS, MARGIN, WIDTH, trade_offs
 from sr_dist.eval.extractor import Extractor, open_extractor
 from sr_dist.eval.intervals import differences
 from sr_dist.eval.page import extremes, page, pictures
@@ -352,7 +352,7 @@ def test_the_trade_off_puts_a_point_where_its_values_are():
     (plot,) = trade_offs(values, ["psnr_y", "fid"])
     assert [point["place"] for point in plot["points"]] == [0, 1]
     (a, b) = plot["points"]
-    assert (a["x"], a["y"], b["x"], b["y"]) == (MARGIN, HEIGHT - MARGIN, WIDTH - MARGIN, MARGIN)
+    assert (a["x"], a["y"], b["x"], b["y"]) == (LABELS, HEIGHT - MARGIN, WIDTH - MARGIN, MARGIN)
     assert trade_offs(values, ["psnr_y"]) == trade_offs(values, ["fid"]) == []
 
 
