@@ -74,6 +74,12 @@ class Report:
         }  # fmt: skip
         return {**lacking, **self.scores.missing}
 
+    @property
+    def not_computed(self) -> dict[str, list[str]]:
+        """Reason -> the columns, or methods' columns, that it keeps from being computed."""
+        missing = self.scores.missing
+        return {reason: [key for key in missing if missing[key] == reason] for reason in missing.values()}
+
     def conditions_of_features(self) -> dict[str, Any]:
         """The protocol of LPIPS and of distances between sets, where they were computed."""
         found: dict[str, Any] = {}
@@ -127,7 +133,7 @@ def markdown(report: Report) -> str:
             _table(["difference", *report.image_columns], cells),
             "Means over images of paired differences, 95 % intervals.",
         ]
-    blocks += [f"Not computed: {column} ({reason})" for column, reason in report.scores.missing.items()]
+    blocks += [f"Not computed: {', '.join(columns)} ({reason})" for reason, columns in report.not_computed.items()]
     return "\n\n".join(blocks)
 
 
