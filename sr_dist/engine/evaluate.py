@@ -42,12 +42,7 @@ def evaluate(asked: Evaluation) -> None:
     repeatable()
     device = accelerator.device
     metrics = open_metrics(asked.all_metrics(), device, asked.resize, asked.extractor, asked.allow_download)
-    methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
-    sources: dict[str, Any] = {}
-    for restorer in restorers:
-        name = unlike(restorer.name, methods)
-        methods[name] = bare(restorer, device)
-        sources[name] = source(restorer)
+    methods, sources = everyone(restorers, scale, device)
     facts = everything(asked, rules, content(images), metrics, sources)
     parts = Parts(out / ".partial" / identity(facts))
     announce(parts, batches)
@@ -65,6 +60,16 @@ def evaluate(asked: Evaluation) -> None:
     parts.remove()
     accelerator.end_training()
     ranks.leave()
+
+
+def everyone(restorers: list[weights.Restorer], scale: int, device: torch.device) -> tuple[dict[str, Upscale], dict[str, Any]]:
+    """The methods by name, interpolation first, and where the trained ones come from."""
+    methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
+    sources: dict[str, Any] = {}
+    for restorer in restorers:
+        name = unlike(restorer.name, methods)
+        methods[name], sources[name] = bare(restorer, device), source(restorer)
+    return methods, sources
 
 
 def repeatable() -> None:
