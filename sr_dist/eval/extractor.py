@@ -7,6 +7,7 @@ folder, checks nothing, and fetches what is missing without being asked.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ def _levels(images: Tensor) -> np.ndarray:
 
 def open_extractor(own: str | None, resize: str, device: torch.device) -> Extractor:
     """The FID Inception, or a TorchScript file of the user's own: pictures in [0, 255] -> a row for each."""
+    warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", FutureWarning)  # the Inception file is what it is
     if own is None:
         path = pretrained.find(INCEPTION[resize], "fid")
         network = _inception(path) if resize == "clean" else _pytorch_inception(path)

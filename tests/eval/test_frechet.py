@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from sr_dist.errors import UserError
+from sr_dist.eval import frechet
 from sr_dist.eval.frechet import from_moments, from_rows, moments
 
 
@@ -90,6 +91,19 @@ def test_a_set_is_nothing_from_itself_and_never_less(n, width, steep):
 def test_ill_conditioned_sets_are_measured_by_singular_values(steep):
     a, b = rows(200, 32, 1, steep=steep), rows(200, 32, 2, steep=steep)
     assert from_moments(moments(a), moments(b)) == pytest.approx(from_rows(a, b), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("condition", "by_singular_values"), [(10, False), (1e5, False), (1e8, True), (1e10, True), (1e14, True)]
+)
+def test_eigenvalues_are_trusted_as_far_as_rounding_lets_them(monkeypatch, condition, by_singular_values):
+    """A matrix of this condition number with itself: the term is its trace."""
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(32, 32)))[0]
+    matrix = rotation * np.geomspace(1, 1 / condition, 32) @ rotation.T
+    asked, right = [], frechet._nuclear_norm
+    monkeypatch.setattr(frechet, "_nuclear_norm", lambda product: asked.append(1) or right(product))
+    assert frechet._cross((matrix + matrix.T) / 2, (matrix + matrix.T) / 2) == pytest.approx(np.trace(matrix), rel=1e-9)
+    assert bool(asked) == by_singular_values
 
 
 def test_a_constant_set_has_no_spread():
