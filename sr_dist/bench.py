@@ -1,9 +1,10 @@
-"""Measures what a recipe costs: the speed of its data and of its training steps, and memory under each backend.
+"""Measures what a recipe costs: the speed of its data and of its training steps, memory under each backend, and evaluation.
 
   python -m sr_dist.bench data RECIPE [--key.sub=value ...] [--images=1000] [--rounds=7] [--json]
   python -m sr_dist.bench step RECIPE [--key.sub=value ...] [--steps=5] [--json]
   accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.bench step RECIPE ...
   python -m sr_dist.bench step RECIPE --memory [--gpus=8] [--key.sub=value ...] [--json]
+  python -m sr_dist.bench eval [--images=10000] [--width=2048] [--json]
 
 data               images/s of the stream with one loading process, as a share of decoding alone (share_of_decode) and as
                    a multiple of WebDataset's own pipeline with PIL (ratio_to_webdataset; and ..._with_lr, where LR is
@@ -19,6 +20,8 @@ step               training steps, timed after one of warm-up: images/s (median,
                    computed (weights and what goes with them), estimated (activations), measured (one step, with a GPU).
                    Needs neither data nor weights; where the recipe says `classes: manifest`, --discriminator.classes=1000
 --gpus=8           the number of ranks of that table
+eval               the Fréchet distance of random features beside clean-fid's: seconds of both, their ratio, and how far apart
+                   they are
 --json             one JSON object as the last line
 """
 
@@ -29,10 +32,12 @@ import sys
 from sr_dist import door, recipe
 from sr_dist.errors import UserError
 
-MEASURED = ("data", "step")
+MEASURED = ("data", "step", "eval")
 
 
 def main(words: door.Words, options: door.Options) -> None:
+    if words[:1] == ["eval"]:
+        return evaluation(words, options)
     what, path = door.only(words, "WHAT", "RECIPE")
     if what not in MEASURED:
         raise UserError(f"WHAT: '{what}' is nothing that is measured; there is: {', '.join(MEASURED)}")
@@ -58,6 +63,16 @@ def main(words: door.Words, options: door.Options) -> None:
         from sr_dist.engine.bench import bench_step  # torch from here on
 
         bench_step(chosen, steps, as_json)
+
+
+def evaluation(words: door.Words, options: door.Options) -> None:
+    door.only(words, "WHAT")
+    as_json, images, width = door.flag(options, "json"), door.count(options, "images", 10_000), door.count(options, "width", 2048)
+    door.none_left(options, "json", "images", "width")
+
+    from sr_dist.eval.bench import bench_frechet
+
+    bench_frechet(images, width, as_json)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from sr_dist import plugins
 from sr_dist.config import Absent, Names, Settings, SettingsType, typed
 from sr_dist.data.remote import is_remote, open_shards
 from sr_dist.errors import UserError, nearest
-from sr_dist.recipe import PACKAGES
+from sr_dist.recipe import METRICS, PACKAGES, Text
 
 Positive = Annotated[int, Field(gt=0)]
 Scale = Annotated[Positive | None, Absent]  # for weights that do not show it
 BASELINES = ("nearest", "bilinear", "bicubic")
 PROTOCOLS = ("matlab-y", "basicsr", "rgb-float")
+FAMILIAR = ("psnr", "ssim", "lpips", "fid", "kid")
 FORMATS = ("png", "jpg", "webp", "tif")
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
@@ -31,7 +32,13 @@ class Evaluation(Settings):
     scale: Annotated[Positive | None, Absent] = None
     protocol: str = "matlab-y"
     degradation: str = "bicubic"
+    lr: Text = None
     limit: Annotated[Positive | None, Absent] = None
+    metrics: Names = ()  # all of them
+    resize: Literal["clean", "legacy_pytorch"] = "clean"
+    extractor: Text = None
+    cache: str = ""  # of HR features; `none` keeps none
+    allow_download: bool = False
     out: str | None = None
     batch: Positive = 8
     workers: Annotated[int, Field(ge=0)] = 0
@@ -52,9 +59,19 @@ class Evaluation(Settings):
                 raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
         if is_remote(self.data) or (not Path(self.data).exists() and "{" not in self.data):
             open_shards(self.data, "data")  # says what is missing, and the nearest name
+        for key, place in (("lr", self.lr), ("extractor", self.extractor)):
+            if place:
+                there(place, key)
         plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")
+        for name in self.metrics:
+            plugins.locate(METRICS, name, "metrics")
         if self.scale is None and set(self.methods) <= set(BASELINES):
             raise UserError("scale: no METHOD says it; give --scale=N")
+
+    def all_metrics(self) -> list[str]:
+        """Those that are asked for, or all: the familiar ones first."""
+        order = {name: place for place, name in enumerate(FAMILIAR)}
+        return list(self.metrics) or sorted(plugins.names(METRICS), key=lambda name: order.get(name, len(order)))
 
 
 class Exporting(Settings):

@@ -9,12 +9,22 @@
   --scale=N          needed where no METHOD says it
   --protocol=NAME    matlab-y (default; the published tables), basicsr, rgb-float
   --degradation=NAME how LR is made for images without one; default bicubic (MATLAB's)
+  --lr=FOLDER        the LR of a folder of HR images, under the same names (or 0801x4 for 0801); a folder that holds HR/
+                     and LR/ (or LR_bicubic/X4/) says so itself
   --limit=N          only the first N images
+  --metrics=A,B      psnr, ssim, lpips, fid, kid, patch_fid, class_fid; default: all. What cannot be computed, such as for
+                     want of published weights, is null with its reason, and the others are computed
+  --resize=clean     how clean-fid squeezes images to 299 pixels for FID and KID; or legacy_pytorch
+  --extractor=FILE   a TorchScript file (pictures of 299 pixels in [0, 255] -> rows) instead of the FID Inception: its
+                     distances are called fd_FILE, kd_FILE, ...
+  --allow_download   fetch published weights that are not here
+  --cache=FOLDER     where features of HR are kept for the next evaluation on the same images; default in the user's
+                     cache folder; none keeps none
   --out=FOLDER       where the report goes; default RUN/eval/STEP of the first run, else eval/
   --batch=8 --workers=0   images of one size restored together; loading processes per rank
 
 Writes report.json, report.md, report.html (one file, pictures inside) and images.jsonl. The numbers do not depend on
-the number of ranks.
+the number of ranks. The same command continues an evaluation that was killed, on another number of ranks too.
 """
 
 from __future__ import annotations

@@ -52,6 +52,14 @@ def options(path: Path) -> list[str] | None:
     return None
 
 
+def literal(path: Path, name: str) -> Any:
+    """What a part's file assigns to a name, read from its syntax tree; None where it does not."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+            return ast.literal_eval(node.value)
+    return None
+
+
 def check(package: str, name: str, given: Mapping[str, Any], key: str) -> None:
     """Refuses unknown names and unknown options without importing the part."""
     _, path = locate(package, name, f"{key}.name")

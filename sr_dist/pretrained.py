@@ -1,7 +1,7 @@
 """Published weights: where they are looked for, how they are told from broken ones, and what to do when they are missing.
 
 Order: `$SR_DIST_WEIGHTS`, then the torch hub cache. Downloaded only when the recipe allows it, by the first rank of a
-node, to a temporary name. A file whose name ends in -<8 hex digits> must begin its sha256 with them.
+node, to a temporary name. A file whose name ends in -<8 hex digits> must begin its sha256 with them; SHA256 has the others'.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from sr_dist.errors import UserError
 from sr_dist.files import sha256
 
 PYTORCH = "https://download.pytorch.org/models/"
-ADDRESSES = {name: PYTORCH + name for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth")}
+ADDRESSES = {name: PYTORCH + name for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth")} | {
+    "inception-2015-12-05.pt": "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
+}
+SHA256 = {"inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"}
 
 
 class MissingWeights(UserError):
@@ -47,11 +52,11 @@ def find(name: str, key: str, download: bool = False) -> Path:
 
 
 def verified(path: Path, key: str, name: str | None = None) -> Path:
-    stated = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", name or path.name)
-    if stated:
-        found = sha256(path)
-        if not found.startswith(stated.group(1)):
-            raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {found[:8]}, not {stated.group(1)}")
+    name = name or path.name
+    in_name = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", name)
+    stated = SHA256.get(name) or (in_name.group(1) if in_name else "")
+    if stated and not (found := sha256(path)).startswith(stated):
+        raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {found[:8]}, not {stated[:8]}")
     return path
 
 

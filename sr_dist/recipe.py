@@ -30,6 +30,7 @@ PACKAGES = {
     "degradation": "sr_dist.data.degradations",
     "content": "sr_dist.losses.content",
 }
+METRICS = "sr_dist.eval.metrics"  # their files have no options
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -199,6 +200,7 @@ class Recipe(Settings):
     hang_timeout: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = 1800.0  # seconds without progress that end the job
     keep: Annotated[Keep, BeforeValidator(_keep)] = Keep()
     validate_every: Period = 1000
+    metrics: Names = ("psnr", "ssim")  # of validation: files of eval/metrics
     log_every: Positive = 50
     log: Log = Log()
     zero: Zero = Zero()
@@ -265,6 +267,8 @@ def check_names(recipe: Recipe) -> None:
         plugins.check(PACKAGES[key.split(".")[-1]], part.name, part.options, key)
     for name, section in content_parts(recipe.objective.options.get("content", {"l1": "1"})).items():
         plugins.check(PACKAGES["content"], name, section[1], f"objective.content.{name}")
+    for name in recipe.metrics:
+        plugins.locate(METRICS, name, "metrics")
 
 
 def check_agreement(recipe: Recipe) -> None:
@@ -274,9 +278,18 @@ def check_agreement(recipe: Recipe) -> None:
         if ours != theirs:
             raise UserError(f"discriminator.channels: {theirs}, but the generator makes images of {ours}")
     if recipe.keep.best:
-        known = [f"{name}{kind}" for name in plugins.names("sr_dist.eval.metrics") for kind in ("_y", "_rgb")]
+        known = metric_facts(recipe, "BETTER")
         if recipe.keep.best not in known:
-            raise UserError(f"keep.best: no metric '{recipe.keep.best}'{nearest(recipe.keep.best, known)}")
+            raise UserError(
+                f"keep.best: '{recipe.keep.best}' is no column of the metrics {', '.join(recipe.metrics)}"
+                f"{nearest(recipe.keep.best, known)}"
+            )
+
+
+def metric_facts(recipe: Recipe, fact: str) -> dict[str, str]:
+    """What the files of the recipe's metrics say of their columns under `BETTER` or `NEEDS`."""
+    paths = [plugins.locate(METRICS, name, "metrics")[1] for name in recipe.metrics]
+    return {column: value for path in paths for column, value in (plugins.literal(path, fact) or {}).items()}
 
 
 def content_parts(content: Any) -> dict[str, tuple[float, dict[str, Any]]]:
@@ -402,10 +415,12 @@ def _with_typed_content(part: Part) -> Part:
 
 
 def find_weights(recipe: Recipe) -> None:
-    """Published files that the content terms need are here, or fetched where that is allowed."""
+    """Published files that content terms and metrics need are here, or fetched where that is allowed."""
     for module, term, key in content_terms(recipe):
         for file in module.files(term) if hasattr(module, "files") else ():
             pretrained.find(file, key, download=recipe.allow_download)
+    for column, file in metric_facts(recipe, "NEEDS").items() if recipe.data.validation else ():
+        pretrained.find(file, f"metrics: {column}", download=recipe.allow_download)
 
 
 def content_terms(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
@@ -448,7 +463,7 @@ def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
 FREE = (
     "steps", "runs", "accumulate", "precision", "compile", "channels_last", "checkpointing", "tf32", "data.workers", "data.trace",
     "data.train", "data.on_corrupt", "data.cache", "data.cache_gb", "data.validation", "data.validation_limit", "save_every",
-    "keep", "validate_every", "log_every", "log", "zero", "init.generator", "init.discriminator", "init.classifier",
+    "keep", "validate_every", "metrics", "log_every", "log", "zero", "init.generator", "init.discriminator", "init.classifier",
     "allow_download", "max_skipped", "on_save_error", "hang_timeout", "resume",
 )  # fmt: skip
 WARNED = ("precision", "compile", "channels_last", "checkpointing", "tf32", "accumulate")  # the numbers change a little

@@ -311,3 +311,24 @@ def test_what_is_asked_of_evaluate_is_checked_first(tree, said):
 
 def test_evaluate_takes_none_for_no_limit():
     assert config.typed(Evaluation, {"methods": "bicubic", "data": ".", "limit": "none"}).limit is None
+
+
+# ---------------------------------------------------------------------------------------------------------- the metrics
+
+
+def test_the_best_is_chosen_by_a_column_of_the_recipes_own_metrics(write_recipe, refused):
+    assert load(write_recipe(), keep__best="ssim_rgb").keep.best == "ssim_rgb"
+    assert load(write_recipe(), keep__best="lpips_alex", metrics="psnr,lpips").metrics == ("psnr", "lpips")
+    assert refused({"keep.best": "psnr"}) == "keep.best: 'psnr' is no column of the metrics psnr, ssim; did you mean 'psnr_y'?"
+    assert "no column of the metrics psnr" in refused({"keep.best": "ssim_y", "metrics": "psnr"})
+    assert refused({"metrics": "psnr,ssin"}).endswith("did you mean 'ssim'?")
+
+
+def test_weights_that_a_metric_needs_are_looked_for_before_training(write_recipe, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    chosen = load(write_recipe(), metrics="psnr,fid", data__validation=str(photos))
+    with pytest.raises(UserError, match=rf"^metrics: fid: .* put it at '{tmp_path}/inception-2015-12-05.pt'"):
+        recipe.find_weights(chosen)
+    recipe.find_weights(load(write_recipe(), metrics="psnr,fid"))  # without validation nothing is measured

@@ -100,8 +100,8 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
         with locked(cache.folder / "locks" / folder.name):
             write_whole(folder / "manifest.json", text)
             manifest = local.read_manifest(folder, key)
-            elsewhere = manifest.tars and local.is_url(manifest.tars)
-            shards = RemoteShards(folder, manifest, tars=manifest.tars if elsewhere else source, cache=cache)
+            tars = manifest.tars if manifest.tars and local.is_url(manifest.tars) else source
+            shards = RemoteShards(folder, manifest, tars=tars, cache=cache)
             with ThreadPoolExecutor(8) as side_by_side:
                 list(side_by_side.map(lambda entry: _fetch_index(source, folder, entry), shards.manifest.shards))
     except ShardError as problem:

@@ -6,8 +6,8 @@ with it every bit of the result, does not depend on the number of ranks.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,11 @@ from sr_dist.data.format import MODES, Shards
 from sr_dist.data.order import share
 from sr_dist.data.remote import is_remote, open_shards
 from sr_dist.data.stream import ShardReader, decode, to_tensor
-from sr_dist.errors import UserError, first_line
+from sr_dist.errors import UserError, first_line, nearest
+from sr_dist.files import sha256
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+GREY = ("1", "L", "LA", "I;16", "I;16B", "I")
 Degrade = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -48,20 +50,29 @@ class Images(Protocol):
     def shape(self, i: int) -> tuple[int, int, bool]:
         """Height, width, and whether it is stored as grey."""
 
+    def mode(self, i: int) -> str:
+        """Pillow's word for how it is stored: RGB, L, RGBA, ..."""
+
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
         """HR (3, H, W) uint8, LR where one is stored, class number."""
 
+    def digest(self, i: int) -> str:
+        """Names the content of HR and LR."""
+
 
 def open_images(
-    source: str, limit: int | None = None, key: str = "data.validation", cache: Cache | None = None
+    source: str, limit: int | None = None, key: str = "data.validation",
+    lr: str | None = None, scale: int | None = None, cache: Cache | None = None,
 ) -> Images:  # fmt: skip
-    """Shards (a folder with a manifest, a brace pattern, a URL) or a folder of image files."""
+    """Shards (a folder with a manifest, a brace pattern, a URL) or a folder of image files, whose LR may be in a folder `lr`."""
     folder = Path(source)
     if is_remote(source) or "{" in source or source.endswith(".tar") or (folder / "manifest.json").is_file():
+        if lr:
+            raise UserError(f"lr: '{source}' is shards, which hold their own LR; a folder of LR goes with a folder of images")
         return ShardImages(open_shards(source, key, cache), limit)
     if not folder.is_dir():
         open_shards(source, key)  # says what is missing, and the nearest name
-    return FolderImages(folder, limit, key)
+    return FolderImages(folder, limit, key, lr, scale)
 
 
 class ShardImages:
@@ -76,7 +87,16 @@ class ShardImages:
     def shape(self, i: int) -> tuple[int, int, bool]:
         shard, row = self.places[i]
         index = self.reader.index(shard)
-        return int(index["height"][row]), int(index["width"][row]), MODES[int(index["mode"][row])] in ("L", "LA", "I;16")
+        return int(index["height"][row]), int(index["width"][row]), self.mode(i) in GREY
+
+    def mode(self, i: int) -> str:
+        shard, row = self.places[i]
+        return MODES[int(self.reader.index(shard)["mode"][row])]
+
+    def digest(self, i: int) -> str:
+        shard, row = self.places[i]
+        index = self.reader.index(shard)
+        return f"{bytes(index['hash'][row]).hex()} {int(index['lr_crc32'][row])}"
 
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
         shard, row = self.places[i]
@@ -86,43 +106,85 @@ class ShardImages:
 
 
 class FolderImages:
-    """Image files below a folder. Names that end in _HR and _LR (Set5 as it is shared) are pairs."""
+    """Image files below a folder, and their LR where there is one: in a folder that is named, in a folder LR beside a
+    folder HR, or under names in _HR and _LR (Set5 as it is shared)."""
 
-    def __init__(self, folder: Path, limit: int | None, key: str) -> None:
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    def __init__(self, folder: Path, limit: int | None, key: str, lr: str | None = None, scale: int | None = None) -> None:
+        low = _folder_of_lr(folder, lr, scale)
+        high = folder / "HR" if low and not lr else folder
+        files = [p for p in _files(high) if low is None or low == high or low not in p.parents]
         if not files:
-            raise UserError(f"{key}: no images in '{folder}' (looked for {' '.join(SUFFIXES)}), and no manifest.json of shards")
-        high = [p for p in files if re.search(r"_HR$", p.stem)]
-        self.lr_files: list[Path | None] = []
-        if high:
-            by_name = {p.relative_to(folder).with_suffix(""): p for p in files}
-            partners = {p: by_name.get(p.relative_to(folder).with_suffix("").with_name(p.stem[:-3] + "_LR")) for p in high}
-            lonely = [str(p.relative_to(folder)) for p, partner in partners.items() if partner is None]
-            if lonely:
-                raise UserError(
-                    f"{key}: no _LR partner for {', '.join(lonely[:5])}{' ...' if len(lonely) > 5 else ''} in '{folder}'"
-                )
-            files, self.lr_files = high, [partners[p] for p in high]
+            raise UserError(f"{key}: no images in '{high}' (looked for {' '.join(SUFFIXES)}), and no manifest.json of shards")
+        named = [p for p in files if p.stem.endswith("_HR")]
+        files = named or files
+        self.lr_files = _partners(files, high, low or high, key, scale) if low or named else []
         self.files = files[:limit]
-        self.names = [str(p.relative_to(folder).with_suffix("")) for p in self.files]
+        self.names = [str(p.relative_to(high).with_suffix("")) for p in self.files]
         if len(set(self.names)) < len(self.names):  # a.png beside a.jpg
-            self.names = [str(p.relative_to(folder)) for p in self.files]
-        self._shapes: dict[int, tuple[int, int, bool]] = {}
+            self.names = [str(p.relative_to(high)) for p in self.files]
+        self._headers: dict[int, tuple[int, int, str]] = {}
 
     def shape(self, i: int) -> tuple[int, int, bool]:
+        height, width, mode = self._header(i)
+        return height, width, mode in GREY
+
+    def mode(self, i: int) -> str:
+        return self._header(i)[2]
+
+    def _header(self, i: int) -> tuple[int, int, str]:
         from PIL import Image
 
-        if i not in self._shapes:
+        if i not in self._headers:
             try:
                 with Image.open(self.files[i]) as image:
-                    self._shapes[i] = (image.height, image.width, image.mode in ("1", "L", "LA", "I;16", "I"))
+                    transparent = image.mode == "P" and "transparency" in image.info
+                    self._headers[i] = (image.height, image.width, "PA" if transparent else image.mode)
             except OSError:
                 raise UserError(f"'{self.files[i]}' is not an image that can be read") from None
-        return self._shapes[i]
+        return self._headers[i]
 
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
         partner = self.lr_files[i] if self.lr_files else None
         return _read_image(self.files[i]), None if partner is None else _read_image(partner), -1
+
+    def digest(self, i: int) -> str:
+        return " ".join(map(sha256, [self.files[i], *self.lr_files[i : i + 1]]))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | None:
+    """The folder that is named, or one that lies beside a folder HR, as in DIV2K."""
+    if lr:
+        if not Path(lr).is_dir():
+            near = [str(p) for p in Path(lr).parent.glob("*")] if Path(lr).parent.is_dir() else []
+            raise UserError(f"lr: no folder '{lr}'{nearest(lr, near)}")
+        return Path(lr)
+    places = [folder / name for name in (f"LR_bicubic/X{scale}", f"LR/X{scale}", "LR")]
+    return next((place for place in places if place.is_dir()), None) if (folder / "HR").is_dir() else None
+
+
+def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | None) -> list[Path]:
+    """The LR of every HR: of the same name, or one that says the scale (0801x4) or the kind (_LR)."""
+    there = {p.relative_to(low).with_suffix(""): p for p in _files(low)}
+    found: list[Path] = []
+    lonely: list[str] = []
+    for path in files:
+        place = path.relative_to(high).with_suffix("")
+        plain = place.name.removesuffix("_HR")
+        names = [f"{plain}_LR"] if low == high else [place.name, f"{place.name}x{scale}", plain, f"{plain}_LR"]
+        partner = next((there[place.with_name(name)] for name in names if place.with_name(name) in there), None)
+        if partner is None:
+            lonely.append(str(path.relative_to(high)))
+        else:
+            found.append(partner)
+    if lonely:
+        kind = "_LR partner" if low == high else "LR"
+        more = f" ... ({len(lonely)} of {len(files)})" if len(lonely) > 5 else ""
+        raise UserError(f"{key}: no {kind} for {', '.join(lonely[:5])}{more} in '{low}'")
+    return found
 
 
 def _read_image(path: Path) -> Tensor:
@@ -159,6 +221,20 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return len(self.groups)
 
+    def notes(self) -> list[str]:
+        """What is done to some of the images before they are scored."""
+        indices = range(len(self.images.names))
+        shapes, modes = [self.images.shape(i) for i in indices], [self.images.mode(i) for i in indices]
+        counts = {
+            f"cropped at the right and below to a multiple of {self.scale}": sum(
+                bool(height % self.scale or width % self.scale) for height, width, _ in shapes
+            ),
+            "stored grey, so their own Y": sum(grey for _, _, grey in shapes),
+            "without their transparency": sum(mode in ("RGBA", "LA", "PA") for mode in modes),
+            "of 16 bits, read as 8": sum(mode.startswith("I") for mode in modes),
+        }
+        return [f"{count} of {len(modes)} images {what}" for what, count in counts.items() if count]
+
     def __getitem__(self, number: int) -> Scored | UserError:
         try:
             pairs = [self._pair(i) for i in self.groups[number]]
@@ -190,10 +266,20 @@ class Batches(Dataset):
         return lr.float(), hr.float(), label
 
 
-def batches_of_this_rank(batches: Batches, workers: int) -> Iterator[Scored]:
+def content(images: Images) -> str:
+    """Names and content of all images in one digest. All ranks must call: each reads some of them."""
+    mine = share(len(images.names), ranks.size(), ranks.rank())
+    digests = [digest for part in ranks.gather([images.digest(i) for i in mine]) for digest in part]
+    return hashlib.sha256("\n".join([*images.names, *digests]).encode()).hexdigest()
+
+
+def numbers_of_this_rank(batches: Batches) -> range:
     """Consecutive whole batches, disjoint over ranks; a rank may get none."""
-    mine = list(share(len(batches), ranks.size(), ranks.rank()))
-    for batch in DataLoader(batches, sampler=mine, batch_size=None, num_workers=workers if len(mine) > 1 else 0):
+    return share(len(batches), ranks.size(), ranks.rank())
+
+
+def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator[Scored]:
+    for batch in DataLoader(batches, sampler=numbers, batch_size=None, num_workers=workers if len(numbers) > 1 else 0):
         if isinstance(batch, UserError):
             raise batch
         yield batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import torch
 
 from sr_dist import plugins, ranks
 from sr_dist.commands import BASELINES, Evaluation
-from sr_dist.data.validation import Batches, open_images
+from sr_dist.data.validation import Batches, content, numbers_of_this_rank, open_images
 from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
 from sr_dist.errors import UserError
 from sr_dist.eval import report
 from sr_dist.eval.baselines import Upscale, baseline
-from sr_dist.eval.protocol import protocol
-from sr_dist.eval.run import means, score
+from sr_dist.eval.chosen import Metrics, open_metrics
+from sr_dist.eval.page import page, pictures
+from sr_dist.eval.parts import Parts, identity
+from sr_dist.eval.protocol import Protocol, protocol
+from sr_dist.eval.references import References, default_folder
+from sr_dist.eval.run import score
 from sr_dist.files import sha256
 from sr_dist.models import weights
 from sr_dist.recipe import PACKAGES
@@ -28,35 +33,92 @@ def evaluate(asked: Evaluation) -> None:
     restorers = [weights.open_restorer(name, "METHOD", asked.scale) for name in asked.methods if name not in BASELINES]
     scale = common_scale(asked.scale, restorers)
     rules = protocol(asked.protocol, scale)
-    images = open_images(asked.data, asked.limit, "data")
+    images = open_images(asked.data, asked.limit, "data", asked.lr, scale)
     module, options = plugins.resolve(PACKAGES["degradation"], asked.degradation, {}, "degradation")
     batches = Batches(images, scale, module.build(options, scale), asked.batch)
     out = output_folder(asked, restorers)
 
     accelerator = open_accelerator("no")
+    repeatable()
     device = accelerator.device
+    metrics = open_metrics(asked.all_metrics(), device, asked.resize, asked.extractor, asked.allow_download)
+    methods, sources = everyone(restorers, scale, device)
+    facts = everything(asked, rules, content(images), metrics, sources)
+    parts = Parts(out / ".partial" / identity(facts))
+    announce(parts, batches)
+    try:
+        scores = score(methods, batches, rules, device, metrics, asked.workers, parts=parts, references=references(asked, facts))
+    except UserError:
+        parts.remove()
+        raise
+    if ranks.is_first():
+        found = report.Report(rules, asked.data, images.names, list(methods), scores, sources, metrics, batches.notes())
+        report.write(out, found, page(found, pictures(found, batches, methods, device)))
+        print(report.markdown(found))
+        print(f"report: {out / 'report.html'}")
+    ranks.wait()
+    parts.remove()
+    accelerator.end_training()
+    ranks.leave()
+
+
+def everyone(restorers: list[weights.Restorer], scale: int, device: torch.device) -> tuple[dict[str, Upscale], dict[str, Any]]:
+    """The methods by name, interpolation first, and where the trained ones come from."""
     methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
     sources: dict[str, Any] = {}
     for restorer in restorers:
         name = unlike(restorer.name, methods)
-        methods[name] = bare(restorer, device)
-        parameters = sum(p.numel() for p in restorer.network.parameters())
-        sources[name] = {
-            "weights": str(restorer.file),
-            "sha256": sha256(restorer.file),
-            "step": restorer.step,
-            "parameters": parameters,
-        }
-    rows = score(methods, batches, rules, device, asked.workers)
-    if ranks.is_first():
-        table = {name: means(rows, name) for name in methods}
-        found = report.Report(rules, asked.data, images.names, table, sources, rows)
-        report.write(out, found, batches, methods, device)
-        print(report.markdown(found))
-        print(f"report: {out / 'report.html'}")
-    ranks.wait()
-    accelerator.end_training()
-    ranks.leave()
+        methods[name], sources[name] = bare(restorer, device), source(restorer)
+    return methods, sources
+
+
+def repeatable() -> None:
+    """The same numbers from the same files, on GPUs too: no choice of kernels by time, no products of 10 bits."""
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+
+
+def source(restorer: weights.Restorer) -> dict[str, Any]:
+    return {
+        "weights": str(restorer.file),
+        "sha256": sha256(restorer.file),
+        "step": restorer.step,
+        "parameters": sum(p.numel() for p in restorer.network.parameters()),
+    }
+
+
+def everything(
+    asked: Evaluation, rules: Protocol, images: str, metrics: Metrics, sources: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """All that the numbers depend on."""
+    return {
+        "images": images,
+        "degradation": asked.degradation,
+        "protocol": rules.describe(),
+        "batch": asked.batch,
+        "columns": metrics.better,
+        "missing": sorted(metrics.missing),
+        "features": metrics.extractor.describe() if metrics.extractor else None,
+        "methods": {name: source["sha256"] for name, source in sources.items()},
+        "versions": {name: metadata.version(name) for name in ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")},
+    }
+
+
+def references(asked: Evaluation, facts: dict[str, Any]) -> References | None:
+    """HR features that an evaluation of the same images has left; they depend on no method."""
+    if asked.cache == "none" or not facts["features"]:
+        return None
+    folder = Path(asked.cache) if asked.cache else default_folder()
+    about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": asked.batch, **facts["features"]}
+    return References(folder, about)
+
+
+def announce(parts: Parts, batches: Batches) -> None:
+    """Says how much an evaluation that was killed has left. All ranks must call."""
+    owed = sum(ranks.gather(len(parts.missing(numbers_of_this_rank(batches)))))
+    if ranks.is_first() and owed < len(batches):
+        print(f"continuing: {len(batches) - owed} of {len(batches)} batches are there", flush=True)
 
 
 def common_scale(asked: int | None, restorers: list[weights.Restorer]) -> int:

@@ -21,7 +21,7 @@ from sr_dist.engine.run import Run, check_saves, save
 from sr_dist.engine.samples import draw_samples
 from sr_dist.engine.schedule import factor
 from sr_dist.eval.protocol import protocol
-from sr_dist.eval.run import Abandoned, better, means, score
+from sr_dist.eval.run import Abandoned, Scores, score
 
 
 class Diverged(RuntimeError):
@@ -181,20 +181,31 @@ def validate(run: Run) -> bool:
     sheet = draw_samples(run)
     if run.validation is None:
         return False
+    rules = protocol("matlab-y", recipe.scale)
     try:
-        rows = score({"ema": run.restore}, run.validation, protocol("matlab-y", recipe.scale), run.device, give_up=give_up)
+        scores = score({"ema": run.restore}, run.validation, rules, run.device, run.metrics, give_up=give_up)
     except Abandoned:
         return postpone(run)
-    found = means(rows, "ema")
+    found = scores.means("ema")
     row = {f"validation/{name}": value for name, value in found.items()}
     run.log.row({"step": run.step, "images": run.step * recipe.data.batch, **row})
-    run.log.say(
-        f"step {run.step} validation of {len(rows)} images: "
-        + "  ".join(f"{k} {v:.4f}" for k, v in found.items() if v is not None)
-    )
+    run.log.say(f"step {run.step} validation of {len(scores.rows)} images: {summary(scores)}")
     if sheet:
         run.log.picture("samples", sheet, {"images": run.step * recipe.data.batch})
     return is_best(run, found)
+
+
+def summary(scores: Scores) -> str:
+    """The validation's means in one line, distances between sets with their conditions."""
+    words = []
+    for column, value in scores.means("ema").items():
+        if value is not None:
+            words.append(f"{column} {value:.4f}")
+        if column in scores.distances:
+            found = scores.distances[column]
+            floor = "" if found.floor is None else f", floor {found.floor:.4f}"
+            words += [f"(n {estimate.n}{floor})" for estimate in found.methods.values()]
+    return "  ".join(words)
 
 
 def is_best(run: Run, found: Mapping[str, float | None]) -> bool:
@@ -203,7 +214,11 @@ def is_best(run: Run, found: Mapping[str, float | None]) -> bool:
     value = found.get(metric) if metric else None
     if metric is None or value is None:
         return False
-    if best and best["metric"] == metric and (value <= best["value"] if better()[metric] == "higher" else value >= best["value"]):
+    if (
+        best
+        and best["metric"] == metric
+        and (value <= best["value"] if run.metrics.better[metric] == "higher" else value >= best["value"])
+    ):
         return False
     run.state["best"] = {"metric": metric, "value": value, "step": run.step}
     return True

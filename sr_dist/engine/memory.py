@@ -256,7 +256,7 @@ def one_step(chosen: Recipe, images: int) -> dict[str, Tensor]:
     phases = {phase: ddp.Engine(accelerator, network, chosen, phase) for phase, network in networks.items()}
     ema.follow(phases[first])
     no: Any = None  # data, log and the rest take no part in a step
-    run = Run(chosen, accelerator, objective, phases, ema, no, no, no, no, no, no, no, no)
+    run = Run(chosen, accelerator, objective, phases, ema, no, no, no, no, no, no, no, no, no)
     losses, _ = train_step(run, 1, [random_batch(chosen, images, accelerator.device)])
     return losses
 

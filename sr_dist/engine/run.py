@@ -20,6 +20,7 @@ from sr_dist.engine.log import Clock, Log, Trace
 from sr_dist.engine.restore import Upscale, for_any_colour
 from sr_dist.engine.signals import StopRequest
 from sr_dist.engine.watchdog import Watchdog
+from sr_dist.eval.chosen import Metrics
 from sr_dist.models import weights
 from sr_dist.recipe import Part, Recipe
 
@@ -35,6 +36,7 @@ class Run:
     ema: Ema
     stream: Stream
     validation: Batches | None
+    metrics: Metrics
     log: Log
     trace: Trace
     clock: Clock

@@ -29,6 +29,7 @@ from sr_dist.engine.run import Run, restore
 from sr_dist.engine.signals import StopRequest
 from sr_dist.engine.watchdog import Watchdog
 from sr_dist.errors import UserError
+from sr_dist.eval.chosen import open_metrics
 from sr_dist.models import weights
 from sr_dist.recipe import PACKAGES, Part, Recipe
 
@@ -50,6 +51,7 @@ def set_up(recipe: Recipe) -> Run:
     networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
     stream = open_stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
     validation = open_validation(recipe)
+    metrics = open_metrics(recipe.metrics if validation else (), accelerator.device, download=recipe.allow_download)
     log = open_log(recipe, resumed)  # from here on the run folder is this run's
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
     ema.network.to(accelerator.device)  # bare for good: what follows happens to the trained networks only
@@ -59,7 +61,7 @@ def set_up(recipe: Recipe) -> Run:
     ema.follow(phases[objective.phases[0]])
     folder = recipe.folder
     run = Run(
-        recipe, accelerator, objective, phases, ema, stream, validation, log,
+        recipe, accelerator, objective, phases, ema, stream, validation, metrics, log,
         Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(), StopRequest(folder),
         checkpoint.Writer(log.say), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         state={"manifest": digest, "best": None, "validated": True},

@@ -45,11 +45,15 @@ def protocol(name: str, scale: int) -> Protocol:
     return Protocol(name, scale, border * scale, eight_bit, rounded_luma)
 
 
-def pictures(images: Tensor, protocol: Protocol) -> Tensor:
-    """(B, 3, H, W) in [0, 1] as the protocol sees them: clipped, 8 bit, without border, float64."""
+def kept(images: Tensor, protocol: Protocol) -> Tensor:
+    """(B, 3, H, W) in [0, 1] as a file would keep them: clipped, 8 bit, float64."""
     images = images.to(torch.float64).clamp(0, 1)
-    images = rounded(images) if protocol.eight_bit else images
-    edge = protocol.border
+    return rounded(images) if protocol.eight_bit else images
+
+
+def pictures(images: Tensor, protocol: Protocol) -> Tensor:
+    """The same without border."""
+    images, edge = kept(images, protocol), protocol.border
     return images[..., edge:-edge, edge:-edge] if edge else images
 
 

@@ -2,166 +2,207 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import metadata
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sr_dist.data.validation import Batches, Scored
-from sr_dist.eval.baselines import Upscale
-from sr_dist.eval.pictures import enlarged, to_pil
+from sr_dist.eval.chosen import Metrics
+from sr_dist.eval.features import Estimate
+from sr_dist.eval.intervals import differences
 from sr_dist.eval.protocol import Protocol
-from sr_dist.eval.run import Row, better
+from sr_dist.eval.run import Scores
 from sr_dist.files import write_whole
 
-PICTURES, SIDE = 12, 512  # images in the HTML page, and the most pixels they show
+Table = dict[str, dict[str, float | None]]  # method -> column -> value
+TOOLS = ("torch", "torchmetrics", "lpips", "clean-fid", "numpy", "scipy", "pillow")
 
 
 @dataclass(frozen=True)
 class Report:
     protocol: Protocol
     data: str
-    names: list[str]
-    methods: dict[str, dict[str, float | None]]  # method -> metric -> mean
+    names: list[str]  # of the images
+    order: list[str]  # of the methods
+    scores: Scores
     sources: dict[str, Any]  # where trained methods come from
-    rows: list[Row]
+    metrics: Metrics
+    notes: list[str]  # what was done to images before they were scored
+
+    @cached_property
+    def methods(self) -> Table:
+        return {method: self.scores.means(method) for method in self.order}
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Those that have a value, or would have on other images."""
+        return [column for column in self.scores.better if column not in self.scores.missing]
+
+    @cached_property
+    def image_columns(self) -> list[str]:
+        return [column for column in self.columns if column not in self.scores.distances]
+
+    @cached_property
+    def differences(self) -> dict[str, Any]:
+        return differences(self.scores.rows, self.order, self.image_columns)
+
+    @property
+    def pairs(self) -> dict[str, Any]:
+        """The differences to look at: those of trained methods, where there are any."""
+        trained = {f"{b} - {a}" for a, b in combinations(self.order, 2) if {a, b} & self.sources.keys()}
+        return {pair: found for pair, found in self.differences.items() if not trained or pair in trained}
+
+    @property
+    def best(self) -> dict[str, float | None]:
+        return {column: self._best(column) for column in self.columns}
+
+    def _best(self, column: str) -> float | None:
+        there = [value for values in self.methods.values() if (value := values[column]) is not None]
+        return (max if self.scores.better[column] == "higher" else min)(there, default=None)
+
+    @property
+    def missing(self) -> dict[str, str]:
+        small = "an image is too small for border or window, or what the method made of it is not finite"
+        lacking = {
+            f"{method}/{column}": small
+            for method, values in self.methods.items() for column, value in values.items()
+            if value is None and column not in self.scores.missing
+        }  # fmt: skip
+        return {**lacking, **self.scores.missing}
+
+    @property
+    def not_computed(self) -> dict[str, list[str]]:
+        """Reason -> the columns, or methods' columns, that it keeps from being computed."""
+        missing = self.scores.missing
+        return {reason: [key for key in missing if missing[key] == reason] for reason in missing.values()}
+
+    def conditions_of_features(self) -> dict[str, Any]:
+        """The protocol of LPIPS and of distances between sets, where they were computed."""
+        found: dict[str, Any] = {}
+        if any(column.startswith("lpips") for column in self.columns):
+            weights = {c: file for module in self.metrics.modules for c, file in getattr(module, "NEEDS", {}).items()}
+            found["lpips"] = {
+                "version": "0.1",
+                "package": metadata.version("lpips"),
+                "weights": {column: file for column, file in weights.items() if column in self.columns},
+                "input": "whole images without border, in [-1, 1]",
+            }
+        if self.metrics.extractor:
+            key = f"fd_{self.metrics.extractor.name}" if self.metrics.foreign else "fid"
+            found[key] = {**self.metrics.extractor.describe(), "n": len(self.names), "input": "8-bit images"}
+        return found
 
     def tree(self) -> dict[str, Any]:
-        lacking = {
-            f"{method}/{column}": "an image is too small for border or window, or what the method made of it is not finite"
-            for method, values in self.methods.items() for column, value in values.items() if value is None
-        }  # fmt: skip
         return {
-            "protocol": self.protocol.describe(),
+            "protocol": {**self.protocol.describe(), **self.conditions_of_features()},
             "data": self.data,
             "n": len(self.names),
+            "notes": self.notes,
             "methods": self.methods,
-            "missing": lacking,
+            "distances": {column: asdict(found) for column, found in self.scores.distances.items()},
+            "differences": self.differences,
+            "missing": self.missing,
             "sources": self.sources,
             "images": "images.jsonl",
-            "tool": {name: metadata.version(name) for name in ("torch", "torchmetrics", "numpy", "pillow")},
+            "tool": {name: metadata.version(name) for name in TOOLS},
         }
 
 
-def write(out: Path, report: Report, batches: Batches, methods: Mapping[str, Upscale], device: torch.device) -> None:
+def write(out: Path, report: Report, page: str) -> None:
     """Writes the four files; report.json last, so that its presence means that all are there."""
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "images.jsonl", "".join(json.dumps(row) + "\n" for row in report.rows).encode())
+    write_whole(out / "images.jsonl", "".join(json.dumps(row) + "\n" for row in report.scores.rows).encode())
     write_whole(out / "report.md", (markdown(report) + "\n").encode())
-    write_whole(out / "report.html", page(report, pictures(report, batches, methods, device)).encode())
-    write_whole(out / "report.json", (json.dumps(report.tree(), indent=1) + "\n").encode())
+    write_whole(out / "report.html", page.encode())
+    write_whole(out / "report.json", (json.dumps(report.tree(), indent=1, allow_nan=False) + "\n").encode())
 
 
 def markdown(report: Report) -> str:
-    """The table with its conditions; the best value of every column is bold."""
-    columns = list(better())
-    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for method, values in report.methods.items():
-        cells = [_cell(column, values[column], report.methods) for column in columns]
-        lines.append(f"| {_plain(method)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", conditions(report)])
+    """The table with its conditions, the best value of every column in bold; distances and differences with intervals."""
+    rows = [[_plain(method), *_cells(report, method)] for method in report.order]
+    blocks = [_table(["method", *report.columns], rows), conditions(report)]
+    if report.scores.distances:
+        blocks += [_distances(report), "In brackets: 95 % intervals. The floor lies between two halves of HR, each of n / 2."]
+    if report.pairs and report.image_columns:
+        cells = [[_plain(pair), *(interval(c, found[c]) for c in report.image_columns)] for pair, found in report.pairs.items()]
+        blocks += [
+            _table(["difference", *report.image_columns], cells),
+            "Means over images of paired differences, 95 % intervals.",
+        ]
+    blocks += [f"Not computed: {', '.join(columns)} ({reason})" for reason, columns in report.not_computed.items()]
+    return "\n\n".join(blocks)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("|--- |", "|---|")
+
+
+def _cells(report: Report, method: str) -> list[str]:
+    found = []
+    for column in report.columns:
+        value = report.methods[method][column]
+        text = number(column, value)
+        found.append(f"**{text}**" if value is not None and value == report.best[column] else text)
+    return found
+
+
+def _distances(report: Report) -> str:
+    head = [f"{column} (n {_n(found)}, floor {number(column, found.floor)})" for column, found in report.scores.distances.items()]
+    rows = [
+        [_plain(method), *(estimate(column, found.methods.get(method)) for column, found in report.scores.distances.items())]
+        for method in report.order
+    ]
+    return _table(["method", *head], rows)
+
+
+def _n(found: Any) -> str:
+    return str(next((there.n for there in found.methods.values()), "-"))
 
 
 def _plain(name: str) -> str:
     return name.replace("|", "\\|")
 
 
+def number(column: str, value: float | None, sign: str = "") -> str:
+    """A value with as many digits as its metric is read with."""
+    if value is None:
+        return "-"
+    digits = (
+        5 if "kid" in column or "kd_" in column else 2 if column.startswith("psnr") or "fid" in column or "fd_" in column else 4
+    )
+    return f"{value:{sign}.{digits}f}"
+
+
+def interval(column: str, found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "-"
+    mean, low, high = (number(column, found[key], "+") for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def estimate(column: str, found: Estimate | None) -> str:
+    if found is None or found.low is None:
+        return number(column, found.value if found else None)
+    return f"{number(column, found.value)} [{number(column, found.low)}, {number(column, found.high)}]"
+
+
 def conditions(report: Report) -> str:
     rules = report.protocol
     rounding = "8-bit images" if rules.eight_bit else "floats, not rounded"
     luma = "rounded BT.601 Y" if rules.rounded_luma else "unrounded BT.601 Y"
+    features = report.conditions_of_features()
+    lpips = f" LPIPS {features['lpips']['version']}." if "lpips" in features else ""
+    sets = "".join(
+        f" {name}: n {found['n']}, extractor {found['extractor']} (sha256 {found['weights_sha256'][:8]}), {found['resize']}."
+        for name, found in features.items() if name != "lpips"
+    )  # fmt: skip
     return (
         f"x{rules.scale}, {len(report.names)} images of {report.data}; protocol {rules.name}: {luma} and RGB, "
-        f"border {rules.border}, {rounding}, mean of per-image values."
-    )
-
-
-def _cell(column: str, value: float | None, methods: Mapping[str, Mapping[str, float | None]]) -> str:
-    if value is None:
-        return "-"
-    text = f"{value:.2f}" if column.startswith("psnr") else f"{value:.4f}"
-    return f"**{text}**" if value == best(column, methods) else text
-
-
-def best(column: str, methods: Mapping[str, Mapping[str, float | None]]) -> float | None:
-    there = [value for values in methods.values() if (value := values[column]) is not None]
-    return (max if better()[column] == "higher" else min)(there, default=None)
-
-
-def pictures(report: Report, batches: Batches, methods: Mapping[str, Upscale], device: torch.device) -> list[dict[str, Any]]:
-    """Some images with what every method made of them: evenly from the best to the worst by the last method's gain on bicubic."""
-    last = list(methods)[-1]
-    psnr = {(row["image"], row["method"]): row["psnr_y"] for row in report.rows}
-    gain = {name: (psnr[name, last] or 0) - (psnr[name, "bicubic"] or 0) for name in report.names}
-    by_gain = sorted(report.names, key=lambda name: (gain[name], name))
-    count = min(PICTURES, len(by_gain))
-    chosen = {by_gain[round(i * (len(by_gain) - 1) / max(count - 1, 1))] for i in range(count)}
-    found = []
-    for number, group in enumerate(batches.groups):
-        if chosen.isdisjoint(report.names[i] for i in group):
-            continue
-        batch = batches[number]
-        if isinstance(batch, Exception):
-            raise batch
-        found += [_shown(batch, i, methods, device, psnr, gain) for i, name in enumerate(batch.names) if name in chosen]
-    return sorted(found, key=lambda picture: -picture["gain"])
-
-
-@torch.no_grad()
-def _shown(
-    batch: Scored,
-    i: int,
-    methods: Mapping[str, Upscale],
-    device: torch.device,
-    psnr: Mapping[tuple[str, str], Any],
-    gain: Mapping[str, float],
-) -> dict[str, Any]:
-    lr, hr, name = batch.lr[i : i + 1], batch.hr[i], batch.names[i]
-    scale = hr.shape[-1] // lr.shape[-1]
-    crop = (slice(None), slice(0, SIDE), slice(0, SIDE))
-    small = SIDE // scale
-    views = [
-        {
-            "label": "LR",
-            "note": f"{lr.shape[-1]} x {lr.shape[-2]}",
-            "data": _embedded(enlarged(to_pil(lr[0][:, :small, :small]), scale)),
-        }
-    ]
-    for method, upscale in methods.items():
-        sr = upscale(lr.to(device))[0]
-        value = psnr[name, method]
-        views.append({"label": method, "note": "-" if value is None else f"{value:.2f} dB", "data": _embedded(to_pil(sr[crop]))})
-    views.append({"label": "HR", "note": f"{hr.shape[-1]} x {hr.shape[-2]}", "data": _embedded(to_pil(hr[crop]))})
-    return {"name": name, "gain": gain[name], "views": views, "width": min(SIDE, hr.shape[-1]), "height": min(SIDE, hr.shape[-2])}
-
-
-def _embedded(image: Any) -> str:
-    out = io.BytesIO()
-    image.save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def page(report: Report, shown: list[dict[str, Any]]) -> str:
-    """One self-contained page: no address in it leads anywhere else."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
-
-    environment = Environment(loader=PackageLoader("sr_dist.eval", "."), autoescape=select_autoescape(["html"], default=True))
-    columns = list(better())
-    return environment.get_template("report.html").render(
-        columns=columns,
-        methods=report.methods,
-        sources=report.sources,
-        best={column: best(column, report.methods) for column in columns},
-        better=better(),
-        conditions=conditions(report),
-        protocol=report.protocol.describe(),
-        pictures=shown,
-        last=list(report.methods)[-1],
-        n=len(report.names),
+        f"border {rules.border}, {rounding}, mean of per-image values.{lpips}{sets}"
+        + "".join(f" {note[0].upper()}{note[1:]}." for note in report.notes)
     )

@@ -4,72 +4,111 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from sr_dist import plugins, ranks
-from sr_dist.data.validation import Batches, Scored, batches_of_this_rank
+from sr_dist import ranks
+from sr_dist.data.validation import Batches, Scored, load, numbers_of_this_rank
+from sr_dist.errors import UserError
 from sr_dist.eval.baselines import Upscale
+from sr_dist.eval.chosen import Metrics
+from sr_dist.eval.parts import Parts
 from sr_dist.eval.protocol import Protocol
+from sr_dist.eval.references import References
+from sr_dist.eval.sets import HR, Distances, Found, distances
 
 Row = dict[str, Any]  # image, method, and a value per metric; None where it cannot be computed
-METRICS = "sr_dist.eval.metrics"
-
-
-@cache
-def better() -> dict[str, str]:
-    """Every metric's column -> whether "higher" or "lower" is better."""
-    return {column: sense for name in plugins.names(METRICS) for column, sense in _metric(name).BETTER.items()}
-
-
-@cache
-def _metric(name: str) -> Any:
-    import importlib
-
-    return importlib.import_module(f"{METRICS}.{name}")
 
 
 class Abandoned(Exception):
     """A validation in progress was given up because the run was asked to stop."""
 
 
+@dataclass(frozen=True)
+class Scores:
+    """Rows of all images and methods, each method's in the order of the images; distances between sets by column."""
+
+    rows: list[Row]
+    better: dict[str, str]  # column -> whether "higher" or "lower" is better
+    distances: dict[str, Distances]
+    missing: dict[str, str]  # column or method/column -> why there is none
+
+    def means(self, method: str) -> dict[str, float | None]:
+        """Mean over images, None where some image has no value; of sets, the distance."""
+        rows = [row for row in self.rows if row["method"] == method]
+        return {column: self._mean(column, method, rows) for column in self.better}
+
+    def _mean(self, column: str, method: str, rows: list[Row]) -> float | None:
+        if column in self.distances:
+            estimate = self.distances[column].methods.get(method)
+            return estimate.value if estimate else None
+        values = [row[column] for row in rows if row.get(column) is not None]
+        return math.fsum(values) / len(values) if values and len(values) == len(rows) else None
+
+
 @torch.no_grad()
 def score(
-    methods: Mapping[str, Upscale], batches: Batches, protocol: Protocol, device: torch.device,
+    methods: Mapping[str, Upscale], batches: Batches, protocol: Protocol, device: torch.device, metrics: Metrics,
     workers: int = 0, give_up: Callable[[], bool] = lambda: False,
-) -> list[Row]:  # fmt: skip
-    """Rows of all images and methods on every rank; each method's are in the order of the images. All ranks must call."""
-    mine: list[tuple[str, list[Row]]] = []
-    for batch in batches_of_this_rank(batches, workers):
-        if give_up():
-            break
-        mine.append((batch.names[0], _rows(methods, batch, protocol, device)))
-    parts = ranks.gather((mine, give_up()))
-    if any(abandoned for _, abandoned in parts):
+    parts: Parts | None = None, references: References | None = None,
+) -> Scores:  # fmt: skip
+    """The same scores on every rank. All ranks must call. `parts` may hold some of the batches already."""
+    parts, mine = parts or Parts(), numbers_of_this_rank(batches)
+    kept = {view: references.load(view) if references else None for view in metrics.views}
+    of_hr = [view for view in metrics.views if kept[view] is None]
+    owed, problem = parts.missing(mine), ""
+    try:
+        for number, batch in zip(owed, load(batches, owed, workers), strict=True):
+            if give_up():
+                break
+            parts.put(number, *_scored(methods, batch, protocol, device, metrics, of_hr))
+    except UserError as mistake:  # of this rank's images; the others would wait for it
+        problem = str(mistake)
+    _agree(problem, give_up())
+    facts = [fact for part in ranks.gather([parts.facts(number) for number in mine]) for fact in part]
+    labels = np.array([label for fact in facts for label in fact["labels"]])
+    found = Found(batches, parts, mine, device)
+    between, missing = distances(found, list(methods), metrics, labels, kept, references)
+    rows = [row for fact in facts for row in fact["rows"]]
+    return Scores(rows, metrics.better, between, {**metrics.missing, **missing})
+
+
+def _agree(problem: str, abandoned: bool) -> None:
+    """All ranks stop for what stops one."""
+    answers = ranks.gather((problem, abandoned))
+    for problem, _ in answers:
+        if problem:
+            raise UserError(problem)
+    if any(abandoned for _, abandoned in answers):
         raise Abandoned
-    return [row for part, _ in parts for _, rows in part for row in rows]  # ranks hold consecutive batches
 
 
-def _rows(methods: Mapping[str, Upscale], batch: Scored, protocol: Protocol, device: torch.device) -> list[Row]:
+def _scored(
+    methods: Mapping[str, Upscale], batch: Scored, protocol: Protocol, device: torch.device, metrics: Metrics, of_hr: list[str]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What is kept of a batch: rows and labels, and the features of HR and of every method."""
     lr, hr = batch.lr.to(device), batch.hr.to(device)
     rows: list[Row] = []
-    for name, upscale in methods.items():
+    features = {f"{view}/{HR}": _features(metrics, view, hr) for view in of_hr}
+    for number, (name, upscale) in enumerate(methods.items(), HR + 1):
         sr = upscale(lr)
         columns: dict[str, list[float]] = {}
-        for metric in plugins.names(METRICS):
-            columns.update(_metric(metric).per_image(sr, hr, protocol, batch.grey))
+        for metric in metrics.per_image:
+            columns.update(metric.per_image(sr, hr, protocol, batch.grey))
         for i, image in enumerate(batch.names):
             values = {column: (value[i] if math.isfinite(value[i]) else None) for column, value in columns.items()}
             rows.append({"image": image, "method": name, **values})
+        features |= {f"{view}/{number}": _features(metrics, view, sr) for view in metrics.views}
+    return {"rows": rows, "labels": batch.label.tolist()}, features
+
+
+def _features(metrics: Metrics, view: str, images: Tensor) -> np.ndarray:
+    """(B x patches, width); nan for images that are not finite."""
+    rows = getattr(metrics.extractor, view)(images.nan_to_num())
+    finite = images.isfinite().flatten(1).all(1).cpu().numpy()
+    rows[~np.repeat(finite, len(rows) // len(images))] = np.nan
     return rows
-
-
-def means(rows: list[Row], method: str) -> dict[str, float | None]:
-    """Mean over images, in their order; None where some image has no value."""
-    found: dict[str, float | None] = {}
-    for column in better():
-        values = [row[column] for row in rows if row["method"] == method]
-        found[column] = None if not values or None in values else math.fsum(values) / len(values)
-    return found

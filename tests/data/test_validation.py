@@ -12,17 +12,19 @@ from PIL import Image
 from sr_dist import ranks
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.format import ShardError, open_shards
-from sr_dist.data.validation import Batches, FolderImages, ShardImages, batches_of_this_rank, open_images
+from sr_dist.data.validation import Batches, FolderImages, ShardImages, load, numbers_of_this_rank, open_images
 from sr_dist.errors import UserError
 from sr_dist.resize import imresize
 
 
 def scored(source, scale=2, size=4, workers=0, limit=None) -> list:
-    return list(batches_of_this_rank(batches(source, scale, size, limit), workers))
+    found = batches(source, scale, size, limit)
+    return list(load(found, numbers_of_this_rank(found), workers))
 
 
-def batches(source, scale=2, size=4, limit=None) -> Batches:
-    return Batches(open_images(str(source), limit), scale, bicubic.build(bicubic.Config(), scale), size)
+def batches(source, scale=2, size=4, limit=None, lr=None) -> Batches:
+    images = open_images(str(source), limit, lr=lr, scale=scale)
+    return Batches(images, scale, bicubic.build(bicubic.Config(), scale), size)
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def save(tmp_path, picture):
 
     def write(name: str, height: int, width: int, mode: str = "RGB", **options) -> np.ndarray:
         path = tmp_path / "set" / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(picture(next(made), height, width)).convert(mode)
         image.save(path, **options)
         return np.array(image.convert("RGB"))
@@ -151,8 +153,8 @@ def test_a_text_with_an_images_name_is_a_users_mistake_that_names_it(save):
 
 READ = """
 import sys
-from sr_dist.data.validation import Batches, batches_of_this_rank, open_images
-list(batches_of_this_rank(Batches(open_images(sys.argv[1]), 2, None, 1), 0))
+from sr_dist.data.validation import Batches, load, open_images
+list(load(Batches(open_images(sys.argv[1]), 2, None, 1), [0]))
 """
 
 
@@ -175,6 +177,78 @@ def test_an_empty_folder_and_a_missing_one_are_refused_by_the_key(tmp_path, phot
         open_images(str(tmp_path / "empty"), key="data")
     with pytest.raises(UserError, match=r"^data: no folder '.*'; did you mean 'empty'\?$"):
         open_images(str(tmp_path / "emty"), key="data")
+
+
+@pytest.mark.parametrize(
+    ("low", "name"),
+    [
+        ("LR", "a"),
+        ("LR", "a_LR"),
+        ("LR", "ax2"),
+        ("LR/X2", "ax2"),
+        ("LR_bicubic/X2", "ax2"),
+        ("elsewhere", "a"),
+        ("elsewhere", "ax2"),
+    ],
+)
+def test_folders_of_hr_and_lr_belong_together(save, low, name):
+    hr, lr = save("HR/deep/a.png", 24, 32), save(f"{low}/deep/{name}.png", 12, 16)
+    found = save.folder, None
+    if low == "elsewhere":
+        found = save.folder / "HR", str(save.folder / low)
+    images = batches(found[0], lr=found[1])
+    (batch,) = load(images, [0])
+    assert batch.names == ("deep/a",)
+    assert np.array_equal(levels(batch.hr[0]), hr)
+    assert np.array_equal(levels(batch.lr[0]), lr)
+
+
+def test_a_folder_of_lr_inside_that_of_hr_holds_no_hr(save):
+    save("a.png", 24, 32)
+    save("small/a.png", 12, 16)
+    assert batches(save.folder, lr=str(save.folder / "small")).images.names == ["a"]
+
+
+def test_missing_partners_in_a_folder_of_lr_are_listed(save):
+    for name in "abc":
+        save(f"HR/{name}.png", 24, 32)
+    save("LR/b.png", 12, 16)
+    with pytest.raises(UserError, match=r"no LR for a\.png, c\.png in '.*LR'$"):
+        batches(save.folder)
+
+
+def test_a_folder_of_lr_that_is_not_there_and_one_for_shards_are_refused(save, photo_shards):
+    save("HR/a.png", 24, 32)
+    save("low/a.png", 12, 16)
+    with pytest.raises(UserError, match=r"^lr: no folder '.*/lov'; did you mean '.*/low'\?$"):
+        batches(save.folder / "HR", lr=str(save.folder / "lov"))
+    with pytest.raises(UserError, match=r"^lr: .* is shards"):
+        batches(photo_shards, lr=str(save.folder / "low"))
+
+
+def test_what_happens_to_images_is_counted(save):
+    save("a.png", 25, 32)
+    save("b.png", 24, 32, "L")
+    save("c.png", 24, 31, "RGBA")
+    Image.fromarray(np.zeros((24, 24), np.uint16)).save(save.folder / "d.png")
+    assert batches(save.folder).notes() == [
+        "2 of 4 images cropped at the right and below to a multiple of 2",
+        "2 of 4 images stored grey, so their own Y",
+        "1 of 4 images without their transparency",
+        "1 of 4 images of 16 bits, read as 8",
+    ]
+    assert batches(save.folder, limit=1).notes() == ["1 of 1 images cropped at the right and below to a multiple of 2"]
+
+
+def test_a_digest_follows_the_content_of_hr_and_lr(save, photo_shards):
+    save("a_HR.png", 24, 32)
+    save("a_LR.png", 12, 16)
+    before = open_images(str(save.folder)).digest(0)
+    assert open_images(str(save.folder)).digest(0) == before
+    save("a_LR.png", 12, 16)
+    assert open_images(str(save.folder)).digest(0) != before
+    shards = open_images(str(photo_shards))
+    assert len({shards.digest(i) for i in range(24)}) == 24
 
 
 # --------------------------------------------------------------------------------------------------------------- shards

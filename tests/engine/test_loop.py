@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+
 import pytest
 import torch
 
 from sr_dist import recipe
 from sr_dist.engine import loop
 from sr_dist.engine.setup import set_up
+from sr_dist.eval.chosen import open_metrics
 
 RECIPE = """
 name: tiny
@@ -140,3 +144,21 @@ def test_clipping_bounds_the_update(tiny):
     after = torch.cat([p.detach().flatten() for p in run.phases["generator"].bare.parameters()])
     assert norms["generator"] > 1e-3
     assert (after - before).norm() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_validation_measures_what_the_recipe_names_and_notes_the_best(tiny, photos, tmp_path):
+    """With an extractor of three numbers per picture in place of the Inception file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        means = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        torch.jit.trace(means, torch.rand(2, 3, 299, 299)).save(str(tmp_path / "means.pt"))
+    options = {"data.validation": str(photos), "data.validation_limit": "4", "metrics": "psnr,ssim", "keep.best": "ssim_y"}
+    run = tiny(**options)
+    assert list(run.metrics.better) == ["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb"]
+    run.metrics = open_metrics(["ssim", "fid"], run.device, own=str(tmp_path / "means.pt"))
+    assert loop.validate(run)
+    row = json.loads((run.recipe.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"validation/ssim_y", "validation/fd_means"} <= row.keys()
+    assert run.state["best"] == {"metric": "ssim_y", "value": row["validation/ssim_y"], "step": 0}
+    assert "(n 4, floor" in (run.recipe.folder / "log.txt").read_text()
+    assert not loop.validate(run)  # no better than itself

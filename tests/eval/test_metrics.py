@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from sr_dist import plugins
-from sr_dist.eval.metrics import psnr, ssim
+from sr_dist import plugins, pretrained
+from sr_dist.eval.chosen import is_of_sets, open_metrics
+from sr_dist.eval.metrics import lpips, psnr, ssim
 from sr_dist.eval.protocol import PRESETS, Protocol, protocol
 
 FLOATS = Protocol("floats", 2, 0, eight_bit=False, rounded_luma=False)
-NAMES = plugins.names("sr_dist.eval.metrics")
+MODULES = [importlib.import_module(f"sr_dist.eval.metrics.{name}") for name in plugins.names("sr_dist.eval.metrics")]
+OF_IMAGES = [module for module in MODULES if not is_of_sets(module)]
+BACKBONES = {"alexnet-owt-7be5be79.pth": "alexnet", "vgg16-397923af.pth": "vgg16"}
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory):
+    """The convolutions of AlexNet and VGG16 with seeded random weights, under the published names."""
+    import torchvision
+
+    folder = tmp_path_factory.mktemp("weights")
+    for file, name in BACKBONES.items():
+        torch.manual_seed(0)
+        state = getattr(torchvision.models, name)(weights=None).features.state_dict()
+        torch.save({f"features.{key}": value for key, value in state.items()}, folder / file)
+    return folder
+
+
+@pytest.fixture
+def lpips_weights(backbones, monkeypatch):
+    lpips._network.cache_clear()
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(backbones))
+    monkeypatch.setattr(pretrained, "verified", lambda path, *_: path)
+    yield backbones
+    lpips._network.cache_clear()
 
 
 def photo(size=(40, 52), seed=0, count=1):
@@ -150,21 +176,27 @@ def test_nothing_inside_the_border_is_nan():
     assert all(len(values) == 2 for values in psnr.per_image(image, image, protocol("matlab-y", 4), grey=False).values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("module", MODULES)
+def test_every_metric_says_what_it_measures_and_needs_in_literals(module):
+    path = Path(module.__file__)
+    assert plugins.literal(path, "BETTER") == module.BETTER
+    assert plugins.literal(path, "NEEDS") == getattr(module, "NEEDS", None)
+    assert set(module.BETTER.values()) <= {"higher", "lower"}
+
+
+@pytest.mark.parametrize("module", OF_IMAGES)
 @pytest.mark.parametrize("count", [1, 3])
-def test_every_metric_gives_a_number_per_image_under_the_names_it_states(name, count):
-    module = importlib.import_module(f"sr_dist.eval.metrics.{name}")
+def test_every_metric_gives_a_number_per_image_under_the_names_it_states(module, count, lpips_weights):
     hr = photo((64, 64), count=count)
     found = module.per_image(worsened(hr).float(), hr.float(), protocol("matlab-y", 2), grey=False)
-    assert set(found) == set(module.BETTER) and set(module.BETTER.values()) <= {"higher", "lower"}
+    assert set(found) == set(module.BETTER)
     assert all(
         len(values) == count and all(isinstance(v, float) and math.isfinite(v) for v in values) for values in found.values()
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_metric_prefers_less_noise(name):
-    module = importlib.import_module(f"sr_dist.eval.metrics.{name}")
+@pytest.mark.parametrize("module", OF_IMAGES)
+def test_every_metric_prefers_less_noise(module, lpips_weights):
     hr = photo((64, 64))
     good, bad = (module.per_image(worsened(hr, amount), hr, protocol("matlab-y", 2), grey=False) for amount in (0.02, 0.2))
     for column, sense in module.BETTER.items():
@@ -178,3 +210,49 @@ def test_exchanging_the_images_changes_nothing(seed, preset):
     for metric in (psnr, ssim):
         one, other = (metric.per_image(*images, protocol(preset, 2), grey=False) for images in ((a, b), (b, a)))
         assert all(one[column] == pytest.approx(other[column]) for column in one)
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_is_the_packages_own(net, lpips_weights):
+    """On whole 8-bit images in [-1, 1]; the backbone goes into the package under its own names here."""
+    from lpips import LPIPS
+
+    file = next(file for file, name in BACKBONES.items() if name.startswith(net))
+    state = torch.load(lpips_weights / file, weights_only=True)
+    package = LPIPS(net=net, pnet_rand=True, verbose=False)
+    for name, parameter in package.net.named_parameters():
+        parameter.data = state["features." + name.split(".", 1)[1]]
+    hr = photo((40, 44), count=2)
+    sr = worsened(hr, 0.1) + 0.2 / 255  # rounded away
+    with torch.no_grad():
+        expected = package(2 * worsened(hr, 0.1).float() - 1, 2 * hr.float() - 1).flatten().tolist()
+        found = lpips.per_image(sr, hr, protocol("matlab-y", 4), grey=False)[f"lpips_{net}"]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert min(found) > 1e-4
+
+
+def test_lpips_has_no_number_below_31_pixels(lpips_weights):
+    found = lpips.per_image(photo((30, 64)), photo((30, 64)), protocol("matlab-y", 2), grey=False)
+    assert all(math.isnan(values[0]) for values in found.values())
+
+
+def test_what_has_no_weights_is_missing_with_the_place_and_the_rest_is_measured(backbones, tmp_path, monkeypatch):
+    lpips._network.cache_clear()
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.setattr(pretrained, "verified", lambda path, *_: path)
+    (tmp_path / "vgg16-397923af.pth").symlink_to(backbones / "vgg16-397923af.pth")
+    found = open_metrics(["psnr", "lpips", "fid"], torch.device("cpu"))
+    assert found.missing.keys() == {"lpips_alex", "fid"}
+    assert f"put it at '{tmp_path / 'alexnet-owt-7be5be79.pth'}'" in found.missing["lpips_alex"]
+    assert f"put it at '{tmp_path / 'inception-2015-12-05.pt'}'" in found.missing["fid"]
+    assert found.extractor is None
+    assert lpips.per_image(photo(), photo(), protocol("matlab-y", 2), grey=False).keys() == {"lpips_vgg"}
+
+
+def test_other_features_never_bear_the_name_of_the_inception(stand_in):
+    found = open_metrics(["psnr", "fid", "kid", "patch_fid", "class_fid"], torch.device("cpu"), own=str(stand_in))
+    names = ["psnr_y", "psnr_rgb", "fd_toy", "kd_toy", "patch_fd_toy", "class_fd_toy"]
+    assert list(found.better) == names
+    assert found.missing == {}

@@ -12,7 +12,10 @@ def test_a_grey_network_is_validated_and_scored_on_colour_pictures(write_recipe,
     out = str(tmp_path / "report")
     run = str(tmp_path / "runs" / "tiny")
     trained, scored = open_doors(
-        [("sr_dist.train", [str(recipe)]), ("sr_dist.evaluate", [run, f"--data={photos}", "--limit=2", f"--out={out}"])]
+        [
+            ("sr_dist.train", [str(recipe)]),
+            ("sr_dist.evaluate", [run, f"--data={photos}", "--limit=2", "--metrics=psnr", f"--out={out}"]),
+        ]
     )
     assert trained.code == 0, trained.err
     rows = [json.loads(line) for line in (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()]

@@ -201,7 +201,17 @@ def test_generator_in_a_file_of_the_users_own_trains_and_is_evaluated(shards, tm
     runs = {}
     for ranks in (1, 2, 3):
         out = tmp_path / f"report{ranks}"
-        run(ranks, "sr_dist.evaluate", folder, f"--data={shards}", "--limit=7", "--batch=3", f"--out={out}", cwd=tmp_path)
+        run(
+            ranks,
+            "sr_dist.evaluate",
+            folder,
+            f"--data={shards}",
+            "--limit=7",
+            "--batch=3",
+            "--metrics=psnr,ssim",
+            f"--out={out}",
+            cwd=tmp_path,
+        )
         runs[ranks] = json.loads((out / "report.json").read_text())["methods"]
     assert set(runs[1]) == {"nearest", "bilinear", "bicubic", "toy"}
     for ranks in (2, 3):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +48,10 @@ def check(config: Config, recipe: Recipe) -> None:
 class LPIPSDistance(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
-        from lpips import LPIPS
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision in its old way
-            metric = LPIPS(net=config.net, pnet_rand=True, verbose=False)  # else torchvision would download, unasked
         if config.weights == "imagenet":
-            _load(metric.net, config.net)
+            metric = published(config.net, "objective.content.lpips")
         else:
+            metric = _package(config.net)
             logging.getLogger("sr_dist").warning("the lpips term has RANDOM features: good for trying the machinery only")
         self.scale, self.features, self.lins = metric.scaling_layer, metric.net, metric.lins
         self.eval().requires_grad_(False)
@@ -79,12 +75,21 @@ class LPIPSDistance(nn.Module):
         return [x / (x.square().sum(1, keepdim=True) + 1e-20).sqrt() for x in levels]  # (B, C, h, w)
 
 
-def _load(network: nn.Module, net: str) -> None:
-    """torchvision's `features.N` into the package's `slice1.N`, `slice2.N`, ..."""
-    key = "objective.content.lpips"
-    path = pretrained.find(FILES[net], key)
+def published(net: str, key: str) -> Any:
+    """The package's own metric on published features; `key` is what asks for it."""
+    path = pretrained.find(FILES[net], key)  # first, for the package takes its time over random weights
+    metric = _package(net)
     try:
-        published = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict({name: published[f"features.{name.split('.', 1)[1]}"] for name in network.state_dict()})
+        theirs = torch.load(path, map_location="cpu", weights_only=True)  # torchvision's `features.N`; `slice1.N`, ... here
+        metric.net.load_state_dict({name: theirs[f"features.{name.split('.', 1)[1]}"] for name in metric.net.state_dict()})
     except Exception as problem:
         raise UserError(f"{key}: '{path}' is no file of {net} weights: {first_line(problem)}") from None
+    return metric.eval().requires_grad_(False)
+
+
+def _package(net: str) -> Any:
+    from lpips import LPIPS
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision in its old way
+        return LPIPS(net=net, pnet_rand=True, verbose=False)  # else torchvision would download, unasked

@@ -1,0 +1,88 @@
+"""What is measured. A metric is a file in `metrics/`, of one of two kinds: of an image (`per_image`), or of the set of all
+images (`of_sets` and `floor`), which compares features of the kind that its `VIEW` says.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sr_dist import plugins, pretrained, ranks
+from sr_dist.eval.extractor import INCEPTION, Extractor, open_extractor
+from sr_dist.recipe import METRICS
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """`missing`: columns that cannot be computed here, and why."""
+
+    modules: tuple[Any, ...]
+    extractor: Extractor | None = None
+    foreign: bool = False  # the extractor is not the FID Inception
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def better(self) -> dict[str, str]:
+        """Every column -> whether "higher" or "lower" is better."""
+        return {self.column(own, module): sense for module in self.modules for own, sense in module.BETTER.items()}
+
+    @property
+    def per_image(self) -> list[Any]:
+        return [module for module in self.modules if not is_of_sets(module)]
+
+    @property
+    def views(self) -> list[str]:
+        """The kinds of features that are needed."""
+        return sorted({module.VIEW for module in self.modules if is_of_sets(module)}) if self.extractor else []
+
+    def of_sets(self, view: str) -> dict[str, Any]:
+        """Column -> metric, of those that compare such features."""
+        chosen = [module for module in self.modules if is_of_sets(module) and view == module.VIEW]
+        return {self.column(own, module): module for module in chosen for own in module.BETTER}
+
+    def column(self, own: str, module: Any) -> str:
+        """A distance between other features than the FID Inception's is never called by its name."""
+        if not (self.foreign and self.extractor and is_of_sets(module)):
+            return own
+        return own.replace("fid", "fd").replace("kid", "kd") + f"_{self.extractor.name}"
+
+
+def is_of_sets(module: Any) -> bool:
+    return hasattr(module, "of_sets")
+
+
+def modules(names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(importlib.import_module(plugins.locate(METRICS, name, "metrics")[0]) for name in names)
+
+
+def needed_files(chosen: Sequence[Any], resize: str, own: str | None) -> dict[str, str]:
+    """The published file behind each column that needs one; an extractor of the user's own needs none."""
+    found: dict[str, str] = {}
+    for module in chosen:
+        if not is_of_sets(module):
+            found |= getattr(module, "NEEDS", {})
+        elif not own:
+            found |= dict.fromkeys(module.BETTER, INCEPTION[resize])
+    return found
+
+
+def open_metrics(
+    names: Sequence[str], device: torch.device, resize: str = "clean", own: str | None = None, download: bool = False
+) -> Metrics:
+    """All ranks must call: what one of them does not find is missing."""
+    chosen = modules(names)
+    missing: dict[str, str] = {}
+    for column, file in needed_files(chosen, resize, own).items():
+        try:
+            pretrained.find(file, column, download)
+        except pretrained.MissingWeights as problem:
+            missing[column] = str(problem).removeprefix(f"{column}: ")
+    missing = {column: reason for part in reversed(ranks.gather(missing)) for column, reason in part.items()}
+    sets = [column for module in chosen if is_of_sets(module) for column in module.BETTER]
+    if not sets or missing.keys() & set(sets):
+        return Metrics(chosen, missing=missing)
+    return Metrics(chosen, open_extractor(own, resize, device), own is not None, missing)

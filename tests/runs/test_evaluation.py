@@ -1,0 +1,209 @@
+"""Evaluation in real processes: the same numbers on one, two and three ranks, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from processes import LONGEST, environment, finish, kill, run, start, wait_for
+
+WORDS = ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr,ssim,fid,kid,patch_fid,class_fid", "--cache=none"]
+
+
+class Toy(torch.nn.Module):
+    """Sixteen numbers per picture: the means of quarters of it, bent."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.adaptive_avg_pool2d(x / 64, 4)
+        return (small[:, 0] * (1 + small[:, 1])).flatten(1) + x.std((1, 2, 3))[:, None] / 20
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("extractor") / "toy.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Toy(), torch.rand(2, 3, 299, 299)).save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, picture) -> Path:
+    """Shards of 23 images in two classes; two of the images have patches of 299 pixels."""
+    from shards.build import build
+
+    root = tmp_path_factory.mktemp("evaluation")
+    for i in range(23):
+        folder = root / "images" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        size = (300, 620) if i in (4, 15) else (40 + i % 3 * 4, 44)
+        Image.fromarray(picture(i, *size)).save(folder / f"{i:02d}.png")
+    build("class_folders", str(root / "images"), root / "shards", {"per_shard": "10"})
+    return root / "shards"
+
+
+def tree(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text())
+
+
+def numbers(found: dict) -> dict[str, float]:
+    """All numbers that methods have, in one row."""
+    rows = {f"{m}/{c}": value for m, values in found["methods"].items() for c, value in values.items()}
+    for column, distance in found["distances"].items():
+        rows[f"{column}/floor"] = distance["floor"]
+        for method, estimate in distance["methods"].items():
+            rows |= {f"{column}/{method}/{key}": value for key, value in estimate.items()}
+    return rows
+
+
+def assert_equal_numbers(found: dict, expected: dict) -> None:
+    here, there = numbers(found), numbers(expected)
+    assert here.keys() == there.keys()
+    for name, value in there.items():
+        assert here[name] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
+
+
+def batches_done(out: Path) -> int:
+    return len(list(out.glob(".partial/*/*.npz")))
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, tmp_path):
+    """Whole on one process; killed at a random image on one and gone on with on two; killed again on none and ended on three."""
+    words = [*WORDS, f"--data={labelled}", f"--extractor={toy}"]
+    said, _ = run(0, "sr_dist.evaluate", *words, f"--out={tmp_path / 'whole'}")
+    assert "continuing" not in said
+    whole = tree(tmp_path / "whole")
+    assert whole["methods"]["bicubic"].keys() >= {"psnr_y", "fd_toy", "kd_toy", "patch_fd_toy", "class_fd_toy"}
+    assert not [name for name, value in numbers(whole).items() if value is None and "patch" not in name and "class" not in name]
+    assert (whole["distances"]["fd_toy"]["width"], whole["distances"]["patch_fd_toy"]["methods"]["bicubic"]["n"]) == (16, 4)
+
+    for ranks in (2, 3):
+        out = tmp_path / f"killed{ranks}"
+        process = start(0, "sr_dist.evaluate", *words, f"--out={out}")
+        at = random.randint(1, 7)
+        wait_for(lambda out=out, at=at: batches_done(out) >= at, process)
+        kill(process)
+        finish(process)
+        assert not (out / "report.json").exists()
+        left = batches_done(out)
+        said, _ = run(ranks, "sr_dist.evaluate", *words, f"--out={out}")
+        done, all_of_them = map(int, re.search(r"continuing: (\d+) of (\d+) batches are there", said).groups())
+        assert left - 1 <= done <= left < all_of_them
+        assert_equal_numbers(tree(out), whole)
+        rows = [(path / "images.jsonl").read_text() for path in (out, tmp_path / "whole")]
+        assert rows[0] == rows[1]
+        assert sorted(path.name for path in out.iterdir()) == ["images.jsonl", "report.html", "report.json", "report.md"]
+
+
+SETS = """
+import json, sys
+import numpy as np, torch
+from sr_dist import ranks
+from sr_dist.engine.setup import open_accelerator
+from sr_dist.eval.features import Features, dealt, distances, halves, jackknifed
+from sr_dist.eval.metrics import class_fid, kid
+
+accelerator = open_accelerator("no")
+draw = np.random.default_rng(0)
+found = {}
+for name, total, width, per, cuts in json.loads(sys.argv[1]):
+    x = draw.normal(1, 2, (total * per, width)).astype(np.float32)
+    y = (x + draw.normal(0, 1, x.shape)).astype(np.float32)
+    cuts = cuts[str(ranks.size())]
+    low, high = cuts[ranks.rank()] * per, cuts[ranks.rank() + 1] * per
+    images = np.repeat(np.arange(total), per)[low:high]
+    a, b = (Features(rows[low:high], images, total, torch.device("cpu")) for rows in (x, y))
+    labels = np.arange(total) % 3
+    moments = a.moments()
+    found[name] = {
+        "mean": moments.mean.tolist(), "covariance": moments.covariance.tolist(), "n": moments.n,
+        "fid": vars(jackknifed(a, b)), "floor": distances([halves(a)])[0], "kid": vars(kid.of_sets(a, b, labels)),
+        "class": vars(class_fid.of_sets(a, b, labels)) if per == 1 else None,
+        "numpys": np.cov(x.astype(np.float64), rowvar=False).tolist(),
+    }
+if ranks.is_first():
+    open(sys.argv[2], "w").write(json.dumps(found))
+ranks.wait()
+ranks.leave()
+"""
+# name, images, width, rows per image, and where ranks' slices begin and end: uneven, and empty first, in the middle, last
+CASES = [
+    ["many", 200, 6, 1, {"1": [0, 200], "2": [0, 67, 200], "3": [0, 5, 180, 200]}],
+    ["fewer than columns", 20, 30, 1, {"1": [0, 20], "2": [0, 0, 20], "3": [0, 9, 9, 20]}],
+    ["patches", 30, 5, 4, {"1": [0, 30], "2": [0, 30, 30], "3": [0, 0, 11, 30]}],
+]
+
+
+@pytest.mark.slow
+def test_moments_and_distances_are_the_same_on_one_two_and_three_ranks(tmp_path):
+    (tmp_path / "sets.py").write_text(SETS)
+    found = {}
+    for ranks in (1, 2, 3):
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(ranks), "--num_machines", "1"]
+        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        out = tmp_path / f"{ranks}.json"
+        words = [sys.executable, *(launcher if ranks > 1 else []), str(tmp_path / "sets.py"), json.dumps(CASES), str(out)]
+        done = subprocess.run(words, env=environment(ACCELERATE_USE_CPU="true"), capture_output=True, text=True, timeout=LONGEST)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[ranks] = json.loads(out.read_text())
+    for name, one in found[1].items():
+        np.testing.assert_allclose(one["covariance"], one["numpys"], rtol=1e-12, atol=1e-14)
+        for ranks in (2, 3):
+            other = found[ranks][name]
+            assert other["n"] == one["n"]
+            np.testing.assert_allclose(other["mean"], one["mean"], rtol=1e-12)
+            np.testing.assert_allclose(other["covariance"], one["covariance"], rtol=1e-12, atol=1e-13)
+            assert other["floor"] == pytest.approx(one["floor"], rel=1e-6)
+            for metric in ("fid", "kid", "class"):
+                here, there = ({key: value for key, value in (found[metric] or {}).items() if value} for found in (other, one))
+                assert here == pytest.approx(there, rel=1e-6), (name, ranks, metric)
+
+
+def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, picture, tmp_path, monkeypatch):
+    """A corrupt image at the end of the list, LR and HR of unlike size, a missing partner, a weights file cut short."""
+    good = tmp_path / "good"
+    good.mkdir()
+    for i in range(3):
+        Image.fromarray(picture(i, 40, 44)).save(good / f"{i}.png")
+    shutil.copytree(good, tmp_path / "corrupt")
+    (tmp_path / "corrupt" / "2.png").write_bytes((good / "2.png").read_bytes()[:1500])
+    for name, size in (("HR", (40, 44)), ("LR", (20, 21))):
+        (tmp_path / "pairs" / name).mkdir(parents=True)
+        Image.fromarray(picture(0, *size)).save(tmp_path / "pairs" / name / "a.png")
+    shutil.copytree(tmp_path / "pairs", tmp_path / "lonely")
+    (tmp_path / "lonely" / "LR" / "a.png").unlink()
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    (tmp_path / "empty").mkdir()
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "inception-2015-12-05.pt").write_bytes(b"PK cut short")
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(weights))
+    out = tmp_path / "out"
+    plain = ["--scale=2", "--metrics=psnr", f"--out={out}"]
+    mistakes = [
+        (["bicubic", f"--data={tmp_path / 'corrupt'}", *plain], "2.png' cannot be decoded"),
+        (["bicubic", f"--data={tmp_path / 'pairs'}", *plain], "'a': LR 21 x 20 and HR 44 x 40 are not 2 times apart"),
+        (["bicubic", f"--data={tmp_path / 'lonely'}", *plain], "data: no LR for a.png in "),
+        (["bicubic", f"--data={tmp_path / 'empty'}", *plain], "data: no images in "),
+        ([str(tmp_path / "cut.safetensors"), f"--data={good}", *plain], "METHOD: "),
+        (["bicubic", f"--data={good}", "--scale=2", f"--out={out}"], "inception-2015-12-05.pt' is damaged or another file"),
+        (["bicubic", f"--data={good}", *plain, "--metrics=psnr,fidd"], "metrics: no 'fidd'"),
+        (["bicubic", f"--data={good}", *plain, "--extractor=nowhere.pt"], "extractor: nothing is at 'nowhere.pt'"),
+        (["bicubic", f"--data={good}", *plain, "--resize=legacy_tensorflow"], "resize: "),
+    ]
+    answers = open_doors([("sr_dist.evaluate", words) for words, _ in mistakes])
+    for (words, said), answer in zip(mistakes, answers, strict=True):
+        assert answer.code == 2, (words, answer)
+        assert answer.err.startswith("error: ") and answer.err.count("\n") == 1 and said in answer.err, (words, answer.err)
+    assert not out.exists()
