@@ -17,7 +17,8 @@ from sr_dist.errors import UserError
 from sr_dist.files import sha256
 
 PYTORCH = "https://download.pytorch.org/models/"
-ADDRESSES = {name: PYTORCH + name for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth")}
+FILES = ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth", "resnet18-f37072fd.pth")
+ADDRESSES = {name: PYTORCH + name for name in FILES}
 
 
 class MissingWeights(UserError):

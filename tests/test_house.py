@@ -19,7 +19,7 @@ BELOW = {
     "objectives": {"losses", "leaves"},
     "eval": {"data", "leaves"},
     "data": {"leaves"},
-    "losses": {"leaves"},
+    "losses": {"models", "leaves"},  # frozen classifiers: models/weights.py opens them, and reads files only
     "models": {"leaves"},
     "leaves": set(),
 }
@@ -35,10 +35,11 @@ LEAVES = {
     "pretrained",
     "recipe",
     "commands",
+    "labels",
     "__init__",
 }
 FORMAT = "sr_dist.data.format"  # torch-free; recipes and shards read manifests through it
-PURE = {FORMAT, "sr_dist.data.order"}
+PURE = {FORMAT, "sr_dist.data.order", "sr_dist.data.select"}
 
 HOMES = {
     "accelerate": ("sr_dist/engine/",),

@@ -1,7 +1,7 @@
 """Shards -> micro-batches: the order's positions become bytes, uint8 crops, and batches on the device.
 
     position g --order--> (epoch, sample) --index--> bytes --crc32, decode, crop--> uint8 HR     in workers
-    uint8 HR --flip, turn, degrade--> Batch(lr, hr, label, keys)                                 on the device, in batches
+    uint8 HR --flip, turn, vary, degrade--> Batch(lr, hr, label, keys, attributes)               on the device, in batches
 
 A worker gets paths, never arrays; what it does depends on positions alone, so any number of workers does the same.
 """
@@ -29,9 +29,9 @@ from torchvision.io import ImageReadMode, decode_image  # here, for W&B watches 
 from sr_dist import ranks
 from sr_dist.batch import Batch
 from sr_dist.data import augment
-from sr_dist.data.format import Index, ShardError, Shards
+from sr_dist.data.format import Index, ShardError, Shards, attribute_values
 from sr_dist.data.order import CROP, DEGRADE, TURN, Order, crop_place, draw, micro_batch
-from sr_dist.data.select import chosen_rows
+from sr_dist.data.select import Portion, portion_rows
 from sr_dist.errors import UserError, first_line
 
 
@@ -44,6 +44,7 @@ class Crops(NamedTuple):
     seed: Tensor  # (B,) 64 random bits each, for the degradation
     label: Tensor  # (B,)
     keys: tuple[str, ...]
+    attributes: Tensor  # (B, A) of 0 and 1, in the manifest's order
 
 
 class ShardReader:
@@ -69,6 +70,10 @@ class ShardReader:
 
     def key(self, shard: int, row: int) -> str:
         return self.index(shard)["key"][row].decode()
+
+    def attributes(self, shard: int, row: int) -> np.ndarray:
+        """(A,) of 0 and 1, in the manifest's order."""
+        return attribute_values(self.index(shard)["attributes"][row : row + 1], len(self.shards.manifest.attributes))[0]
 
     def read(self, shard: int, row: int, member: str) -> bytes:
         """The bytes of one member ("hr" or "lr"); empty where there is none."""
@@ -140,11 +145,12 @@ class CropSource(Dataset):
     crop: int | None
     channels: int
     window: int
-    select: dict[str, int]
+    portion: Portion
 
     @cached_property
     def rows(self) -> list[np.ndarray] | None:
-        return chosen_rows(self.reader.shards, self.select) if self.select else None
+        everything = self.portion == Portion()
+        return None if everything else portion_rows(self.reader.shards, self.portion)
 
     @cached_property
     def order(self) -> Order:
@@ -157,10 +163,11 @@ class CropSource(Dataset):
             samples = [self._sample(epoch, sample) for epoch, sample in self.order(positions)]
         except UserError as mistake:  # handed over, for a raise in a worker arrives as a page of traceback
             return mistake
-        hr, lr, turn, seed, label, keys = zip(*samples, strict=True)
+        hr, lr, turn, seed, label, keys, attributes = zip(*samples, strict=True)
         stored = torch.stack(lr) if lr[0] is not None else None
         bits = torch.tensor([turn, seed], dtype=torch.int64)
-        return Crops(torch.stack(hr), stored, bits[0], bits[1], torch.tensor(label), keys)
+        facts = torch.from_numpy(np.stack(attributes))
+        return Crops(torch.stack(hr), stored, bits[0], bits[1], torch.tensor(label), keys, facts)
 
     def key(self, position: int) -> str:
         """The name of the sample at a position."""
@@ -181,7 +188,7 @@ class CropSource(Dataset):
         # 63 bits: torch has no unsigned 64.
         turn, seed = (draw(self.seed, epoch, sample, use) >> 1 for use in (TURN, DEGRADE))
         label = int(self.reader.index(shard)["class"][row])
-        return hr, lr, turn, seed, label, self.reader.key(shard, row)
+        return hr, lr, turn, seed, label, self.reader.key(shard, row), self.reader.attributes(shard, row)
 
 
 @dataclass(frozen=True)
@@ -219,7 +226,7 @@ class Stream:
         self.channels_last = channels_last
         self.position = position  # where the data stand before the first step; by default where that step of a new run is
         self._first = 1
-        self.source = CropSource(reader, seed, scale, settings.crop, channels, settings.window, dict(settings.select))
+        self.source = CropSource(reader, seed, scale, settings.crop, channels, settings.window, settings.portion(0))
 
     @property
     def samples(self) -> int:
@@ -279,8 +286,11 @@ class Stream:
         lr = None if crops.lr is None else augment.to_float(crops.lr.to(self.device, non_blocking=True))
         turn, seed = crops.turn.to(self.device), crops.seed.to(self.device)
         hr = augment.turned(hr, turn, self.settings.flip, self.settings.rotate)
+        hr = augment.varied(hr, turn, self.settings.augment)
         lr = self.degrade(hr, seed) if lr is None else augment.turned(lr, turn, self.settings.flip, self.settings.rotate)
-        return Batch(lr.contiguous(memory_format=layout), hr, crops.label.to(self.device), tuple(crops.keys))
+        names = self.source.reader.shards.manifest.attributes
+        attributes = dict(zip(names, crops.attributes.to(self.device).float().unbind(1), strict=True))
+        return Batch(lr.contiguous(memory_format=layout), hr, crops.label.to(self.device), tuple(crops.keys), attributes)
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:

@@ -7,8 +7,8 @@ with it every bit of the result, does not depend on the number of ranks.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from sr_dist import ranks
 from sr_dist.data.format import MODES, open_shards
 from sr_dist.data.order import share
+from sr_dist.data.select import Portion, portion_rows
 from sr_dist.data.stream import ShardReader, decode, to_tensor
 from sr_dist.errors import UserError, first_line
 
@@ -36,6 +37,7 @@ class Scored:
     names: tuple[str, ...]
     label: Tensor  # (B,); -1 where there is no class
     grey: bool
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
 
 
 class Images(Protocol):
@@ -49,23 +51,28 @@ class Images(Protocol):
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
         """HR (3, H, W) uint8, LR where one is stored, class number."""
 
+    def attributes(self, i: int) -> dict[str, int]:
+        """0 or 1 by name."""
 
-def open_images(source: str, limit: int | None = None, key: str = "data.validation") -> Images:
-    """Shards (a folder with a manifest, a brace pattern) or a folder of image files."""
+
+def open_images(source: str, limit: int | None = None, key: str = "data.validation", portion: Portion | None = None) -> Images:
+    """Shards (a folder with a manifest, a brace pattern), or a portion of them, or a folder of image files."""
     folder = Path(source)
     if "{" in source or source.endswith(".tar") or (folder / "manifest.json").is_file():
-        return ShardImages(source, limit, key)
+        return ShardImages(source, limit, key, portion)
     if not folder.is_dir():
         open_shards(source, key)  # says what is missing, and the nearest name
+    if portion:
+        raise UserError(f"{key}: '{source}' is a folder of images; only shards have parts")
     return FolderImages(folder, limit, key)
 
 
 class ShardImages:
-    def __init__(self, source: str, limit: int | None, key: str) -> None:
+    def __init__(self, source: str, limit: int | None, key: str, portion: Portion | None = None) -> None:
         shards = open_shards(source, key)
         shards.check_sizes()
         self.reader = ShardReader(shards)
-        rows = [(shard, row) for shard, entry in enumerate(shards.manifest.shards) for row in range(entry.samples)]
+        rows = [(shard, int(row)) for shard, some in enumerate(portion_rows(shards, portion or Portion())) for row in some]
         rows.sort(key=lambda place: self.reader.key(*place))
         self.places = rows[:limit]
         self.names = [self.reader.key(*place) for place in self.places]
@@ -80,6 +87,10 @@ class ShardImages:
         hr, lr = (self.reader.image(shard, row, member, 3) for member in ("hr", "lr"))
         assert hr is not None
         return hr, lr, int(self.reader.index(shard)["class"][row])
+
+    def attributes(self, i: int) -> dict[str, int]:
+        values = self.reader.attributes(*self.places[i]).tolist()
+        return dict(zip(self.reader.shards.manifest.attributes, values, strict=True))
 
 
 class FolderImages:
@@ -120,6 +131,9 @@ class FolderImages:
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
         partner = self.lr_files[i] if self.lr_files else None
         return _read_image(self.files[i]), None if partner is None else _read_image(partner), -1
+
+    def attributes(self, i: int) -> dict[str, int]:
+        return {}
 
 
 def _read_image(path: Path) -> Tensor:
@@ -164,7 +178,9 @@ class Batches(Dataset):
         lr, hr, label = zip(*pairs, strict=True)
         grey = self.images.shape(self.groups[number][0])[2]
         names = tuple(self.images.names[i] for i in self.groups[number])
-        return Scored(torch.stack(lr), torch.stack(hr), names, torch.tensor(label), grey)
+        facts = [self.images.attributes(i) for i in self.groups[number]]
+        attributes = {name: torch.tensor([fact[name] for fact in facts]) for name in facts[0]}
+        return Scored(torch.stack(lr), torch.stack(hr), names, torch.tensor(label), grey, attributes)
 
     def _pair(self, i: int) -> tuple[Tensor, Tensor, int]:
         hr8, lr8, label = self.images.load(i)

@@ -20,6 +20,7 @@ from sr_dist.engine.log import Clock, Log, Trace
 from sr_dist.engine.restore import Upscale, for_any_colour
 from sr_dist.engine.signals import StopRequest
 from sr_dist.engine.watchdog import Watchdog
+from sr_dist.labels import Labels, labels_of
 from sr_dist.models import weights
 from sr_dist.recipe import Part, Recipe
 
@@ -51,8 +52,13 @@ class Run:
     @property
     def restore(self) -> Upscale:
         """The EMA on pictures, which are colour even where the network is grey."""
-        channels = int(self.recipe.generator.options.get("channels", 3))
-        return for_any_colour(self.ema.network, channels, self.recipe.scale)
+        return for_any_colour(self.ema.network, self.recipe.channels, self.recipe.scale)
+
+    @property
+    def labels(self) -> Labels:
+        """What the classifier that trains tells apart."""
+        wanted = self.recipe.objective.options["labels"]
+        return labels_of(wanted, self.stream.source.reader.shards, "objective.labels")
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +99,12 @@ def _writing(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], No
         "scalers": {name: engine.scaler_state() for name, engine in run.phases.items()},
     }
     part: Part = getattr(recipe, run.primary)
-    about = {f"{run.primary}.ema": weights.metadata({"name": part.name, **part.options}, recipe.scale)}
+    section = {"name": part.name, **part.options}
+    if run.primary == "classifier":
+        said = weights.classifier_metadata(section, run.labels, recipe.data.crop)
+    else:
+        said = weights.metadata(section, recipe.scale)
+    about = {f"{run.primary}.ema": said}
     best = run.state["best"]["step"] if run.state["best"] else None
 
     def write() -> None:

@@ -29,6 +29,7 @@ from sr_dist.data.format import (
     write_manifest,
 )
 from sr_dist.data.order import CROP, Order, crop_place, draw
+from sr_dist.data.select import Portion
 from sr_dist.data.stream import CropSource, Positions, ShardReader, Stream, decode
 from sr_dist.recipe import Data
 from sr_dist.resize import imresize
@@ -402,6 +403,6 @@ def test_sixteen_bits_become_eight(channels):
 
 
 def test_a_source_without_selection_reads_every_sample(photo_shards):
-    source = CropSource(ShardReader(open_shards(str(photo_shards))), 0, SCALE, CROP_SIZE, 3, 8192, {})
+    source = CropSource(ShardReader(open_shards(str(photo_shards))), 0, SCALE, CROP_SIZE, 3, 8192, Portion())
     assert source.rows is None
     assert source.order.samples == 24
