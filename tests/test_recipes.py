@@ -27,6 +27,7 @@ THIN = {
     "unet_sn": {"width": "8"},
     "acgan": {"widths": "[8, 12]", "features": "16"},
     "patch": {"widths": "[8, 12]"},
+    "resnet18": {"stem": "imagenet"},  # which halves the image five times: the same layers on few pixels
     "digit_cnn": {"size": "32", "widths": "[8, 12, 16]", "features": "[16, 16]", "dropout": "0"},
 }
 
