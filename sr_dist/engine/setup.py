@@ -42,6 +42,7 @@ def set_up(recipe: Recipe) -> Run:
     check_same_data(recipe, shards, resumed)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
     objective = build_objective(recipe).to(accelerator.device)
+    torch.manual_seed(recipe.seed)  # and the same ones with and without a term that builds networks of its own
     notes: list[str] = []
     networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
     stream = _stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
