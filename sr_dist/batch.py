@@ -6,7 +6,8 @@ Images:  float in [0, 1], RGB (or one grey channel), at every module boundary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,6 +21,7 @@ class Batch:
     hr: Tensor  # (B, C, H, W)
     label: Tensor  # (B,) class numbers; -1 where a sample has none
     keys: tuple[str, ...]  # the samples' names
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
 
     def __len__(self) -> int:
         return len(self.hr)
@@ -30,3 +32,12 @@ class Verdict(NamedTuple):
 
     realness: Tensor  # logits: (B,) for whole images, (B, h, w) for patches
     classes: Tensor | None  # logits (B, K), or None where there is no class head
+
+
+class Reading(NamedTuple):
+    """A value that a loss hands to the log beside its terms, under a name of its own; nothing is trained on it."""
+
+    value: Tensor  # a mean over the micro-batch
+
+
+Terms = dict[str, Tensor | Reading]  # of a loss: weighted terms, which are added up, and readings

@@ -17,7 +17,10 @@ from sr_dist.errors import UserError
 from sr_dist.files import sha256
 
 PYTORCH = "https://download.pytorch.org/models/"
-ADDRESSES = {name: PYTORCH + name for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth")} | {
+ADDRESSES = {
+    name: PYTORCH + name
+    for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth", "resnet18-f37072fd.pth")
+} | {
     "inception-2015-12-05.pt": "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth",

@@ -21,11 +21,14 @@ from sr_dist.data.cache import Cache, cache_of
 from sr_dist.data.format import Shards
 from sr_dist.data.order import LONGEST_PATTERN, whole_weights
 from sr_dist.data.remote import DEFAULT_GB, is_remote, open_shards
+from sr_dist.data.select import Portion, portion_rows, shares
 from sr_dist.errors import UserError, nearest
+from sr_dist.labels import SCORES, labels_of
 
 PACKAGES = {
     "generator": "sr_dist.models.generators",
     "discriminator": "sr_dist.models.discriminators",
+    "classifier": "sr_dist.models.classifiers",
     "objective": "sr_dist.objectives",
     "degradation": "sr_dist.data.degradations",
     "content": "sr_dist.losses.content",
@@ -35,6 +38,8 @@ METRICS = "sr_dist.eval.metrics"  # their files have no options
 
 Positive = Annotated[int, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Period = Annotated[Positive | None, Absent]  # every so many steps, or never
 Text = Annotated[str | None, Absent]
 
@@ -69,12 +74,23 @@ def _sources(value: Any) -> Any:
     return weights
 
 
+class Augment(Settings):
+    """How far training images are changed before LR is made of them; each by random numbers of its own."""
+
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0  # to either side
+    contrast: Fraction = 0.0  # 0.2: a factor from 0.8 to 1.2
+    brightness: Fraction = 0.0  # 0.2: up to so much darker or lighter
+    erase: Fraction = 0.0  # of the images lose a rectangle
+
+
 class Data(Settings):
     # Shards: a folder, a brace pattern of some, a URL of a folder, `pipe:` and a command; or several with weights.
     train: Annotated[str | dict[str, float], BeforeValidator(_sources)]
     validation: Text = None  # shards or a folder of images
     validation_limit: Annotated[Positive | None, Absent] = None  # only the first so many images
     select: dict[str, Positive] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
+    balance: dict[str, tuple[Positive, Positive]] = {}  # so many samples with an attribute, so many without; by content hash
+    split: tuple[Share, ...] = ()  # of data.train into training, validation and test, by content hash
     crop: Annotated[Positive | None, Absent]  # pixels of HR; none: whole images, one per micro-batch
     small: Literal["refuse", "replicate"] = "refuse"  # images below the crop
     on_corrupt: Literal["fail", "substitute"] = "fail"  # or take the next sample for one that cannot be read, and write it down
@@ -83,6 +99,7 @@ class Data(Settings):
     batch: Positive  # images per step, over all ranks
     flip: bool = True
     rotate: bool = True  # by quarter turns
+    augment: Augment = Augment()
     degradation: Part = Part(name="bicubic")  # how LR is made, where the shards store none
     window: Positive = 8192  # samples that are mixed together
     workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes per rank
@@ -104,6 +121,23 @@ class Data(Settings):
     def opened(self) -> list[Shards]:
         """The data sets to train on."""
         return [open_shards(source, "data.train", self.cached()) for source in self.sources]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Data:
+        if self.balance and (self.select or len(self.balance) > 1):
+            raise ValueError("balance takes one attribute and no select beside it; select alone takes any number of groups")
+        if self.split and not (len(self.split) in (2, 3) and math.isclose(sum(self.split), 1, abs_tol=1e-6)):
+            raise ValueError(f"split: {list(self.split)} are not two or three shares that make 1, such as [0.7, 0.15, 0.15]")
+        if self.split and self.validation:
+            raise ValueError("validation: with a split it is the second part of data.train; leave one of them out")
+        return self
+
+    def portion(self, part: int) -> Portion:
+        """The samples of data.train that are for training (0), validation (1) or the test at the end (2)."""
+        select = self.select
+        for name, (there, elsewhere) in self.balance.items():
+            select = {name: there, "rest": elsewhere}
+        return Portion(select, self.split, part if self.split else 0)
 
 
 class Init(Settings):
@@ -180,8 +214,9 @@ class Recipe(Settings):
     steps: Positive
     runs: str = "runs"
     data: Data
-    generator: Part
+    generator: Annotated[Part | None, Absent] = None
     discriminator: Annotated[Part | None, Absent] = None
+    classifier: Annotated[Part | None, Absent] = None  # in the generator's place
     objective: Part
     init: Init = Init()
     optimizer: Optimizer
@@ -218,6 +253,12 @@ class Recipe(Settings):
     def folder(self) -> Path:
         return Path(self.runs) / self.name
 
+    @property
+    def channels(self) -> int:
+        """Of the images that train: the generator's or the classifier's."""
+        part = self.generator or self.classifier
+        return int(part.options.get("channels", 3)) if part else 3
+
     def optimizer_of(self, phase: str) -> Optimizer:
         return self.discriminator_optimizer or self.optimizer if phase == "discriminator" else self.optimizer
 
@@ -226,6 +267,7 @@ class Recipe(Settings):
         found = {
             "generator": self.generator,
             "discriminator": self.discriminator,
+            "classifier": self.classifier,
             "objective": self.objective,
             "data.degradation": self.data.degradation,
         }
@@ -235,23 +277,26 @@ class Recipe(Settings):
 def load(path: str | Path, options: Mapping[str, str]) -> Recipe:
     """A recipe file and `--key.sub=value` -> settings whose sections, names and data fit together."""
     recipe = stated(path, options)
-    recipe = _with_classes(recipe, recipe.data.opened()[0])
+    shards = recipe.data.opened()[0]
+    recipe = _with_outputs(_with_classes(recipe, shards), shards)
     check_data(recipe)
     check_world(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     return recipe
 
 
 def load_without_data(path: str | Path, options: Mapping[str, str]) -> Recipe:
-    """The same where the shards may be on another machine: enough to build the networks. Only `classes: manifest` needs them."""
+    """The same where the shards may be on another machine: enough to build the networks. Only counts of classes need them."""
     recipe = stated(path, options)
-    if not recipe.discriminator or str(recipe.discriminator.options.get("classes")) != "manifest":
+    key = "discriminator.classes"
+    if recipe.classifier:
+        key = "classifier.outputs"
+    if (str(recipe.discriminator.options.get("classes")) if recipe.discriminator else _outputs(recipe)) != "manifest":
         return recipe
     try:
-        return _with_classes(recipe, recipe.data.opened()[0])
+        shards = recipe.data.opened()[0]
+        return _with_outputs(_with_classes(recipe, shards), shards)
     except UserError as problem:
-        raise UserError(
-            f"discriminator.classes: manifest, but {problem}; --discriminator.classes=N does without shards"
-        ) from None
+        raise UserError(f"{key}: manifest, but {problem}; --{key}=N does without shards") from None
 
 
 def stated(path: str | Path, options: Mapping[str, str]) -> Recipe:
@@ -273,15 +318,17 @@ def check_names(recipe: Recipe) -> None:
 
 def check_agreement(recipe: Recipe) -> None:
     """Sections that must say the same."""
-    if recipe.discriminator:
+    if not recipe.generator and not recipe.classifier:
+        raise UserError("generator: this key is missing (or classifier, for a recipe that trains one)")
+    if recipe.generator and recipe.discriminator:
         ours, theirs = (str(part.options.get("channels", 3)) for part in (recipe.generator, recipe.discriminator))
         if ours != theirs:
             raise UserError(f"discriminator.channels: {theirs}, but the generator makes images of {ours}")
     if recipe.keep.best:
-        known = metric_facts(recipe, "BETTER")
+        known = list(SCORES) if recipe.classifier else metric_facts(recipe, "BETTER")
         if recipe.keep.best not in known:
             raise UserError(
-                f"keep.best: '{recipe.keep.best}' is no column of the metrics {', '.join(recipe.metrics)}"
+                f"keep.best: '{recipe.keep.best}' is no column of the metrics {', '.join(SCORES if recipe.classifier else recipe.metrics)}"
                 f"{nearest(recipe.keep.best, known)}"
             )
 
@@ -329,6 +376,36 @@ def _with_classes(recipe: Recipe, shards: Shards) -> Recipe:
     return recipe.model_copy(update={"discriminator": part})
 
 
+def _outputs(recipe: Recipe) -> str:
+    """What the recipe says of its classifier's outputs; `manifest` where only the shards know."""
+    return str(recipe.classifier.options.get("outputs", "manifest")) if recipe.classifier else "none"
+
+
+def _with_outputs(recipe: Recipe, shards: Shards) -> Recipe:
+    """A classifier's outputs are as many as `objective.labels`; `balance: weights` needs to know how common each is."""
+    if not recipe.classifier:
+        return recipe
+    wanted = config.typed(_Labels, {"labels": recipe.objective.options.get("labels", "class")}, "objective").labels
+    labels, stated = labels_of(wanted, shards, "objective.labels"), _outputs(recipe)
+    if stated not in ("manifest", str(len(labels.names))):
+        raise UserError(
+            f"classifier.outputs: {stated}, but objective.labels are {labels}; leave it out, or say {len(labels.names)}"
+        )
+    classifier = Part(name=recipe.classifier.name, **{**recipe.classifier.options, "outputs": len(labels.names)})
+    objective = recipe.objective
+    if objective.options.get("balance") == "weights":
+        found = shares(shards, recipe.data.portion(0), labels)
+        for name, share in zip(labels.names, found, strict=True):
+            if not share or (labels.kind == "attributes" and share == 1):
+                raise UserError(f"objective.balance: weights, but {'no' if not share else 'every'} training sample is '{name}'")
+        objective = Part(name=objective.name, **{**objective.options, "shares": list(found)})
+    return recipe.model_copy(update={"classifier": classifier, "objective": objective})
+
+
+class _Labels(Settings):
+    labels: Names
+
+
 def check_data(recipe: Recipe) -> None:
     data, scale = recipe.data, recipe.scale
     if data.crop and data.crop % scale:
@@ -356,13 +433,20 @@ def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
         )
     if shards.manifest.scale and shards.manifest.scale != scale:
         raise UserError(f"scale: {scale}, but the LR images stored in '{source}' are {shards.manifest.scale} times smaller")
+    if shards.manifest.scale and data.augment != Augment():
+        raise UserError(
+            f"data.augment: '{source}' stores LR images, which it would not fit; it works where LR is made on the way"
+        )
+    for part in range(len(data.split)):
+        if not sum(len(rows) for rows in portion_rows(shards, data.portion(part))):
+            raise UserError(f"data.split: no sample of '{source}' falls into part {part + 1} of {list(data.split)}")
 
 
 def _check_alike(recipe: Recipe, opened: list[Shards]) -> None:
     """Data sets that are mixed meet in one batch."""
     sources, first = recipe.data.sources, opened[0].manifest
-    if len(opened) > 1 and recipe.data.select:
-        raise UserError("data.select: chooses from one data set; with several in data.train, build shards of what you want")
+    if len(opened) > 1 and (key := next((name for name in ("select", "balance", "split") if getattr(recipe.data, name)), "")):
+        raise UserError(f"data.{key}: chooses from one data set; with several in data.train, build shards of what you want")
     classes = recipe.discriminator and str(recipe.discriminator.options.get("classes", "none")) not in ("none", "null")
     for source, shards in zip(sources[1:], opened[1:], strict=True):
         if bool(shards.manifest.scale) != bool(first.scale):
@@ -415,11 +499,15 @@ def _with_typed_content(part: Part) -> Part:
 
 
 def find_weights(recipe: Recipe) -> None:
-    """Published files that content terms and metrics need are here, or fetched where that is allowed."""
-    for module, term, key in content_terms(recipe):
-        for file in module.files(term) if hasattr(module, "files") else ():
+    """Files that networks and content terms start from: published ones are here, or fetched where that is allowed, and
+    finished runs fit the recipe."""
+    parts = ((*plugins.resolve(PACKAGES[key.split(".")[-1]], p.name, p.options, key), key) for key, p in recipe.parts().items())
+    for module, options, key in (*parts, *content_terms(recipe)):
+        for file in module.files(options) if hasattr(module, "files") else ():
             pretrained.find(file, key, download=recipe.allow_download)
-    for column, file in metric_facts(recipe, "NEEDS").items() if recipe.data.validation else ():
+        if hasattr(module, "check_runs"):
+            module.check_runs(options, recipe)
+    for column, file in metric_facts(recipe, "NEEDS").items() if recipe.data.validation or recipe.data.split else ():
         pretrained.find(file, f"metrics: {column}", download=recipe.allow_download)
 
 
@@ -452,11 +540,11 @@ def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
     for key in ("generator", "discriminator", "classifier"):
         if getattr(recipe.init, key) and key not in phases:
             raise UserError(f"init.{key}: the objective '{recipe.objective.name}' trains no {key}")
-    wants = "discriminator" in phases
-    if wants and recipe.discriminator is None:
-        raise UserError(f"discriminator: the objective '{recipe.objective.name}' trains one; name it, such as {{name: acgan}}")
-    if not wants and recipe.discriminator is not None:
-        raise UserError(f"discriminator: the objective '{recipe.objective.name}' trains none; leave the section out")
+    for key, example in {"generator": "rrdb", "discriminator": "acgan", "classifier": "resnet18"}.items():
+        if key in phases and getattr(recipe, key) is None:
+            raise UserError(f"{key}: the objective '{recipe.objective.name}' trains one; name it, such as {{name: {example}}}")
+        if key not in phases and getattr(recipe, key) is not None:
+            raise UserError(f"{key}: the objective '{recipe.objective.name}' trains none; leave the section out")
 
 
 # May differ between a run and its resumption; a section stands for all its keys. Starting weights are of no more use then.

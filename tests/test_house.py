@@ -19,7 +19,7 @@ BELOW = {
     "objectives": {"losses", "leaves"},
     "eval": {"data", "losses", "leaves"},
     "data": {"leaves"},
-    "losses": {"leaves"},
+    "losses": {"models", "leaves"},  # frozen classifiers: models/weights.py opens them, and reads files only
     "models": {"leaves"},
     "leaves": set(),
 }
@@ -35,10 +35,11 @@ LEAVES = {
     "pretrained",
     "recipe",
     "commands",
+    "labels",
     "__init__",
 }
 FORMAT = "sr_dist.data.format"  # torch-free, as what is in PURE; recipes and shards read manifests through it
-PURE = {FORMAT, "sr_dist.data.order", "sr_dist.data.cache", "sr_dist.data.remote"}
+PURE = {FORMAT, "sr_dist.data.order", "sr_dist.data.cache", "sr_dist.data.remote", "sr_dist.data.select"}
 
 HOMES = {
     "accelerate": ("sr_dist/engine/",),

@@ -6,9 +6,11 @@ import fnmatch
 from pathlib import Path
 
 import pytest
+from finished import finished
 from PIL import Image
 
 from sr_dist import config, plugins, recipe
+from sr_dist.labels import Labels
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -24,12 +26,15 @@ THIN = {
     "srgan_vgg": {"width": "8", "features": "16", "crop": "32"},
     "unet_sn": {"width": "8"},
     "acgan": {"widths": "[8, 12]", "features": "16"},
+    "patch": {"widths": "[8, 12]"},
+    "resnet18": {"stem": "imagenet"},  # which halves the image five times: the same layers on few pixels
+    "digit_cnn": {"size": "32", "widths": "[8, 12, 16]", "features": "[16, 16]", "dropout": "0"},
 }
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    """Eight parts of two photographs, of 256 pixels, in two classes."""
+    """Eight parts of two photographs, of 256 pixels, in two classes and with attributes that say nothing of them."""
     from skimage import data
 
     from shards.build import build
@@ -41,26 +46,55 @@ def shards(tmp_path_factory) -> Path:
         for number in range(4):
             top, left = number // 2 * SIDE, number % 2 * SIDE
             Image.fromarray(photo[top : top + SIDE, left : left + SIDE]).save(folder / f"{number}.png")
-    build("class_folders", str(root / "photos"), root / "shards", {"per_shard": "4"})
+    build("made.attributed", str(root / "photos"), root / "shards", {"per_shard": "4"})
     return root / "shards"
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory) -> dict[str, str]:
+    """Tiny classifiers in the place of those that recipes listen to, by the names of their runs."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    told = {
+        "classifier_digits": Labels("class", ("class0", "class1")),
+        "classifier_eyeglasses": Labels("attributes", ("Eyeglasses",)),
+        "classifier_gender": Labels("attributes", ("Male",)),
+        "classifier_hat": Labels("attributes", ("Wearing_Hat",)),
+    }
+    return {name: finished(folder / f"{name}.safetensors", labels, size=32) for name, labels in told.items()}
 
 
 def read(path: Path) -> recipe.Recipe:
     return config.typed(recipe.Recipe, config.read(path))
 
 
-def twin(path: Path, shards: Path, runs: Path) -> dict[str, str]:
+def few(whole: recipe.Recipe) -> dict[str, str]:
+    """Eight photographs are not the thousands that a recipe selects and divides."""
+    parts = {2: "[0.5, 0.5]", 3: "[0.5, 0.25, 0.25]"}
+    return {
+        "data.select": "{}",
+        "data.balance": "{}",
+        **({"data.split": parts[len(whole.data.split)]} if whole.data.split else {}),
+    }
+
+
+def twin(path: Path, shards: Path, runs: Path, classifiers: dict[str, str]) -> dict[str, str]:
     """Overrides under which the recipe trains in seconds."""
     whole = read(path)
     options = {
         "data.train": str(shards), "data.validation": "none", "runs": str(runs), "data.crop": "32", "data.batch": "4",
         "data.workers": "0", "optimizer.learning_rate": "2e-3", "schedule": "{name: constant}", "precision": "no",
-        "init.generator": "none", "log.wandb": "off",
+        "init.generator": "none", "init.classifier": "none", "log.wandb": "off", **few(whole),
     }  # fmt: skip
-    for section, part in (("generator", whole.generator), ("discriminator", whole.discriminator)):
+    parts = {"generator": whole.generator, "discriminator": whole.discriminator, "classifier": whole.classifier}
+    for section, part in parts.items():
         for key, value in THIN.get(part.name, {}).items() if part else ():
             options[f"{section}.{key}"] = value
-    if whole.generator.options.get("skip") == "bicubic":
+    if whole.classifier:
+        options |= {"data.augment": "{}", "data.flip": "false"}  # one batch is learned, and always the same
+    if "classifier" in whole.objective.options.get("content", {}):
+        runs_of = whole.objective.options["content"]["classifier"]["runs"]
+        options["objective.content.classifier.runs"] = ",".join(classifiers[Path(run).name] for run in runs_of)
+    if whole.generator and whole.generator.options.get("skip") == "bicubic":
         options["optimizer.learning_rate"] = "2e-5"  # it starts from an image that is good already
     if "vgg" in whole.objective.options.get("content", {}):
         options["objective.content.vgg.weights"] = "random"
@@ -73,7 +107,7 @@ def twin(path: Path, shards: Path, runs: Path) -> dict[str, str]:
 def test_every_recipe_is_understood_with_its_own_numbers(path, shards, monkeypatch):
     """Only the paths of the data differ. The losses' published weights are not looked for."""
     monkeypatch.setattr(recipe.pretrained, "find", lambda *_, **__: None)
-    loaded = recipe.load(path, {"data.train": str(shards), "data.validation": "none"})
+    loaded = recipe.load(path, {"data.train": str(shards), "data.validation": "none", **few(read(path))})
     assert loaded.name == path.stem
     whole = recipe.complete(loaded)
     assert whole.discriminator is None or whole.discriminator.options.get("classes", CLASSES) == CLASSES
@@ -109,11 +143,12 @@ def test_large_recipes_follow_the_rule_that_they_state(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_twin_of_every_recipe_learns_one_batch(path, shards, tmp_path):
+def test_the_twin_of_every_recipe_learns_one_batch(path, shards, classifiers, tmp_path):
     from sr_dist.engine.loop import train_step
     from sr_dist.engine.setup import set_up
 
-    thin = recipe.complete(recipe.load(path, twin(path, shards, tmp_path)))
+    thin = recipe.complete(recipe.load(path, twin(path, shards, tmp_path, classifiers)))
+    recipe.find_weights(thin)
     thin.folder.mkdir(parents=True)
     run = set_up(thin)
     try:
@@ -123,7 +158,8 @@ def test_the_twin_of_every_recipe_learns_one_batch(path, shards, tmp_path):
         run.stop.close()
         run.log.close()
         run.stream.close()
-    content = [sum(row[name].item() for name in run.objective.content.weights) for row in found]
+    watched = ["cross_entropy"] if thin.classifier else list(run.objective.content.weights)
+    content = [sum(row[name].item() for name in watched) for row in found]
     assert content[-1] < 0.995 * content[0]
     assert sum(int(engine.skipped_in_all) for engine in run.phases.values()) == 0
     if run.recipe.discriminator is not None:
@@ -138,3 +174,12 @@ def test_fine_tuning_trains_the_trunk_alone():
     frozen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in chosen.init.freeze)]
     assert set(names) - set(frozen) == {name for name in names if name.startswith("body.")}
     assert frozen
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.startswith("classifier_")], ids=lambda path: path.stem)
+def test_a_recipe_that_listens_to_a_classifier_never_trains_on_what_it_is_tested_on(path):
+    """Splits by one hash are nested: the last part of the generator's lies in the last part of the classifier's."""
+    listeners = [p for p in RECIPES if f"runs/{path.stem}" in p.read_text().split("objective:")[-1] and "split" in p.read_text()]
+    assert listeners or path.stem == "classifier_male_smiling"
+    for listener in listeners:
+        assert read(listener).data.split[-1] <= read(path).data.split[-1]

@@ -1,24 +1,53 @@
-"""`data.select`: some samples of a data set, the same ones on every machine, chosen by content hash.
+"""Which samples of a data set: those that `data.select` names and, of them, a part of `data.split`; both by content hash, so that
+they are the same on every machine, in any order and any number of shards.
 
     {each_class: 180}                        180 samples of every class
     {Eyeglasses: 13000, rest: 27000}         13,000 with the attribute, 27,000 of all others
     {tench: 100, chow: 100}                  two classes
 A sample that fits several lines counts for the first.
+
+    split: [0.7, 0.15, 0.15]                 training, validation, test: a sample's hash alone says which
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sr_dist.data.format import Shards, attribute_values
 from sr_dist.errors import UserError, nearest
+from sr_dist.labels import CLASS, Labels
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Of the samples that `select` names, those in one part of a split; by default everything."""
+
+    select: Mapping[str, int] = field(default_factory=dict)
+    split: tuple[float, ...] = ()
+    part: int = 0
+
+
+def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
+    """The rows of every shard that belong to a portion, in tar order."""
+    rows = chosen_rows(shards, portion.select) if portion.select else [np.arange(s.samples) for s in shards.manifest.shards]
+    if not portion.split:
+        return rows
+    return [kept[part_of(shards.index(i)["hash"][kept], portion.split) == portion.part] for i, kept in enumerate(rows)]
+
+
+def part_of(hashes: np.ndarray, split: Sequence[float]) -> np.ndarray:
+    """The part of the split that each sample is in. By the hash's second half: the first half orders `select`, and what it
+    chooses must fall into all parts."""
+    place = np.frombuffer(np.array(hashes).tobytes(), "<u8").reshape(-1, 2)[:, 1] / 2.0**64
+    return np.searchsorted(np.cumsum(split)[:-1], place, side="right")
 
 
 def chosen_rows(shards: Shards, select: Mapping[str, int]) -> list[np.ndarray]:
     """The chosen rows of every shard, in tar order."""
-    starts = np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])])
+    starts = _starts(shards)
     hashes, keys, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
     by_hash = np.lexsort((keys, hashes))  # equal contents by their keys
 
@@ -57,3 +86,20 @@ def _groups(shards: Shards, select: Mapping[str, int], classes: np.ndarray, attr
         else:
             known = ["each_class", "rest", *manifest.attributes, *manifest.classes]
             raise UserError(f"data.select.{name}: no class or attribute of that name{nearest(name, known)}")
+
+
+def shares(shards: Shards, portion: Portion, labels: Labels) -> tuple[float, ...]:
+    """How much of a portion each class is, or has each attribute; samples without a class are not counted."""
+    rows = np.concatenate([low + kept for low, kept in zip(_starts(shards), portion_rows(shards, portion), strict=False)])
+    _, _, classes, attributes = (np.concatenate(column)[rows] for column in zip(*_columns(shards), strict=True))
+    if labels.kind == CLASS:
+        known = classes[classes >= 0]
+        found = np.bincount(known, minlength=len(labels.names)) / max(len(known), 1)
+    else:
+        found = attributes[:, [shards.manifest.attributes.index(name) for name in labels.names]].mean(0)
+    return tuple(round(float(share), 6) for share in found)
+
+
+def _starts(shards: Shards) -> np.ndarray:
+    """The number of each shard's first sample, and of the one after the last."""
+    return np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])]).astype(np.int64)

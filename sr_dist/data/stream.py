@@ -1,7 +1,7 @@
 """Shards -> micro-batches: the order's positions become bytes, uint8 crops, and batches on the device.
 
     position g --order--> (epoch, sample) --index--> bytes --crc32, decode, crop--> uint8 HR     in workers
-    uint8 HR --flip, turn, degrade--> Batch(lr, hr, label, keys)                                 on the device, in batches
+    uint8 HR --flip, turn, vary, degrade--> Batch(lr, hr, label, keys, attributes)               on the device, in batches
 
 A worker gets paths, never arrays; what it does depends on positions alone, so any number of workers does the same.
 Where shards are elsewhere, they are fetched into the node's cache as they are needed, and a thread fetches ahead.
@@ -35,7 +35,7 @@ from sr_dist import ranks
 from sr_dist.batch import Batch
 from sr_dist.data import augment
 from sr_dist.data.ahead import Ahead, Need
-from sr_dist.data.format import Index, ShardError, Shards
+from sr_dist.data.format import Index, ShardError, Shards, attribute_values
 from sr_dist.data.order import (
     CROP,
     DEGRADE,
@@ -52,7 +52,7 @@ from sr_dist.data.order import (
     whole_weights,
 )
 from sr_dist.data.remote import RemoteShards
-from sr_dist.data.select import chosen_rows
+from sr_dist.data.select import Portion, portion_rows
 from sr_dist.errors import UserError, first_line
 
 logger = logging.getLogger("sr_dist")
@@ -75,6 +75,7 @@ class Crops(NamedTuple):
     seed: np.ndarray  # (B,) 63 random bits each, for the degradation
     label: np.ndarray  # (B,)
     keys: tuple[str, ...]
+    attributes: np.ndarray  # (B, A) of 0 and 1, in the manifest's order
     replaced: tuple[Replaced, ...] = ()
 
 
@@ -103,6 +104,10 @@ class ShardReader:
 
     def key(self, shard: int, row: int) -> str:
         return self.index(shard)["key"][row].decode()
+
+    def attributes(self, shard: int, row: int) -> np.ndarray:
+        """(A,) of 0 and 1, in the manifest's order."""
+        return attribute_values(self.index(shard)["attributes"][row : row + 1], len(self.shards.manifest.attributes))[0]
 
     def read(self, shard: int, row: int, member: str) -> bytearray:
         """The bytes of one member ("hr" or "lr"); empty where there is none."""
@@ -194,11 +199,12 @@ class Samples:
     reader: ShardReader
     seed: int
     window: int
-    select: dict[str, int]
+    portion: Portion
 
     @cached_property
     def rows(self) -> list[np.ndarray] | None:
-        return chosen_rows(self.reader.shards, self.select) if self.select else None
+        everything = self.portion == Portion()
+        return None if everything else portion_rows(self.reader.shards, self.portion)
 
     @cached_property
     def order(self) -> Order:
@@ -245,10 +251,12 @@ class CropSource(Dataset):
             hr_batch[place] = hr
             if lr_batch is not None:
                 lr_batch[place] = lr
-        turn, seed, label, keys, replaced = zip(*rest, strict=True)
+        turn, seed, label, keys, attributes, replaced = zip(*rest, strict=True)
         bits, degraded, labels = (np.array(column, np.int64) for column in (turn, seed, label))
         assert hr_batch is not None
-        return Crops(hr_batch, lr_batch, bits, degraded, labels, keys, tuple(swap for swap in replaced if swap))
+        return Crops(
+            hr_batch, lr_batch, bits, degraded, labels, keys, np.stack(attributes), tuple(swap for swap in replaced if swap)
+        )
 
     def key(self, position: int) -> str:
         """The name of the sample at a position."""
@@ -293,7 +301,7 @@ class CropSource(Dataset):
         # 63 bits: torch has no unsigned 64.
         turn, seed = (draw(part.seed, epoch, sample, use) >> 1 for use in (TURN, DEGRADE))
         label = int(part.reader.index(shard)["class"][row])
-        return hr, lr, turn, seed, label, part.reader.key(shard, row), replaced
+        return hr, lr, turn, seed, label, part.reader.key(shard, row), part.reader.attributes(shard, row), replaced
 
     def _images(self, part: Samples, shard: int, row: int) -> tuple[Tensor, Tensor | None]:
         hr, lr = (part.reader.image(shard, row, member, self.channels) for member in ("hr", "lr"))
@@ -369,7 +377,7 @@ class Stream:
         self.remote = any(isinstance(part, RemoteShards) for part in shards)
         self.node_of = ranks.nodes() if self.remote else [0] * ranks.size()
         parts = [
-            Samples(ShardReader(self._noted(part)), seed_of(seed, number), settings.window, dict(settings.select))
+            Samples(ShardReader(self._noted(part)), seed_of(seed, number), settings.window, settings.portion(0))
             for number, part in enumerate(shards)
         ]
         mix = Mix(whole_weights(settings.weights))
@@ -454,8 +462,12 @@ class Stream:
         hr8, lr8 = (part if part is None else part.to(self.device, non_blocking=True) for part in (crops.hr, crops.lr))
         assert hr8 is not None
         hr = augment.to_float(augment.turned(hr8, turn, flip, rotate)).contiguous(memory_format=layout)
+        hr = augment.varied(hr, turn, self.settings.augment)
         lr = self.degrade(hr, seed) if lr8 is None else augment.to_float(augment.turned(lr8, turn, flip, rotate))
-        return Batch(lr.contiguous(memory_format=layout), hr, label, tuple(crops.keys))
+        names = self.source.parts[0].reader.shards.manifest.attributes  # all data sets have the same
+        columns = torch.from_numpy(crops.attributes).to(self.device).float().unbind(1)
+        attributes = dict(zip(names, columns, strict=True))
+        return Batch(lr.contiguous(memory_format=layout), hr, label, tuple(crops.keys), attributes)
 
     # ------------------------------------------------------------------------------------- what was replaced
 

@@ -7,8 +7,8 @@ with it every bit of the result, does not depend on the number of ranks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from sr_dist.data.cache import Cache
 from sr_dist.data.format import MODES, Shards
 from sr_dist.data.order import share
 from sr_dist.data.remote import is_remote, open_shards
+from sr_dist.data.select import Portion, portion_rows
 from sr_dist.data.stream import ShardReader, decode, to_tensor
 from sr_dist.errors import UserError, first_line, nearest
 from sr_dist.files import sha256
@@ -40,6 +41,7 @@ class Scored:
     names: tuple[str, ...]
     label: Tensor  # (B,); -1 where there is no class
     grey: bool
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
 
 
 class Images(Protocol):
@@ -59,27 +61,33 @@ class Images(Protocol):
     def digest(self, i: int) -> str:
         """Names the content of HR and LR."""
 
+    def attributes(self, i: int) -> dict[str, int]:
+        """0 or 1 by name."""
+
 
 def open_images(
-    source: str, limit: int | None = None, key: str = "data.validation",
-    lr: str | None = None, scale: int | None = None, cache: Cache | None = None,
+    source: str, limit: int | None = None, key: str = "data.validation", *,
+    lr: str | None = None, scale: int | None = None, cache: Cache | None = None, portion: Portion | None = None,
 ) -> Images:  # fmt: skip
-    """Shards (a folder with a manifest, a brace pattern, a URL) or a folder of image files, whose LR may be in a folder `lr`."""
+    """Shards (a folder with a manifest, a brace pattern, a URL), or a portion of them, or a folder of image files, whose LR may
+    be in a folder `lr`."""
     folder = Path(source)
     if is_remote(source) or "{" in source or source.endswith(".tar") or (folder / "manifest.json").is_file():
         if lr:
             raise UserError(f"lr: '{source}' is shards, which hold their own LR; a folder of LR goes with a folder of images")
-        return ShardImages(open_shards(source, key, cache), limit)
+        return ShardImages(open_shards(source, key, cache), limit, portion)
     if not folder.is_dir():
         open_shards(source, key)  # says what is missing, and the nearest name
+    if portion:
+        raise UserError(f"{key}: '{source}' is a folder of images; only shards have parts")
     return FolderImages(folder, limit, key, lr, scale)
 
 
 class ShardImages:
-    def __init__(self, shards: Shards, limit: int | None) -> None:
+    def __init__(self, shards: Shards, limit: int | None, portion: Portion | None = None) -> None:
         shards.check_sizes()
         self.reader = ShardReader(shards)
-        rows = [(shard, row) for shard, entry in enumerate(shards.manifest.shards) for row in range(entry.samples)]
+        rows = [(shard, int(row)) for shard, some in enumerate(portion_rows(shards, portion or Portion())) for row in some]
         rows.sort(key=lambda place: self.reader.key(*place))
         self.places = rows[:limit]
         self.names = [self.reader.key(*place) for place in self.places]
@@ -103,6 +111,10 @@ class ShardImages:
         hr, lr = (self.reader.image(shard, row, member, 3) for member in ("hr", "lr"))
         assert hr is not None
         return hr, lr, int(self.reader.index(shard)["class"][row])
+
+    def attributes(self, i: int) -> dict[str, int]:
+        values = self.reader.attributes(*self.places[i]).tolist()
+        return dict(zip(self.reader.shards.manifest.attributes, values, strict=True))
 
 
 class FolderImages:
@@ -149,6 +161,9 @@ class FolderImages:
 
     def digest(self, i: int) -> str:
         return " ".join(map(sha256, [self.files[i], *self.lr_files[i : i + 1]]))
+
+    def attributes(self, i: int) -> dict[str, int]:
+        return {}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -243,7 +258,9 @@ class Batches(Dataset):
         lr, hr, label = zip(*pairs, strict=True)
         grey = self.images.shape(self.groups[number][0])[2]
         names = tuple(self.images.names[i] for i in self.groups[number])
-        return Scored(torch.stack(lr), torch.stack(hr), names, torch.tensor(label), grey)
+        facts = [self.images.attributes(i) for i in self.groups[number]]
+        attributes = {name: torch.tensor([fact[name] for fact in facts]) for name in facts[0]}
+        return Scored(torch.stack(lr), torch.stack(hr), names, torch.tensor(label), grey, attributes)
 
     def _pair(self, i: int) -> tuple[Tensor, Tensor, int]:
         hr8, lr8, label = self.images.load(i)

@@ -33,7 +33,7 @@ def evaluate(asked: Evaluation) -> None:
     restorers = [weights.open_restorer(name, "METHOD", asked.scale) for name in asked.methods if name not in BASELINES]
     scale = common_scale(asked.scale, restorers)
     rules = protocol(asked.protocol, scale)
-    images = open_images(asked.data, asked.limit, "data", asked.lr, scale)
+    images = open_images(asked.data, asked.limit, "data", lr=asked.lr, scale=scale)
     module, options = plugins.resolve(PACKAGES["degradation"], asked.degradation, {}, "degradation")
     batches = Batches(images, scale, module.build(options, scale), asked.batch)
     out = output_folder(asked, restorers)

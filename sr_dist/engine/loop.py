@@ -6,20 +6,22 @@ and logs each under its name, so that the total, the log and the paper cannot di
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from sr_dist import ranks
-from sr_dist.batch import Batch
+from sr_dist.batch import Batch, Reading, Terms
 from sr_dist.data.order import NOISE, draw
-from sr_dist.engine import run_folder
+from sr_dist.data.validation import Batches
+from sr_dist.engine import classification, run_folder
 from sr_dist.engine.log import peak_memory_gb, progress
-from sr_dist.engine.run import Run, check_saves, save
+from sr_dist.engine.run import Findings, Run, check_saves, save
 from sr_dist.engine.samples import draw_samples
 from sr_dist.engine.schedule import factor
+from sr_dist.eval.classification import BETTER
 from sr_dist.eval.protocol import protocol
 from sr_dist.eval.run import Abandoned, Scores, score
 
@@ -106,13 +108,14 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> tuple[dict[st
     return losses, norms
 
 
-def weighted_sum(run: Run, terms: Mapping[str, Tensor], batch: Batch, losses: dict[str, Tensor]) -> Tensor:
+def weighted_sum(run: Run, terms: Terms, batch: Batch, losses: dict[str, Tensor]) -> Tensor:
     """The loss of a micro-batch, scaled so that gradients averaged over ranks and added over micro-batches are those of
-    the mean over the global batch, also where it does not divide. Adds each term's part to `losses`."""
+    the mean over the global batch, also where it does not divide. Adds each term's part to `losses`, and each reading's."""
     share = len(batch) / run.recipe.data.batch
-    for name, value in terms.items():
-        losses[name] = losses.get(name, 0) + share * value.detach()
-    return torch.stack(list(terms.values())).sum() * share * ranks.size()
+    for name, term in terms.items():
+        key, value = (f"reading/{name}", term.value) if isinstance(term, Reading) else (name, term)
+        losses[key] = losses.get(key, 0) + share * value.detach()
+    return torch.stack([term for term in terms.values() if not isinstance(term, Reading)]).sum() * share * ranks.size()
 
 
 @contextmanager
@@ -158,7 +161,7 @@ def report(run: Run, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) 
         "learning_rate": learning_rate(run, run.primary, run.step),
         **run.clock.report(recipe.data.batch),
         "memory_gb": peak_memory_gb(),
-        **{f"loss/{name}": value for name, value in zip(losses, values, strict=True)},
+        **{name if "/" in name else f"loss/{name}": value for name, value in zip(losses, values, strict=True)},
         **{f"grad_norm/{name}": float(norm) for name, norm in norms.items()},
         **{f"skipped/{name}": int(engine.skipped_in_all) for name, engine in run.phases.items()},
         **run.stream.counted(),
@@ -178,21 +181,27 @@ def validate(run: Run) -> bool:
 
     give_up()
     run.ema.gather()
-    sheet = draw_samples(run)
+    restores = run.objective.validation == "restoration"
+    sheet = draw_samples(run) if restores else None
     if run.validation is None:
         return False
-    rules = protocol("matlab-y", recipe.scale)
     try:
-        scores = score({"ema": run.restore}, run.validation, rules, run.device, run.metrics, give_up=give_up)
+        found = (restored if restores else classification.validated)(run, run.validation, give_up)
     except Abandoned:
         return postpone(run)
-    found = scores.means("ema")
-    row = {f"validation/{name}": value for name, value in found.items()}
+    row = {f"validation/{name}": value for name, value in found.metrics.items()}
     run.log.row({"step": run.step, "images": run.step * recipe.data.batch, **row})
-    run.log.say(f"step {run.step} validation of {len(scores.rows)} images: {summary(scores)}")
+    run.log.say(f"step {run.step} validation of {found.images} images: {found.said}")
     if sheet:
         run.log.picture("samples", sheet, {"images": run.step * recipe.data.batch})
-    return is_best(run, found)
+    return is_best(run, found.metrics)
+
+
+def restored(run: Run, batches: Batches, give_up: Callable[[], bool]) -> Findings:
+    """The EMA on the validation images. All ranks must call."""
+    rules = protocol("matlab-y", run.recipe.scale)
+    scores = score({"ema": run.restore}, batches, rules, run.device, run.metrics, give_up=give_up)
+    return Findings(len(scores.rows), scores.means("ema"), summary(scores), scores.rows)
 
 
 def summary(scores: Scores) -> str:
@@ -214,11 +223,8 @@ def is_best(run: Run, found: Mapping[str, float | None]) -> bool:
     value = found.get(metric) if metric else None
     if metric is None or value is None:
         return False
-    if (
-        best
-        and best["metric"] == metric
-        and (value <= best["value"] if run.metrics.better[metric] == "higher" else value >= best["value"])
-    ):
+    sense = (run.metrics.better | BETTER)[metric]
+    if best and best["metric"] == metric and (value <= best["value"] if sense == "higher" else value >= best["value"]):
         return False
     run.state["best"] = {"metric": metric, "value": value, "step": run.step}
     return True

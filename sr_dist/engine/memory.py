@@ -14,6 +14,7 @@ import fnmatch
 import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def _saved(chosen: Recipe, images: int, watched: tuple[str, ...]) -> dict[str, S
     with FakeTensorMode(), ExitStack() as stack:
         objective, networks = parts(chosen)
         first, *critics = networks
-        if chosen.checkpointing and first == "generator":
+        if chosen.checkpointing and first != "discriminator":
             setup.remake_activations(networks[first], chosen.checkpointing)
         critic = networks[critics[0]] if critics else None
         batch = random_batch(chosen, images, torch.device("cpu"))
@@ -210,13 +211,14 @@ def parts(chosen: Recipe) -> tuple[Any, dict[str, nn.Module]]:
 
 
 def random_batch(chosen: Recipe, images: int, device: torch.device) -> Batch:
-    channels, crop = int(chosen.generator.options.get("channels", 3)), chosen.data.crop
+    channels, crop = chosen.channels, chosen.data.crop
     assert crop
     layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
     lr, hr = (
         torch.rand(images, channels, s, s, device=device).contiguous(memory_format=layout) for s in (crop // chosen.scale, crop)
     )
-    return Batch(lr, hr, torch.zeros(images, dtype=torch.long, device=device), ())
+    attributes: dict[str, Tensor] = defaultdict(lambda: torch.zeros(images, device=device))  # whichever are asked for
+    return Batch(lr, hr, torch.zeros(images, dtype=torch.long, device=device), (), attributes)
 
 
 def without_weights(chosen: Recipe) -> Recipe:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -21,8 +21,18 @@ from sr_dist.engine.restore import Upscale, for_any_colour
 from sr_dist.engine.signals import StopRequest
 from sr_dist.engine.watchdog import Watchdog
 from sr_dist.eval.chosen import Metrics
+from sr_dist.labels import Labels, labels_of
 from sr_dist.models import weights
 from sr_dist.recipe import Part, Recipe
+
+
+class Findings(NamedTuple):
+    """What a validation found."""
+
+    images: int
+    metrics: dict[str, float | None]
+    said: str  # in a line
+    rows: Sequence[Mapping[str, Any]] = ()  # a row per image, where there are scores of images
 
 
 @dataclass
@@ -53,8 +63,13 @@ class Run:
     @property
     def restore(self) -> Upscale:
         """The EMA on pictures, which are colour even where the network is grey."""
-        channels = int(self.recipe.generator.options.get("channels", 3))
-        return for_any_colour(self.ema.network, channels, self.recipe.scale)
+        return for_any_colour(self.ema.network, self.recipe.channels, self.recipe.scale)
+
+    @property
+    def labels(self) -> Labels:
+        """What the classifier that trains tells apart."""
+        wanted = self.recipe.objective.options["labels"]
+        return labels_of(wanted, self.stream.source.parts[0].reader.shards, "objective.labels")
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +110,12 @@ def _writing(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], No
         "scalers": {name: engine.scaler_state() for name, engine in run.phases.items()},
     }
     part: Part = getattr(recipe, run.primary)
-    about = {f"{run.primary}.ema": weights.metadata({"name": part.name, **part.options}, recipe.scale)}
+    section = {"name": part.name, **part.options}
+    if run.primary == "classifier":
+        said = weights.classifier_metadata(section, run.labels, recipe.data.crop)
+    else:
+        said = weights.metadata(section, recipe.scale)
+    about = {f"{run.primary}.ema": said}
     best = run.state["best"]["step"] if run.state["best"] else None
 
     def write() -> None:

@@ -47,6 +47,7 @@ def set_up(recipe: Recipe) -> Run:
     check_same_data(recipe, digest, resumed)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
     objective = build_objective(recipe).to(accelerator.device)
+    torch.manual_seed(recipe.seed)  # and the same ones with and without a term that builds networks of its own
     notes: list[str] = []
     networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
     stream = open_stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
@@ -137,18 +138,21 @@ def build_objective(recipe: Recipe) -> Any:
 
 
 def build_network(part: Part, kind: str, scale: int) -> nn.Module:
-    return weights.build(PACKAGES[kind], {"name": part.name, **part.options}, scale, kind)
+    section = {"name": part.name, **part.options}
+    return weights.build_classifier(section) if kind == "classifier" else weights.build(PACKAGES[kind], section, scale, kind)
 
 
 def phase_network(recipe: Recipe, phase: str, resuming: bool, notes: list[str]) -> nn.Module:
     """A network with its starting weights; frozen parts no longer require gradients."""
     part = getattr(recipe, phase)
+    if resuming and "weights" in part.options:
+        part = Part(name=part.name, **{**part.options, "weights": "none"})  # the checkpoint's come instead
     network = build_network(part, phase, recipe.scale)
     start = getattr(recipe.init, phase, None)
     if start and not resuming:
         section = {"name": part.name, **part.options}
         notes.append(weights.start(network, section, start, phase, f"init.{phase}", recipe.init.partial))
-    if phase == "generator" and recipe.init.freeze:
+    if phase != "discriminator" and recipe.init.freeze:
         _freeze(network, recipe.init.freeze)
     return network
 
@@ -160,7 +164,7 @@ def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.devic
     network = network.to(device)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    if phase == "generator" and recipe.checkpointing:
+    if phase != "discriminator" and recipe.checkpointing:
         remake_activations(network, recipe.checkpointing)
     if recipe.compile:
         network.compile()  # in place: names of parameters stay what they are
@@ -175,7 +179,7 @@ def remake_activations(network: nn.Module, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise UserError(
-                f"checkpointing: no module of the generator fits '{pattern}'; there are {', '.join(list(names)[1:6])}, ..."
+                f"checkpointing: no module of the network fits '{pattern}'; there are {', '.join(list(names)[1:6])}, ..."
             )
     for name, module in names.items():
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
@@ -201,16 +205,20 @@ def build_degradation(recipe: Recipe) -> Any:
 def open_stream(recipe: Recipe, shards: list[Shards], device: torch.device, position: int | None) -> Stream:
     return Stream(
         shards, recipe.data, seed=recipe.seed, scale=recipe.scale,
-        accumulate=recipe.accumulate, steps=recipe.steps, channels=int(recipe.generator.options.get("channels", 3)),
+        accumulate=recipe.accumulate, steps=recipe.steps, channels=recipe.channels,
         channels_last=recipe.channels_last, position=position, folder=recipe.folder,
         degrade=build_degradation(recipe), device=device,
     )  # fmt: skip
 
 
 def open_validation(recipe: Recipe) -> Batches | None:
-    if recipe.data.validation is None:
+    data = recipe.data
+    if data.split:
+        images = open_images(data.sources[0], data.validation_limit, "data.train", cache=data.cached(), portion=data.portion(1))
+    elif data.validation:
+        images = open_images(data.validation, data.validation_limit, cache=data.cached())
+    else:
         return None
-    images = open_images(recipe.data.validation, recipe.data.validation_limit, cache=recipe.data.cached())
     return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH)
 
 

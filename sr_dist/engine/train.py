@@ -23,12 +23,15 @@ def train(chosen: Recipe, dry_run: bool = False) -> None:
     run_folder.check_recipe(chosen.folder, chosen)
 
     from sr_dist import ranks
+    from sr_dist.engine import classification
     from sr_dist.engine.loop import finish, fit
     from sr_dist.engine.setup import set_up
 
     run = set_up(chosen)
     try:
         done = fit(run)
+        if done and run.objective.validation == "classification":
+            classification.report(run)
     except Exception as caught:
         problem = run.stream.explained(caught)
         if isinstance(problem, UserError) and ranks.size() > 1:  # the other ranks know nothing of it and cannot say it

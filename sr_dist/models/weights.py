@@ -1,7 +1,9 @@
-"""Networks out of files: finished runs, weights files of ours and of others become bare generators. Reads files only.
+"""Networks out of files: finished runs, weights files of ours and of others become bare generators and classifiers. Reads files
+only.
 
-A weights file of ours is a `.safetensors` whose metadata says which generator it fits and for which scale; the EMA in
-every checkpoint is one. Of other files the generator is recognised by its names (`layouts.py`).
+A weights file of ours is a `.safetensors` whose metadata says which generator it fits and for which scale, or which classifier
+it fits, what that tells apart, and the size of its images; the EMA in every checkpoint is one. Of other files the generator is
+recognised by its names (`layouts.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from torch import Tensor, nn
 
 from sr_dist import plugins
 from sr_dist.errors import UserError
+from sr_dist.labels import Labels
 from sr_dist.models import layouts
 from sr_dist.models.containers import Tensors, bare_names, read
+from sr_dist.models.frozen import FrozenClassifier
 
 METADATA = "sr_dist"
 GENERATORS = "sr_dist.models.generators"
+CLASSIFIERS = "sr_dist.models.classifiers"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,13 @@ def build(package: str, section: dict[str, Any], scale: int, key: str) -> nn.Mod
     return module.build(settings, scale)
 
 
+def build_classifier(section: dict[str, Any]) -> nn.Module:
+    """A classifier from its section of a recipe; it has no scale."""
+    options = dict(section)
+    module, settings = plugins.resolve(CLASSIFIERS, options.pop("name"), options, "classifier")
+    return module.build(settings)
+
+
 def complete(section: dict[str, Any], key: str) -> dict[str, Any]:
     """A generator's section with every option written out, so that two can be compared."""
     options = dict(section)
@@ -54,8 +66,14 @@ def complete(section: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def metadata(generator: dict[str, Any], scale: int) -> dict[str, str]:
-    """What a weights file says of itself."""
+    """What a generator's weights file says of itself."""
     return {METADATA: json.dumps({"generator": generator, "scale": scale})}
+
+
+def classifier_metadata(classifier: dict[str, Any], labels: Labels, size: int | None) -> dict[str, str]:
+    """What a classifier's weights file says of itself. How images are normalised is the network's own business."""
+    said = {"classifier": classifier, "labels": {"kind": labels.kind, "names": list(labels.names)}, "size": size}
+    return {METADATA: json.dumps(said)}
 
 
 def is_run(path: Path) -> bool:
@@ -90,9 +108,38 @@ def described(tensors: Tensors, about: dict[str, str], file: Path, key: str) -> 
     """Generator section, scale and tensors under our names: from the metadata, or else from the names."""
     if METADATA in about:
         said = json.loads(about[METADATA])
+        if "generator" not in said:
+            raise UserError(f"{key}: '{file}' holds a classifier, not a generator")
         return said["generator"], int(said["scale"]), tensors
     found = layouts.recognise(bare_names(tensors, "generator"), file, key)
     return found.generator, found.scale, found.tensors
+
+
+def open_classifier(path: str, key: str) -> FrozenClassifier:
+    """The classifier of a run folder (its best checkpoint, where the run chose one, else its newest) or of a weights file."""
+    place = Path(path)
+    file = chosen_weights(place, key) if is_run(place) else place
+    tensors, about = read(file, key)
+    said = json.loads(about.get(METADATA, "{}"))
+    if "classifier" not in said:
+        raise UserError(f"{key}: '{file}' is no weights file of a classifier of sr_dist: it does not say what it tells apart")
+    section = {**said["classifier"], **({"weights": "none"} if "weights" in said["classifier"] else {})}  # ours come instead
+    try:
+        network = build_classifier(section)
+    except UserError as mistake:
+        raise UserError(f"{key}: '{file}' cannot be used: {mistake}") from None
+    load_strictly(network, tensors, file, key)
+    name = place.resolve().name if is_run(place) else file.stem
+    labels = Labels(said["labels"]["kind"], tuple(said["labels"]["names"]))
+    return FrozenClassifier(network, name, file, labels, said["size"], int(section.get("channels", 3)))
+
+
+def chosen_weights(run: Path, key: str) -> Path:
+    """A classifier's weights in a run folder: the best by `keep.best`, as the newest checkpoint knows it, or the newest."""
+    newest = newest_weights(run, "classifier.ema", key)
+    best = json.loads((newest.parent / "state.json").read_text())["best"]
+    chosen = run / "checkpoints" / f"{best['step']:07d}" / newest.name if best else newest
+    return chosen if chosen.is_file() else newest
 
 
 def newest_weights(run: Path, stem: str, key: str) -> Path:
@@ -161,19 +208,34 @@ def start(network: nn.Module, section: dict[str, Any], path: str, kind: str, key
     if METADATA in about or not fit(network.state_dict(), tensors).whole:
         said, tensors = _fitted(network, tensors, about, file, kind, key, partial)
     if said and said["name"] != section["name"] and not partial:
-        raise UserError(f"{key}: '{file}' holds {said['name']}, but generator.name is {section['name']}")
+        raise UserError(f"{key}: '{file}' holds {said['name']}, but {kind}.name is {section['name']}")
+    tensors, head = with_own_head(network, tensors, section["outputs"]) if kind == "classifier" else (tensors, "")
     unlike = {name: value for name, value in said.items() if name in section and str(section[name]) != str(value)}
-    note = "".join(f"; it was made with {name} {value}, not {section[name]}" for name, value in unlike.items())
+    note = "".join(f"; it was made with {name} {value}, not {section[name]}" for name, value in unlike.items()) + head
     if partial:
         return f"{kind} starts from {file}: {load_partially(network, tensors, file, key)}{note}"
     load_strictly(network, tensors, file, key)
     return f"{kind} starts from {file}{note}"
 
 
+def with_own_head(network: nn.Module, tensors: Tensors, outputs: int) -> tuple[Tensors, str]:
+    """Tensors with a row per output, of which the file has another number, stay as the network was initialised: -> all
+    tensors, and words about it."""
+    own = network.state_dict()
+    head = [name for name in fit(own, tensors).reshaped if own[name].shape == (outputs, *tensors[name].shape[1:])]
+    note = f"; its head ({', '.join(head)}) has another number of outputs and begins anew" if head else ""
+    return {**tensors, **{name: own[name] for name in head}}, note
+
+
 def _fitted(
     network: nn.Module, tensors: Tensors, about: dict[str, str], file: Path, kind: str, key: str, partial: bool
 ) -> tuple[dict[str, Any], Tensors]:
     """Whatever stands around or in place of our names is taken away: -> (what the file says of its generator, tensors)."""
+    if kind == "classifier" and METADATA in about:
+        said = json.loads(about[METADATA])
+        if "classifier" not in said:
+            raise UserError(f"{key}: '{file}' holds a generator, not a classifier")
+        return said["classifier"], tensors
     if kind == "generator":
         try:
             said, _, ours = described(tensors, about, file, key)
@@ -185,6 +247,10 @@ def _fitted(
 
 
 def starting_file(path: str, kind: str, key: str) -> Path:
-    """The file with the weights to start from: a run's (the EMA for generators), or the file itself."""
+    """The file with the weights to start from: a run's (the EMA, but for critics, which have none), or the file itself."""
     place = Path(path)
-    return newest_weights(place, "generator.ema" if kind == "generator" else kind, key) if is_run(place) else place
+    if not is_run(place):
+        return place
+    if kind == "classifier":
+        return chosen_weights(place, key)
+    return newest_weights(place, "generator.ema" if kind == "generator" else kind, key)

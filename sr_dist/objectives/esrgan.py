@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch
+from sr_dist.batch import Batch, Terms
 from sr_dist.config import Settings
 from sr_dist.errors import UserError
 from sr_dist.losses.adversarial import r1_penalty, r1_refuses, relative, says_fake, says_real
@@ -71,17 +71,17 @@ class Objective(nn.Module):
     def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
         return generator(batch.lr)
 
-    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         with torch.no_grad():
             real = discriminator(batch.hr).realness  # the same for every generator
         fake, over = discriminator(sr).realness, self.config.batch_mean
         fooled = says_fake(relative(real, fake, over)) + says_real(relative(fake, real, over))
-        return {**self.content(sr, batch.hr), "adversarial": self.config.adversarial_weight * self.factor * fooled}
+        return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.factor * fooled}
 
-    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
         real, fake, over = discriminator(hr).realness, discriminator(sr).realness, self.config.batch_mean
-        terms = {
+        terms: Terms = {
             "real": self.factor * says_real(relative(real, fake, over)),
             "fake": self.factor * says_fake(relative(fake, real, over)),
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch
+from sr_dist.batch import Batch, Terms
 from sr_dist.config import Settings
 from sr_dist.losses.terms import ContentTerms
 
@@ -26,5 +26,5 @@ class Objective(nn.Module):
     def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
         return generator(batch.lr)
 
-    def generator_loss(self, discriminator: nn.Module | None, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
-        return self.content(sr, batch.hr)
+    def generator_loss(self, discriminator: nn.Module | None, batch: Batch, sr: Tensor) -> Terms:
+        return self.content(sr, batch)

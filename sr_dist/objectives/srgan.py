@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch
+from sr_dist.batch import Batch, Terms
 from sr_dist.config import Settings
 from sr_dist.losses.adversarial import FORMS, FormName, r1_penalty, r1_refuses
 from sr_dist.losses.terms import ContentTerms
@@ -52,14 +52,14 @@ class Objective(nn.Module):
     def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
         return generator(batch.lr)
 
-    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         fake = discriminator(sr).realness
-        return {**self.content(sr, batch.hr), "adversarial": self.config.adversarial_weight * self.form.fool(fake)}
+        return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.form.fool(fake)}
 
-    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
         real, fake = discriminator(hr).realness, discriminator(sr).realness
-        terms = {"real": self.form.real(real), "fake": self.form.fake(fake)}
+        terms: Terms = {"real": self.form.real(real), "fake": self.form.fake(fake)}
         if self.config.r1_weight:
             terms["r1"] = self.config.r1_weight * r1_penalty(real, hr)
         return terms

@@ -6,7 +6,7 @@
     generator minimises  L_content + 1e-3 (-E[log D(sr)])
 
 The paper's sums over samples are means over the global batch here. `generator_class_weight` adds CE(C(sr), y) for the
-generator, as the author's later code does (1e-3); the paper does not.
+generator, as the author's later code does (1e-3); the paper does not. How often C(hr) and C(sr) name the class is logged.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch
+from sr_dist.batch import Batch, Reading, Terms
 from sr_dist.config import Settings
 from sr_dist.losses.adversarial import says_class, says_fake, says_real
+from sr_dist.losses.classes import accuracy
 from sr_dist.losses.terms import ContentTerms
 
 
@@ -40,18 +41,20 @@ class Objective(nn.Module):
     def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
         return generator(batch.lr)
 
-    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         fake = discriminator(sr)
-        terms = self.content(sr, batch.hr)
+        terms = self.content(sr, batch)
         terms["adversarial"] = self.config.adversarial_weight * says_real(fake.realness)
         if fake.classes is not None and self.config.generator_class_weight:
             terms["class"] = self.config.generator_class_weight * says_class(fake.classes, batch.label)
         return terms
 
-    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> dict[str, Tensor]:
+    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         real, fake = discriminator(batch.hr), discriminator(sr)
-        terms = {"real": says_real(real.realness), "fake": says_fake(fake.realness)}
+        terms: Terms = {"real": says_real(real.realness), "fake": says_fake(fake.realness)}
         if real.classes is not None:
             terms["class_real"] = self.config.class_weight * says_class(real.classes, batch.label)
             terms["class_fake"] = self.config.class_weight * says_class(fake.classes, batch.label)
+            terms["accuracy_real"] = Reading(accuracy(real.classes, batch.label))
+            terms["accuracy_fake"] = Reading(accuracy(fake.classes, batch.label))
         return terms

@@ -36,6 +36,7 @@ from sr_dist.data.format import (
     write_manifest,
 )
 from sr_dist.data.order import CROP, Mix, Order, crop_place, draw
+from sr_dist.data.select import Portion
 from sr_dist.data.stream import CropSource, Positions, Samples, ShardReader, Stream, decode
 from sr_dist.recipe import Data
 from sr_dist.resize import imresize
@@ -579,6 +580,6 @@ def test_sixteen_bits_become_eight(channels):
 
 
 def test_a_source_without_selection_reads_every_sample(photo_shards):
-    everything = Samples(ShardReader(open_shards(str(photo_shards))), 0, 8192, {})
+    everything = Samples(ShardReader(open_shards(str(photo_shards))), 0, 8192, Portion())
     assert everything.rows is None
     assert CropSource([everything], Mix([1]), SCALE, CROP_SIZE, 3).samples == 24

@@ -114,7 +114,8 @@ def test_estimates_on_tensors_without_numbers_are_those_of_real_ones(write_recip
 def test_a_step_on_random_images_is_a_step_of_the_loop(write_recipe):
     path = write_recipe("gan.yaml", discriminator=TINY_CRITIC, objective=GAN)
     losses = memory.one_step(recipe.complete(recipe.load_without_data(path, {})), 4)
-    assert losses.keys() == {"mse", "adversarial", "real", "fake", "class_real", "class_fake"}
+    readings = {"reading/accuracy_real", "reading/accuracy_fake"}
+    assert losses.keys() == {"mse", "adversarial", "real", "fake", "class_real", "class_fake"} | readings
     assert all(math.isfinite(float(value)) for value in losses.values())
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torchvision
+from batches import against
 from torch import nn
 
 from sr_dist import plugins, recipe
@@ -28,26 +29,26 @@ def pair(size=32):
 
 def test_charbonnier_by_hand():
     """sqrt(0.03^2 + 0.04^2) = 0.05"""
-    sr, hr = torch.tensor([0.53, 0.5]), torch.tensor([0.5, 0.5])
-    assert build("charbonnier", eps="0.04")(sr, hr).item() == pytest.approx((0.05 + 0.04) / 2, rel=1e-5)
+    sr, hr = torch.tensor([[0.53, 0.5]]), torch.tensor([[0.5, 0.5]])
+    assert build("charbonnier", eps="0.04")(sr, against(hr)).item() == pytest.approx((0.05 + 0.04) / 2, rel=1e-5)
     assert charbonnier.Config().eps == 1e-3
 
 
 def test_charbonniers_gradient_is_finite_where_the_images_are_equal():
     sr = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
-    build("charbonnier")(sr, torch.full((1, 3, 4, 4), 0.5)).backward()
+    build("charbonnier")(sr, against(torch.full((1, 3, 4, 4), 0.5))).backward()
     assert sr.grad.abs().max() == 0
 
 
 def test_total_variation_by_hand():
     """Down: |0.5 - 0| and |1 - 0.25|; across: |0.25 - 0| and |1 - 0.5|."""
     sr = torch.tensor([[[[0.0, 0.25], [0.5, 1.0]]]])
-    assert tv.build(tv.Config())(sr, torch.rand(1, 1, 2, 2)).item() == pytest.approx((0.5 + 0.75) / 2 + (0.25 + 0.5) / 2)
+    assert tv.build(tv.Config())(sr, against(torch.rand(1, 1, 2, 2))).item() == pytest.approx((0.5 + 0.75) / 2 + (0.25 + 0.5) / 2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1)])
 def test_total_variation_of_a_line_or_a_point_is_finite(size):
-    value = build("tv")(torch.rand(1, 3, *size), torch.rand(1, 3, *size))
+    value = build("tv")(torch.rand(1, 3, *size), against(torch.rand(1, 3, *size)))
     assert value.isfinite() and (value > 0) == (size != (1, 1))
 
 
@@ -58,8 +59,8 @@ def test_real_esrgans_vgg_term_is_five_layers_before_activation():
     assert all(isinstance(term.features[place], nn.Conv2d) for place in term.taps)
     assert max(vgg._places(False).values()) == 34  # features.34, the 16th convolution
     sr, hr = pair()
-    single = [build_same(term, layer)(sr, hr).item() * float(weight) for layer, weight in layers.items()]
-    assert term(sr, hr).item() == pytest.approx(sum(single), rel=1e-5)
+    single = [build_same(term, layer)(sr, against(hr)).item() * float(weight) for layer, weight in layers.items()]
+    assert term(sr, against(hr)).item() == pytest.approx(sum(single), rel=1e-5)
 
 
 def build_same(term, layer):
@@ -88,7 +89,7 @@ def test_lpips_is_the_packages(net):
     sr, hr = pair(40)
     with torch.no_grad():
         expected = package(2 * sr - 1, 2 * hr - 1).mean()
-    assert term(sr, hr).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert term(sr, against(hr)).item() == pytest.approx(expected.item(), rel=1e-5)
     assert expected > 1e-4
 
 
@@ -99,23 +100,23 @@ def test_lpips_of_a_flat_image_has_a_finite_gradient():
         for name, parameter in term.features.named_parameters():
             if name.endswith("bias"):
                 parameter.fill_(-10.0)
-    term(sr, torch.ones(1, 3, 32, 32)).backward()
+    term(sr, against(torch.ones(1, 3, 32, 32))).backward()
     assert sr.grad.isfinite().all()
 
 
 def test_lpips_is_frozen_and_takes_grey_images():
     term = build("lpips", weights="random").train()
     sr, hr = torch.rand(1, 1, 31, 40, requires_grad=True), torch.rand(1, 1, 31, 40)
-    value = term(sr, hr)
+    value = term(sr, against(hr))
     value.backward()
     assert sr.grad.abs().max() > 0
     assert not any(p.requires_grad for p in term.parameters()) and not any(m.training for m in term.modules())
-    assert value.item() == pytest.approx(term(sr.expand(-1, 3, -1, -1), hr.expand(-1, 3, -1, -1)).item(), rel=1e-5)
+    assert value.item() == pytest.approx(term(sr.expand(-1, 3, -1, -1), against(hr.expand(-1, 3, -1, -1))).item(), rel=1e-5)
 
 
 def test_lpips_refuses_small_images_before_and_in_training(write_recipe):
     with pytest.raises(UserError, match=r"^objective\.content\.lpips: needs images of 31 pixels or more, not 30 x 64$"):
-        build("lpips", weights="random")(torch.rand(1, 3, 30, 64), torch.rand(1, 3, 30, 64))
+        build("lpips", weights="random")(torch.rand(1, 3, 30, 64), against(torch.rand(1, 3, 30, 64)))
     path = write_recipe(objective={"name": "pixel", "content": {"lpips": {"weights": "random"}}})
     with pytest.raises(UserError, match=r"^objective\.content\.lpips: .* but data\.crop is 16$"):
         recipe.complete(recipe.load(path, {}))

@@ -24,11 +24,16 @@ def main() -> None:
 
 def train(chosen: recipe.Recipe) -> None:
     """What `engine.train` does, without leaving the process group."""
+    from sr_dist.engine import classification
     from sr_dist.engine.loop import fit
     from sr_dist.engine.setup import set_up
 
     run = set_up(chosen)
+    frozen = {name: value.clone() for name, value in run.objective.state_dict().items()}
     assert fit(run)
+    assert all(value.equal(frozen[name]) for name, value in run.objective.state_dict().items())  # classifiers in losses
+    if run.objective.validation == "classification":
+        classification.report(run)
     run.stop.close()
     run.watchdog.close()
     run.log.close()

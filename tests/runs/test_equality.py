@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from finished import finished
 from processes import DEMO, LONGEST, ROOT, environment, losses
 from safetensors.torch import load_file
+
+from sr_dist.labels import Labels
 
 BATCH, STEPS = 8, 5
 TINY = "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1, skip: bicubic}"
@@ -29,17 +32,35 @@ OBJECTIVES = {
         "discriminator": PATCH,
         "objective": "{name: esrgan, content: {l1: 1.0}, adversarial_weight: 0.1, batch_mean: global}",
     },
+    "classify": {
+        "scale": 1,
+        "generator": "none",
+        "discriminator": "none",
+        "classifier": "{name: digit_cnn, size: 32, widths: [4, 6, 8], features: [8, 8], norm: none, dropout: 0}",
+        "objective": "{name: classify, labels: class}",
+        "data.degradation": "{name: identity}",
+        "data.split": "[0.5, 0.25, 0.25]",
+    },
 }
+GUIDED = {"one": (3e-4, "one"), "two": (3e-4, "one,two"), "none": (0, "one,two")}  # weights, and whom srgan listens to
 FAULTS = ("critic not frozen", "gradients not reduced", "loss not divided")
 
 
+def guided(shards: Path, weight: float, names: str) -> dict[str, str]:
+    """srgan with the class term."""
+    runs = ", ".join(str(shards.parent / f"{name}.safetensors") for name in names.split(","))
+    content = f"{{mse: 1.0, classifier: {{weight: {weight}, runs: [{runs}]}}}}"
+    return OBJECTIVES["srgan"] | {"objective": f"{{name: srgan, content: {content}, adversarial_weight: 0.1}}"}
+
+
 def job(shards: Path, runs: Path, objective: str, accumulate: int, optimizer: str, fault: str | None = None) -> dict:
-    rate = (1.0 if PLAIN in OBJECTIVES[objective].values() else 0.1) if optimizer == "sgd" else 1e-3
+    own = guided(shards, *GUIDED[objective]) if objective in GUIDED else OBJECTIVES[objective]
+    rate = (1.0 if PLAIN in own.values() else 0.1) if optimizer == "sgd" else 1e-3
     options = {
         "name": f"{objective}-{accumulate}-{optimizer}" + (f"-{fault.replace(' ', '-')}" if fault else ""),
         "runs": runs, "data.train": shards, "data.validation": "none", "steps": STEPS, "data.batch": BATCH, "data.crop": 32,
         "data.workers": 0, "log_every": 1, "save_every": "none", "validate_every": "none", "log.wandb": "off", "generator": TINY,
-        "optimizer": f"{{name: {optimizer}, learning_rate: {rate}}}", "accumulate": accumulate, **OBJECTIVES[objective],
+        "optimizer": f"{{name: {optimizer}, learning_rate: {rate}}}", "accumulate": accumulate, **own,
     }  # fmt: skip
     return {"recipe": str(DEMO), "options": {key: str(value) for key, value in options.items()}, "fault": fault}
 
@@ -47,10 +68,10 @@ def job(shards: Path, runs: Path, objective: str, accumulate: int, optimizer: st
 def jobs(shards: Path, runs: Path) -> list[dict]:
     return [
         job(shards, runs, objective, accumulate, optimizer)
-        for objective in OBJECTIVES
+        for objective in (*OBJECTIVES, *GUIDED)
         for accumulate in (1, 2)
         if not (objective == "esrgan" and accumulate > 1)
-        for optimizer in ("sgd", "adam")
+        for optimizer in (("sgd", "adam") if objective in OBJECTIVES else ("sgd",))
     ]
 
 
@@ -71,6 +92,9 @@ def launcher(backend: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shards(photo_shards) -> Path:
+    for seed, name in enumerate(("one", "two")):
+        labels = Labels("class", ("boats", "cats", "dunes"))
+        finished(photo_shards.parent / f"{name}.safetensors", labels, size=16, seed=seed, norm="batch")
     return photo_shards
 
 
@@ -84,7 +108,7 @@ def reference(shards, tmp_path_factory) -> Path:
 
 def parameters(run: Path) -> dict:
     found = {}
-    for network in ("generator", "discriminator"):
+    for network in ("generator", "discriminator", "classifier"):
         file = run / "checkpoints" / f"{STEPS:07d}" / f"{network}.safetensors"
         if file.exists():
             found.update({f"{network}.{name}": tensor for name, tensor in load_file(file).items()})
@@ -95,7 +119,7 @@ def parameters(run: Path) -> dict:
 def start(shards, tmp_path_factory) -> Path:
     """The same trainings stopped before anything was learned: a learning rate of almost nothing."""
     runs = tmp_path_factory.mktemp("start")
-    work = [job(shards, runs, objective, 1, "sgd") for objective in OBJECTIVES]
+    work = [job(shards, runs, objective, 1, "sgd") for objective in (*OBJECTIVES, *GUIDED)]
     for one in work:
         one["options"]["optimizer"] = "{name: sgd, learning_rate: 1e-30}"
     train(runs, work, [])
@@ -118,7 +142,7 @@ def test_two_ranks_take_the_step_of_one(backend, shards, reference, start, tmp_p
     extra = {"DS_ACCELERATOR": "cpu"} if backend.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
     faulty = [job(shards, tmp_path, "srugan", 2, "sgd", fault) for fault in FAULTS] if backend == "ddp" else []
     train(tmp_path, [*jobs(shards, tmp_path), *faulty], launcher(backend), **extra)
-    for objective in OBJECTIVES:
+    for objective in (*OBJECTIVES, *GUIDED):
         change = distance(reference / f"{objective}-1-sgd", start / f"{objective}-1-sgd")
         assert change >= 1e-3
         for accumulate in (1, 2):
@@ -131,9 +155,28 @@ def test_two_ranks_take_the_step_of_one(backend, shards, reference, start, tmp_p
                 losses(tmp_path / f"{objective}-{accumulate}-adam"), losses(reference / f"{objective}-1-adam"), strict=True
             ):
                 assert ours == pytest.approx(theirs, rel=1e-5)
+    check_guidance(tmp_path)
+    assert counts(tmp_path / "classify-1-sgd") == counts(reference / "classify-1-sgd")
     for one in faulty:
         wrong = distance(tmp_path / one["options"]["name"], reference / "srugan-1-sgd")
         right = distance(tmp_path / "srugan-2-sgd", reference / "srugan-1-sgd")
         print(f"{one['fault']}: {wrong:.1e} instead of {right:.1e}")
         assert wrong >= 100 * max(right, 1e-9)
         assert wrong > 1e-4 * distance(reference / "srugan-1-sgd", start / "srugan-1-sgd")
+
+
+def check_guidance(runs: Path) -> None:
+    """The class term's gradient reaches the generator, of one and of two classifiers; with the weight 0 it is exactly nothing.
+    (That classifiers stay what they are, bit by bit, is checked where they train.)"""
+    plain = runs / "srgan-1-sgd"
+    assert distance(runs / "none-1-sgd", plain) == 0
+    one, two = (distance(runs / f"{name}-1-sgd", plain) for name in ("one", "two"))
+    assert one > 1e-3 and two > 1e-3
+    assert distance(runs / "one-1-sgd", runs / "two-1-sgd") > 1e-3
+
+
+def counts(run: Path) -> list:
+    """What the report of a classifier says of the test part."""
+    (file,) = run.glob("eval/*/classification.json")
+    tree = json.loads(file.read_text())
+    return [tree["n"], *((head["n"], head["confusion"]) for head in tree["heads"].values())]

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from sr_dist.batch import Batch
 from sr_dist.config import Settings
 
 
@@ -23,5 +24,5 @@ class Charbonnier(nn.Module):
         super().__init__()
         self.eps = eps
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return ((sr.float() - hr.float()).square() + self.eps**2).sqrt().mean()
+    def forward(self, sr: Tensor, batch: Batch) -> Tensor:
+        return ((sr.float() - batch.hr.float()).square() + self.eps**2).sqrt().mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sr_dist.batch import Batch
 from sr_dist.config import Settings
 
 
@@ -17,5 +18,5 @@ def build(config: Config) -> nn.Module:
 
 
 class L1(nn.Module):
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return F.l1_loss(sr.float(), hr.float())
+    def forward(self, sr: Tensor, batch: Batch) -> Tensor:
+        return F.l1_loss(sr.float(), batch.hr.float())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_dist import pretrained
+from sr_dist.batch import Batch
 from sr_dist.config import Settings
 from sr_dist.errors import UserError, first_line
 from sr_dist.recipe import Recipe
@@ -59,13 +60,13 @@ class LPIPSDistance(nn.Module):
     def train(self, mode: bool = True) -> LPIPSDistance:
         return super().train(False)  # frozen for good
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+    def forward(self, sr: Tensor, batch: Batch) -> Tensor:
         if min(sr.shape[-2:]) < SMALLEST:
             height, width = sr.shape[-2:]
             raise UserError(f"objective.content.lpips: needs images of {SMALLEST} pixels or more, not {height} x {width}")
         with torch.autocast(sr.device.type, enabled=False):  # squares of small differences of unit vectors
             with torch.no_grad():
-                wanted = self._unit_features(hr)
+                wanted = self._unit_features(batch.hr)
             pairs = zip(self.lins, self._unit_features(sr), wanted, strict=True)
             return torch.stack([weigh((found - there).square()).mean() for weigh, found, there in pairs]).sum()
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sr_dist.batch import Batch
 from sr_dist.config import Settings
 
 
@@ -23,5 +24,5 @@ class MSE(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return self.factor * F.mse_loss(sr.float(), hr.float())
+    def forward(self, sr: Tensor, batch: Batch) -> Tensor:
+        return self.factor * F.mse_loss(sr.float(), batch.hr.float())

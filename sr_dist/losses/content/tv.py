@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sr_dist.batch import Batch
 from sr_dist.config import Settings
 
 
@@ -16,6 +17,6 @@ def build(config: Config) -> nn.Module:
 
 
 class TotalVariation(nn.Module):
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+    def forward(self, sr: Tensor, batch: Batch) -> Tensor:
         down, across = sr.float().diff(dim=-2).abs(), sr.float().diff(dim=-1).abs()
         return down.sum() / max(down.numel(), 1) + across.sum() / max(across.numel(), 1)

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from sr_dist import pretrained
+from sr_dist.batch import Batch
 from sr_dist.config import Settings
 from sr_dist.errors import UserError, first_line, nearest
 
@@ -73,9 +74,9 @@ class VGGDistance(nn.Module):
     def train(self, mode: bool = True) -> VGGDistance:
         return super().train(False)  # frozen for good
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+    def forward(self, sr: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():
-            wanted = self._tapped(hr)
+            wanted = self._tapped(batch.hr)
         distance = F.mse_loss if self.config.distance == "mse" else F.l1_loss
         terms = [
             weight * distance(found / self.config.divide, there / self.config.divide)

@@ -1,0 +1,77 @@
+"""The digits study's classifier: three convolutions (32, 64, 128), two poolings, dense 128-64-10.
+
+    conv32, conv64, pool, conv128, pool; then dense 128, dense 64, a logit per class
+
+Every convolution is 3 x 3 and followed by ReLU and batch normalisation, the dense layers by ReLU and dropout. The first dense
+layer fits one size of image, `size`, which is data.crop.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from sr_dist.config import Settings, Whole
+from sr_dist.errors import UserError
+from sr_dist.models import limits
+from sr_dist.recipe import Recipe
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Config(Settings):
+    outputs: Positive = 10  # taken from the shards
+    channels: Annotated[Literal[1, 3], Whole] = 3
+    widths: tuple[Positive, Positive, Positive] = (32, 64, 128)
+    features: tuple[Positive, Positive] = (128, 64)
+    size: Annotated[int, Field(ge=4)] = 28  # of the images, in pixels
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    norm: Literal["batch", "none"] = "batch"  # none: for CPU ranks, and for the same run on any number of them
+
+
+def build(config: Config) -> nn.Module:
+    return DigitCNN(config)
+
+
+def check(config: Config, recipe: Recipe) -> None:
+    """The dense layer must fit the images that training crops."""
+    if recipe.data.crop != config.size:
+        raise UserError(
+            f"classifier.size: the dense layer fits images of {config.size}, but data.crop is {recipe.data.crop}; make them equal"
+        )
+
+
+def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
+    return limits.batch_norm(cuda, ranks) if config.norm == "batch" else None
+
+
+class DigitCNN(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        normed, (first, second, third) = config.norm == "batch", config.widths
+        self.conv1, self.conv2 = Layer(config.channels, first, normed), Layer(first, second, normed)
+        self.conv3 = Layer(second, third, normed)
+        self.dense1 = nn.Linear(third * (config.size // 4) ** 2, config.features[0])
+        self.dense2 = nn.Linear(*config.features)
+        self.logits = nn.Linear(config.features[1], config.outputs)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, size, size) in [0, 1] -> (B, outputs)."""
+        x = F.max_pool2d(self.conv2(self.conv1(images * 2 - 1)), 2)
+        x = F.max_pool2d(self.conv3(x), 2)  # (B, 128, size / 4, size / 4)
+        x = self.drop(F.relu(self.dense1(x.flatten(1))))
+        return self.logits(self.drop(F.relu(self.dense2(x))))
+
+
+class Layer(nn.Module):
+    def __init__(self, inside: int, width: int, normed: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inside, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width) if normed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.relu(self.conv(x)))

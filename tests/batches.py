@@ -1,0 +1,15 @@
+"""Batches for tests of losses, which look at some of what a batch holds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sr_dist.batch import Batch
+
+
+def against(hr: Tensor, label: list[int] | None = None, **attributes: list[int]) -> Batch:
+    """HR images with labels: a batch whose LR nobody looks at."""
+    labels = torch.full((len(hr),), -1) if label is None else torch.tensor(label)
+    facts = {name: torch.tensor(values, dtype=torch.float32) for name, values in attributes.items()}
+    return Batch(hr[..., ::2, ::2], hr, labels, tuple(map(str, range(len(hr)))), facts)

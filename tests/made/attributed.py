@@ -1,0 +1,30 @@
+"""A source for shards.build: images in folders, with the folder as the class and attributes by the file's number.
+
+The number in the name says the attributes: bit i of it is attribute i.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards.items import Item, Listing
+from sr_dist.config import Settings
+
+ATTRIBUTES = ["Eyeglasses", "Male", "Smiling", "Wearing_Hat"]
+
+
+class Config(Settings):
+    pass
+
+
+def listing(root: str, config: Config) -> Listing:
+    files = sorted(Path(root).glob("*/*.png"))
+    classes = sorted({path.parent.name for path in files})
+    items = [
+        Item(
+            f"{path.parent.name}/{path.stem}", str(path), classes.index(path.parent.name),
+            tuple(bool(int(path.stem) >> bit & 1) for bit in range(len(ATTRIBUTES))),
+        )
+        for path in files
+    ]  # fmt: skip
+    return Listing(items, classes, ATTRIBUTES)

@@ -1,0 +1,174 @@
+"""Walks sr_dist/models/classifiers: a new file is tested the moment it exists. Give it small options in SMALL."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from finished import finished
+from safetensors.torch import load_file, save_file
+
+from sr_dist import plugins, pretrained
+from sr_dist.errors import UserError
+from sr_dist.files import sha256
+from sr_dist.labels import Labels
+from sr_dist.models import weights
+from sr_dist.models.classifiers import resnet18
+
+PACKAGE = weights.CLASSIFIERS
+SMALL = {
+    "digit_cnn": {"widths": (4, 6, 8), "features": (8, 8), "size": 32},
+    "resnet18": {"stem": "small"},
+    "torchvision": {"arch": "squeezenet1_1"},
+}
+NAMES = plugins.names(PACKAGE)
+
+
+def build(name, **options):
+    torch.manual_seed(0)
+    module, config = plugins.resolve(PACKAGE, name, {**SMALL.get(name, {}), **options}, "classifier")
+    return module.build(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_classifier_has_a_logit_per_output(name):
+    for outputs in (1, 3):
+        logits = build(name, outputs=outputs).eval()(torch.rand(2, 3, 32, 32))
+        assert logits.shape == (2, outputs) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grey_images_are_classified_too(name):
+    assert build(name, outputs=2, channels=1).eval()(torch.rand(2, 1, 32, 32)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_parameter_and_the_image(name):
+    network, images = build(name, outputs=3), torch.rand(4, 3, 32, 32, requires_grad=True)
+    network(images).square().sum().backward()
+    assert images.grad.abs().max() > 0
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_evaluation_an_answer_depends_on_its_image_alone(name):
+    network, images = build(name, outputs=3).eval(), torch.rand(3, 3, 32, 32)
+    together = network(images)
+    torch.testing.assert_close(torch.cat([network(images[i : i + 1]) for i in range(3)]), together, atol=1e-4, rtol=1e-3)
+
+
+def test_the_digit_classifier_has_the_studys_layers():
+    """3 x 3 convolutions 32, 64, 128 with biases and batch normalisation; dense 128, 64, 10 on 128 planes of 7 x 7."""
+    convolutions = sum(9 * inside * width + width + 2 * width for inside, width in ((3, 32), (32, 64), (64, 128)))
+    dense = 128 * 49 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
+    module, config = plugins.resolve(PACKAGE, "digit_cnn", {}, "classifier")
+    assert sum(p.numel() for p in module.build(config).parameters()) == convolutions + dense == 905_546
+
+
+def test_resnet18_is_torchvisions_after_imagenets_normalisation():
+    ours, theirs = build("resnet18", outputs=5, stem="imagenet").eval(), torchvision.models.resnet18(num_classes=5).eval()
+    theirs.load_state_dict(ours.state_dict())  # strictly: the same names
+    images = torch.rand(2, 3, 64, 48)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(ours(images), theirs((images - mean) / std))
+
+
+def test_the_small_stem_keeps_the_size():
+    network, seen = build("resnet18", outputs=2).eval(), []
+    network.layer1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[-2:]))
+    network(torch.rand(1, 3, 24, 20))
+    assert seen == [(24, 20)]
+
+
+def test_an_unknown_torchvision_name_offers_the_nearest():
+    with pytest.raises(UserError, match=r"^classifier\.arch: torchvision has no .* 'resnet19'; did you mean 'resnet18'\?$"):
+        plugins.resolve(PACKAGE, "torchvision", {"arch": "resnet19"}, "classifier")
+    one_answer = build("torchvision", arch="googlenet", outputs=2)(torch.rand(2, 3, 64, 64))
+    assert one_answer.shape == (2, 2)  # in training too
+
+
+def test_batch_normalisation_is_refused_on_several_cpu_ranks():
+    world = {"zero_stage": 0, "cuda": False, "ranks": 2}
+    for name, options in (("digit_cnn", {}), ("resnet18", {}), ("torchvision", {"arch": "resnet18"})):
+        module, config = plugins.resolve(PACKAGE, name, options, "classifier")
+        assert "batch normalisation" in module.refuses(config, **world)
+    for name, options in (("digit_cnn", {"norm": "none"}), ("torchvision", {"arch": "squeezenet1_1"})):
+        module, config = plugins.resolve(PACKAGE, name, options, "classifier")
+        assert module.refuses(config, **world) is None
+
+
+# ---- published weights
+
+
+def test_imagenets_weights_come_but_for_the_head_and_a_small_stem(monkeypatch, tmp_path):
+    published = torchvision.models.resnet18(num_classes=1000)
+    torch.save(published.state_dict(), tmp_path / "plain.pth")
+    file = f"resnet18-{sha256(tmp_path / 'plain.pth')[:8]}.pth"
+    (tmp_path / "plain.pth").rename(tmp_path / file)
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(resnet18, "FILE", file)
+    for stem, own in (("imagenet", {"fc.weight", "fc.bias"}), ("small", {"fc.weight", "fc.bias", "conv1.weight"})):
+        found, theirs = build("resnet18", outputs=2, stem=stem, weights="imagenet").state_dict(), published.state_dict()
+        differing = {n for n, value in found.items() if value.shape != theirs[n].shape or not torch.equal(value, theirs[n])}
+        assert differing == own
+
+
+def test_imagenets_weights_are_asked_for_by_name_and_never_downloaded_unasked(monkeypatch, tmp_path):
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(pretrained.MissingWeights, match=r"^classifier: the weights file 'resnet18-f37072fd\.pth' is not here"):
+        build("resnet18", weights="imagenet")
+    module, config = plugins.resolve(PACKAGE, "torchvision", {"arch": "resnet18", "weights": "imagenet"}, "classifier")
+    assert module.files(config) == ["resnet18-f37072fd.pth"]
+    (tmp_path / "resnet18-f37072fd.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"is damaged or another file"):
+        build("resnet18", weights="imagenet")
+
+
+# ---- finished classifiers as a beginning
+
+
+DIGITS, GLASSES = Labels("class", tuple("0123456789")), Labels("attributes", ("Eyeglasses",))
+
+
+def started(path: str, **options) -> tuple[torch.nn.Module, str]:
+    module, config = plugins.resolve(
+        PACKAGE, "digit_cnn", {**SMALL["digit_cnn"], "norm": "none", "size": 8, **options}, "classifier"
+    )
+    torch.manual_seed(9)
+    network = module.build(config)
+    return network, weights.start(network, {"name": "digit_cnn", **config.model_dump()}, path, "classifier", "init.classifier")
+
+
+def test_another_number_of_outputs_begins_with_a_new_head_and_says_so(tmp_path):
+    path = finished(tmp_path / "digits.safetensors", DIGITS)
+    theirs = load_file(path)
+    network, note = started(path, outputs=1)
+    differing = {name for name, value in network.state_dict().items() if not torch.equal(value, theirs[name])}
+    assert differing == {"logits.weight", "logits.bias"}
+    assert "its head (logits.bias, logits.weight) has another number of outputs and begins anew" in note
+    network, note = started(path, outputs=10)
+    assert all(torch.equal(value, theirs[name]) for name, value in network.state_dict().items()) and "head" not in note
+
+
+def test_weights_that_fit_nowhere_are_refused(tmp_path):
+    path = finished(tmp_path / "glasses.safetensors", GLASSES, widths=(4, 6, 10))
+    with pytest.raises(UserError, match=r"^init\.classifier: '.*' does not fit: 0 tensors missing, .* 3 of another shape"):
+        started(path, outputs=1)
+    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", weights.metadata({"name": "srcnn"}, 2))
+    with pytest.raises(UserError, match=r"holds a generator, not a classifier"):
+        started(str(tmp_path / "g.safetensors"))
+
+
+def test_torchvisions_own_file_is_a_beginning_for_resnet18(tmp_path):
+    torch.save({"state_dict": torchvision.models.resnet18(num_classes=7).state_dict()}, tmp_path / "theirs.pth")
+    module, config = plugins.resolve(PACKAGE, "resnet18", {"outputs": 2}, "classifier")
+    network = module.build(config)
+    section = {"name": "resnet18", **config.model_dump()}
+    note = weights.start(network, section, str(tmp_path / "theirs.pth"), "classifier", "init.classifier")
+    assert "its head (fc.bias, fc.weight)" in note
+
+
+def test_a_weights_file_says_what_it_tells_apart_and_how_large_its_images_are(tmp_path):
+    opened = weights.open_classifier(finished(tmp_path / "k.safetensors", GLASSES, size=12), "runs")
+    assert (opened.labels, opened.size, opened.channels, opened.name) == (GLASSES, 12, 3, "k")

@@ -1,0 +1,100 @@
+"""Classifiers and conditioned networks through the door, on made photographs with attributes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import made_photo
+from finished import finished
+from PIL import Image
+from processes import metrics, run
+from safetensors import safe_open
+from test_recipes import ROOT
+
+from sr_dist.labels import Labels
+from sr_dist.models import weights
+
+TINY = "{name: digit_cnn, size: 16, widths: [4, 6, 8], features: [8, 8], norm: none, dropout: 0}"
+SPLIT = ["--data.split=[0.5, 0.25, 0.25]", "--data.select={}", "--data.balance={}"]
+QUICK = ["--data.crop=16", "--data.workers=0", "--data.batch=8", "--log.wandb=off", "--log_every=2", "--ema.decay=0.5"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """48 photographs of 16 pixels in two classes, dark ones and bright ones, with attributes by their number."""
+    from shards.build import build
+
+    root = tmp_path_factory.mktemp("attributed")
+    for number in range(48):
+        folder = root / "photos" / ("bright" if number % 2 else "dark")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(made_photo(number, 16, 16) // 2 + number % 2 * 120).save(folder / f"{number}.png")
+    build("made.attributed", str(root / "photos"), root / "shards", {"per_shard": "16"})
+    return root / "shards"
+
+
+def train(name: str, shards: Path, runs: Path, *words: str, expect: int = 0) -> tuple[str, str]:
+    data = [f"--data.train={shards}", f"--runs={runs}", *SPLIT, *QUICK]
+    return run(0, "sr_dist.train", ROOT / "configs" / f"{name}.yaml", *data, *words, expect=expect)
+
+
+def classifier(shards: Path, runs: Path, *words: str) -> dict:
+    train(
+        "classifier_eyeglasses", shards, runs, f"--classifier={TINY}", "--schedule={name: constant}", "--data.augment={}", *words
+    )
+    name = next((word.split("=")[1] for word in words if word.startswith("--name=")), "classifier_eyeglasses")
+    (report,) = (runs / name / "eval").glob("*/classification.json")
+    return json.loads(report.read_text())
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_is_chosen_by_validation_reported_and_listened_to(shards, tmp_path):
+    """Brightness is the class, so it is learned; the report is about the best checkpoint, which a generator then listens to."""
+    often = ["--steps=60", "--validate_every=10", "--save_every=10", "--optimizer.learning_rate=3e-3"]
+    tree = classifier(shards, tmp_path, "--objective={name: classify, labels: class, balance: weights}", *often)
+    folder = tmp_path / "classifier_eyeglasses"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = {row["step"]: row["validation/balanced_accuracy"] for row in rows if "validation/loss" in row}
+    assert list(found) == [10, 20, 30, 40, 50, 60]
+    best = max(found, key=lambda step: (found[step], -step))
+    assert found[best] == 1 and tree["weights"]["step"] == best
+    assert all("reading/accuracy" in row for row in metrics(folder))
+    head = tree["heads"]["class"]
+    assert head["accuracy"] >= 0.9 and list(head["per_class"]) == ["bright", "dark"]
+    opened = weights.open_classifier(str(folder), "x")
+    assert (opened.labels, opened.size, opened.file.parent.name) == (Labels("class", ("bright", "dark")), 16, f"{best:07d}")
+    with safe_open(opened.file, "pt") as file:
+        assert json.loads(file.metadata()["sr_dist"])["size"] == 16
+
+    before = opened.file.read_bytes()
+    runs = f"--objective.content.classifier.runs={folder}"
+    thin = ["--generator={name: msrresnet, width: 8, num_blocks: 1}", "--discriminator={name: patch, widths: [8, 12]}"]
+    train("srgan_cnn_mnist_x2", shards, tmp_path, runs, *thin, "--steps=4", "--validate_every=4", "--save_every=4")
+    (*_, row) = metrics(tmp_path / "srgan_cnn_mnist_x2")
+    wanted = {f"reading/classifier_classifier_eyeglasses_{what}" for what in ("sr", "hr", "difference", "accuracy")}
+    assert wanted <= set(row) and "loss/classifier" in row
+    difference = row["reading/classifier_classifier_eyeglasses_difference"]
+    assert row["loss/classifier"] == pytest.approx(0.1 * difference, rel=1e-4)
+    assert opened.file.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_attributes_are_learned_too_and_a_finished_run_is_a_beginning(shards, tmp_path):
+    several = "--objective={name: classify, labels: [Male, Smiling]}"
+    tree = classifier(shards, tmp_path, several, "--steps=4", "--keep=1", "--validate_every=none", "--save_every=4")
+    assert list(tree["heads"]) == ["Male", "Smiling"] and tree["heads"]["Male"]["n"] == tree["n"] > 0
+    start = f"--init.classifier={tmp_path / 'classifier_eyeglasses'}"
+    classifier(shards, tmp_path, start, "--name=one", "--steps=2", "--keep=1", "--validate_every=none", "--save_every=2")
+    log = (tmp_path / "one" / "log.txt").read_text()
+    assert "its head (logits.bias, logits.weight) has another number of outputs and begins anew" in log
+
+
+def test_a_classifier_of_what_the_shards_lack_is_refused_before_training(shards, tmp_path):
+    hats = finished(tmp_path / "beards.safetensors", Labels("attributes", ("Smilling",)), size=16)
+
+    _, complaint = train("srcgan_eyeglasses", shards, tmp_path, "--objective.content={classifier: {weight: 1, runs: "
+                         f"[{hats}]}}}}", "--discriminator.crop=16", expect=2)  # fmt: skip
+    assert "have no attribute 'Smilling'; did you mean 'Smiling'?" in complaint and complaint.startswith("error: ")
+    assert not (tmp_path / "srcgan_eyeglasses").exists()
