@@ -119,6 +119,7 @@ class Zero(Settings):
 class Log(Settings):
     wandb: Literal["off", "offline", "online"] = "off"
     project: str = "sr_dist"
+    artifacts: bool = False  # every checkpoint to W&B too
 
 
 class Resume(Settings):

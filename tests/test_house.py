@@ -43,7 +43,10 @@ PURE = {FORMAT, "sr_dist.data.order"}
 HOMES = {
     "accelerate": ("sr_dist/engine/",),
     "deepspeed": ("sr_dist/engine/",),
-    "wandb": ("sr_dist/engine/log.py",),
+    "wandb": ("sr_dist/engine/mirror.py",),
+    "wandb_workspaces": ("sr_dist/engine/dashboard.py",),
+    "matplotlib": ("sr_dist/engine/plot.py",),
+    "tqdm": ("sr_dist/engine/terminal.py",),
     "webdataset": ("sr_dist/data/", "shards/"),
     "torchmetrics": ("sr_dist/eval/metrics/",),
     "cleanfid": ("sr_dist/eval/metrics/",),

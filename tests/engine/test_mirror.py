@@ -1,0 +1,300 @@
+"""W&B's own client, offline or against a server of ours; what it wrote is read back as its records."""
+
+import http.server
+import json
+import os
+import struct
+import sys
+import threading
+
+import pytest
+from PIL import Image
+
+from sr_dist import config
+from sr_dist.engine import mirror
+from sr_dist.engine.mirror import Mirror
+from sr_dist.recipe import Recipe
+
+TRAINED = {"learning_rate": 1e-4, "images_per_second": 9.0, "data_wait": 0.1, "memory_gb": 2.0, "loss/l1": 0.5,
+           "grad_norm/generator": 1.0, "step_time_spread": 1.1, "tflops": 3.0, "mfu": 0.3}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No account of whoever runs the tests, and a service of its own for each test."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield
+    import wandb
+
+    wandb.teardown()
+
+
+def recipe(folder, wandb="offline"):
+    tree = {
+        "name": "a run", "runs": str(folder), "scale": "2", "steps": "10", "data": {"train": "x", "crop": "32", "batch": "4"},
+        "generator": {"name": "srugan", "num_blocks": "3"}, "objective": {"name": "pixel"}, "optimizer": {}, "log": {"wandb": wandb},
+    }  # fmt: skip
+    (folder / "a run").mkdir(exist_ok=True)
+    return config.typed(Recipe, tree)
+
+
+def records(folder):
+    """W&B's records of every part of the run, in order. The file is cut like a LevelDB log: blocks of 32 KiB with pieces of
+    (crc32, length, kind); kinds 1 and 4 end a record."""
+    import wandb
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    wandb.teardown()  # waits until its service has written everything
+    found = []
+    for path in sorted((folder / "a run" / "wandb").glob("offline-run-*/run-*.wandb")):
+        data, place, piece = path.read_bytes(), 7, b""
+        while place + 7 <= len(data):
+            if (left := 32768 - place % 32768) < 7:
+                place += left
+                continue
+            length, kind = struct.unpack("<4xHB", data[place : place + 7])
+            piece += data[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (1, 4):
+                found.append(Record.FromString(piece))
+                piece = b""
+    return found
+
+
+def of_kind(folder, kind):
+    return [getattr(record, kind) for record in records(folder) if record.WhichOneof("record_type") == kind]
+
+
+def items(update):
+    """The values of a record by their names; those of media by `name/part`."""
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in update}
+
+
+def history(folder):
+    return [{**items(row.item), "step": row.step.num} for row in of_kind(folder, "history")]
+
+
+def test_names_are_grouped_and_images_are_the_axis(tmp_path):
+    lines = []
+    one = Mirror(recipe(tmp_path), lines.append)
+    one.row({"step": 5, "images": 20, "epoch": 0.5, **TRAINED})
+    one.row({"step": 5, "images": 20, "validation/psnr_y": 30.0})
+    one.row({"step": 10, "images": 40, "epoch": 1.0, **TRAINED, "loss/l1": None})
+    one.close(0)
+    first, second = history(tmp_path)
+    assert {key for key in first if not key.startswith("_")} == {
+        "step", "images", "epoch", "learning_rate", "speed/images_per_second", "speed/data_wait", "speed/step_time_spread",
+        "speed/tflops", "speed/mfu", "memory/memory_gb", "loss/l1", "grad_norm/generator", "validation/psnr_y",
+    }  # fmt: skip
+    assert (first["step"], first["images"], first["speed/images_per_second"], first["validation/psnr_y"]) == (5, 20, 9.0, 30.0)
+    assert (second["step"], second["images"], second["loss/l1"]) == (10, 40, None)
+    axes = {metric.name or metric.glob_name: metric.step_metric for metric in of_kind(tmp_path, "metric")}
+    assert axes["*"] == "images"
+    assert len(lines) == 1
+    assert f"wandb sync '{tmp_path}/a run'/wandb/offline-run-*" in lines[0]
+
+
+def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
+    """Also after a requeue, whose part is another file of the same run."""
+    settings = recipe(tmp_path)
+    (tmp_path / "a run" / "environment.json").write_text('{"commit": "c0ffee", "ranks": 2}')
+    for step in (1, 2):
+        one = Mirror(settings, print)
+        one.row({"step": step, "images": 4 * step, "loss/l1": 1.0})
+        one.close(0)
+    runs = [run for run in of_kind(tmp_path, "run") if run.run_id]
+    assert {(run.run_id, run.resume, run.display_name, run.project) for run in runs} == {
+        ((tmp_path / "a run" / "wandb_id").read_text().strip(), True, "a run", "sr_dist")
+    }
+    about = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
+    assert about["generator"] == {"name": "srugan", "num_blocks": "3"}
+    assert about["data"]["batch"] == 4
+    assert about["environment"] == {"commit": "c0ffee", "ranks": 2}
+    assert [row["step"] for row in history(tmp_path)] == [1, 2]
+
+
+def test_best_values_are_of_the_whole_run(tmp_path):
+    """PSNR is best when high; the part before the requeue had the better one at step 2."""
+    settings = recipe(tmp_path)
+    (tmp_path / "a run" / "metrics.jsonl").write_text(
+        '{"step": 2, "validation/psnr_y": 31.0}\n{"step": 4, "validation/psnr_y": 30.5, "validation/ssim_y": 0.8}\n'
+    )
+    one = Mirror(settings, print)
+    one.row({"step": 6, "images": 24, "validation/psnr_y": 30.0, "validation/ssim_y": 0.9})
+    one.row({"step": 8, "images": 32, "validation/psnr_y": 32.0, "validation/ssim_y": None})
+    one.close(0)
+    seen = [{k: v for k, v in items(summary.update).items() if "best" in k} for summary in of_kind(tmp_path, "summary")]
+    assert [found for found in seen if found] == [
+        {"best/ssim_y": 0.9, "best/ssim_y_step": 6}, {"best/psnr_y": 32.0, "best/psnr_y_step": 8},
+    ]  # fmt: skip
+
+
+def test_pictures_and_tables_are_there_whole(tmp_path):
+    one, at = Mirror(recipe(tmp_path), print), {"step": 5, "images": 20}
+    red, blue = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "sheet.png")
+    one.picture("samples/sheet", tmp_path / "sheet.png", at)
+    one.table(
+        "samples/table",
+        [{"image": "a", "LR": blue, "SR": red, "psnr_y": 30.5}, {"image": "b", "LR": red, "SR": blue, "psnr_y": 29.0}],
+        at,
+    )
+    one.close(0)
+    (row,) = history(tmp_path)
+    assert (row["step"], row["images"]) == (5, 20)
+    (part,) = (tmp_path / "a run" / "wandb").glob("offline-run-*/files")
+    with Image.open(part / row["samples/sheet/path"]) as sheet:
+        assert (sheet.size, sheet.getpixel((0, 0))) == ((6, 4), (255, 0, 0))
+    (kept,) = of_kind(tmp_path, "artifact")  # W&B keeps a table and its pictures together
+    files = {entry.path: entry.local_path for entry in kept.manifest.contents}
+    with open(files.pop("samples/table.table.json")) as file:
+        table = json.load(file)
+    assert table["columns"] == ["image", "LR", "SR", "psnr_y"]
+    assert [(line[0], line[3]) for line in table["data"]] == [("a", 30.5), ("b", 29.0)]
+    with Image.open(files[table["data"][1][2]["path"]]) as cell:
+        assert cell.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_alerts_about_updates_left_out_and_about_a_stop(tmp_path):
+    """Each time that more were left out, and not about those from before a requeue."""
+    settings = recipe(tmp_path)
+    (tmp_path / "a run" / "metrics.jsonl").write_text('{"step": 2, "skipped/generator": 3}\n')
+    one = Mirror(settings, print)
+    for step, count in ((4, 3), (6, 5), (8, 5)):
+        one.row({"step": step, "images": 4 * step, "skipped/generator": count})
+    one.preempted("stopped after step 8 (SIGUSR1)")
+    one.close(1)
+    alerts = of_kind(tmp_path, "alert")
+    assert [alert.title for alert in alerts] == ["a run: gradients that are not finite", "a run was stopped"]
+    assert [alert.text for alert in alerts] == [
+        "5 updates of the generator were left out by step 6", "stopped after step 8 (SIGUSR1)",
+    ]  # fmt: skip
+    assert {alert.level for alert in alerts} == {"WARN"}
+    assert len(of_kind(tmp_path, "preempting")) == 1
+    assert [end.exit_code for end in of_kind(tmp_path, "exit")] == [1]
+
+
+def test_a_checkpoint_becomes_a_version_of_the_model(tmp_path):
+    one = Mirror(recipe(tmp_path), print)
+    place = tmp_path / "0000005"
+    place.mkdir()
+    (place / "generator.safetensors").write_bytes(b"weights")
+    one.checkpoint(place, 5, best=True)
+    one.close(0)
+    (model,) = of_kind(tmp_path, "artifact")
+    assert (model.name, model.type, sorted(model.aliases)) == ("a-run", "model", ["best", "latest", "step-5"])
+    assert json.loads(model.metadata) == {"step": 5}
+    assert [(entry.path, entry.size) for entry in model.manifest.contents] == [("generator.safetensors", 7)]
+
+
+def test_a_row_that_wandb_had_before_a_kill_is_left_out_and_a_late_validation_is_not(tmp_path):
+    one = Mirror(recipe(tmp_path), print)
+    one.row({"step": 6, "images": 24, "loss/l1": 1.0})
+    one.row({"step": 5, "images": 20, "loss/l1": 2.0})
+    one.row({"step": 4, "images": 16, "validation/psnr_y": 30.0})
+    one.close(0)
+    (row,) = history(tmp_path)
+    assert (row["step"], row["loss/l1"], row["validation/psnr_y"]) == (6, 1.0, 30.0)
+
+
+# ---- when something is wrong with it
+
+
+def test_nothing_is_said_or_written_where_it_is_off(tmp_path):
+    lines = []
+    one = Mirror(recipe(tmp_path, wandb="off"), lines.append)
+    one.row({"step": 1, "images": 4, "skipped/generator": 1}), one.preempted("stopped"), one.close(0)
+    assert lines == []
+    assert list((tmp_path / "a run").iterdir()) == []
+
+
+def test_training_goes_on_where_wandb_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    lines = []
+    Mirror(recipe(tmp_path), lines.append).row({"step": 1, "images": 4})
+    assert [line.split(" (")[0] for line in lines] == ["W&B is not available offline"]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("quota\nlong story"), TimeoutError()], ids=["with words", "without words"])
+def test_training_goes_on_when_wandb_stops_answering(tmp_path, monkeypatch, problem):
+    lines = []
+    one = Mirror(recipe(tmp_path), lines.append)
+
+    def fail(*args, **options):
+        raise problem
+
+    monkeypatch.setattr(type(one._run), "log", fail)
+    for step in (1, 2, 3):
+        one.row({"step": step, "images": step})
+    one.close(0)
+    assert [line.split(" (")[0] for line in lines[1:]] == ["W&B stopped answering"]
+
+
+def test_without_an_account_the_run_is_kept_to_be_sent_later(tmp_path):
+    lines = []
+    one = Mirror(recipe(tmp_path, wandb="online"), lines.append)
+    one.row({"step": 1, "images": 4})
+    one.close(0)
+    assert lines[0].startswith("W&B is not available online (No API key")
+    assert "wandb sync" in lines[1]
+    assert [row["images"] for row in history(tmp_path)] == [4]
+
+
+def test_without_a_server_the_run_is_kept_to_be_sent_later(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    lines = []
+    one = Mirror(recipe(tmp_path, wandb="online"), lines.append)
+    one.row({"step": 1, "images": 4})
+    one.close(0)
+    assert lines[0].startswith("W&B is not available online (")
+    assert "wandb sync" in lines[1]
+    assert [row["images"] for row in history(tmp_path)] == [4]
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """As much of W&B as one run needs; it remembers what it was told."""
+
+    told: list
+
+    def do_POST(self):  # noqa: N802
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
+        self.told.append((self.path, asked))
+        run = {"id": "x", "name": "run", "displayName": "run", "project": {"name": "p", "entity": {"name": "e"}}}
+        answers = {
+            "UpsertBucket": {"upsertBucket": {"bucket": run, "inserted": True}},
+            "CreateRunFiles": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": []}},
+        }
+        body = json.dumps({"data": answers.get(asked.get("operationName"), {})} if "graphql" in self.path else {}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_training_ends_in_time_when_the_server_has_gone_away(tmp_path, monkeypatch):
+    """It answers when the run begins, and is no longer there when it ends."""
+    handler = type("Handler", (Server,), {"told": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(mirror, "FINISH", 2.0)
+    lines = []
+    one = Mirror(recipe(tmp_path, wandb="online"), lines.append)
+    one.row({"step": 1, "images": 4})
+    server.shutdown()
+    server.server_close()
+    one.row({"step": 2, "images": 8})
+    one.close(0)
+    (begun,) = {asked["variables"]["name"] for _, asked in handler.told if asked.get("operationName") == "RunResumeStatus"}
+    assert begun == (tmp_path / "a run" / "wandb_id").read_text().strip()
+    assert [line for line in lines if "online" in line] == []
