@@ -13,7 +13,7 @@ import shlex
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL.Image import Image
 
@@ -21,6 +21,7 @@ from sr_dist.errors import first_line
 from sr_dist.recipe import Recipe
 
 Row = Mapping[str, Any]
+Mode = Literal["online", "offline"]
 AXIS = "images"
 GROUPS = {
     "images_per_second": "speed",
@@ -112,7 +113,8 @@ class Mirror:
 
     def _start(self, recipe: Recipe) -> None:
         """Online where that is asked for and answers; else offline, to be sent later."""
-        for mode in ("online", "offline") if recipe.log.wandb == "online" else ("offline",):
+        modes: tuple[Mode, ...] = ("online", "offline") if recipe.log.wandb == "online" else ("offline",)
+        for mode in modes:
             try:
                 self._run = self._open(recipe, mode)
             except Exception as problem:
@@ -122,7 +124,7 @@ class Mirror:
                     self._say(f"W&B offline: wandb sync {shlex.quote(str(self._folder))}/wandb/offline-run-* sends it later")
                 return
 
-    def _open(self, recipe: Recipe, mode: str) -> Any:
+    def _open(self, recipe: Recipe, mode: Mode) -> Any:
         """The run's id is ours and lies in the run folder, so that a requeued job continues the same W&B run."""
         import wandb
 

@@ -3,12 +3,12 @@
 import http.server
 import json
 import os
-import struct
 import sys
 import threading
 
 import pytest
 from PIL import Image
+from wandb_records import history, items, of_kind
 
 from sr_dist import config
 from sr_dist.engine import mirror
@@ -35,46 +35,11 @@ def alone(monkeypatch, tmp_path):
 def recipe(folder, wandb="offline"):
     tree = {
         "name": "a run", "runs": str(folder), "scale": "2", "steps": "10", "data": {"train": "x", "crop": "32", "batch": "4"},
-        "generator": {"name": "srugan", "num_blocks": "3"}, "objective": {"name": "pixel"}, "optimizer": {}, "log": {"wandb": wandb},
+        "generator": {"name": "srugan", "num_blocks": "3"}, "objective": {"name": "pixel"}, "optimizer": {},
+        "log": {"wandb": wandb},
     }  # fmt: skip
     (folder / "a run").mkdir(exist_ok=True)
     return config.typed(Recipe, tree)
-
-
-def records(folder):
-    """W&B's records of every part of the run, in order. The file is cut like a LevelDB log: blocks of 32 KiB with pieces of
-    (crc32, length, kind); kinds 1 and 4 end a record."""
-    import wandb
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    wandb.teardown()  # waits until its service has written everything
-    found = []
-    for path in sorted((folder / "a run" / "wandb").glob("offline-run-*/run-*.wandb")):
-        data, place, piece = path.read_bytes(), 7, b""
-        while place + 7 <= len(data):
-            if (left := 32768 - place % 32768) < 7:
-                place += left
-                continue
-            length, kind = struct.unpack("<4xHB", data[place : place + 7])
-            piece += data[place + 7 : place + 7 + length]
-            place += 7 + length
-            if kind in (1, 4):
-                found.append(Record.FromString(piece))
-                piece = b""
-    return found
-
-
-def of_kind(folder, kind):
-    return [getattr(record, kind) for record in records(folder) if record.WhichOneof("record_type") == kind]
-
-
-def items(update):
-    """The values of a record by their names; those of media by `name/part`."""
-    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in update}
-
-
-def history(folder):
-    return [{**items(row.item), "step": row.step.num} for row in of_kind(folder, "history")]
 
 
 def test_names_are_grouped_and_images_are_the_axis(tmp_path):
@@ -84,14 +49,14 @@ def test_names_are_grouped_and_images_are_the_axis(tmp_path):
     one.row({"step": 5, "images": 20, "validation/psnr_y": 30.0})
     one.row({"step": 10, "images": 40, "epoch": 1.0, **TRAINED, "loss/l1": None})
     one.close(0)
-    first, second = history(tmp_path)
+    first, second = history(tmp_path / "a run")
     assert {key for key in first if not key.startswith("_")} == {
         "step", "images", "epoch", "learning_rate", "speed/images_per_second", "speed/data_wait", "speed/step_time_spread",
         "speed/tflops", "speed/mfu", "memory/memory_gb", "loss/l1", "grad_norm/generator", "validation/psnr_y",
     }  # fmt: skip
     assert (first["step"], first["images"], first["speed/images_per_second"], first["validation/psnr_y"]) == (5, 20, 9.0, 30.0)
     assert (second["step"], second["images"], second["loss/l1"]) == (10, 40, None)
-    axes = {metric.name or metric.glob_name: metric.step_metric for metric in of_kind(tmp_path, "metric")}
+    axes = {metric.name or metric.glob_name: metric.step_metric for metric in of_kind(tmp_path / "a run", "metric")}
     assert axes["*"] == "images"
     assert len(lines) == 1
     assert f"wandb sync '{tmp_path}/a run'/wandb/offline-run-*" in lines[0]
@@ -105,7 +70,7 @@ def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
         one = Mirror(settings, print)
         one.row({"step": step, "images": 4 * step, "loss/l1": 1.0})
         one.close(0)
-    runs = [run for run in of_kind(tmp_path, "run") if run.run_id]
+    runs = [run for run in of_kind(tmp_path / "a run", "run") if run.run_id]
     assert {(run.run_id, run.resume, run.display_name, run.project) for run in runs} == {
         ((tmp_path / "a run" / "wandb_id").read_text().strip(), True, "a run", "sr_dist")
     }
@@ -113,7 +78,7 @@ def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
     assert about["generator"] == {"name": "srugan", "num_blocks": "3"}
     assert about["data"]["batch"] == 4
     assert about["environment"] == {"commit": "c0ffee", "ranks": 2}
-    assert [row["step"] for row in history(tmp_path)] == [1, 2]
+    assert [row["step"] for row in history(tmp_path / "a run")] == [1, 2]
 
 
 def test_best_values_are_of_the_whole_run(tmp_path):
@@ -126,7 +91,7 @@ def test_best_values_are_of_the_whole_run(tmp_path):
     one.row({"step": 6, "images": 24, "validation/psnr_y": 30.0, "validation/ssim_y": 0.9})
     one.row({"step": 8, "images": 32, "validation/psnr_y": 32.0, "validation/ssim_y": None})
     one.close(0)
-    seen = [{k: v for k, v in items(summary.update).items() if "best" in k} for summary in of_kind(tmp_path, "summary")]
+    seen = [{k: v for k, v in items(summary.update).items() if "best" in k} for summary in of_kind(tmp_path / "a run", "summary")]
     assert [found for found in seen if found] == [
         {"best/ssim_y": 0.9, "best/ssim_y_step": 6}, {"best/psnr_y": 32.0, "best/psnr_y_step": 8},
     ]  # fmt: skip
@@ -143,12 +108,12 @@ def test_pictures_and_tables_are_there_whole(tmp_path):
         at,
     )
     one.close(0)
-    (row,) = history(tmp_path)
+    (row,) = history(tmp_path / "a run")
     assert (row["step"], row["images"]) == (5, 20)
     (part,) = (tmp_path / "a run" / "wandb").glob("offline-run-*/files")
     with Image.open(part / row["samples/sheet/path"]) as sheet:
         assert (sheet.size, sheet.getpixel((0, 0))) == ((6, 4), (255, 0, 0))
-    (kept,) = of_kind(tmp_path, "artifact")  # W&B keeps a table and its pictures together
+    (kept,) = of_kind(tmp_path / "a run", "artifact")  # W&B keeps a table and its pictures together
     files = {entry.path: entry.local_path for entry in kept.manifest.contents}
     with open(files.pop("samples/table.table.json")) as file:
         table = json.load(file)
@@ -167,14 +132,14 @@ def test_alerts_about_updates_left_out_and_about_a_stop(tmp_path):
         one.row({"step": step, "images": 4 * step, "skipped/generator": count})
     one.preempted("stopped after step 8 (SIGUSR1)")
     one.close(1)
-    alerts = of_kind(tmp_path, "alert")
+    alerts = of_kind(tmp_path / "a run", "alert")
     assert [alert.title for alert in alerts] == ["a run: gradients that are not finite", "a run was stopped"]
     assert [alert.text for alert in alerts] == [
         "5 updates of the generator were left out by step 6", "stopped after step 8 (SIGUSR1)",
     ]  # fmt: skip
     assert {alert.level for alert in alerts} == {"WARN"}
-    assert len(of_kind(tmp_path, "preempting")) == 1
-    assert [end.exit_code for end in of_kind(tmp_path, "exit")] == [1]
+    assert len(of_kind(tmp_path / "a run", "preempting")) == 1
+    assert [end.exit_code for end in of_kind(tmp_path / "a run", "exit")] == [1]
 
 
 def test_a_checkpoint_becomes_a_version_of_the_model(tmp_path):
@@ -184,7 +149,7 @@ def test_a_checkpoint_becomes_a_version_of_the_model(tmp_path):
     (place / "generator.safetensors").write_bytes(b"weights")
     one.checkpoint(place, 5, best=True)
     one.close(0)
-    (model,) = of_kind(tmp_path, "artifact")
+    (model,) = of_kind(tmp_path / "a run", "artifact")
     assert (model.name, model.type, sorted(model.aliases)) == ("a-run", "model", ["best", "latest", "step-5"])
     assert json.loads(model.metadata) == {"step": 5}
     assert [(entry.path, entry.size) for entry in model.manifest.contents] == [("generator.safetensors", 7)]
@@ -196,7 +161,7 @@ def test_a_row_that_wandb_had_before_a_kill_is_left_out_and_a_late_validation_is
     one.row({"step": 5, "images": 20, "loss/l1": 2.0})
     one.row({"step": 4, "images": 16, "validation/psnr_y": 30.0})
     one.close(0)
-    (row,) = history(tmp_path)
+    (row,) = history(tmp_path / "a run")
     assert (row["step"], row["loss/l1"], row["validation/psnr_y"]) == (6, 1.0, 30.0)
 
 
@@ -241,7 +206,7 @@ def test_without_an_account_the_run_is_kept_to_be_sent_later(tmp_path):
     one.close(0)
     assert lines[0].startswith("W&B is not available online (No API key")
     assert "wandb sync" in lines[1]
-    assert [row["images"] for row in history(tmp_path)] == [4]
+    assert [row["images"] for row in history(tmp_path / "a run")] == [4]
 
 
 def test_without_a_server_the_run_is_kept_to_be_sent_later(tmp_path, monkeypatch):
@@ -254,7 +219,7 @@ def test_without_a_server_the_run_is_kept_to_be_sent_later(tmp_path, monkeypatch
     one.close(0)
     assert lines[0].startswith("W&B is not available online (")
     assert "wandb sync" in lines[1]
-    assert [row["images"] for row in history(tmp_path)] == [4]
+    assert [row["images"] for row in history(tmp_path / "a run")] == [4]
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -262,7 +227,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     told: list
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
         self.told.append((self.path, asked))
         run = {"id": "x", "name": "run", "displayName": "run", "project": {"name": "p", "entity": {"name": "e"}}}
