@@ -64,9 +64,13 @@ class Log:
             by_image = {score["image"]: {k: v for k, v in score.items() if k not in ("image", "method")} for score in scores}
             at = {"step": samples.step, "images": samples.images}
             self._mirror.picture("samples/sheet", samples.sheet, at)
-            self._mirror.table(
-                "samples/table", [{"image": n, **views, **by_image.get(n, {})} for n, views in samples.views.items()], at
-            )
+            rows = [{"image": name, **views, **by_image.get(name, {})} for name, views in samples.views.items()]
+            self.table("samples/table", rows, at)
+
+    def table(self, name: str, rows: Sequence[Row], at: Row) -> None:
+        """For W&B: a line per row, in which cells may be pictures; `at` has the step and the images seen."""
+        if self._mirror:
+            self._mirror.table(name, rows, at)
 
     def checkpoint(self, folder: Path, step: int, best: bool) -> None:
         """A checkpoint was written; it goes to W&B where the recipe asks for that."""

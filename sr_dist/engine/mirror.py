@@ -45,6 +45,7 @@ class Mirror:
     def __init__(self, recipe: Recipe, say: Callable[[str], None]) -> None:
         self._folder, self._name, self._say = recipe.folder, recipe.name, say
         self._run: Any = None
+        self._next = 0  # the first step that W&B still takes
         self._best: dict[str, float] = {}
         self._skipped: dict[str, float] = {}
         if recipe.log.wandb != "off":
@@ -56,9 +57,9 @@ class Mirror:
         """A row that W&B had before a kill is left out. What validation finds is never: it may come late, after resuming."""
 
         def tell(run: Any) -> None:
-            repeated = row["step"] < run.step and not any(key.startswith("validation/") for key in row)
+            repeated = row["step"] < self._next and not any(key.startswith("validation/") for key in row)
             if not repeated:
-                run.log(grouped(row), step=max(row["step"], run.step))
+                run.log(grouped(row), step=self._at(row))
 
         self._safely(tell)
         if best := self._remember(row):
@@ -73,7 +74,7 @@ class Mirror:
             table = wandb.Table(columns=list(rows[0]))
             for row in rows:
                 table.add_data(*(wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row.values()))
-            run.log({name: table, AXIS: at[AXIS]}, step=max(at["step"], run.step))
+            run.log({name: table, AXIS: at[AXIS]}, step=self._at(at))
 
         if rows:
             self._safely(tell)
@@ -82,7 +83,7 @@ class Mirror:
         def tell(run: Any) -> None:
             import wandb
 
-            run.log({name: wandb.Image(str(path)), AXIS: at[AXIS]}, step=max(at["step"], run.step))
+            run.log({name: wandb.Image(str(path)), AXIS: at[AXIS]}, step=self._at(at))
 
         self._safely(tell)
 
@@ -139,9 +140,15 @@ class Mirror:
             id=id_file.read_text().strip(), resume="allow", config={**recipe.model_dump(mode="json"), "environment": environment},
             settings=wandb.Settings(init_timeout=patience, finish_timeout=FINISH, silent=True),
         )  # fmt: skip
+        self._next = run._starting_step  # `run.step` says 0 until the first row
         run.define_metric(AXIS)
         run.define_metric("*", step_metric=AXIS)
         return run
+
+    def _at(self, row: Row) -> int:
+        """W&B's step for a row: the row's own, or the next that is taken where W&B is further than the checkpoint was."""
+        self._next = max(row["step"], self._next)
+        return self._next
 
     def _remember(self, row: Row) -> dict[str, float]:
         """Alerts about newly skipped updates; -> what to write in the summary where a metric is at its best now.

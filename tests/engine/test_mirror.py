@@ -226,13 +226,16 @@ class Server(http.server.BaseHTTPRequestHandler):
     """As much of W&B as one run needs; it remembers what it was told."""
 
     told: list
+    had: dict | None  # what it has of the run from before
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
+        sent = self.rfile.read(int(self.headers["content-length"]))
+        asked = json.loads(sent) if self.path.endswith(("graphql", "file_stream")) else {}  # and the client's own telemetry
         self.told.append((self.path, asked))
         run = {"id": "x", "name": "run", "displayName": "run", "project": {"name": "p", "entity": {"name": "e"}}}
         answers = {
-            "UpsertBucket": {"upsertBucket": {"bucket": run, "inserted": True}},
+            "RunResumeStatus": {"model": {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": self.had}},
+            "UpsertBucket": {"upsertBucket": {"bucket": run, "inserted": self.had is None}},
             "CreateRunFiles": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": []}},
         }
         body = json.dumps({"data": answers.get(asked.get("operationName"), {})} if "graphql" in self.path else {}).encode()
@@ -245,13 +248,45 @@ class Server(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_training_ends_in_time_when_the_server_has_gone_away(tmp_path, monkeypatch):
-    """It answers when the run begins, and is no longer there when it ends."""
-    handler = type("Handler", (Server,), {"told": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+@pytest.fixture
+def server(monkeypatch):
+    """A server of ours, in place of W&B's."""
+    handler = type("Handler", (Server,), {"told": [], "had": None})
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{found.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+def test_a_killed_run_continues_online_without_rows_twice(tmp_path, server):
+    """W&B had step 10, the checkpoint was of step 8; the validation of step 8 was owed."""
+    server.RequestHandlerClass.had = {
+        "id": "x", "name": "run", "displayName": "run", "summaryMetrics": "{}", "logLineCount": 0, "historyLineCount": 3,
+        "eventsLineCount": 0, "historyTail": json.dumps([json.dumps({"_step": 10, "_runtime": 5})]), "eventsTail": "[]",
+        "config": "{}", "tags": [], "notes": None, "wandbConfig": json.dumps({"t": 1}),
+    }  # fmt: skip
+    lines = []
+    one = Mirror(recipe(tmp_path, wandb="online"), lines.append)
+    one.row({"step": 8, "images": 32, "validation/psnr_y": 30.0})
+    for step in (9, 10, 12, 14):
+        one.row({"step": step, "images": 4 * step, "loss/l1": 1.0})
+    one.close(0)
+    told = server.RequestHandlerClass.told
+    (begun,) = {asked["variables"]["name"] for _, asked in told if asked.get("operationName") == "RunResumeStatus"}
+    assert begun == (tmp_path / "a run" / "wandb_id").read_text().strip()
+    sent = [asked["files"]["wandb-history.jsonl"] for _, asked in told if "wandb-history.jsonl" in asked.get("files", {})]
+    assert sent[0]["offset"] == 3
+    rows = [json.loads(line) for part in sent for line in part["content"]]
+    assert [row["images"] for row in rows] == [32, 48, 56]
+    assert [row["_step"] for row in rows] == [11, 12, 14]
+    assert lines == []
+
+
+def test_training_ends_in_time_when_the_server_has_gone_away(tmp_path, monkeypatch, server):
+    """It answers when the run begins, and is no longer there when it ends."""
     monkeypatch.setattr(mirror, "FINISH", 2.0)
     lines = []
     one = Mirror(recipe(tmp_path, wandb="online"), lines.append)
@@ -260,6 +295,5 @@ def test_training_ends_in_time_when_the_server_has_gone_away(tmp_path, monkeypat
     server.server_close()
     one.row({"step": 2, "images": 8})
     one.close(0)
-    (begun,) = {asked["variables"]["name"] for _, asked in handler.told if asked.get("operationName") == "RunResumeStatus"}
-    assert begun == (tmp_path / "a run" / "wandb_id").read_text().strip()
-    assert [line for line in lines if "online" in line] == []
+    assert lines == []
+    assert server.RequestHandlerClass.told
