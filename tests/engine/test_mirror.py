@@ -81,20 +81,24 @@ def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
     assert [row["step"] for row in history(tmp_path / "a run")] == [1, 2]
 
 
-def test_best_values_are_of_the_whole_run(tmp_path):
-    """PSNR is best when high; the part before the requeue had the better one at step 2."""
+def test_best_values_are_of_the_whole_run(tmp_path, monkeypatch):
+    """PSNR is best when high, a distance when low; the part before the requeue had the better PSNR at step 2."""
+    senses = {"psnr_y": "higher", "ssim_y": "higher", "distance": "lower"}
+    monkeypatch.setattr("sr_dist.eval.run.better", lambda: senses)
     settings = recipe(tmp_path)
     (tmp_path / "a run" / "metrics.jsonl").write_text(
         '{"step": 2, "validation/psnr_y": 31.0}\n{"step": 4, "validation/psnr_y": 30.5, "validation/ssim_y": 0.8}\n'
     )
     one = Mirror(settings, print)
-    one.row({"step": 6, "images": 24, "validation/psnr_y": 30.0, "validation/ssim_y": 0.9})
-    one.row({"step": 8, "images": 32, "validation/psnr_y": 32.0, "validation/ssim_y": None})
+    one.row({"step": 6, "images": 24, "validation/psnr_y": 30.0, "validation/ssim_y": 0.9, "validation/distance": 5.0})
+    one.row({"step": 8, "images": 32, "validation/psnr_y": 32.0, "validation/ssim_y": None, "validation/distance": 4.0})
+    one.row({"step": 10, "images": 40, "validation/psnr_y": 31.9, "validation/distance": 4.5})
     one.close(0)
     seen = [{k: v for k, v in items(summary.update).items() if "best" in k} for summary in of_kind(tmp_path / "a run", "summary")]
     assert [found for found in seen if found] == [
-        {"best/ssim_y": 0.9, "best/ssim_y_step": 6}, {"best/psnr_y": 32.0, "best/psnr_y_step": 8},
-    ]  # fmt: skip
+        {"best/ssim_y": 0.9, "best/ssim_y_step": 6, "best/distance": 5.0, "best/distance_step": 6},
+        {"best/psnr_y": 32.0, "best/psnr_y_step": 8, "best/distance": 4.0, "best/distance_step": 8},
+    ]
 
 
 def test_pictures_and_tables_are_there_whole(tmp_path):
