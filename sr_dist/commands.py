@@ -1,4 +1,4 @@
-"""What `evaluate`, `export`, `interpolate` and `upscale` are asked for, and what can be refused without torch."""
+"""What `evaluate`, `export`, `interpolate`, `upscale`, `plot`, ... are asked for, and what can be refused without torch."""
 
 from __future__ import annotations
 
@@ -118,6 +118,56 @@ class Upscaling(Settings):
             raise UserError(f"OUTPUT: '{out}' has no suffix of an image ({', '.join('.' + name for name in FORMATS)})")
         elif not out.is_dir() and self.format and suffix != f".{self.format}":
             raise UserError(f"format: {self.format}, but OUTPUT is '{out}'; leave one of them out")
+
+
+class Examination(Settings):
+    """What `sr_dist.doctor` is asked for."""
+
+    runs: str = "runs"
+
+    def check(self) -> None:
+        if Path(self.runs).exists() and not Path(self.runs).is_dir():
+            raise UserError(f"runs: '{self.runs}' is a file; run folders need a folder")
+
+
+class Boarding(Settings):
+    """What `sr_dist.dashboard` is asked for."""
+
+    project: str
+    name: str = "sr_dist"
+
+    def check(self) -> None:
+        if len([part for part in self.project.split("/") if part]) != 2:
+            raise UserError(f"ENTITY/PROJECT: '{self.project}' is not a W&B user or team and a project with / between them")
+        if importlib.util.find_spec("wandb_workspaces") is None:
+            raise UserError("ENTITY/PROJECT: this needs wandb-workspaces: pip install 'sr_dist[dashboard]'")
+
+
+class Plotting(Settings):
+    """What `sr_dist.plot` is asked for."""
+
+    runs: Names
+    out: str | None = None
+
+    def check(self) -> None:
+        if not self.runs:
+            raise UserError("RUN: name a run folder, or several with commas between them")
+        if len(set(self.runs)) < len(self.runs):
+            raise UserError(f"RUN: '{','.join(self.runs)}' names a run twice")
+        for run in self.runs:
+            there(run, "RUN")
+            record = Path(run) / "metrics.jsonl"
+            if not record.is_file():
+                raise UserError(f"RUN: '{run}' is no run folder; it has no metrics.jsonl")
+            if not record.read_text(encoding="utf-8").strip():
+                raise UserError(f"RUN: '{run}' has no rows yet; the first comes with step log_every of its recipe")
+        if self.out and Path(self.out).exists() and not Path(self.out).is_dir():
+            raise UserError(f"out: '{self.out}' is a file; the curves need a folder")
+
+    @property
+    def folder(self) -> Path:
+        """A run's curves are kept with it; those of several runs belong to none."""
+        return Path(self.out) if self.out else Path(self.runs[0]) / "curves" if len(self.runs) == 1 else Path("curves")
 
 
 def asked(model: type[SettingsType], options: Mapping[str, str], **words: str) -> SettingsType:

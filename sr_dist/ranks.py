@@ -117,6 +117,21 @@ class Vote:
         return bool(ballot.item())
 
 
+class Exchange:
+    """Sums a block of so many MiB over all ranks through one backend, to see that it works and how fast. All ranks must make
+    one and call it."""
+
+    def __init__(self, backend: str, device: torch.device, mebibytes: int) -> None:
+        self._group = dist.new_group(backend=backend)
+        self._block = torch.ones(mebibytes << 18, device=device)
+
+    def __call__(self) -> bool:
+        """Whether the sum is right; returns when it is there."""
+        self._block.fill_(1)
+        dist.all_reduce(self._block, group=self._group)
+        return bool((self._block == size()).all())
+
+
 def leave() -> None:
     """Ends the process group; without it a good run can end as a killed one."""
     if dist.is_initialized():

@@ -197,6 +197,7 @@ class Zero(Settings):
 class Log(Settings):
     wandb: Literal["off", "offline", "online"] = "off"
     project: str = "sr_dist"
+    artifacts: bool = False  # every checkpoint to W&B too
 
 
 class Resume(Settings):
@@ -327,16 +328,22 @@ def check_agreement(recipe: Recipe) -> None:
     if recipe.keep.best:
         known = list(SCORES) if recipe.classifier else metric_facts(recipe, "BETTER")
         if recipe.keep.best not in known:
-            raise UserError(
-                f"keep.best: '{recipe.keep.best}' is no column of the metrics {', '.join(SCORES if recipe.classifier else recipe.metrics)}"
-                f"{nearest(recipe.keep.best, known)}"
-            )
+            metrics = ", ".join(SCORES if recipe.classifier else recipe.metrics)
+            near = nearest(recipe.keep.best, known)
+            raise UserError(f"keep.best: '{recipe.keep.best}' is no column of the metrics {metrics}{near}")
 
 
 def metric_facts(recipe: Recipe, fact: str) -> dict[str, str]:
     """What the files of the recipe's metrics say of their columns under `BETTER` or `NEEDS`."""
     paths = [plugins.locate(METRICS, name, "metrics")[1] for name in recipe.metrics]
     return {column: value for path in paths for column, value in (plugins.literal(path, fact) or {}).items()}
+
+
+def senses() -> dict[str, str]:
+    """Every column that a validation can have -> whether "higher" or "lower" is better."""
+    paths = [plugins.locate(METRICS, name, "metrics")[1] for name in plugins.names(METRICS)]
+    found = {column: sense for path in paths for column, sense in (plugins.literal(path, "BETTER") or {}).items()}
+    return {**found, **dict.fromkeys(SCORES, "higher")}
 
 
 def content_parts(content: Any) -> dict[str, tuple[float, dict[str, Any]]]:

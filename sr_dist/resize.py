@@ -28,7 +28,8 @@ def imresize(images: Tensor, scale: float, *, to_8_bit: bool = False, border: Bo
         return _enlarged(_enlarged(images, int(scale)).mT, int(scale)).mT
     rows = _matrix(images.shape[-2], math.ceil(images.shape[-2] * scale), scale, border).to(images)
     columns = _matrix(images.shape[-1], math.ceil(images.shape[-1] * scale), scale, border).to(images).T
-    with torch.autocast(images.device.type, enabled=False):  # 8 bits of a bf16 product are not 8 bits of an image
+    device = "cpu" if images.is_meta else images.device.type  # shapes alone: there is no such autocast
+    with torch.autocast(device, enabled=False):  # 8 bits of a bf16 product are not 8 bits of an image
         if not to_8_bit:
             return rows @ images @ columns
         # In levels, not in 255ths: an exact half must stay one, for halves go up.

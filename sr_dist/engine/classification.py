@@ -56,6 +56,5 @@ def _last_images(run: Run) -> tuple[Batches | None, str]:
             "the validation images, by which the weights were chosen" if run.recipe.keep.best else "the validation images",
         )
     images = open_images(data.sources[0], None, "data.train", cache=data.cached(), portion=data.portion(2))
-    return Batches(
-        images, run.recipe.scale, build_degradation(run.recipe), VALIDATION_BATCH
-    ), f"the test part of {data.sources[0]}"
+    batches = Batches(images, run.recipe.scale, build_degradation(run.recipe), VALIDATION_BATCH)
+    return batches, f"the test part of {data.sources[0]}"

@@ -17,7 +17,7 @@ from sr_dist.batch import Batch, Reading, Terms
 from sr_dist.data.order import NOISE, draw
 from sr_dist.data.validation import Batches
 from sr_dist.engine import classification, run_folder
-from sr_dist.engine.log import peak_memory_gb, progress
+from sr_dist.engine.log import peak_memory_gb, progress, spread
 from sr_dist.engine.run import Findings, Run, check_saves, save
 from sr_dist.engine.samples import draw_samples
 from sr_dist.engine.schedule import factor
@@ -44,6 +44,7 @@ def fit(run: Run) -> bool:
         seed_everything(recipe.seed, step)
         losses, norms = train_step(run, step, micro_batches)
         run.step = step
+        run.log.advance(step)
         stopping = run.stop.agreed()
         for batch in micro_batches:
             run.trace.write(step, batch.keys)
@@ -88,7 +89,8 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> tuple[dict[st
         for i, batch in enumerate(micro_batches):
             with engine.accumulating(last=i == len(micro_batches) - 1):
                 with run.autocast():
-                    output = objective(engine.network, batch)
+                    with run.clock.alone():
+                        output = objective(engine.network, batch)
                     terms = getattr(objective, f"{name}_loss")(critic, batch, output)
                 engine.backward(weighted_sum(run, terms, batch, losses))
             outputs.append(output.detach())
@@ -153,13 +155,19 @@ def check_divergence(run: Run) -> None:
 def report(run: Run, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
     """One row and one line about this step. All ranks must call: the losses are means over the global batch."""
     recipe, images = run.recipe, run.step * run.recipe.data.batch
-    values = ranks.total(torch.stack([value.double() for value in losses.values()])).tolist()
+    mine = torch.stack([value.double() for value in losses.values()])
+    seconds = mine.new_zeros(ranks.size())
+    mine.sum().item()  # the device is done with the step
+    seconds[ranks.rank()] = run.clock.seconds_alone()
+    values = ranks.total(torch.cat([mine, seconds])).tolist()
+    values, times = values[: len(losses)], values[len(losses) :]
     row = {
         "step": run.step,
         "images": images,
         "epoch": images / run.stream.samples,
         "learning_rate": learning_rate(run, run.primary, run.step),
         **run.clock.report(recipe.data.batch),
+        **spread(times),
         "memory_gb": peak_memory_gb(),
         **{name if "/" in name else f"loss/{name}": value for name, value in zip(losses, values, strict=True)},
         **{f"grad_norm/{name}": float(norm) for name, norm in norms.items()},
@@ -184,6 +192,7 @@ def validate(run: Run) -> bool:
     restores = run.objective.validation == "restoration"
     sheet = draw_samples(run) if restores else None
     if run.validation is None:
+        run.log.samples(sheet, [])
         return False
     try:
         found = (restored if restores else classification.validated)(run, run.validation, give_up)
@@ -192,8 +201,7 @@ def validate(run: Run) -> bool:
     row = {f"validation/{name}": value for name, value in found.metrics.items()}
     run.log.row({"step": run.step, "images": run.step * recipe.data.batch, **row})
     run.log.say(f"step {run.step} validation of {found.images} images: {found.said}")
-    if sheet:
-        run.log.picture("samples", sheet, {"images": run.step * recipe.data.batch})
+    run.log.samples(sheet, found.rows)
     return is_best(run, found.metrics)
 
 
@@ -241,10 +249,13 @@ def finish(run: Run, done: bool) -> None:
     if ranks.is_first():
         run_folder.mark(run.recipe.folder, "DONE" if done else "PREEMPTED", f"step {run.step}")
     reason = f" ({run.stop.reason})" if run.stop.reason else ""
-    run.log.say(f"done after {run.step} steps" if done else f"stopped after step {run.step}{reason}; the same command continues")
+    if done:
+        run.log.say(f"done after {run.step} steps")
+    else:
+        run.log.preempted(f"stopped after step {run.step}{reason}; the same command continues")
     run.stop.close()
     run.watchdog.close()
-    run.log.close()
+    run.log.close(code=0 if done else 1)
     ranks.wait()
     run.accelerator.end_training()
     ranks.leave()

@@ -29,6 +29,7 @@ from sr_dist.batch import Batch
 from sr_dist.engine import setup
 from sr_dist.engine.backends import ddp, deepspeed
 from sr_dist.engine.ema import Ema
+from sr_dist.engine.log import Clock
 from sr_dist.engine.loop import frozen, train_step
 from sr_dist.engine.run import Run
 from sr_dist.errors import UserError
@@ -258,7 +259,7 @@ def one_step(chosen: Recipe, images: int) -> dict[str, Tensor]:
     phases = {phase: ddp.Engine(accelerator, network, chosen, phase) for phase, network in networks.items()}
     ema.follow(phases[first])
     no: Any = None  # data, log and the rest take no part in a step
-    run = Run(chosen, accelerator, objective, phases, ema, no, no, no, no, no, no, no, no, no)
+    run = Run(chosen, accelerator, objective, phases, ema, no, no, no, no, no, Clock(), no, no, no)
     losses, _ = train_step(run, 1, [random_batch(chosen, images, accelerator.device)])
     return losses
 

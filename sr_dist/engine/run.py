@@ -120,6 +120,7 @@ def _writing(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], No
 
     def write() -> None:
         checkpoint.save(folder, step, tensors, state, about)
+        run.log.checkpoint(folder / f"{step:07d}", step, best == step)
         checkpoint.prune(folder, recipe.keep, best)
 
     return write

@@ -63,7 +63,7 @@ def set_up(recipe: Recipe) -> Run:
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, phases, ema, stream, validation, metrics, log,
-        Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(), StopRequest(folder),
+        Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(accelerator.device.type == "cuda"), StopRequest(folder),
         checkpoint.Writer(log.say), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         state={"manifest": digest, "best": None, "validated": True},
     )  # fmt: skip

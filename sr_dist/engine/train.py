@@ -23,11 +23,13 @@ def train(chosen: Recipe, dry_run: bool = False) -> None:
     run_folder.check_recipe(chosen.folder, chosen)
 
     from sr_dist import ranks
-    from sr_dist.engine import classification
+    from sr_dist.engine import classification, flops
     from sr_dist.engine.loop import finish, fit
     from sr_dist.engine.setup import set_up
 
     run = set_up(chosen)
+    if ranks.is_first():
+        run.clock.work = flops.work(chosen, ranks.size(), run.device)
     try:
         done = fit(run)
         if done and run.objective.validation == "classification":

@@ -1,13 +1,14 @@
+import io
 import json
 import logging
 import sys
 import time
-import types
 
 import pytest
 
 from sr_dist import config
-from sr_dist.engine.log import Clock, Log, Trace, progress
+from sr_dist.engine.flops import Work
+from sr_dist.engine.log import Clock, Log, Trace, progress, spread
 from sr_dist.recipe import Recipe
 
 
@@ -21,10 +22,10 @@ def quiet_afterwards():
     logger.handlers[:], logger.level, logger.propagate = before
 
 
-def recipe(folder, wandb="off"):
+def recipe(folder):
     tree = {
         "name": "run", "runs": str(folder), "scale": "2", "steps": "10", "data": {"train": "x", "crop": "32", "batch": "4"},
-        "generator": {"name": "srugan"}, "objective": {"name": "pixel"}, "optimizer": {}, "log": {"wandb": wandb},
+        "generator": {"name": "srugan"}, "objective": {"name": "pixel"}, "optimizer": {},
     }  # fmt: skip
     (folder / "run").mkdir(exist_ok=True)
     return config.typed(Recipe, tree)
@@ -64,8 +65,9 @@ def test_words_go_to_the_file_and_the_terminal_once(tmp_path, capsys):
 
 
 def test_other_ranks_are_silent(tmp_path, capsys):
-    log = Log(recipe(tmp_path, wandb="offline"), speaks=False)
-    log.say("hello"), log.row({"step": 1}), log.picture("samples", tmp_path / "a.png", {}), log.close()
+    settings = recipe(tmp_path)
+    log = Log(settings.model_copy(update={"log": settings.log.model_copy(update={"wandb": "offline"})}), speaks=False)
+    log.say("hello"), log.advance(1), log.row({"step": 1}), log.samples(None, []), log.preempted("stopped"), log.close()
     assert list((tmp_path / "run").iterdir()) == []
     assert capsys.readouterr().out == ""
 
@@ -78,60 +80,6 @@ def test_the_trace_has_the_keys_of_every_micro_batch(tmp_path):
     assert [json.loads(line) for line in lines] == [{"step": 7, "keys": ["a", "b/c"]}, {"step": 7, "keys": ["d"]}]
     Trace(tmp_path / "none", rank=0, wanted=False).write(1, ("a",))
     assert not (tmp_path / "none").exists()
-
-
-# ---- W&B, a mirror
-
-
-class FakeWandb(types.ModuleType):
-    def __init__(self, failing=None):
-        super().__init__("wandb")
-        self.rows, self.ids, self.failing = [], [], failing
-
-    def init(self, **options):
-        self.ids.append((options["id"], options["resume"]))
-
-    def define_metric(self, *args, **options):
-        pass
-
-    def Settings(self, **options):  # noqa: N802
-        return options
-
-    def log(self, row):
-        if self.failing is not None:
-            raise self.failing
-        self.rows.append(row)
-
-    def finish(self, exit_code):
-        pass
-
-
-def test_wandb_gets_every_row_and_one_id_for_good(tmp_path, monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    for step in (1, 2):
-        log = Log(recipe(tmp_path, wandb="offline"), speaks=True)
-        log.row({"step": step, "loss/l1": float("nan")})
-        log.close()
-    assert fake.rows == [{"step": 1, "loss/l1": None}, {"step": 2, "loss/l1": None}] == metrics(tmp_path)
-    assert fake.ids[0] == fake.ids[1] == ((tmp_path / "run" / "wandb_id").read_text().strip(), "allow")
-
-
-@pytest.mark.parametrize("problem", [RuntimeError("quota\nlong story"), TimeoutError()], ids=["with words", "without words"])
-def test_training_goes_on_when_wandb_stops_answering(tmp_path, monkeypatch, problem):
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(problem))
-    log = Log(recipe(tmp_path, wandb="offline"), speaks=True)
-    for step in (1, 2, 3):
-        log.row({"step": step})
-    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3]
-    assert (tmp_path / "run" / "log.txt").read_text().count("W&B stopped answering") == 1
-
-
-def test_training_goes_on_where_wandb_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    Log(recipe(tmp_path, wandb="offline"), speaks=True).row({"step": 1})
-    assert metrics(tmp_path) == [{"step": 1}]
-    assert "W&B is not available" in (tmp_path / "run" / "log.txt").read_text()
 
 
 # ---- speed
@@ -213,14 +161,80 @@ def test_the_items_pass_through_unchanged():
     assert list(Clock().steps(iter("abc"))) == ["a", "b", "c"]
 
 
+def test_stragglers_show_in_what_ranks_do_alone_and_not_in_the_step(monkeypatch):
+    """A rank waits 1 s for data, goes forward twice for 2 s, and then waits 10 s for the others: 5 s a step are its own."""
+    watch, clock = Time(monkeypatch), Clock()
+    for step in clock.steps(watch.batches([1] * 4)):
+        for _ in range(2):
+            with clock.alone():
+                watch.work(2)
+        watch.work(10)
+        if step in (2, 4):
+            assert clock.seconds_alone() == pytest.approx(2 * 5)
+            clock.report(images_per_step=8)
+    assert spread([10.0, 10.0]) == {"step_time_spread": 1.0}
+    assert spread([1.0, 3.0, 2.0]) == {"step_time_spread": 1.5}
+    assert spread([10.0]) == spread([0.0, 0.0]) == {}
+
+
+def test_operations_per_second_where_they_are_known(monkeypatch):
+    """2 images per second of 3e12 operations on 3 ranks: 2 TFLOP/s each, a tenth of what the device could do."""
+    watch, clock = Time(monkeypatch), Clock()
+    clock.work = Work(3e12, ranks=3, peak=20.0)
+    for _ in clock.steps(watch.batches([1])):
+        watch.work(3)
+        row = clock.report(images_per_step=8)
+    assert row == pytest.approx({"images_per_second": 2.0, "data_wait": 0.25, "tflops": 2.0, "mfu": 0.1})
+    assert Work(3e12, ranks=1, peak=None).at(1.0) == pytest.approx({"tflops": 3.0})
+
+
 def test_the_progress_line():
     row = {"step": 50, "images": 400, "images_per_second": 12.345, "data_wait": 0.256, "grad_norm/generator": 1.0}
     row |= {"loss/mse": 0.0123456, "loss/adversarial": 6.9e-4}
     assert progress(row, 1000, "0:10:00") == (
         "step   50/1000  12.3 images/s  data wait 26 %  left 0:10:00  mse 0.01235  adversarial 0.00069"
     )
+    row |= {"step_time_spread": 1.234, "memory_gb": 20.04, "tflops": 123.4, "mfu": 0.3951}
+    middle = "data wait 26 %  spread 1.23  memory 20.0 GB  123 TFLOP/s  (40 % of peak)  left 0:10:00"
+    assert middle in progress(row, 1000, "0:10:00")
 
 
 def test_the_progress_line_shows_what_is_not_finite():
     line = progress({"step": 1, "images_per_second": 1.0, "data_wait": 0.0, "loss/l1": float("nan")}, 9, "0:00:08")
     assert line.endswith("l1 nan")
+
+
+# ---- the terminal
+
+
+class Screen(io.StringIO):
+    def __init__(self, tty):
+        super().__init__()
+        self.isatty = lambda: tty
+
+
+def test_on_a_terminal_a_bar_stands_below_the_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", screen := Screen(tty=True))
+    log = Log(recipe(tmp_path), speaks=True)
+    for step in (4, 5, 6):  # continued after step 3
+        log.advance(step)
+        log.say(f"line {step}")
+    log.close()
+    shown = screen.getvalue()
+    assert "run:  40%" in shown  # 4 of 10
+    assert "| 6/10 [" in shown
+    assert shown.index("4/10") < shown.index("line 4") < shown.index("6/10")
+    assert all(f"line {step}\n" in shown for step in (4, 5, 6))
+    assert "it/s" not in shown
+    assert "%" not in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_elsewhere_there_are_only_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", screen := Screen(tty=False))
+    log = Log(recipe(tmp_path), speaks=True)
+    for step in (1, 2):
+        log.advance(step)
+        log.say(f"line {step}")
+    log.close()
+    assert [line.split(" ", 2)[2] for line in screen.getvalue().splitlines()] == ["line 1", "line 2"]
+    assert "\r" not in screen.getvalue()

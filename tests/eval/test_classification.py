@@ -12,7 +12,7 @@ from PIL import Image
 
 from sr_dist import ranks
 from sr_dist.data.degradations import identity
-from sr_dist.data.validation import Batches, batches_of_this_rank, open_images
+from sr_dist.data.validation import Batches, numbers_of_this_rank, open_images
 from sr_dist.eval import classification
 from sr_dist.eval.classification import Answers, ask, calibration, confusion, judged, summary, wilson, worst_mistakes
 from sr_dist.eval.classification_report import ClassificationReport, write
@@ -121,10 +121,10 @@ def test_over_ranks_the_answers_are_those_of_one_process(asked, monkeypatch, wor
     with monkeypatch.context() as patch:
         patch.setattr(ranks, "gather", lambda mine: gathered.append(mine) or [mine])
         for rank in range(world):
-            patch.setattr(classification, "batches_of_this_rank", lambda b, w, rank=rank: of_rank(b, rank, world, monkeypatch))
+            patch.setattr(classification, "numbers_of_this_rank", lambda b, rank=rank: of_rank(b, rank, world, monkeypatch))
             ask(network, ANIMALS, batches, torch.device("cpu"))
     monkeypatch.setattr(ranks, "gather", lambda mine: gathered)
-    monkeypatch.setattr(classification, "batches_of_this_rank", lambda b, w: iter(()))
+    monkeypatch.setattr(classification, "numbers_of_this_rank", lambda b: range(0))
     together = ask(network, ANIMALS, batches, torch.device("cpu"))
     assert together.images == whole.images
     assert all(np.array_equal(a, b) for a, b in zip(together[1:], whole[1:], strict=True))
@@ -134,7 +134,7 @@ def of_rank(batches, rank, world, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ranks, "size", lambda: world)
         patch.setattr(ranks, "rank", lambda: rank)
-        return iter(list(batches_of_this_rank(batches, 0)))
+        return numbers_of_this_rank(batches)
 
 
 def test_the_report_has_tables_a_picture_and_json(asked, tmp_path):

@@ -1,0 +1,152 @@
+"""Curves from a metrics.jsonl whose numbers are known; the page in a real browser."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from sr_dist.commands import Plotting
+from sr_dist.engine.plot import columns_of, labels, plot, read, smoothed, summary
+from sr_dist.errors import UserError
+
+
+def written(folder, rows=6, **changes):
+    """A run of so many logged steps, with a validation at the end and one row that is still being written."""
+    folder.mkdir(parents=True)
+    lines = []
+    for step in range(1, rows + 1):
+        row = {"step": step, "images": 8 * step, "learning_rate": 1e-4, "images_per_second": 10.0 + step, "data_wait": 0.1}
+        row |= {"memory_gb": 2.0, "loss/l1": 1 / step, "grad_norm/generator": 2.0, "skipped/generator": 0}
+        lines.append(row | changes)
+    lines.append({"step": rows, "images": 8 * rows, "validation/psnr_y": 30.0, "validation/lpips_alex": None})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "ima')
+    return str(folder)
+
+
+def test_a_run_becomes_pictures_and_a_page_that_needs_nothing_else(tmp_path, capsys):
+    run = written(tmp_path / "mine")
+    plot(Plotting(runs=(run,)))
+    out = tmp_path / "mine" / "curves"
+    names = {"losses.png", "validation.png", "speed.png", "gradients.png", "curves.html"}
+    assert {path.name for path in out.iterdir()} == names
+    assert str(out) in capsys.readouterr().out
+    for name in names - {"curves.html"}:
+        with Image.open(out / name) as picture:
+            assert picture.width > 500
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20, f"{name} is empty"
+    page = (out / "curves.html").read_text()
+    links = re.findall(r"""(?:src|href)=["'](?!#)|url\((?!#)|@import""", page)
+    assert not [link for link in links if "xmlns" not in link]
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert {identity for identity in ids if identity.endswith("--run0")} == {
+        f"{column}--run0" for column in (
+            "loss/l1", "validation/psnr_y", "validation/lpips_alex", "images_per_second", "data_wait", "memory_gb",
+            "grad_norm/generator", "learning_rate",
+        )
+    }  # fmt: skip
+
+
+def test_several_runs_lie_over_each_other_where_both_have_a_curve(tmp_path):
+    one, other = written(tmp_path / "a" / "gan"), written(tmp_path / "b" / "gan", **{"loss/adversarial": 0.1})
+    plot(Plotting(runs=(one, other), out=str(tmp_path / "out")))
+    page = (tmp_path / "out" / "curves.html").read_text()
+    assert 'id="loss/l1--run0"' in page
+    assert 'id="loss/l1--run1"' in page
+    assert 'id="loss/adversarial--run0"' not in page
+    assert 'id="loss/adversarial--run1"' in page
+    assert page.count('type="checkbox"') == 2
+    assert labels((one, other)) == [one, other]  # the folders' names are alike
+    assert labels((one, str(tmp_path / "out"))) == ["gan", "out"]
+
+
+def test_the_points_are_those_of_the_file(tmp_path):
+    """Values that were not finite are gaps, and the row that is still being written is none."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 1, "images": 4, "loss/l1": 0.5}\n{"step": 2, "images": 8, "loss/l1": null}\n'
+        '{"step": 2, "images": 8, "validation/psnr_y": 30}\n{"st'
+    )
+    images, values = read(folder, "mine").points("loss/l1")
+    assert images == [4, 8]
+    assert values[0] == 0.5
+    assert math.isnan(values[1])
+
+
+def test_counts_of_skipped_updates_are_shown_once_there_are_any(tmp_path):
+    quiet, troubled = written(tmp_path / "quiet"), written(tmp_path / "troubled", **{"skipped/generator": 2})
+    assert "skipped/generator" not in columns_of("gradients", [read(tmp_path / "quiet", "quiet")])
+    assert "skipped/generator" in columns_of("gradients", [read(tmp_path / name, name) for name in ("quiet", "troubled")])
+    assert quiet != troubled
+
+
+def test_the_table_has_the_best_and_the_last_by_each_metrics_own_sense(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = [(1, 29.0, 0.9), (2, 31.0, 0.8), (3, 30.0, None)]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": s, "images": s, "validation/psnr_y": p, "validation/ssim_y": q}) + "\n" for s, p, q in rows)
+    )
+    assert summary(read(folder, "mine"))["scores"] == [
+        {"name": "psnr_y", "best": 31.0, "step": 2, "last": 30.0}, {"name": "ssim_y", "best": 0.9, "step": 1, "last": 0.8},
+    ]  # fmt: skip
+
+
+def test_smoothing_is_never_late_and_skips_gaps():
+    """A straight line stays one where there are neighbours on both sides; a gap takes its neighbours' mean."""
+    line = [float(i) for i in range(400)]
+    assert smoothed(line)[10:-10] == pytest.approx(line[10:-10])
+    assert smoothed([1.0, math.nan, 3.0])[1] == 2.0
+    assert math.isnan(smoothed([math.nan] * 3)[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda run: None, "nothing is at"),
+        (lambda run: run.mkdir(), "no run folder"),
+        (lambda run: (run.mkdir(), (run / "metrics.jsonl").touch()), "no rows yet"),
+    ],
+)
+def test_what_is_no_run_or_has_nothing_to_show_is_said(tmp_path, make, said):
+    make(tmp_path / "mine")
+    with pytest.raises(UserError, match=said):
+        Plotting(runs=(str(tmp_path / "mine"),)).check()
+
+
+@pytest.mark.slow
+def test_the_page_hides_a_run_and_shows_it_again(tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("no chromium and chromedriver here")
+    runs = (written(tmp_path / "a", rows=150), written(tmp_path / "b", rows=6))
+    plot(Plotting(runs=runs, out=str(tmp_path / "out")))
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        page.get((tmp_path / "out" / "curves.html").as_uri())
+        first, second = page.find_elements(By.CSS_SELECTOR, "[data-run]")
+
+        def shown(identity):
+            return page.find_element(By.ID, identity).value_of_css_property("display") != "none"
+
+        curves = ("loss/l1--run0", "raw-loss/l1--run0", "loss/l1--run1")
+        assert [shown(curve) for curve in curves] == [True, True, True]
+        first.click()
+        assert [shown(curve) for curve in curves] == [False, False, True]
+        first.click(), second.click()
+        assert [shown(curve) for curve in curves] == [True, True, False]
+        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.get_log("browser") == []
+    finally:
+        page.quit()
