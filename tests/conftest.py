@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from photographs import made_photo
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -27,17 +28,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 settings.load_profile("house")
-
-
-def made_photo(number: int, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8 with slopes, an edge, texture and noise: no two windows of it are alike."""
-    random = np.random.default_rng(number)
-    y, x = np.mgrid[0:height, 0:width] / 48
-    waves = [np.sin(2 * np.pi * (a * x + b * y + c)) for a, b, c in random.uniform(0.3, 3, (3, 3))]
-    picture = np.stack(waves, -1) * 60 + 110
-    picture += 50 * (x * random.normal() + y * random.normal() > random.normal() / 4)[..., None]
-    picture += random.normal(0, 8, picture.shape)
-    return picture.clip(0, 255).astype(np.uint8)
 
 
 def encoded(picture: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import made_photo
 from finished import finished
+from photographs import made_photo
 from PIL import Image
 from processes import metrics, run
 from safetensors import safe_open
