@@ -85,7 +85,7 @@ def test_mistakes_end_with_2_and_one_line_and_load_nothing_heavy(open_doors, wri
         ("sr_dist.train", [tiny, "8"], ["'8' is one word too many"]),
         ("sr_dist.train", [tiny, "-s", "8"], ["'-s'", "two dashes"]),
         ("sr_dist.train", [tiny, "--", "--trace"], ["'--'"]),
-        ("sr_dist.bench", ["data", tiny], ["WHAT: 'data'", "there is: step"]),
+        ("sr_dist.bench", ["date", tiny], ["WHAT: 'date'", "there is: data, step, eval"]),
         ("sr_dist.bench", ["eval", "--image=8"], ["image: unknown option", "'images'"]),
         ("sr_dist.bench", ["eval", tiny], ["one word too many"]),
         ("sr_dist.evaluate", ["bicubic", "--data=.", "--scale=2", "--metrics=psnr,fif"], ["metrics: ", "'fid'"]),

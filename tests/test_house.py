@@ -47,7 +47,7 @@ HOMES = {
     "wandb": ("sr_dist/engine/mirror.py",),
     "wandb_workspaces": ("sr_dist/engine/dashboard.py",),
     "matplotlib": ("sr_dist/engine/plot.py",),
-    "tqdm": ("sr_dist/engine/terminal.py",),
+    "tqdm": ("sr_dist/engine/terminal.py", "shards/work.py"),
     "webdataset": ("sr_dist/data/", "shards/"),
     "torchmetrics": ("sr_dist/eval/metrics/",),
     "cleanfid": ("sr_dist/eval/extractor.py", "sr_dist/eval/bench.py"),

@@ -170,7 +170,7 @@ def test_training_images_are_varied_before_lr_is_made(photo_shards):
     def first(**options):
         data = Data(train=str(photo_shards), crop=16, batch=4, workers=0, **options)
         shards = open_shards(str(photo_shards))
-        found = Stream(shards, data, seed=0, scale=2, accumulate=1, steps=1, channels=3,
+        found = Stream([shards], data, seed=0, scale=2, accumulate=1, steps=1, channels=3,
                        degrade=lambda hr, seeds: hr[..., ::2, ::2], device=torch.device("cpu"))  # fmt: skip
         return next(iter(found.steps(1)))[1][0]
 

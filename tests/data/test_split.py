@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from test_select import hash_of, shards_of
 
 from sr_dist.data import select
+from sr_dist.data.order import Mix
 from sr_dist.data.select import Portion, part_of, portion_rows, shares
-from sr_dist.data.stream import CropSource, ShardReader
+from sr_dist.data.stream import CropSource, Samples, ShardReader
 from sr_dist.data.validation import open_images
 from sr_dist.errors import UserError
 from sr_dist.labels import Labels
@@ -75,9 +76,9 @@ def test_the_first_half_of_the_hash_says_nothing_about_the_part():
 
 def test_training_and_validation_take_their_parts_of_the_same_shards(photo_shards):
     data = Data(train=str(photo_shards), crop=16, batch=4, split=(0.5, 0.5))
-    reader = ShardReader(open_images(str(photo_shards)).reader.shards)
-    source = CropSource(reader, 0, 2, 16, 3, 8192, data.portion(0))
-    trained = {source.key(place) for place in range(source.order.samples)}
+    everything = Samples(ShardReader(open_images(str(photo_shards)).reader.shards), 0, 8192, data.portion(0))
+    source = CropSource([everything], Mix([1]), 2, 16, 3)
+    trained = {source.key(place) for place in range(source.samples)}
     seen = set(open_images(str(photo_shards), portion=data.portion(1)).names)
     assert trained and seen and not trained & seen
     assert trained | seen == set(open_images(str(photo_shards)).names)

@@ -114,7 +114,13 @@ def test_outputs_and_shares_come_from_the_shards(classifier):
         ),
         ({"classifier.outputs": "5"}, r"^classifier\.outputs: 5, but objective\.labels are 3 classes; leave it out, or say 3$"),
         ({"classifier": "none"}, r"^generator: this key is missing \(or classifier"),
-        ({"keep.best": "balanced"}, r"^keep\.best: no metric 'balanced'; did you mean 'balanced_accuracy'\?$"),
+        (
+            {"keep.best": "balanced"},
+            (
+                {"keep.best": "balanced"},
+                r"^keep\.best: 'balanced' is no column of the metrics accuracy, balanced_accuracy; did you mean 'balanced_accuracy'\?$",
+            ),
+        ),
         ({"data.split": "[0.98, 0.01, 0.01]"}, r"^data\.split: no sample of '.*' falls into part [23] of"),
     ],
 )

@@ -234,11 +234,10 @@ def test_a_worker_that_is_killed_ends_the_build_with_a_line(whole, tmp_path):
 def test_ctrl_c_ends_a_build_with_a_line_and_the_same_command_continues(whole, tmp_path):
     process = start(0, "shards.build", *words(whole, tmp_path / "out", "--workers=2"))
     wait_for(lambda: (tmp_path / "out" / BEGUN).exists(), process)
-    time.sleep(0.3)
     kill(process, signal.SIGINT)
     code, _, complaints = finish(process)
-    assert (code, complaints) in ((1, "interrupted; the same command continues\n"), (0, ""))
-    if code:
+    if not (tmp_path / "out" / "manifest.json").exists():  # else it was done before the signal came
+        assert (code, complaints) == (1, "interrupted; the same command continues\n")
         run(0, "shards.build", *words(whole, tmp_path / "out"))
     assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
 
