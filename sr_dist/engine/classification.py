@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from sr_dist import ranks
 from sr_dist.data.validation import Batches, open_images
@@ -42,9 +43,19 @@ def report(run: Run) -> None:
         tree = write(out, ClassificationReport(run.recipe.name, about, data, chosen.labels, answers), batches)
         for name, head in tree["heads"].items():
             run.log.say(f"{data}: {name} {head['accuracy'] or 0:.2%} of {head['n']} right (step {about['step']})")
+            run.log.table(f"classes/{name}", per_class(head), {"step": run.step, "images": run.step * run.recipe.data.batch})
             if head["warning"]:
                 run.log.say(f"warning: {head['warning']}")
         run.log.say(f"report: {out / 'classification.md'}")
+
+
+def per_class(head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per class, as W&B's table shows them: how many there were, and how often each answer came."""
+    answers = list(head["per_class"])
+    return [
+        {"truth": truth, **head["per_class"][truth], **{f"said {name}": count for name, count in zip(answers, row, strict=True)}}
+        for truth, row in zip(answers, head["confusion"], strict=True)
+    ]
 
 
 def _last_images(run: Run) -> tuple[Batches | None, str]:

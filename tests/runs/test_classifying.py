@@ -12,6 +12,7 @@ from PIL import Image
 from processes import metrics, run
 from safetensors import safe_open
 from test_recipes import ROOT
+from wandb_records import history
 
 from sr_dist.labels import Labels
 from sr_dist.models import weights
@@ -83,7 +84,10 @@ def test_a_classifier_learns_is_chosen_by_validation_reported_and_listened_to(sh
 @pytest.mark.slow
 def test_attributes_are_learned_too_and_a_finished_run_is_a_beginning(shards, tmp_path):
     several = "--objective={name: classify, labels: [Male, Smiling]}"
-    tree = classifier(shards, tmp_path, several, "--steps=4", "--keep=1", "--validate_every=none", "--save_every=4")
+    quick = ["--steps=4", "--keep=1", "--validate_every=none", "--save_every=4", "--log.wandb=offline"]
+    tree = classifier(shards, tmp_path, several, *quick)
+    tables = {key for row in history(tmp_path / "classifier_eyeglasses") for key in row if key.startswith("classes/")}
+    assert {"/".join(key.split("/")[:2]) for key in tables} == {"classes/Male", "classes/Smiling"}
     assert list(tree["heads"]) == ["Male", "Smiling"] and tree["heads"]["Male"]["n"] == tree["n"] > 0
     start = f"--init.classifier={tmp_path / 'classifier_eyeglasses'}"
     classifier(shards, tmp_path, start, "--name=one", "--steps=2", "--keep=1", "--validate_every=none", "--save_every=2")
