@@ -56,8 +56,12 @@ class Plan:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise UserError(f"OUT: '{self.out}' cannot be made: {problem.strerror}") from None
-        if (self.out / BEGUN).exists():
+        names = map(self.shard, range(self.num_shards))
+        there = next((name for shard in names for name in (shard, index_name(shard)) if (self.out / name).exists()), None)
+        if (self.out / BEGUN).exists():  # looked for last, as another task may be beginning
             self.continues()
+        elif there:
+            raise UserError(f"OUT: '{self.out}' holds '{there}', which no build here began; choose another folder or --name")
         else:
             write_whole(self.out / BEGUN, (json.dumps(self.facts, indent=1) + "\n").encode())
 

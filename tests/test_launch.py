@@ -39,3 +39,11 @@ def test_accelerate_configurations_say_when_to_use_them_and_what_they_need(path)
     assert all(line.startswith("# ") for line in head)
     assert "Needs" in " ".join(head)
     load_config_from_file(str(path))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"), [([], "usage: pipeline.sh"), (["build:", "a", "trian:", "b"], "'trian:' is no stage")]
+)
+def test_a_pipeline_of_wrong_words_is_refused_before_anything_is_submitted(words, complaint):
+    done = subprocess.run(["bash", str(ROOT / "launch/slurm/pipeline.sh"), *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and complaint in done.stderr and not done.stdout

@@ -42,12 +42,14 @@ stage() {  # NAME: WORDS...
   echo "merge $before"
 }
 
+[ $# -gt 0 ] || { echo "error: usage: pipeline.sh STAGE: WORDS... [STAGE: WORDS... ...]" >&2; exit 2; }
 words=()
 for word in "$@" end:; do
   case $word in
     build:|train:|train_array:|sweep:|evaluate:|end:)
       [ ${#words[@]} = 0 ] || stage "${words[@]}"
       words=("$word") ;;
+    *:) echo "error: '$word' is no stage; there are build:, train:, train_array:, sweep: and evaluate:" >&2; exit 2 ;;
     *)
       [ ${#words[@]} -gt 0 ] || { echo "error: '$word': begin with build:, train:, train_array:, sweep: or evaluate:" >&2; exit 2; }
       words+=("$word") ;;

@@ -14,6 +14,7 @@ import fnmatch
 import json
 import logging
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -242,7 +243,9 @@ def quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # weights of a frozen classifier do not fit into tensors without numbers
+            yield
     finally:
         logger.setLevel(level)
 

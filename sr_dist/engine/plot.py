@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from sr_dist.commands import Plotting
+from sr_dist.errors import UserError
 from sr_dist.files import write_whole
 
 COLOURS = (
@@ -70,7 +71,10 @@ class Curves:
 def plot(asked: Plotting) -> None:
     runs = [read(Path(run), name) for run, name in zip(asked.runs, labels(asked.runs), strict=True)]
     out = asked.folder
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"out: '{out}' cannot be made: {problem.strerror}") from None
     pictures: dict[str, list[str]] = {}
     with matplotlib.rc_context(STYLE):
         for section in SECTIONS:
@@ -83,8 +87,19 @@ def plot(asked: Plotting) -> None:
 
 def read(folder: Path, name: str) -> Curves:
     """The rows of a run; a last line that is still being written is left out."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    return Curves(name, tuple(json.loads(line) for line in lines if line.endswith("\n")))
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return Curves(name, tuple(row(line, f"line {i} of '{path}'") for i, line in enumerate(lines, 1) if line.endswith("\n")))
+
+
+def row(line: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"RUN: {place} is no row of metrics; mend it or take it out")
+    return found
 
 
 def labels(runs: tuple[str, ...]) -> list[str]:

@@ -150,3 +150,12 @@ def test_the_page_hides_a_run_and_shows_it_again(tmp_path):
         assert page.get_log("browser") == []
     finally:
         page.quit()
+
+
+@pytest.mark.parametrize("line", ['{"step": 7, "ima', "[1]"])
+def test_a_damaged_row_is_named(tmp_path, line):
+    run = written(tmp_path / "mine")
+    with open(tmp_path / "mine" / "metrics.jsonl", "a") as file:
+        file.write("\n" + line + "\n")
+    with pytest.raises(UserError, match=r"^RUN: line 8 of '.*mine/metrics.jsonl' is no row of metrics"):
+        plot(Plotting(runs=(run,)))

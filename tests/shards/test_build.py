@@ -403,3 +403,12 @@ def test_the_class_of_a_tile_is_its_photograph_and_its_pixels_are_the_photograph
 def test_tiles_that_fit_no_photograph_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"^tile: no photograph has room for tiles of 5000 pixels in its train part"):
         built("sample_photos", "train", tmp_path / "out", tile="5000")
+
+
+def test_files_that_no_build_made_are_neither_replaced_nor_removed(photos, tmp_path):
+    (tmp_path / "own").mkdir()
+    mine = tmp_path / "own" / "own-000001.tar"
+    mine.write_text("precious")
+    with pytest.raises(UserError, match=r"^OUT: '.*own' holds 'own-000001.tar', which no build here began"):
+        built("class_folders", photos, tmp_path / "own", per_shard="8", on_bad="fail")
+    assert [path.name for path in (tmp_path / "own").iterdir()] == [mine.name] and mine.read_text() == "precious"
