@@ -13,7 +13,8 @@ from sr_dist import plugins
 from sr_dist.config import Absent, Names, Settings, SettingsType, typed
 from sr_dist.data.remote import is_remote, open_shards
 from sr_dist.errors import UserError, nearest
-from sr_dist.recipe import METRICS, PACKAGES, Text
+from sr_dist.recipe import METRICS, PACKAGES
+from sr_dist.sections import Text
 
 Positive = Annotated[int, Field(gt=0)]
 Scale = Annotated[Positive | None, Absent]  # for weights that do not show it

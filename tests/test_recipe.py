@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sr_dist import config, recipe
+from sr_dist import config, recipe, resumption
 from sr_dist.commands import Evaluation
 from sr_dist.errors import UserError
+from sr_dist.sections import Recipe
 
 ROOT = Path(__file__).parent.parent
 ACGAN = {"name": "acgan", "classes": "manifest"}
@@ -66,7 +67,7 @@ def test_the_resolved_recipe_is_read_back_as_itself(write_recipe, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_is_understood(path):
-    typed = config.typed(recipe.Recipe, config.read(path))
+    typed = config.typed(Recipe, config.read(path))
     assert typed.name == path.stem
     recipe.check_names(typed)
     recipe.check_world(typed, 1)
@@ -154,7 +155,7 @@ def test_data_sets_may_be_mixed_by_weights(write_recipe, photo_shards, other_sha
     loaded = load(write_recipe(), data__train=f"{{{photo_shards}: 0.75, {other_shards('folder')}: 0.25}}")
     assert loaded.data.weights == (0.75, 0.25)
     assert len(loaded.data.opened()) == 2
-    again = config.typed(recipe.Recipe, config.parse(config.text(loaded)))
+    again = config.typed(Recipe, config.parse(config.text(loaded)))
     assert again.data.train == loaded.data.train
 
 
@@ -254,7 +255,7 @@ def resolved(loaded) -> dict:
 
 def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
     loaded = load(write_recipe(discriminator=ACGAN))
-    assert recipe.changed(resolved(loaded), loaded) == []
+    assert resumption.changed(resolved(loaded), loaded) == []
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
 )  # fmt: skip
 def test_what_may_change_on_resuming(write_recipe, key, value):
     path = write_recipe()
-    assert recipe.changed(resolved(load(path)), load(path, **{key: value})) == []
+    assert resumption.changed(resolved(load(path)), load(path, **{key: value})) == []
 
 
 @pytest.mark.parametrize(
@@ -284,10 +285,10 @@ def test_what_may_change_on_resuming(write_recipe, key, value):
 def test_everything_else_is_refused_by_name_unless_it_is_allowed(write_recipe, key, value, said):
     path = write_recipe()
     before = resolved(load(path))
-    assert recipe.changed(before, load(path, **{key: value})) == [said]
-    assert recipe.changed(before, load(path, **{key: value, "resume.allow": f"name,{key}"})) == []
-    assert recipe.changed(before, load(path, **{key: value, "resume.allow": key.split(".")[0]})) == []
-    assert recipe.changed(before, load(path, **{key: value, "resume.allow": key[:-1]})) == [said]  # no prefixes of words
+    assert resumption.changed(before, load(path, **{key: value})) == [said]
+    assert resumption.changed(before, load(path, **{key: value, "resume.allow": f"name,{key}"})) == []
+    assert resumption.changed(before, load(path, **{key: value, "resume.allow": key.split(".")[0]})) == []
+    assert resumption.changed(before, load(path, **{key: value, "resume.allow": key[:-1]})) == [said]  # no prefixes of words
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sr_dist import config, plugins, recipe
 from sr_dist.labels import Labels
+from sr_dist.sections import Recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
@@ -63,11 +64,11 @@ def classifiers(tmp_path_factory) -> dict[str, str]:
     return {name: finished(folder / f"{name}.safetensors", labels, size=32) for name, labels in told.items()}
 
 
-def read(path: Path) -> recipe.Recipe:
-    return config.typed(recipe.Recipe, config.read(path))
+def read(path: Path) -> Recipe:
+    return config.typed(Recipe, config.read(path))
 
 
-def few(whole: recipe.Recipe) -> dict[str, str]:
+def few(whole: Recipe) -> dict[str, str]:
     """Eight photographs are not the thousands that a recipe selects and divides."""
     parts = {2: "[0.5, 0.5]", 3: "[0.5, 0.25, 0.25]"}
     return {

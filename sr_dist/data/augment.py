@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sr_dist.data.draws import Draws
-from sr_dist.recipe import Augment
+from sr_dist.sections import Augment
 
 Place = Callable[[int, int, int], tuple[int, int]]  # (height, width, crop) -> (top, left), multiples of the scale
 

@@ -20,7 +20,7 @@ from sr_dist.engine.loop import seed_everything, train_step
 from sr_dist.engine.run import Run
 from sr_dist.engine.setup import open_stream, set_up
 from sr_dist.engine.train import check_launch
-from sr_dist.recipe import Data, Init, Log, Recipe
+from sr_dist.sections import Data, Init, Log, Recipe
 
 WARM_UP = 1  # steps before the clock runs: kernels are chosen, states are made
 

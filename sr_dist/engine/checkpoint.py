@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sr_dist.errors import first_line
 from sr_dist.files import sha256, sync, write_whole
-from sr_dist.recipe import Keep
+from sr_dist.sections import Keep
 
 Tensors = Mapping[str, Mapping[str, Tensor]]  # file stem -> tensors by name
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sr_dist.batch import Batch, Reading, Terms
 from sr_dist.errors import first_line
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 logger = logging.getLogger("sr_dist")
 IMAGES = 2  # in the batch that is counted: batch normalisation refuses one

@@ -15,7 +15,7 @@ from sr_dist.engine.flops import Work
 from sr_dist.engine.mirror import Mirror
 from sr_dist.engine.samples import Samples
 from sr_dist.engine.terminal import Bar, Lines
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 logger = logging.getLogger("sr_dist")
 Item = TypeVar("Item")

@@ -34,7 +34,7 @@ from sr_dist.engine.log import Clock
 from sr_dist.engine.loop import frozen, train_step
 from sr_dist.engine.run import Run
 from sr_dist.errors import UserError
-from sr_dist.recipe import Optimizer, Part, Recipe
+from sr_dist.sections import Optimizer, Part, Recipe
 
 MIB = 2**20
 FP32 = 4  # bytes: weights, gradients, states and averages are fp32 under every backend and precision

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from PIL.Image import Image
 
 from sr_dist.errors import first_line
-from sr_dist.recipe import Recipe, senses
+from sr_dist.recipe import senses
+from sr_dist.sections import Recipe
 
 Row = Mapping[str, Any]
 Mode = Literal["online", "offline"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_dist.errors import UserError
-from sr_dist.recipe import Optimizer
+from sr_dist.sections import Optimizer
 
 
 def build_optimizer(network: nn.Module, settings: Optimizer, on_host: bool = False) -> torch.optim.Optimizer:

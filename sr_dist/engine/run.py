@@ -23,7 +23,7 @@ from sr_dist.engine.watchdog import Watchdog
 from sr_dist.eval.chosen import Metrics
 from sr_dist.labels import Labels, labels_of
 from sr_dist.models import weights
-from sr_dist.recipe import Part, Recipe
+from sr_dist.sections import Part, Recipe
 
 
 class Findings(NamedTuple):

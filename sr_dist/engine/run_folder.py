@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from sr_dist import config, recipe
+from sr_dist import config, resumption
 from sr_dist.engine import checkpoint
 from sr_dist.errors import UserError
 from sr_dist.files import write_whole
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 PACKAGES = ("sr_dist", "torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # as some clusters mount Lustre and NFS
@@ -53,12 +53,12 @@ def check_recipe(folder: Path, now: Recipe) -> None:
     path = folder / "recipe.yaml"
     if not path.is_file() or not checkpoint.steps(folder / "checkpoints"):
         return  # nothing was trained here yet
-    recipe.check_allowed(now)
+    resumption.check_allowed(now)
     if int(os.environ.get("RANK", "0")) == 0:
-        for key, line in recipe.differences(config.read(path), now):
-            if key in recipe.WARNED:
+        for key, line in resumption.differences(config.read(path), now):
+            if key in resumption.WARNED:
                 print(f"note: {line}; the numbers will differ a little from here on", flush=True)
-    differing = recipe.changed(config.read(path), now)
+    differing = resumption.changed(config.read(path), now)
     if differing:
         keys = ",".join(line.split(":")[0] for line in differing)
         raise UserError(

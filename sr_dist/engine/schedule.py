@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sr_dist.recipe import Schedule
+from sr_dist.sections import Schedule
 
 
 def factor(schedule: Schedule, step: int) -> float:

@@ -31,7 +31,8 @@ from sr_dist.engine.watchdog import Watchdog
 from sr_dist.errors import UserError
 from sr_dist.eval.chosen import open_metrics
 from sr_dist.models import weights
-from sr_dist.recipe import PACKAGES, Part, Recipe
+from sr_dist.recipe import PACKAGES
+from sr_dist.sections import Part, Recipe
 
 VALIDATION_BATCH = 8  # images of one size that validation restores together
 

@@ -8,7 +8,7 @@ import sys
 from sr_dist import config, recipe
 from sr_dist.engine import run_folder
 from sr_dist.errors import UserError
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 
 def train(chosen: Recipe, dry_run: bool = False) -> None:

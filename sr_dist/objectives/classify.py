@@ -19,7 +19,7 @@ from sr_dist.config import Names, Settings
 from sr_dist.errors import UserError
 from sr_dist.labels import CLASS
 from sr_dist.losses.classes import accuracy, balancing, cross_entropy, targets
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 
 class Config(Settings):

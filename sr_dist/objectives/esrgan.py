@@ -25,7 +25,8 @@ from sr_dist.config import Settings
 from sr_dist.errors import UserError
 from sr_dist.losses.adversarial import r1_penalty, r1_refuses, relative, says_fake, says_real
 from sr_dist.losses.terms import ContentTerms
-from sr_dist.recipe import Recipe, refuse_classes
+from sr_dist.recipe import refuse_classes
+from sr_dist.sections import Recipe
 
 
 class Config(Settings):

@@ -22,7 +22,8 @@ from sr_dist.batch import Batch, Terms
 from sr_dist.config import Settings
 from sr_dist.losses.adversarial import FORMS, FormName, r1_penalty, r1_refuses
 from sr_dist.losses.terms import ContentTerms
-from sr_dist.recipe import Recipe, refuse_classes
+from sr_dist.recipe import refuse_classes
+from sr_dist.sections import Recipe
 
 
 class Config(Settings):

@@ -12,7 +12,7 @@ from sr_dist.data.format import Manifest, ShardEntry, Shards
 from sr_dist.data.outlook import outlook
 from sr_dist.data.remote import RemoteShards
 from sr_dist.data.stream import Stream
-from sr_dist.recipe import Data
+from sr_dist.sections import Data
 
 
 def shards(count: int, samples: int, size: int, remote: Cache | None = None) -> Shards:

@@ -17,7 +17,7 @@ from sr_dist.data.stream import CropSource, Samples, ShardReader
 from sr_dist.data.validation import open_images
 from sr_dist.errors import UserError
 from sr_dist.labels import Labels
-from sr_dist.recipe import Data
+from sr_dist.sections import Data
 
 SPLIT = (0.7, 0.15, 0.15)
 SAMPLES = [(f"image{i}", i % 2, i % 3 == 0, i % 5 == 0) for i in range(400)]

@@ -38,8 +38,8 @@ from sr_dist.data.format import (
 from sr_dist.data.order import CROP, Mix, Order, crop_place, draw
 from sr_dist.data.select import Portion
 from sr_dist.data.stream import CropSource, Positions, Samples, ShardReader, Stream, decode
-from sr_dist.recipe import Data
 from sr_dist.resize import imresize
+from sr_dist.sections import Data
 
 SCALE, CROP_SIZE = 2, 16
 

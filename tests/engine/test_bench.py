@@ -15,7 +15,7 @@ from sr_dist.engine import memory
 from sr_dist.engine.memory import Saved, Sizes, buffers, held, outermost, sizes, slots
 from sr_dist.engine.optimizers import build_optimizer
 from sr_dist.errors import UserError
-from sr_dist.recipe import Optimizer
+from sr_dist.sections import Optimizer
 
 TINY_CRITIC = {"name": "acgan", "classes": 3, "widths": [4, 4], "features": 8}
 GAN = {"name": "srugan", "content": {"mse": 1.0}, "class_weight": 1.0}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sr_dist.engine import checkpoint
 from sr_dist.models import weights
-from sr_dist.recipe import Keep
+from sr_dist.sections import Keep
 
 
 def save(folder, step, value=None, about=None):

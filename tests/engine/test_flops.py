@@ -3,7 +3,7 @@ import torch
 
 from sr_dist import config, recipe
 from sr_dist.engine.flops import Work, peak, per_image, work
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 
 def chosen(**changes):

@@ -9,7 +9,7 @@ import pytest
 from sr_dist import config
 from sr_dist.engine.flops import Work
 from sr_dist.engine.log import Clock, Log, Trace, progress, spread
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 
 @pytest.fixture(autouse=True)

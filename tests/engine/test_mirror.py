@@ -13,7 +13,7 @@ from wandb_records import history, items, of_kind
 from sr_dist import config
 from sr_dist.engine import mirror
 from sr_dist.engine.mirror import Mirror
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 TRAINED = {"learning_rate": 1e-4, "images_per_second": 9.0, "data_wait": 0.1, "memory_gb": 2.0, "loss/l1": 0.5,
            "grad_norm/generator": 1.0, "step_time_spread": 1.1, "tflops": 3.0, "mfu": 0.3}  # fmt: skip

@@ -6,7 +6,7 @@ from torch import nn
 from sr_dist.config import typed
 from sr_dist.engine.optimizers import build_optimizer, load_slots, slots
 from sr_dist.errors import UserError
-from sr_dist.recipe import Optimizer
+from sr_dist.sections import Optimizer
 
 SETTINGS = {
     "adam": {"name": "adam", "learning_rate": "1e-2", "betas": [0.5, 0.99]},

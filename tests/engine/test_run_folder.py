@@ -10,7 +10,7 @@ import pytest
 from sr_dist import config
 from sr_dist.engine import run_folder
 from sr_dist.errors import UserError
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 HOLD = """
 import sys, time

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sr_dist.config import typed
 from sr_dist.engine.schedule import factor
 from sr_dist.errors import UserError
-from sr_dist.recipe import Schedule
+from sr_dist.sections import Schedule
 
 
 def test_constant_is_one_from_the_first_step():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sr_dist import ranks, recipe
+from sr_dist.sections import Recipe
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     ranks.leave()
 
 
-def train(chosen: recipe.Recipe) -> None:
+def train(chosen: Recipe) -> None:
     """What `engine.train` does, without leaving the process group."""
     from sr_dist.engine import classification
     from sr_dist.engine.loop import fit

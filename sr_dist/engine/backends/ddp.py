@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sr_dist.engine.optimizers import build_optimizer, load_slots, slots
-from sr_dist.recipe import Optimizer, Recipe
+from sr_dist.sections import Optimizer, Recipe
 
 
 class Engine:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sr_dist import ranks
 from sr_dist.engine.optimizers import build_optimizer
-from sr_dist.recipe import Optimizer, Recipe
+from sr_dist.sections import Optimizer, Recipe
 
 
 class Engine:

@@ -22,7 +22,7 @@ from sr_dist.labels import check_fits
 from sr_dist.losses.classes import accuracy, cross_entropy, predictions, targets
 from sr_dist.models import weights
 from sr_dist.models.frozen import FrozenClassifier
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 KEY = "objective.content.classifier.runs"
 

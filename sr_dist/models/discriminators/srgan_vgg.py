@@ -17,7 +17,7 @@ from sr_dist.config import Settings, Whole
 from sr_dist.errors import UserError
 from sr_dist.models import limits
 from sr_dist.models.discriminators.patch import stages
-from sr_dist.recipe import Recipe
+from sr_dist.sections import Recipe
 
 Positive = Annotated[int, Field(gt=0)]
 
