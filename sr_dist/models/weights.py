@@ -99,9 +99,18 @@ def open_restorer(path: str, key: str = "method", scale: int | None = None) -> R
     except UserError as mistake:
         raise UserError(f"{key}: '{file}' cannot be used: {mistake}") from None
     load_strictly(network, tensors, file, key)
-    step = int(file.parent.name) if is_run(place) else None
-    name = place.resolve().name if is_run(place) else Path(file.name.removesuffix(".tar")).stem
+    name, step = called(place, file)
     return Restorer(name, step, scale, network.eval().requires_grad_(False), file, section)
+
+
+def called(place: Path, file: Path) -> tuple[str, int | None]:
+    """Name and step of a run's generator (`gan`), of one of its checkpoints (`gan@1000`) or of any other file (its own name)."""
+    if is_run(place):
+        return place.resolve().name, int(file.parent.name)
+    *_, run, checkpoints, step, _ = ["", "", "", *file.resolve().parts]
+    if checkpoints == "checkpoints" and step.isdigit():
+        return f"{run}@{int(step)}", int(step)
+    return Path(file.name.removesuffix(".tar")).stem, None
 
 
 def described(tensors: Tensors, about: dict[str, str], file: Path, key: str) -> tuple[dict[str, Any], int | None, Tensors]:

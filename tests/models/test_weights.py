@@ -45,6 +45,13 @@ def test_a_run_is_the_ema_of_its_newest_checkpoint(tmp_path):
     assert all(torch.equal(value, expected[key]) for key, value in found.network.state_dict().items())
 
 
+def test_a_checkpoint_of_a_run_says_whose_it_is_and_of_which_step(tmp_path):
+    """So that several steps of several runs stay apart in one table."""
+    run = a_run(tmp_path / "tried", 20, 100)
+    found = weights.open_restorer(str(run / "checkpoints" / "0000020" / "generator.ema.safetensors"))
+    assert (found.name, found.step) == ("tried@20", 20)
+
+
 def test_steps_are_compared_as_numbers(tmp_path):
     """From ten million steps on the folder's name has a digit more."""
     assert weights.open_restorer(str(a_run(tmp_path / "long", 9_999_999, 10_000_000))).step == 10_000_000
