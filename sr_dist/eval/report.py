@@ -11,6 +11,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from sr_dist.data.select import Portion
+from sr_dist.eval.attributes import judgements, ranking
 from sr_dist.eval.chosen import Metrics
 from sr_dist.eval.features import Estimate
 from sr_dist.eval.intervals import differences
@@ -32,6 +34,7 @@ class Report:
     sources: dict[str, Any]  # where trained methods come from
     metrics: Metrics
     notes: list[str]  # what was done to images before they were scored
+    portion: Portion | None = None  # of the data
 
     @cached_property
     def methods(self) -> Table:
@@ -44,7 +47,15 @@ class Report:
 
     @cached_property
     def image_columns(self) -> list[str]:
-        return [column for column in self.columns if column not in self.scores.distances]
+        return [column for column in self.columns if column not in self.scores.distances and column not in self.scores.shares]
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        return judgements(self.metrics.judges, self.scores.opinions)
+
+    @cached_property
+    def ranking(self) -> dict[str, Any]:
+        return ranking(self.attributes, self.order)
 
     @cached_property
     def differences(self) -> dict[str, Any]:
@@ -100,11 +111,14 @@ class Report:
         return {
             "protocol": {**self.protocol.describe(), **self.conditions_of_features()},
             "data": self.data,
+            "portion": asdict(self.portion) if self.portion else None,
             "n": len(self.names),
             "notes": self.notes,
             "methods": self.methods,
             "distances": {column: asdict(found) for column, found in self.scores.distances.items()},
             "differences": self.differences,
+            "attributes": self.attributes,
+            "ranking": self.ranking,
             "missing": self.missing,
             "sources": self.sources,
             "images": "images.jsonl",
@@ -196,13 +210,14 @@ def conditions(report: Report) -> str:
     rounding = "8-bit images" if rules.eight_bit else "floats, not rounded"
     luma = "rounded BT.601 Y" if rules.rounded_luma else "unrounded BT.601 Y"
     features = report.conditions_of_features()
+    of = f" ({report.portion})" if report.portion else ""
     lpips = f" LPIPS {features['lpips']['version']}." if "lpips" in features else ""
     sets = "".join(
         f" {name}: n {found['n']}, extractor {found['extractor']} (sha256 {found['weights_sha256'][:8]}), {found['resize']}."
         for name, found in features.items() if name != "lpips"
     )  # fmt: skip
     return (
-        f"x{rules.scale}, {len(report.names)} images of {report.data}; protocol {rules.name}: {luma} and RGB, "
+        f"x{rules.scale}, {len(report.names)} images of {report.data}{of}; protocol {rules.name}: {luma} and RGB, "
         f"border {rules.border}, {rounding}, mean of per-image values.{lpips}{sets}"
         + "".join(f" {note[0].upper()}{note[1:]}." for note in report.notes)
     )
