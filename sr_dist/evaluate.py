@@ -19,8 +19,9 @@
   --metrics=A,B      psnr, ssim, lpips, fid, kid, patch_fid, class_fid; default: all. What cannot be computed, such as for
                      want of published weights, is null with its reason, and the others are computed
   --resize=clean     how clean-fid squeezes images to 299 pixels for FID and KID; or legacy_pytorch
-  --extractor=FILE   a TorchScript file (pictures of 299 pixels in [0, 255] -> rows) instead of the FID Inception: its
-                     distances are called fd_FILE, kd_FILE, ...
+  --extractor=FILE   a TorchScript file (pictures of 299 pixels in [0, 255] -> rows), or a finished classifier (a run or a
+                     weights file; the features before its last layer), instead of the FID Inception: its distances are
+                     called fd_FILE, kd_FILE, ..., and never fid
   --allow_download   fetch published weights that are not here
   --cache=FOLDER     where features of HR are kept for the next evaluation on the same images; default in the user's
                      cache folder; none keeps none

@@ -40,15 +40,16 @@ def _of_head(head: Head, number: int, found: Mapping[str, Tree], opinions: Opini
     methods = {
         method: {
             **found[method],
-            "agreement": agreement(answers, opinions[ORIGINAL], number),
-            "against_hr": None if method == ORIGINAL else paired(who[ORIGINAL], who[method]),
+            "agreement": agreement(answers, opinions[ORIGINAL], number) if method != ORIGINAL else None,
+            "against_hr": paired(who[ORIGINAL], who[method]) if method != ORIGINAL else None,
         }
         for method, answers in opinions.items()
     }
     restored = [method for method in opinions if method != ORIGINAL]
     return {
         "answers": list(head.answers),
-        "n": int(known.sum()),
+        "images": len(known),
+        "n": int(known.sum()),  # images of which it is known
         "missing": "" if known.any() else NOT_KNOWN,
         "methods": methods,
         "pairs": {f"{b} - {a}": paired(who[a], who[b]) for a, b in combinations(restored, 2)},

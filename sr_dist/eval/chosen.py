@@ -62,7 +62,7 @@ def modules(names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(importlib.import_module(plugins.locate(METRICS, name, "metrics")[0]) for name in names)
 
 
-def needed_files(chosen: Sequence[Any], resize: str, own: str | None) -> dict[str, str]:
+def needed_files(chosen: Sequence[Any], resize: str, own: str | Extractor | None) -> dict[str, str]:
     """The published file behind each column that needs one; an extractor of the user's own needs none."""
     found: dict[str, str] = {}
     for module in chosen:
@@ -74,7 +74,8 @@ def needed_files(chosen: Sequence[Any], resize: str, own: str | None) -> dict[st
 
 
 def open_metrics(
-    names: Sequence[str], device: torch.device, resize: str = "clean", own: str | None = None, download: bool = False,
+    names: Sequence[str], device: torch.device, resize: str = "clean", own: str | Extractor | None = None,
+    download: bool = False,
     judges: Sequence[Judge] = (),
 ) -> Metrics:  # fmt: skip
     """All ranks must call: what one of them does not find is missing."""
@@ -89,4 +90,5 @@ def open_metrics(
     sets = [column for module in chosen if is_of_sets(module) for column in module.BETTER]
     if not sets or missing.keys() & set(sets):
         return Metrics(chosen, missing=missing, judges=tuple(judges))
-    return Metrics(chosen, open_extractor(own, resize, device), own is not None, missing, tuple(judges))
+    extractor = own if isinstance(own, Extractor) else open_extractor(own, resize, device)
+    return Metrics(chosen, extractor, own is not None, missing, tuple(judges))

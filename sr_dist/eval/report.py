@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_dist.data.select import Portion
+from sr_dist.eval.attribute_tables import CONDITIONS, Table, tables
 from sr_dist.eval.attributes import judgements, ranking
 from sr_dist.eval.chosen import Metrics
 from sr_dist.eval.features import Estimate
@@ -20,7 +21,6 @@ from sr_dist.eval.protocol import Protocol
 from sr_dist.eval.run import Scores
 from sr_dist.files import write_whole
 
-Table = dict[str, dict[str, float | None]]  # method -> column -> value
 TOOLS = ("torch", "torchmetrics", "lpips", "clean-fid", "numpy", "scipy", "pillow")
 
 
@@ -37,7 +37,8 @@ class Report:
     portion: Portion | None = None  # of the data
 
     @cached_property
-    def methods(self) -> Table:
+    def methods(self) -> dict[str, dict[str, float | None]]:
+        """Method -> column -> value."""
         return {method: self.scores.means(method) for method in self.order}
 
     @cached_property
@@ -66,6 +67,12 @@ class Report:
         """The differences to look at: those of trained methods, where there are any."""
         trained = {f"{b} - {a}" for a, b in combinations(self.order, 2) if {a, b} & self.sources.keys()}
         return {pair: found for pair, found in self.differences.items() if not trained or pair in trained}
+
+    @property
+    def tables(self) -> list[Table]:
+        """What classifiers saw."""
+        shown = [method for method in self.order if method in self.sources] or self.order
+        return list(tables(self.attributes, self.ranking, shown, list(self.pairs)))
 
     @property
     def best(self) -> dict[str, float | None]:
@@ -147,6 +154,8 @@ def markdown(report: Report) -> str:
             _table(["difference", *report.image_columns], cells),
             "Means over images of paired differences, 95 % intervals.",
         ]
+    blocks += [block for table in report.tables if not table.folded for block in _attributes(table)]
+    blocks += [CONDITIONS] if report.tables else []
     blocks += [f"Not computed: {', '.join(columns)} ({reason})" for reason, columns in report.not_computed.items()]
     return "\n\n".join(blocks)
 
@@ -154,6 +163,11 @@ def markdown(report: Report) -> str:
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("|--- |", "|---|")
+
+
+def _attributes(table: Table) -> list[str]:
+    cells = [[_plain(cell.text) for cell in row] for row in table.rows]
+    return [f"**{table.title}**", _table([_plain(name) for name in table.columns], cells), *([table.note] if table.note else [])]
 
 
 def _cells(report: Report, method: str) -> list[str]:
@@ -213,7 +227,8 @@ def conditions(report: Report) -> str:
     of = f" ({report.portion})" if report.portion else ""
     lpips = f" LPIPS {features['lpips']['version']}." if "lpips" in features else ""
     sets = "".join(
-        f" {name}: n {found['n']}, extractor {found['extractor']} (sha256 {found['weights_sha256'][:8]}), {found['resize']}."
+        f" {name}: n {found['n']}, extractor {', '.join(filter(None, (found['extractor'], found.get('network'))))} "
+        f"(sha256 {found['weights_sha256'][:8]}), {found['resize']}."
         for name, found in features.items() if name != "lpips"
     )  # fmt: skip
     return (
