@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sr_dist import plugins
-from sr_dist.config import Absent, Names, Settings, SettingsType, typed
+from sr_dist.config import Absent, Names, Settings, SettingsType, listed, section, typed
 from sr_dist.data.remote import is_remote, open_shards
+from sr_dist.data.select import PARTS, Portion
 from sr_dist.errors import UserError, nearest
 from sr_dist.recipe import METRICS, PACKAGES
-from sr_dist.sections import Text
+from sr_dist.sections import Split, Text
 
 Positive = Annotated[int, Field(gt=0)]
 Scale = Annotated[Positive | None, Absent]  # for weights that do not show it
@@ -34,7 +35,11 @@ class Evaluation(Settings):
     protocol: str = "matlab-y"
     degradation: str = "bicubic"
     lr: Text = None
+    split: Annotated[Split, BeforeValidator(listed)] = ()  # as data.split of a recipe has it
+    part: Literal["training", "validation", "test"] | None = None  # of the split
+    select: Annotated[dict[str, Positive], BeforeValidator(section)] = {}  # as data.select of a recipe has it
     limit: Annotated[Positive | None, Absent] = None
+    attributes: Names = ()  # finished classifiers
     metrics: Names = ()  # all of them
     resize: Literal["clean", "legacy_pytorch"] = "clean"
     extractor: Text = None
@@ -60,14 +65,30 @@ class Evaluation(Settings):
                 raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
         if is_remote(self.data) or (not Path(self.data).exists() and "{" not in self.data):
             open_shards(self.data, "data")  # says what is missing, and the nearest name
-        for key, place in (("lr", self.lr), ("extractor", self.extractor)):
+        for key, place in (("lr", self.lr), ("extractor", self.extractor), *(("attributes", run) for run in self.attributes)):
             if place:
                 there(place, key)
+        if len(set(self.attributes)) < len(self.attributes):
+            raise UserError(f"attributes: '{','.join(self.attributes)}' names a classifier twice")
+        self._check_part()
         plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")
         for name in self.metrics:
             plugins.locate(METRICS, name, "metrics")
         if self.scale is None and set(self.methods) <= set(BASELINES):
             raise UserError("scale: no METHOD says it; give --scale=N")
+
+    def _check_part(self) -> None:
+        parts = PARTS[: len(self.split)]
+        if self.part and not parts:
+            raise UserError(f"part: {self.part} of what? Give --split as data.split in the recipe that was trained")
+        if parts and self.part not in parts:
+            raise UserError(f"part: {self.part or 'missing'}; the split {list(self.split)} has {', '.join(parts)}")
+
+    @property
+    def portion(self) -> Portion | None:
+        if not self.split and not self.select:
+            return None
+        return Portion(self.select, self.split, PARTS.index(self.part) if self.part else 0)
 
     def all_metrics(self) -> list[str]:
         """Those that are asked for, or all: the familiar ones first."""

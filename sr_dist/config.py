@@ -29,15 +29,23 @@ def _absent(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in ("", "none", "null", "~") else value
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        return tuple(part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip())
     return () if value is None else value
+
+
+def section(value: Any) -> Any:
+    """A section in YAML's short form, `{a: 1}`, where it comes as text."""
+    try:
+        return parse(value) if isinstance(value, str) and value.startswith("{") else value
+    except yaml.YAMLError:
+        raise ValueError(f"'{value}' is not a section in YAML's short form, such as {{a: 1, b: 2}}") from None
 
 
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literal[1, 3]
 Absent = BeforeValidator(_absent)  # Annotated[int | None, Absent]: `none`, `null` and nothing mean None
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # `a,b` or [a, b]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed)]  # `a,b` or [a, b]
 
 
 class _UniqueKeys(yaml.BaseLoader):

@@ -11,12 +11,17 @@
   --degradation=NAME how LR is made for images without one; default bicubic (MATLAB's)
   --lr=FOLDER        the LR of a folder of HR images, under the same names (or 0801x4 for 0801); a folder that holds HR/
                      and LR/ (or LR_bicubic/X4/) says so itself
+  --split=0.7,0.15,0.15 --part=test   of shards, the part (training, validation, test) that a recipe with this data.split
+                     has kept for it; --select={NAME: N, rest: N} as in data.select
+  --attributes=RUN,RUN   finished classifiers (runs or weights files), which say what they see in HR and in what every
+                     method made of it: accuracy, agreement with HR, what was lost, McNemar's test
   --limit=N          only the first N images
   --metrics=A,B      psnr, ssim, lpips, fid, kid, patch_fid, class_fid; default: all. What cannot be computed, such as for
                      want of published weights, is null with its reason, and the others are computed
   --resize=clean     how clean-fid squeezes images to 299 pixels for FID and KID; or legacy_pytorch
-  --extractor=FILE   a TorchScript file (pictures of 299 pixels in [0, 255] -> rows) instead of the FID Inception: its
-                     distances are called fd_FILE, kd_FILE, ...
+  --extractor=FILE   a TorchScript file (pictures of 299 pixels in [0, 255] -> rows), or a finished classifier (a run or a
+                     weights file; the features before its last layer), instead of the FID Inception: its distances are
+                     called fd_FILE, kd_FILE, ..., and never fid
   --allow_download   fetch published weights that are not here
   --cache=FOLDER     where features of HR are kept for the next evaluation on the same images; default in the user's
                      cache folder; none keeps none

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sr_dist.config import Absent, Names, Settings, Whole
 from sr_dist.data.cache import Cache, cache_of
@@ -25,6 +25,15 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Period = Annotated[Positive | None, Absent]  # every so many steps, or never
 Text = Annotated[str | None, Absent]
+
+
+def _makes_one(split: tuple[float, ...]) -> tuple[float, ...]:
+    if split and not (len(split) in (2, 3) and math.isclose(sum(split), 1, abs_tol=1e-6)):
+        raise ValueError(f"{list(split)} are not two or three shares that make 1, such as [0.7, 0.15, 0.15]")
+    return split
+
+
+Split = Annotated[tuple[Share, ...], AfterValidator(_makes_one)]  # into training, validation and test
 
 
 class Part(Settings):
@@ -73,7 +82,7 @@ class Data(Settings):
     validation_limit: Annotated[Positive | None, Absent] = None  # only the first so many images
     select: dict[str, Positive] = {}  # samples of a class, of an attribute, of `each_class`, of the `rest`; by content hash
     balance: dict[str, tuple[Positive, Positive]] = {}  # so many samples with an attribute, so many without; by content hash
-    split: tuple[Share, ...] = ()  # of data.train into training, validation and test, by content hash
+    split: Split = ()  # of data.train into training, validation and test, by content hash
     crop: Annotated[Positive | None, Absent]  # pixels of HR; none: whole images, one per micro-batch
     small: Literal["refuse", "replicate"] = "refuse"  # images below the crop
     on_corrupt: Literal["fail", "substitute"] = "fail"  # or take the next sample for one that cannot be read, and write it down
@@ -109,8 +118,6 @@ class Data(Settings):
     def _agree(self) -> Data:
         if self.balance and (self.select or len(self.balance) > 1):
             raise ValueError("balance takes one attribute and no select beside it; select alone takes any number of groups")
-        if self.split and not (len(self.split) in (2, 3) and math.isclose(sum(self.split), 1, abs_tol=1e-6)):
-            raise ValueError(f"split: {list(self.split)} are not two or three shares that make 1, such as [0.7, 0.15, 0.15]")
         if self.split and self.validation:
             raise ValueError("validation: with a split it is the second part of data.train; leave one of them out")
         return self

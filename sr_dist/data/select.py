@@ -20,6 +20,8 @@ from sr_dist.data.format import Shards, attribute_values
 from sr_dist.errors import UserError, nearest
 from sr_dist.labels import CLASS, Labels
 
+PARTS = ("training", "validation", "test")
+
 
 @dataclass(frozen=True)
 class Portion:
@@ -28,6 +30,11 @@ class Portion:
     select: Mapping[str, int] = field(default_factory=dict)
     split: tuple[float, ...] = ()
     part: int = 0
+
+    def __str__(self) -> str:
+        chosen = ", ".join(f"{count} {name}" for name, count in self.select.items())
+        part = f"the {PARTS[self.part]} part of {list(self.split)}" if self.split else ""
+        return " of ".join(filter(None, (part, chosen))) + (" by content hash" if part or chosen else "all samples")
 
 
 def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sr_dist import plugins, ranks
 from sr_dist.commands import BASELINES, Evaluation
-from sr_dist.data.validation import Batches, content, numbers_of_this_rank, open_images
+from sr_dist.data.validation import Batches, Images, ShardImages, content, numbers_of_this_rank, open_images
 from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
 from sr_dist.errors import UserError
 from sr_dist.eval import report
 from sr_dist.eval.baselines import Upscale, baseline
 from sr_dist.eval.chosen import Metrics, open_metrics
+from sr_dist.eval.extractor import Extractor
+from sr_dist.eval.opinions import Judge
 from sr_dist.eval.page import page, pictures
 from sr_dist.eval.parts import Parts, identity
 from sr_dist.eval.protocol import Protocol, protocol
 from sr_dist.eval.references import References, default_folder
 from sr_dist.eval.run import score
 from sr_dist.files import sha256
+from sr_dist.labels import check_fits
 from sr_dist.models import weights
+from sr_dist.models.frozen import FrozenClassifier
 from sr_dist.recipe import PACKAGES
 
 
@@ -33,7 +39,10 @@ def evaluate(asked: Evaluation) -> None:
     restorers = [weights.open_restorer(name, "METHOD", asked.scale) for name in asked.methods if name not in BASELINES]
     scale = common_scale(asked.scale, restorers)
     rules = protocol(asked.protocol, scale)
-    images = open_images(asked.data, asked.limit, "data", lr=asked.lr, scale=scale)
+    images = open_images(asked.data, asked.limit, "data", lr=asked.lr, scale=scale, portion=asked.portion)
+    if not images.names:
+        raise UserError(f"data: no image of '{asked.data}' is in {asked.portion}")
+    classifiers = open_classifiers(asked.attributes, images)
     module, options = plugins.resolve(PACKAGES["degradation"], asked.degradation, {}, "degradation")
     batches = Batches(images, scale, module.build(options, scale), asked.batch)
     out = output_folder(asked, restorers)
@@ -41,7 +50,8 @@ def evaluate(asked: Evaluation) -> None:
     accelerator = open_accelerator("no")
     repeatable()
     device = accelerator.device
-    metrics = open_metrics(asked.all_metrics(), device, asked.resize, asked.extractor, asked.allow_download)
+    metrics = open_metrics(asked.all_metrics(), device, asked.resize, open_own(asked.extractor, device), asked.allow_download,
+                           judges(classifiers, device))  # fmt: skip
     methods, sources = everyone(restorers, scale, device)
     facts = everything(asked, rules, content(images), metrics, sources)
     parts = Parts(out / ".partial" / identity(facts))
@@ -52,7 +62,9 @@ def evaluate(asked: Evaluation) -> None:
         parts.remove()
         raise
     if ranks.is_first():
-        found = report.Report(rules, asked.data, images.names, list(methods), scores, sources, metrics, batches.notes())
+        found = report.Report(
+            rules, asked.data, images.names, list(methods), scores, sources, metrics, batches.notes(), asked.portion
+        )
         report.write(out, found, page(found, pictures(found, batches, methods, device)))
         print(report.markdown(found))
         print(f"report: {out / 'report.html'}")
@@ -60,6 +72,45 @@ def evaluate(asked: Evaluation) -> None:
     parts.remove()
     accelerator.end_training()
     ranks.leave()
+
+
+def open_classifiers(runs: Sequence[str], images: Images) -> list[FrozenClassifier]:
+    """Those that are to judge; shards must have what they tell apart. A folder of images has no labels, and none are wanted."""
+    found = []
+    for run in runs:
+        classifier = weights.open_classifier(run, "attributes")
+        if isinstance(images, ShardImages):
+            check_fits(classifier.labels, images.reader.shards, f"attributes: '{run}'")
+        found.append(classifier)
+    return found
+
+
+def judges(classifiers: list[FrozenClassifier], device: torch.device) -> list[Judge]:
+    found: dict[str, Judge] = {}
+    for one in classifiers:
+        about = {"weights": str(one.file), "sha256": sha256(one.file), "size": one.size, "channels": one.channels}
+        name = unlike(one.name, found)
+        found[name] = Judge(name, one.labels, one.to(device), about)
+    return list(found.values())
+
+
+def open_own(place: str | None, device: torch.device) -> str | Extractor | None:
+    """The user's own extractor: a finished classifier, opened, or a TorchScript file, still to be opened."""
+    if not place or not (weights.is_run(Path(place)) or place.endswith(".safetensors")):
+        return place
+    classifier = weights.open_classifier(place, "extractor").to(device)
+    layer = classifier.last_layer
+    size = f"bilinear, to {classifier.size} x {classifier.size}" if classifier.size else "none"
+    about = {
+        "network": f"a classifier of {classifier.labels}, features before its last layer ({type(layer).__name__})",
+        "resize": f"{size}, as it was trained",
+    }
+
+    @torch.inference_mode()
+    def features(pictures: Tensor) -> Tensor:
+        return classifier.features(pictures / 255)
+
+    return Extractor(classifier.name, sha256(classifier.file), None, features, device, about)
 
 
 def everyone(restorers: list[weights.Restorer], scale: int, device: torch.device) -> tuple[dict[str, Upscale], dict[str, Any]]:
@@ -101,6 +152,7 @@ def everything(
         "missing": sorted(metrics.missing),
         "features": metrics.extractor.describe() if metrics.extractor else None,
         "methods": {name: source["sha256"] for name, source in sources.items()},
+        "classifiers": {judge.name: judge.about["sha256"] for judge in metrics.judges},
         "versions": {name: metadata.version(name) for name in ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")},
     }
 
@@ -144,7 +196,7 @@ def output_folder(asked: Evaluation, restorers: list[weights.Restorer]) -> Path:
     return Path("eval")
 
 
-def unlike(name: str, taken: dict[str, Upscale]) -> str:
+def unlike(name: str, taken: Collection[str]) -> str:
     """Two runs of one name in different folders stay apart in the table."""
     return name if name not in taken else next(f"{name} ({i})" for i in range(2, 1000) if f"{name} ({i})" not in taken)
 

@@ -22,8 +22,9 @@ from sr_dist.engine.run import Findings, Run, check_saves, save
 from sr_dist.engine.samples import draw_samples
 from sr_dist.engine.schedule import factor
 from sr_dist.eval.classification import BETTER
+from sr_dist.eval.parts import Abandoned
 from sr_dist.eval.protocol import protocol
-from sr_dist.eval.run import Abandoned, Scores, score
+from sr_dist.eval.run import Scores, score
 
 
 class Diverged(RuntimeError):

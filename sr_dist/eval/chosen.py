@@ -13,6 +13,7 @@ import torch
 
 from sr_dist import plugins, pretrained, ranks
 from sr_dist.eval.extractor import INCEPTION, Extractor, open_extractor
+from sr_dist.eval.opinions import Judge
 from sr_dist.recipe import METRICS
 
 
@@ -24,11 +25,13 @@ class Metrics:
     extractor: Extractor | None = None
     foreign: bool = False  # the extractor is not the FID Inception
     missing: dict[str, str] = field(default_factory=dict)
+    judges: tuple[Judge, ...] = ()  # classifiers
 
     @property
     def better(self) -> dict[str, str]:
         """Every column -> whether "higher" or "lower" is better."""
-        return {self.column(own, module): sense for module in self.modules for own, sense in module.BETTER.items()}
+        own = {self.column(own, module): sense for module in self.modules for own, sense in module.BETTER.items()}
+        return own | dict.fromkeys((column for judge in self.judges for column in judge.columns), "higher")
 
     @property
     def per_image(self) -> list[Any]:
@@ -59,7 +62,7 @@ def modules(names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(importlib.import_module(plugins.locate(METRICS, name, "metrics")[0]) for name in names)
 
 
-def needed_files(chosen: Sequence[Any], resize: str, own: str | None) -> dict[str, str]:
+def needed_files(chosen: Sequence[Any], resize: str, own: str | Extractor | None) -> dict[str, str]:
     """The published file behind each column that needs one; an extractor of the user's own needs none."""
     found: dict[str, str] = {}
     for module in chosen:
@@ -71,8 +74,10 @@ def needed_files(chosen: Sequence[Any], resize: str, own: str | None) -> dict[st
 
 
 def open_metrics(
-    names: Sequence[str], device: torch.device, resize: str = "clean", own: str | None = None, download: bool = False
-) -> Metrics:
+    names: Sequence[str], device: torch.device, resize: str = "clean", own: str | Extractor | None = None,
+    download: bool = False,
+    judges: Sequence[Judge] = (),
+) -> Metrics:  # fmt: skip
     """All ranks must call: what one of them does not find is missing."""
     chosen = modules(names)
     missing: dict[str, str] = {}
@@ -84,5 +89,6 @@ def open_metrics(
     missing = {column: reason for part in reversed(ranks.gather(missing)) for column, reason in part.items()}
     sets = [column for module in chosen if is_of_sets(module) for column in module.BETTER]
     if not sets or missing.keys() & set(sets):
-        return Metrics(chosen, missing=missing)
-    return Metrics(chosen, open_extractor(own, resize, device), own is not None, missing)
+        return Metrics(chosen, missing=missing, judges=tuple(judges))
+    extractor = own if isinstance(own, Extractor) else open_extractor(own, resize, device)
+    return Metrics(chosen, extractor, own is not None, missing, tuple(judges))

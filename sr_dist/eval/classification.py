@@ -6,7 +6,6 @@ from one row per image, gathered in the order of the images, so it does not depe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,13 +15,15 @@ from torch import Tensor
 
 from sr_dist import ranks
 from sr_dist.data.validation import Batches, Scored, load, numbers_of_this_rank
-from sr_dist.eval.run import Abandoned
+from sr_dist.eval.intervals import wilson
+from sr_dist.eval.parts import Abandoned
 from sr_dist.labels import CLASS, SCORES, Labels
 
 Classify = Callable[[Tensor], Tensor]  # (B, C, H, W) -> logits (B, labels)
 BETTER = dict.fromkeys(SCORES, "higher")
 BINS = 15  # of confidence, from 0 to 1
 GAP = 0.10  # between the accuracies of two classes, beyond which a classifier is called biased
+FIRST = 5  # answers among which the truth may be, where there are more
 
 
 class Head(NamedTuple):
@@ -31,13 +32,15 @@ class Head(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """Of n images, what is true, what was said, how surely, and -log of the probability that the truth was given."""
+    """Of n images, what is true, what was said, how surely, -log of the probability that the truth was given, and how many
+    answers were given a greater one."""
 
     images: list[str]
     truth: np.ndarray  # (n, heads); -1 where it is not known
     said: np.ndarray  # (n, heads)
     confidence: np.ndarray  # (n, heads)
     loss: np.ndarray  # (n, heads)
+    above: np.ndarray  # (n, heads); 0 where what was said is true
 
 
 def heads(labels: Labels) -> list[Head]:
@@ -57,7 +60,7 @@ def ask(
     for batch in load(batches, numbers_of_this_rank(batches), workers):
         if give_up():
             break
-        mine.append(_of_batch(classify(batch.lr.to(device)), labels, batch))
+        mine.append(answered(classify(batch.lr.to(device)), labels, batch))
         names += batch.names
     parts = ranks.gather((names, mine, give_up()))
     if any(abandoned for _, _, abandoned in parts):
@@ -66,18 +69,20 @@ def ask(
     return Answers([name for part, _, _ in parts for name in part], *(np.concatenate(column) for column in columns))
 
 
-def _of_batch(logits: Tensor, labels: Labels, batch: Scored) -> tuple[np.ndarray, ...]:
-    """Truth, answer, confidence and loss, (B, heads) each; in float64, so that sums can be compared."""
+def answered(logits: Tensor, labels: Labels, batch: Scored) -> tuple[np.ndarray, ...]:
+    """The columns of `Answers` about a batch, (B, heads) each; in float64, so that sums can be compared."""
     logits = logits.double().cpu()
     if labels.kind == CLASS:
         truth = batch.label[:, None]
         chances = logits.softmax(1)[:, None]  # (B, heads, answers)
     else:
-        truth = torch.stack([batch.attributes[name] for name in labels.names], 1).long()
+        unknown = torch.full_like(batch.label, -1)
+        truth = torch.stack([batch.attributes.get(name, unknown) for name in labels.names], 1).long()
         chances = torch.stack([(-logits).sigmoid(), logits.sigmoid()], 2)
     confidence, said = chances.max(2)
     given = chances.gather(2, truth.clamp(min=0)[..., None])[..., 0]
-    return tuple(values.numpy() for values in (truth, said, confidence, -given.clamp(min=1e-300).log()))
+    above = (chances > given[..., None]).sum(2)
+    return tuple(values.numpy() for values in (truth, said, confidence, -given.clamp(min=1e-300).log(), above))
 
 
 def summary(answers: Answers, labels: Labels) -> dict[str, float | None]:
@@ -95,7 +100,7 @@ def judged(answers: Answers, labels: Labels) -> dict[str, dict[str, Any]]:
 
 def _judged(answers: Answers, number: int, head: Head) -> dict[str, Any]:
     known = answers.truth[:, number] >= 0
-    truth, said, confidence, loss = (column[known, number] for column in answers[1:])
+    truth, said, confidence, loss, above = (column[known, number] for column in answers[1:])
     table = confusion(truth, said, len(head.answers))
     of_class = {name: _share(row[i], row.sum()) for i, (name, row) in enumerate(zip(head.answers, table, strict=True))}
     there = [share for share in of_class.values() if share is not None]
@@ -104,7 +109,8 @@ def _judged(answers: Answers, number: int, head: Head) -> dict[str, Any]:
     return {
         "n": int(known.sum()),
         "accuracy": _share(right, int(known.sum())),
-        "accuracy_interval": wilson(right, int(known.sum())),
+        "accuracy_interval": list(wilson(right, int(known.sum()))) if known.any() else None,
+        **({"top5": _share((above < FIRST).sum(), len(above))} if len(head.answers) > FIRST else {}),
         "balanced_accuracy": float(np.mean(there)) if there else None,
         "per_class": {name: {"n": int(table[i].sum()), "accuracy": of_class[name]} for i, name in enumerate(head.answers)},
         "confusion": table.tolist(),  # a row per truth, a column per answer
@@ -131,15 +137,6 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[float | None
             total += abs(sure - accurate) * int(here.sum())
             bins.append({"to": round((i + 1) / BINS, 4), "n": int(here.sum()), "confidence": sure, "accuracy": accurate})
     return (total / len(confidence) if len(confidence) else None), bins
-
-
-def wilson(right: int, n: int) -> list[float] | None:
-    """Wilson's 95 % interval of an accuracy."""
-    if not n:
-        return None
-    z, p = 1.959964, right / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
 
 
 def bias(head: Head, of_class: dict[str, float | None]) -> str | None:

@@ -8,8 +8,8 @@ folder, checks nothing, and fetches what is missing without being asked.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,24 @@ AT_ONCE = 16  # pictures of 299 pixels; fixed, for the last bits of features dep
 class Extractor:
     name: str  # `inception`, or what follows `fd_` in the report
     weights_sha256: str
-    resize: str
-    network: Callable[[Tensor], Tensor]  # (B, 3, 299, 299) in [0, 255] -> (B, width)
+    resize: str | None  # clean-fid's; None: the network takes any size
+    network: Callable[[Tensor], Tensor]  # (B, 3, 299, 299), or of any size, in [0, 255] -> (B, width)
     device: torch.device
+    about: Mapping[str, str] = field(default_factory=dict)  # what else is to be said of it
 
     def describe(self) -> dict[str, Any]:
         return {
             "extractor": self.name,
             "weights_sha256": self.weights_sha256,
             "resize": f"{self.resize}, to {SIDE} x {SIDE}",
+            **self.about,
             "patches": f"{SIDE} x {SIDE} without resizing, a grid in the middle of every image",
         }
 
     def whole(self, images: Tensor) -> np.ndarray:
-        """(B, 3, H, W) in [0, 1] -> (B, width): every image resized to 299 x 299."""
+        """(B, 3, H, W) in [0, 1] -> (B, width): every image resized to 299 x 299, or as it is."""
+        if self.resize is None:
+            return self._features(torch.from_numpy(_levels(images)).permute(0, 3, 1, 2).float())
         from cleanfid.resize import build_resizer
 
         resized = build_resizer(self.resize)
@@ -85,7 +89,8 @@ def open_extractor(own: str | None, resize: str, device: torch.device) -> Extrac
         network = torch.jit.load(str(path), map_location="cpu")
     except Exception as problem:
         raise UserError(f"extractor: '{path}' is no TorchScript file: {first_line(problem)}") from None
-    return Extractor(path.stem, sha256(path), resize, _quiet(network, device, "extractor", path), device)
+    about = {"network": "a TorchScript file"}
+    return Extractor(path.stem, sha256(path), resize, _quiet(network, device, "extractor", path), device, about)
 
 
 def _quiet(network: torch.nn.Module, device: torch.device, key: str, path: Path) -> Callable[[Tensor], Tensor]:

@@ -11,6 +11,7 @@ import torch
 
 from sr_dist.data.validation import Batches, Scored
 from sr_dist.eval import report as words
+from sr_dist.eval.attribute_tables import CONDITIONS
 from sr_dist.eval.baselines import Upscale
 from sr_dist.eval.drawings import histograms, trade_offs
 from sr_dist.eval.pictures import enlarged, to_pil
@@ -29,6 +30,7 @@ def page(report: Report, shown: list[dict[str, Any]]) -> str:
         words=words,
         better=report.scores.better,
         conditions=words.conditions(report),
+        conditions_of_classifiers=CONDITIONS,
         protocol={**report.protocol.describe(), **report.conditions_of_features()},
         pictures=shown,
         places={picture["name"]: place for place, picture in enumerate(shown)},

@@ -23,6 +23,10 @@ from sr_dist.files import write_whole
 Arrays = Mapping[str, np.ndarray]
 
 
+class Abandoned(Exception):
+    """A validation in progress was given up because the run was asked to stop."""
+
+
 class Parts:
     """Facts and arrays of every batch, by its number; kept in memory where no folder is given."""
 

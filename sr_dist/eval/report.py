@@ -11,6 +11,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from sr_dist.data.select import Portion
+from sr_dist.eval.attribute_tables import CONDITIONS, Table, tables
+from sr_dist.eval.attributes import judgements, ranking
 from sr_dist.eval.chosen import Metrics
 from sr_dist.eval.features import Estimate
 from sr_dist.eval.intervals import differences
@@ -18,7 +21,6 @@ from sr_dist.eval.protocol import Protocol
 from sr_dist.eval.run import Scores
 from sr_dist.files import write_whole
 
-Table = dict[str, dict[str, float | None]]  # method -> column -> value
 TOOLS = ("torch", "torchmetrics", "lpips", "clean-fid", "numpy", "scipy", "pillow")
 
 
@@ -32,9 +34,11 @@ class Report:
     sources: dict[str, Any]  # where trained methods come from
     metrics: Metrics
     notes: list[str]  # what was done to images before they were scored
+    portion: Portion | None = None  # of the data
 
     @cached_property
-    def methods(self) -> Table:
+    def methods(self) -> dict[str, dict[str, float | None]]:
+        """Method -> column -> value."""
         return {method: self.scores.means(method) for method in self.order}
 
     @cached_property
@@ -44,7 +48,15 @@ class Report:
 
     @cached_property
     def image_columns(self) -> list[str]:
-        return [column for column in self.columns if column not in self.scores.distances]
+        return [column for column in self.columns if column not in self.scores.distances and column not in self.scores.shares]
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        return judgements(self.metrics.judges, self.scores.opinions)
+
+    @cached_property
+    def ranking(self) -> dict[str, Any]:
+        return ranking(self.attributes, self.order)
 
     @cached_property
     def differences(self) -> dict[str, Any]:
@@ -55,6 +67,12 @@ class Report:
         """The differences to look at: those of trained methods, where there are any."""
         trained = {f"{b} - {a}" for a, b in combinations(self.order, 2) if {a, b} & self.sources.keys()}
         return {pair: found for pair, found in self.differences.items() if not trained or pair in trained}
+
+    @property
+    def tables(self) -> list[Table]:
+        """What classifiers saw."""
+        shown = [method for method in self.order if method in self.sources] or self.order
+        return list(tables(self.attributes, self.ranking, shown, list(self.pairs)))
 
     @property
     def best(self) -> dict[str, float | None]:
@@ -100,11 +118,14 @@ class Report:
         return {
             "protocol": {**self.protocol.describe(), **self.conditions_of_features()},
             "data": self.data,
+            "portion": asdict(self.portion) if self.portion else None,
             "n": len(self.names),
             "notes": self.notes,
             "methods": self.methods,
             "distances": {column: asdict(found) for column, found in self.scores.distances.items()},
             "differences": self.differences,
+            "attributes": self.attributes,
+            "ranking": self.ranking,
             "missing": self.missing,
             "sources": self.sources,
             "images": "images.jsonl",
@@ -133,6 +154,8 @@ def markdown(report: Report) -> str:
             _table(["difference", *report.image_columns], cells),
             "Means over images of paired differences, 95 % intervals.",
         ]
+    blocks += [block for table in report.tables if not table.folded for block in _attributes(table)]
+    blocks += [CONDITIONS] if report.tables else []
     blocks += [f"Not computed: {', '.join(columns)} ({reason})" for reason, columns in report.not_computed.items()]
     return "\n\n".join(blocks)
 
@@ -140,6 +163,11 @@ def markdown(report: Report) -> str:
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("|--- |", "|---|")
+
+
+def _attributes(table: Table) -> list[str]:
+    cells = [[_plain(cell.text) for cell in row] for row in table.rows]
+    return [f"**{table.title}**", _table([_plain(name) for name in table.columns], cells), *([table.note] if table.note else [])]
 
 
 def _cells(report: Report, method: str) -> list[str]:
@@ -196,13 +224,15 @@ def conditions(report: Report) -> str:
     rounding = "8-bit images" if rules.eight_bit else "floats, not rounded"
     luma = "rounded BT.601 Y" if rules.rounded_luma else "unrounded BT.601 Y"
     features = report.conditions_of_features()
+    of = f" ({report.portion})" if report.portion else ""
     lpips = f" LPIPS {features['lpips']['version']}." if "lpips" in features else ""
     sets = "".join(
-        f" {name}: n {found['n']}, extractor {found['extractor']} (sha256 {found['weights_sha256'][:8]}), {found['resize']}."
+        f" {name}: n {found['n']}, extractor {', '.join(filter(None, (found['extractor'], found.get('network'))))} "
+        f"(sha256 {found['weights_sha256'][:8]}), {found['resize']}."
         for name, found in features.items() if name != "lpips"
     )  # fmt: skip
     return (
-        f"x{rules.scale}, {len(report.names)} images of {report.data}; protocol {rules.name}: {luma} and RGB, "
+        f"x{rules.scale}, {len(report.names)} images of {report.data}{of}; protocol {rules.name}: {luma} and RGB, "
         f"border {rules.border}, {rounding}, mean of per-image values.{lpips}{sets}"
         + "".join(f" {note[0].upper()}{note[1:]}." for note in report.notes)
     )

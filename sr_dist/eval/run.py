@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from sr_dist.data.validation import Batches, Scored, load, numbers_of_this_rank
 from sr_dist.errors import UserError
 from sr_dist.eval.baselines import Upscale
 from sr_dist.eval.chosen import Metrics
-from sr_dist.eval.parts import Parts
+from sr_dist.eval.opinions import Opinions, ask_all, gathered, share, with_opinions
+from sr_dist.eval.parts import Abandoned, Parts
 from sr_dist.eval.protocol import Protocol
 from sr_dist.eval.references import References
 from sr_dist.eval.sets import HR, Distances, Found, distances
@@ -24,18 +25,17 @@ from sr_dist.eval.sets import HR, Distances, Found, distances
 Row = dict[str, Any]  # image, method, and a value per metric; None where it cannot be computed
 
 
-class Abandoned(Exception):
-    """A validation in progress was given up because the run was asked to stop."""
-
-
 @dataclass(frozen=True)
 class Scores:
-    """Rows of all images and methods, each method's in the order of the images; distances between sets by column."""
+    """Rows of all images and methods, each method's in the order of the images; distances between sets by column; answers by
+    classifier, with those columns that are shares of them."""
 
     rows: list[Row]
     better: dict[str, str]  # column -> whether "higher" or "lower" is better
     distances: dict[str, Distances]
     missing: dict[str, str]  # column or method/column -> why there is none
+    opinions: dict[str, Opinions] = field(default_factory=dict)
+    shares: dict[str, dict[str, float | None]] = field(default_factory=dict)  # column -> method -> value
 
     def means(self, method: str) -> dict[str, float | None]:
         """Mean over images, None where some image has no value; of sets, the distance."""
@@ -46,6 +46,8 @@ class Scores:
         if column in self.distances:
             estimate = self.distances[column].methods.get(method)
             return estimate.value if estimate else None
+        if column in self.shares:
+            return self.shares[column].get(method)
         values = [row[column] for row in rows if row.get(column) is not None]
         return math.fsum(values) / len(values) if values and len(values) == len(rows) else None
 
@@ -73,8 +75,13 @@ def score(
     labels = np.array([label for fact in facts for label in fact["labels"]])
     found = Found(batches, parts, mine, device)
     between, missing = distances(found, list(methods), metrics, labels, kept, references)
-    rows = [row for fact in facts for row in fact["rows"]]
-    return Scores(rows, metrics.better, between, {**metrics.missing, **missing})
+    opinions, unsaid = gathered(metrics.judges, list(methods), parts, mine, batches.images.names)
+    rows = with_opinions((row for fact in facts for row in fact["rows"]), metrics.judges, opinions)
+    shares = {
+        column: {method: share(answers, first) for method, answers in opinions[judge.name].items()}
+        for judge in metrics.judges for column, first in judge.columns.items()
+    }  # fmt: skip
+    return Scores(rows, metrics.better, between, {**metrics.missing, **missing, **unsaid}, opinions, shares)
 
 
 def _agree(problem: str, abandoned: bool) -> None:
@@ -90,10 +97,10 @@ def _agree(problem: str, abandoned: bool) -> None:
 def _scored(
     methods: Mapping[str, Upscale], batch: Scored, protocol: Protocol, device: torch.device, metrics: Metrics, of_hr: list[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What is kept of a batch: rows and labels, and the features of HR and of every method."""
+    """What is kept of a batch: rows and labels, and the features of HR and of every method, and what classifiers say of them."""
     lr, hr = batch.lr.to(device), batch.hr.to(device)
     rows: list[Row] = []
-    features = {f"{view}/{HR}": _features(metrics, view, hr) for view in of_hr}
+    arrays = {f"{view}/{HR}": _features(metrics, view, hr) for view in of_hr} | ask_all(metrics.judges, HR, hr, protocol, batch)
     for number, (name, upscale) in enumerate(methods.items(), HR + 1):
         sr = upscale(lr)
         columns: dict[str, list[float]] = {}
@@ -102,8 +109,9 @@ def _scored(
         for i, image in enumerate(batch.names):
             values = {column: (value[i] if math.isfinite(value[i]) else None) for column, value in columns.items()}
             rows.append({"image": image, "method": name, **values})
-        features |= {f"{view}/{number}": _features(metrics, view, sr) for view in metrics.views}
-    return {"rows": rows, "labels": batch.label.tolist()}, features
+        arrays |= {f"{view}/{number}": _features(metrics, view, sr) for view in metrics.views}
+        arrays |= ask_all(metrics.judges, number, sr, protocol, batch)
+    return {"rows": rows, "labels": batch.label.tolist()}, arrays
 
 
 def _features(metrics: Metrics, view: str, images: Tensor) -> np.ndarray:

@@ -14,8 +14,9 @@ from sr_dist import ranks
 from sr_dist.data.degradations import identity
 from sr_dist.data.validation import Batches, numbers_of_this_rank, open_images
 from sr_dist.eval import classification
-from sr_dist.eval.classification import Answers, ask, calibration, confusion, judged, summary, wilson, worst_mistakes
+from sr_dist.eval.classification import Answers, ask, calibration, confusion, judged, summary, worst_mistakes
 from sr_dist.eval.classification_report import ClassificationReport, write
+from sr_dist.eval.intervals import wilson
 from sr_dist.labels import Labels
 from sr_dist.models import weights
 
@@ -26,7 +27,7 @@ FACTS = Labels("attributes", ("Male", "Smiling"))
 def answers(truth, said, confidence=None):
     truth, said = np.atleast_2d(np.array(truth)).T, np.atleast_2d(np.array(said)).T
     sure = np.full(truth.shape, 0.9) if confidence is None else np.atleast_2d(np.array(confidence)).T
-    return Answers([f"image{i}" for i in range(len(truth))], truth, said, sure, -np.log(sure))
+    return Answers([f"image{i}" for i in range(len(truth))], truth, said, sure, -np.log(sure), (truth != said).astype(int))
 
 
 def test_counts_by_hand():
@@ -74,7 +75,7 @@ def test_wilsons_interval_is_the_published_one():
     """Newcombe 1998, table I: 81 of 263, and 0 of 20."""
     assert wilson(81, 263) == pytest.approx([0.2553, 0.3662], abs=5e-5)
     assert wilson(0, 20) == pytest.approx([0.0, 0.1611], abs=5e-5)
-    assert wilson(0, 0) is None
+    assert wilson(0, 0) == (0, 1)
 
 
 def test_the_worst_mistakes_are_the_surest_ones():

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from test_attributes import seen
 from test_report import reported, store, write
 
 from sr_dist.eval.chosen import open_metrics
@@ -33,12 +34,13 @@ def browser():
 
 @pytest.fixture(scope="module")
 def opened(browser, tmp_path_factory, stand_in):
-    """A report of six images and two trained methods, open in the browser."""
+    """A report of six images and two trained methods, with a classifier's opinion of two, open in the browser."""
     root = tmp_path_factory.mktemp("page")
     for i in range(6):
         store(root / "images" / f"tile{i}.png", (64, 96), seed=i)
     metrics = open_metrics(["psnr", "ssim", "fid", "kid"], CPU, own=str(stand_in))
     found, batches, methods = reported(root / "images", "other", "mine", metrics=metrics)
+    found = seen(found, "bicubic", "mine")
     write(root / "out", found, batches, methods)
     browser.get((root / "out" / "report.html").as_uri())
     return found, browser
@@ -46,6 +48,10 @@ def opened(browser, tmp_path_factory, stand_in):
 
 def elements(browser, selector):
     return browser.find_elements("css selector", selector)
+
+
+def rows_of(table):
+    return table.find_elements("css selector", "tbody tr")
 
 
 @pytest.mark.slow
@@ -82,6 +88,17 @@ def test_the_page_works_in_a_browser(opened):
         browser.execute_script("arguments[0].click()", elements(browser, "#scores th button")[column])
         names = [row.find_element("css selector", "td").text for row in elements(browser, "#scores tbody tr")]
         assert names == sorted(found.order, key=lambda name: found.methods[name]["ssim_y"], reverse=reverse)
+
+    # what classifiers see: the tables, each of which sorts by itself
+    tables = elements(browser, "table[data-name]")
+    assert [table.get_dom_attribute("data-name") for table in tables] == ["ranking", "facts/Male", "facts/Smiling", "pairs"]
+    lost = [[cell.text for cell in row.find_elements("css selector", "td")] for row in rows_of(tables[0])]
+    assert [row[0] for row in lost] == ["Male", "Smiling"] and lost[0][4].startswith("+25.00 [")
+    true_positives = tables[1].find_elements("css selector", "th button")[1]
+    for expected in (["3", "2", "1"], ["1", "2", "3"]):
+        browser.execute_script("arguments[0].click()", true_positives)
+        assert [row.find_elements("css selector", "td")[1].text for row in rows_of(tables[1])] == expected
+    assert [row.find_element("css selector", "td").text for row in rows_of(tables[2])] == ["HR", "bicubic", "mine"]
 
     # what else there is to see
     assert len(elements(browser, "#trade-offs .dot")) == 2 * len(found.order)

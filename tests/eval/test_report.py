@@ -16,11 +16,12 @@ from sr_dist.eval.drawings import HEIGHT, LABELS, MARGIN, WIDTH, trade_offs
 from sr_dist.eval.extractor import Extractor, open_extractor
 from sr_dist.eval.intervals import differences
 from sr_dist.eval.page import extremes, page, pictures
+from sr_dist.eval.parts import Abandoned
 from sr_dist.eval.pictures import to_pil
 from sr_dist.eval.protocol import protocol
 from sr_dist.eval.references import References
 from sr_dist.eval.report import Report
-from sr_dist.eval.run import Abandoned, Scores, score
+from sr_dist.eval.run import Scores, score
 from sr_dist.files import sha256
 
 BASELINES = ("nearest", "bilinear", "bicubic")
