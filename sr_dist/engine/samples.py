@@ -37,12 +37,12 @@ def draw_samples(run: Run) -> Samples | None:
     side = SIDE // scale * scale
     for name, lr, hr in _pairs(run):
         hr, lr = hr[..., :side, :side], lr[..., : side // scale, : side // scale]
-        sr = run.restore(lr.to(run.device))
+        sr, zoom = run.restore(lr.to(run.device)), max(1, SIDE // max(hr.shape[-2:]))  # digits are too small to look at
         views[name] = {
-            "LR": enlarged(to_pil(lr[0]), scale),
-            "bicubic": to_pil(baseline("bicubic", scale)(lr)[0]),
-            "SR": to_pil(sr[0]),
-            "HR": to_pil(hr[0]),
+            "LR": enlarged(to_pil(lr[0]), scale * zoom),
+            "bicubic": enlarged(to_pil(baseline("bicubic", scale)(lr)[0]), zoom),
+            "SR": enlarged(to_pil(sr[0]), zoom),
+            "HR": enlarged(to_pil(hr[0]), zoom),
         }
     path = run.recipe.folder / "samples" / f"{run.step:07d}.png"
     headed = [{f"SR, step {run.step}" if k == "SR" else k: v for k, v in row.items()} for row in views.values()]
