@@ -77,7 +77,7 @@ def test_a_classifier_learns_is_chosen_by_validation_reported_and_listened_to(sh
     wanted = {f"reading/classifier_classifier_eyeglasses_{what}" for what in ("sr", "hr", "difference", "accuracy")}
     assert wanted <= set(row) and "loss/classifier" in row
     difference = row["reading/classifier_classifier_eyeglasses_difference"]
-    assert row["loss/classifier"] == pytest.approx(0.1 * difference, rel=1e-4)
+    assert row["loss/classifier"] == pytest.approx(0.01 * difference, rel=1e-4)
     assert opened.file.read_bytes() == before
     picture = Image.open(tmp_path / "srgan_cnn_mnist_x2" / "samples" / "0000004.png")
     assert picture.width == 4 * (160 + 4) + 4  # four views, of 16 pixels each, large enough to look at
