@@ -34,7 +34,7 @@ class Portion:
     def __str__(self) -> str:
         chosen = ", ".join(f"{count} {name}" for name, count in self.select.items())
         part = f"the {PARTS[self.part]} part of {list(self.split)}" if self.split else ""
-        return " of ".join(filter(None, (part, chosen))) + (" by content hash" if part or chosen else "all samples")
+        return " of ".join(filter(None, (part, chosen))) + " by content hash" if part or chosen else "all"
 
 
 def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:

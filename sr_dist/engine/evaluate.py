@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sr_dist import plugins, ranks
 from sr_dist.commands import BASELINES, Evaluation
+from sr_dist.data.select import Portion
 from sr_dist.data.validation import Batches, Images, ShardImages, content, numbers_of_this_rank, open_images
 from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
@@ -145,6 +146,7 @@ def everything(
     """All that the numbers depend on."""
     return {
         "images": images,
+        "portion": str(asked.portion or Portion()),
         "degradation": asked.degradation,
         "protocol": rules.describe(),
         "batch": asked.batch,
