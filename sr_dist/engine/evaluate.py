@@ -87,6 +87,7 @@ def open_classifiers(runs: Sequence[str], images: Images) -> list[FrozenClassifi
 
 
 def judges(classifiers: list[FrozenClassifier], device: torch.device) -> list[Judge]:
+    """The same on their device, under names that differ."""
     found: dict[str, Judge] = {}
     for one in classifiers:
         about = {"weights": str(one.file), "sha256": sha256(one.file), "size": one.size, "channels": one.channels}
@@ -100,10 +101,10 @@ def open_own(place: str | None, device: torch.device) -> str | Extractor | None:
     if not place or not (weights.is_run(Path(place)) or place.endswith(".safetensors")):
         return place
     classifier = weights.open_classifier(place, "extractor").to(device)
-    layer = classifier.last_layer
+    layer = type(classifier.last_layer).__name__
     size = f"bilinear, to {classifier.size} x {classifier.size}" if classifier.size else "none"
     about = {
-        "network": f"a classifier of {classifier.labels}, features before its last layer ({type(layer).__name__})",
+        "network": f"a classifier of {classifier.labels}, features before its last layer ({layer})",
         "resize": f"{size}, as it was trained",
     }
 

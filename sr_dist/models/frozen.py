@@ -45,7 +45,7 @@ class FrozenClassifier(nn.Module):
         layers = [module for module in self.network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
         if not layers or len(layers[-1].weight) != len(self.labels.names):
             raise UserError(
-                f"'{self.file}' does not end in a dense or convolutional layer with an output for each of {self.labels}"
+                f"extractor: '{self.file}' does not end in a dense or convolutional layer with an output for each of {self.labels}"
             )
         return layers[-1]
 
