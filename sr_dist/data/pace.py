@@ -24,8 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 from sr_dist.data.format import HR_SUFFIXES
+from sr_dist.data.reader import decode
 from sr_dist.data.remote import RemoteShards
-from sr_dist.data.stream import Stream, decode
+from sr_dist.data.stream import Stream
 
 FAR = 1_000_000  # the step after which a long run may be taken up again
 IDLE = 4  # batches that may lie ready when a round begins: they are taken before the clock runs

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from test_select import hash_of, shards_of
 
 from sr_dist.data import select
+from sr_dist.data.crops import CropSource, Samples
 from sr_dist.data.order import Mix
+from sr_dist.data.reader import ShardReader
 from sr_dist.data.select import Portion, part_of, portion_rows, shares
-from sr_dist.data.stream import CropSource, Samples, ShardReader
 from sr_dist.data.validation import open_images
 from sr_dist.errors import UserError
 from sr_dist.labels import Labels
