@@ -5,16 +5,17 @@ sample, so any number of processes does the same.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from sr_dist.data import augment
 from sr_dist.data.format import ShardError
@@ -67,9 +68,26 @@ class Samples:
 
     def at(self, position: int) -> tuple[int, int, int, int]:
         """(epoch, sample, shard, row)"""
-        ((epoch, sample),) = self.order([position])
+        epoch, sample = self.order.at(position)
         shard, row = self.order.locate(sample)
         return epoch, sample, shard, row if self.rows is None else int(self.rows[shard][row])
+
+    def images(self, shard: int, row: int, channels: int) -> tuple[Tensor, Tensor | None]:
+        """HR, and LR where it is stored."""
+        hr, lr = (self.reader.image(shard, row, member, channels) for member in ("hr", "lr"))
+        assert hr is not None
+        return hr, lr
+
+
+class Place(NamedTuple):
+    """Where a position of the run leads."""
+
+    part: Samples
+    inner: int  # position in its order
+    epoch: int
+    sample: int
+    shard: int
+    row: int
 
 
 @dataclass
@@ -95,27 +113,23 @@ class CropSource(Dataset):
 
     def _together(self, positions: Sequence[int]) -> Crops:
         """Each crop is copied at once, so that one image after the other is decoded into the same hot memory."""
-        rest, hr_batch, lr_batch = [], None, None
-        for place, position in enumerate(positions):
-            hr, lr, *about = self._sample(position)
-            rest.append(about)
-            if hr_batch is None:
-                hr_batch, lr_batch = _room(len(positions), hr), None if lr is None else _room(len(positions), lr)
-            hr_batch[place] = hr
-            if lr_batch is not None:
-                lr_batch[place] = lr
-        turn, seed, label, keys, attributes, replaced = zip(*rest, strict=True)
-        bits, degraded, labels = (np.array(column, np.int64) for column in (turn, seed, label))
-        assert hr_batch is not None
-        return Crops(
-            hr_batch, lr_batch, bits, degraded, labels, keys, np.stack(attributes), tuple(swap for swap in replaced if swap)
-        )
+        places = [self._place(position) for position in positions]
+        bits = _bits(places)
+        rooms: list[Tensor] = []
+        sources = []
+        for i, (place, crop_bits) in enumerate(zip(places, bits[:, 0].tolist(), strict=True)):
+            hr, lr, *source = self._images(place)
+            pair = self._cropped(hr, lr, crop_bits)
+            rooms = rooms or [_room(len(places), image) for image in pair]
+            for room, image in zip(rooms, pair, strict=True):
+                room[i] = image
+            sources.append(source)
+        return self._packed(places, rooms, bits, sources)
 
     def key(self, position: int) -> str:
         """The name of the sample at a position."""
-        part, inner = self._part(position)
-        _, _, shard, row = part.at(inner)
-        return part.reader.key(shard, row)
+        place = self._place(position)
+        return place.part.reader.key(place.shard, place.row)
 
     def shard(self, position: int) -> int:
         """The shard that a position reads, counted over all data sets."""
@@ -133,47 +147,68 @@ class CropSource(Dataset):
         counts = [len(part.order.sizes) for part in self.parts]
         return heapq.merge(*(of(number, sum(counts[:number])) for number in range(len(counts))))
 
-    def _part(self, position: int) -> tuple[Samples, int]:
+    def _place(self, position: int) -> Place:
         number, inner = self.mix(position)
-        return self.parts[number], inner
+        return Place(self.parts[number], inner, *self.parts[number].at(inner))
 
-    def _sample(self, position: int) -> tuple:
-        part, inner = self._part(position)
-        epoch, sample, shard, row = part.at(inner)
-        replaced = None
+    def _images(self, place: Place) -> tuple[Tensor, Tensor | None, int, int, Replaced | None]:
+        """HR and LR, the shard and row that they are of, and what they replace."""
+        part, _, _, _, shard, row = place
         try:
-            hr, lr = self._images(part, shard, row)
+            return *part.images(shard, row, self.channels), shard, row, None
         except ShardError as problem:
             if not self.substitute:
                 raise
-            wanted = part.reader.key(shard, row)
-            hr, lr, shard, row = self._next_readable(part, inner, problem)
-            replaced = Replaced(wanted, part.reader.key(shard, row), str(problem))
-        bits = draw(part.seed, epoch, sample, CROP)
-        hr, lr = augment.crop_pair(hr, lr, self.crop, self.scale, lambda h, w, size: crop_place(bits, h, w, size, self.scale))
-        # 63 bits: torch has no unsigned 64.
-        turn, seed = (draw(part.seed, epoch, sample, use) >> 1 for use in (TURN, DEGRADE))
-        label = int(part.reader.index(shard)["class"][row])
-        return hr, lr, turn, seed, label, part.reader.key(shard, row), part.reader.attributes(shard, row), replaced
+            return self._next_readable(place, problem)
 
-    def _images(self, part: Samples, shard: int, row: int) -> tuple[Tensor, Tensor | None]:
-        hr, lr = (part.reader.image(shard, row, member, self.channels) for member in ("hr", "lr"))
-        assert hr is not None
-        return hr, lr
-
-    def _next_readable(self, part: Samples, inner: int, first: ShardError) -> tuple[Tensor, Tensor | None, int, int]:
-        """The first sample after a position of a data set that can be read: the same one in every process."""
-        for place in range(inner + 1, inner + 2 * part.order.samples):  # all of the next epoch is in it
-            *_, shard, row = part.at(place)
+    def _next_readable(self, place: Place, first: ShardError) -> tuple[Tensor, Tensor | None, int, int, Replaced]:
+        """The first sample after a place of a data set that can be read: the same one in every process."""
+        part, reader = place.part, place.part.reader
+        for inner in range(place.inner + 1, place.inner + 2 * part.order.samples):  # all of the next epoch is in it
+            *_, shard, row = part.at(inner)
             with suppress(ShardError):
-                return *self._images(part, shard, row), shard, row
+                images = part.images(shard, row, self.channels)
+                wanted, taken = reader.key(place.shard, place.row), reader.key(shard, row)
+                return *images, shard, row, Replaced(wanted, taken, str(first))
         raise first
+
+    def _cropped(self, hr: Tensor, lr: Tensor | None, bits: int) -> list[Tensor]:
+        """HR, and LR where it is stored."""
+        where = partial(crop_place, bits, grid=self.scale)
+        return [image for image in augment.crop_pair(hr, lr, self.crop, self.scale, where) if image is not None]
+
+    def _packed(self, places: list[Place], rooms: list[Tensor], bits: np.ndarray, sources: list[list[Any]]) -> Crops:
+        """Images with what else is known of them."""
+        hr, lr = rooms if len(rooms) > 1 else (rooms[0], None)
+        at = [(place.part.reader, shard, row) for place, (shard, row, _) in zip(places, sources, strict=True)]
+        return Crops(
+            hr,
+            lr,
+            turn=(bits[:, 1] >> 1).astype(np.int64),  # 63 bits: torch has no unsigned 64
+            seed=(bits[:, 2] >> 1).astype(np.int64),
+            label=np.array([reader.label(shard, row) for reader, shard, row in at], np.int64),
+            keys=tuple(reader.key(shard, row) for reader, shard, row in at),
+            attributes=np.stack([reader.attributes(shard, row) for reader, shard, row in at]),
+            replaced=tuple(swap for *_, swap in sources if swap),
+        )
+
+
+def _bits(places: Sequence[Place]) -> np.ndarray:
+    """(B, 3) random bits for where each crop lies, how it is turned, how it is degraded."""
+    seeds, epochs, samples = np.array([(p.part.seed % 2**64, p.epoch, p.sample) for p in places], np.uint64).T[..., None]
+    return draw(seeds, epochs, samples, np.array([CROP, TURN, DEGRADE], np.uint64))
 
 
 def _room(count: int, image: Tensor) -> Tensor:
-    """For so many images (C, H, W), with the colours of a pixel side by side in memory as decoders leave them."""
+    """For so many images (C, H, W), with the colours of a pixel side by side in memory as decoders leave them. A loading
+    process takes memory that the rank can see at once, as torch's own collating does; otherwise it is all copied there.
+    """
     channels, height, width = image.shape
-    return torch.empty(count, height, width, channels, dtype=image.dtype).permute(0, 3, 1, 2)
+    shape = (count, height, width, channels)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

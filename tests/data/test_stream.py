@@ -276,9 +276,7 @@ def damaged_copy(photo_shards, folder: Path, flipped: dict[int, list[int]]) -> P
     return folder
 
 
-def test_a_substitute_is_the_next_of_the_order_that_can_be_read_and_is_written_down(
-    photo_shards, tmp_path, caplog, monkeypatch
-):
+def test_a_substitute_is_the_next_of_the_order_that_can_be_read_and_is_written_down(photo_shards, tmp_path, caplog, monkeypatch):
     """Two images are damaged, one of them right behind the other in the order; nothing else changes."""
     caplog.set_level("INFO", logger="sr_dist")
     monkeypatch.setattr(logging.getLogger("sr_dist"), "propagate", True)
