@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,9 @@ class Portion:
         chosen = ", ".join(f"{count} {name}" for name, count in self.select.items())
         part = f"the {PARTS[self.part]} part of {list(self.split)}" if self.split else ""
         return " of ".join(filter(None, (part, chosen))) + " by content hash" if part or chosen else "all"
+
+    def describe(self) -> dict[str, Any]:
+        return {"select": dict(self.select), "split": list(self.split), "part": PARTS[self.part] if self.split else None}
 
 
 def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:

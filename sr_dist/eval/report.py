@@ -118,7 +118,7 @@ class Report:
         return {
             "protocol": {**self.protocol.describe(), **self.conditions_of_features()},
             "data": self.data,
-            "portion": asdict(self.portion) if self.portion else None,
+            "portion": self.portion.describe() if self.portion else None,
             "n": len(self.names),
             "notes": self.notes,
             "methods": self.methods,

@@ -106,7 +106,7 @@ def assert_the_doors_opinion_is_the_trainings(tree: dict, shards: Path, runs: Pa
     run(0, "sr_dist.evaluate", "bicubic", "--scale=2", f"--data={shards}", *part, "--metrics=psnr,fid", f"--extractor={k}",
         "--cache=none", f"--out={out}")  # fmt: skip
     report = json.loads((out / "report.json").read_text())
-    assert report["n"] == tree["n"] and report["portion"] == {"select": {}, "split": [0.5, 0.25, 0.25], "part": 2}
+    assert report["n"] == tree["n"] and report["portion"] == {"select": {}, "split": [0.5, 0.25, 0.25], "part": "test"}
     heads = report["attributes"]["classifier_eyeglasses"]["heads"]
     for name, head in tree["heads"].items():
         assert heads[name]["methods"]["HR"].items() >= head.items()

@@ -242,7 +242,7 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
             "split: [0.5, 0.4] are not two or three",
         ),
         (["bicubic", f"--data={labelled}", *plain, "--part=test"], "part: test of what? Give --split"),
-        (["bicubic", f"--data={labelled}", *plain, "--select={c: 3}"], "data.select.c: no class or attribute of that name"),
+        (["bicubic", f"--data={labelled}", *plain, "--select={c: 3}"], "error: select.c: no class or attribute of that name"),
         (["bicubic", f"--data={labelled}", *plain, "--select=3"], "select: "),
     ]
     answers = open_doors([("sr_dist.evaluate", words) for words, _ in mistakes])
