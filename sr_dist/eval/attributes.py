@@ -29,7 +29,7 @@ def _of_judge(judge: Judge, opinions: Opinions) -> Tree:
         **judge.about,
         "labels": {"kind": judge.labels.kind, "names": list(judge.labels.names)},
         "heads": {
-            head.name: _of_head(head, number, {method: heads[head.name] for method, heads in found.items()}, opinions)
+            head.name: _of_head(head, number, {method: seen[head.name] for method, seen in found.items()}, opinions)
             for number, head in enumerate(heads(judge.labels))
         },
     }
