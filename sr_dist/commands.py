@@ -88,7 +88,7 @@ class Evaluation(Settings):
     def portion(self) -> Portion | None:
         if not self.split and not self.select:
             return None
-        return Portion(self.select, self.split, PARTS.index(self.part) if self.part else 0)
+        return Portion(self.select, self.split, PARTS.index(self.part) if self.part else 0, "select")
 
     def all_metrics(self) -> list[str]:
         """Those that are asked for, or all: the familiar ones first."""

@@ -23,17 +23,21 @@ def crop_pair(hr: Tensor, lr: Tensor | None, crop: int | None, scale: int, place
         height, width = hr.shape[-2] // scale * scale, hr.shape[-1] // scale * scale
         return hr[..., :height, :width], lr
     hr = _at_least(hr, crop)
-    top, left = place(hr.shape[-2], hr.shape[-1], crop)
+    _, height, width = hr.shape
+    top, left = place(height, width, crop)
     if lr is not None:
         small = crop // scale
-        lr = _at_least(lr, small)[..., top // scale : top // scale + small, left // scale : left // scale + small]
-    return hr[..., top : top + crop, left : left + crop], lr
+        lr = _at_least(lr, small)[:, top // scale : top // scale + small, left // scale : left // scale + small]
+    return hr[:, top : top + crop, left : left + crop], lr
 
 
 def _at_least(image: Tensor, side: int) -> Tensor:
     """Small images get their last row and column repeated (`data.small: replicate`; otherwise none come here)."""
-    below, right = max(side - image.shape[-2], 0), max(side - image.shape[-1], 0)
-    return F.pad(image[None].float(), (0, right, 0, below), mode="replicate")[0].to(image.dtype) if below or right else image
+    _, height, width = image.shape
+    if height >= side and width >= side:
+        return image
+    below, right = max(side - height, 0), max(side - width, 0)
+    return F.pad(image[None].float(), (0, right, 0, below), mode="replicate")[0].to(image.dtype)
 
 
 def to_float(images: Tensor) -> Tensor:

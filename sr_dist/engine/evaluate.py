@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sr_dist import plugins, ranks
 from sr_dist.commands import BASELINES, Evaluation
+from sr_dist.data.select import Portion
 from sr_dist.data.validation import Batches, Images, ShardImages, content, numbers_of_this_rank, open_images
 from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
@@ -86,6 +87,7 @@ def open_classifiers(runs: Sequence[str], images: Images) -> list[FrozenClassifi
 
 
 def judges(classifiers: list[FrozenClassifier], device: torch.device) -> list[Judge]:
+    """The same on their device, under names that differ."""
     found: dict[str, Judge] = {}
     for one in classifiers:
         about = {"weights": str(one.file), "sha256": sha256(one.file), "size": one.size, "channels": one.channels}
@@ -99,10 +101,10 @@ def open_own(place: str | None, device: torch.device) -> str | Extractor | None:
     if not place or not (weights.is_run(Path(place)) or place.endswith(".safetensors")):
         return place
     classifier = weights.open_classifier(place, "extractor").to(device)
-    layer = classifier.last_layer
+    layer = type(classifier.last_layer).__name__
     size = f"bilinear, to {classifier.size} x {classifier.size}" if classifier.size else "none"
     about = {
-        "network": f"a classifier of {classifier.labels}, features before its last layer ({type(layer).__name__})",
+        "network": f"a classifier of {classifier.labels}, features before its last layer ({layer})",
         "resize": f"{size}, as it was trained",
     }
 
@@ -145,6 +147,7 @@ def everything(
     """All that the numbers depend on."""
     return {
         "images": images,
+        "portion": str(asked.portion or Portion()),
         "degradation": asked.degradation,
         "protocol": rules.describe(),
         "batch": asked.batch,

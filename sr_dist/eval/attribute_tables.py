@@ -12,8 +12,9 @@ from sr_dist.labels import CLASS
 
 LARGEST = 20  # classes that have a row each
 CONDITIONS = (
-    "Classifiers see pictures of 8 bits, where the protocol has them. Brackets: 95 % intervals, of shares Wilson's, of paired "
-    "differences Newcombe's. p: McNemar's test in its exact form (binomial, two-sided), not corrected for how many are compared."
+    "Classifiers see pictures of 8 bits, where the protocol has them. Lost and won: images about which a classifier is right "
+    "only in HR, and only in what a method made of it. In brackets: 95 % intervals, of shares Wilson's, of paired differences "
+    "Newcombe's. p: McNemar's test in its exact form (binomial, two-sided), not corrected for how many are compared."
 )
 
 
@@ -48,7 +49,7 @@ def tables(found: Mapping[str, Any], ranking: Mapping[str, Any], shown: Sequence
     compared = [row for classifier, name, head in heads for row in _pairs(classifier, name, head, pairs)]
     if compared:
         note = "The second method's accuracy less the first's, in points."
-        columns = ["classifier", "of", "second - first", "n", "difference", "right only in first", "only in second", "p"]
+        columns = ["classifier", "of", "second - first", "n", "difference", "right only first", "right only second", "p"]
         yield Table("pairs", "Model against model", note, columns, compared)
 
 
@@ -74,7 +75,7 @@ def _of_head(classifier: str, name: str, head: Mapping[str, Any]) -> Table:
     ]
     first = ["TP", "TN", "FP", "FN", "accuracy, %"] if name != CLASS else ["accuracy, %"]
     inside = ["with, %", "without, %"] if name != CLASS else ["first 5, %"] if "top5" in head["methods"][ORIGINAL] else []
-    columns = ["method", *first, *inside, "balanced, %", "as of HR, %", "right only in HR", "right only here", "p"]
+    columns = ["method", *first, *inside, "balanced, %", "agrees with HR, %", "lost", "won", "p"]
     return Table(f"{classifier}/{name}", f"{classifier}: {name}", _note(name, head), columns, rows)
 
 

@@ -15,6 +15,7 @@ from sr_dist.eval.intervals import paired, wilson
 from sr_dist.eval.opinions import NOT_KNOWN, ORIGINAL, Judge, Opinions, right
 
 Tree = dict[str, Any]
+LARGEST = 100  # answers whose confusion is written down; of more, images.jsonl tells
 
 
 def judgements(judges: Sequence[Judge], opinions: Mapping[str, Opinions]) -> dict[str, Tree]:
@@ -28,7 +29,7 @@ def _of_judge(judge: Judge, opinions: Opinions) -> Tree:
         **judge.about,
         "labels": {"kind": judge.labels.kind, "names": list(judge.labels.names)},
         "heads": {
-            head.name: _of_head(head, number, {method: heads[head.name] for method, heads in found.items()}, opinions)
+            head.name: _of_head(head, number, {method: seen[head.name] for method, seen in found.items()}, opinions)
             for number, head in enumerate(heads(judge.labels))
         },
     }
@@ -40,6 +41,7 @@ def _of_head(head: Head, number: int, found: Mapping[str, Tree], opinions: Opini
     methods = {
         method: {
             **found[method],
+            "confusion": found[method]["confusion"] if len(head.answers) <= LARGEST else None,
             "agreement": agreement(answers, opinions[ORIGINAL], number) if method != ORIGINAL else None,
             "against_hr": paired(who[ORIGINAL], who[method]) if method != ORIGINAL else None,
         }

@@ -68,7 +68,7 @@ class Report:
         trained = {f"{b} - {a}" for a, b in combinations(self.order, 2) if {a, b} & self.sources.keys()}
         return {pair: found for pair, found in self.differences.items() if not trained or pair in trained}
 
-    @property
+    @cached_property
     def tables(self) -> list[Table]:
         """What classifiers saw."""
         shown = [method for method in self.order if method in self.sources] or self.order
@@ -118,7 +118,7 @@ class Report:
         return {
             "protocol": {**self.protocol.describe(), **self.conditions_of_features()},
             "data": self.data,
-            "portion": asdict(self.portion) if self.portion else None,
+            "portion": self.portion.describe() if self.portion else None,
             "n": len(self.names),
             "notes": self.notes,
             "methods": self.methods,

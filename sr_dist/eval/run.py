@@ -97,10 +97,11 @@ def _agree(problem: str, abandoned: bool) -> None:
 def _scored(
     methods: Mapping[str, Upscale], batch: Scored, protocol: Protocol, device: torch.device, metrics: Metrics, of_hr: list[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What is kept of a batch: rows and labels, and the features of HR and of every method, and what classifiers say of them."""
+    """What is kept of a batch: rows and labels, features of HR and of every method, and what classifiers say of them."""
     lr, hr = batch.lr.to(device), batch.hr.to(device)
     rows: list[Row] = []
-    arrays = {f"{view}/{HR}": _features(metrics, view, hr) for view in of_hr} | ask_all(metrics.judges, HR, hr, protocol, batch)
+    arrays = {f"{view}/{HR}": _features(metrics, view, hr) for view in of_hr}
+    arrays |= ask_all(metrics.judges, HR, hr, protocol, batch)
     for number, (name, upscale) in enumerate(methods.items(), HR + 1):
         sr = upscale(lr)
         columns: dict[str, list[float]] = {}

@@ -44,9 +44,7 @@ class FrozenClassifier(nn.Module):
         """That with an output per label."""
         layers = [module for module in self.network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
         if not layers or len(layers[-1].weight) != len(self.labels.names):
-            raise UserError(
-                f"'{self.file}' does not end in a dense or convolutional layer with an output for each of {self.labels}"
-            )
+            raise UserError(f"extractor: '{self.file}' does not end in a dense or convolutional layer for {self.labels}")
         return layers[-1]
 
     def _as_trained(self, images: Tensor) -> Tensor:

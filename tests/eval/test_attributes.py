@@ -155,7 +155,7 @@ def test_report_json_and_markdown_have_it_all():
     assert tree["attributes"]["facts"]["heads"]["Male"]["methods"]["mine"]["confusion"] == [[3, 1], [2, 2]]
     assert tree["attributes"]["facts"]["labels"] == {"kind": "attributes", "names": ["Male", "Smiling"]}
     assert [entry["head"] for entry in tree["ranking"]["mine"]] == ["Male", "Smiling"]
-    assert tree["portion"] == {"select": {}, "split": [0.7, 0.15, 0.15], "part": 2}
+    assert tree["portion"] == {"select": {}, "split": [0.7, 0.15, 0.15], "part": "test"}
     text = report.markdown(found)
     assert "1 images of d (the test part of [0.7, 0.15, 0.15] by content hash)" in text
     assert "| mine | 2 | 3 | 1 | 2 | 62.50 [" in text and "| facts | Male | mine - bicubic | 8 | +25.00 [" in text

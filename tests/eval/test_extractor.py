@@ -5,12 +5,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from finished import finished
 from PIL import Image
 
 from sr_dist import pretrained
+from sr_dist.engine.evaluate import open_own
 from sr_dist.errors import UserError
+from sr_dist.eval.chosen import open_metrics
 from sr_dist.eval.extractor import Extractor, open_extractor
 from sr_dist.files import sha256
+from sr_dist.labels import Labels
+from sr_dist.models import weights
 
 CPU = torch.device("cpu")
 
@@ -78,6 +83,22 @@ def test_an_extractor_of_the_users_own_is_called_by_its_file(stand_in, photograp
     found = open_extractor(str(stand_in), "clean", CPU)
     assert (found.name, found.weights_sha256) == ("toy", sha256(stand_in))
     assert found.whole(loaded(photographs(3))).shape == (3, 12)
+
+
+def test_a_finished_classifier_is_an_extractor_of_its_own_name(tmp_path, photographs):
+    """Pictures come to it as files hold them, in the size it was trained on, not by way of 299 pixels."""
+    file = finished(tmp_path / "k.safetensors", Labels("class", ("a", "b", "c")), size=16)
+    found = open_own(file, CPU)
+    said = found.describe()
+    assert (found.name, said["weights_sha256"]) == ("k", sha256(tmp_path / "k.safetensors"))
+    assert said["network"] == "a classifier of 3 classes, features before its last layer (Linear)"
+    assert said["resize"] == "bilinear, to 16 x 16, as it was trained"
+    pictures = loaded(photographs(3))
+    expected = weights.open_classifier(file, "x").features(pictures)
+    np.testing.assert_allclose(found.whole(pictures + 0.3 / 255), expected, rtol=1e-5, atol=1e-6)
+    metrics = open_metrics(["fid", "kid"], CPU, own=found)
+    assert list(metrics.better) == ["fd_k", "kd_k"] and metrics.missing == {}
+    assert open_own("toy.pt", CPU) == "toy.pt" and open_own(None, CPU) is None
 
 
 def test_a_file_that_is_no_torchscript_or_cannot_do_it_is_refused(tmp_path, photographs):

@@ -14,6 +14,7 @@ from sr_dist.files import sha256
 from sr_dist.labels import Labels
 from sr_dist.models import weights
 from sr_dist.models.classifiers import resnet18
+from sr_dist.models.frozen import FrozenClassifier
 
 PACKAGE = weights.CLASSIFIERS
 SMALL = {
@@ -172,3 +173,22 @@ def test_torchvisions_own_file_is_a_beginning_for_resnet18(tmp_path):
 def test_a_weights_file_says_what_it_tells_apart_and_how_large_its_images_are(tmp_path):
     opened = weights.open_classifier(finished(tmp_path / "k.safetensors", GLASSES, size=12), "runs")
     assert (opened.labels, opened.size, opened.channels, opened.name) == (GLASSES, 12, 3, "k")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_what_the_last_layer_makes_the_logits_of(name, tmp_path):
+    network = build(name, outputs=3)
+    opened = FrozenClassifier(network, name, tmp_path, Labels("class", ("a", "b", "c")), 32, 3)
+    images = torch.rand(2, 3, 20, 24)
+    features, last = opened.features(images), opened.last_layer
+    assert features.ndim == 2 and features.isfinite().all() and not last._forward_pre_hooks
+    if isinstance(last, torch.nn.Linear):
+        torch.testing.assert_close(last(features), opened(images))
+    else:  # squeezenet's is a convolution, of whose places the mean is taken
+        assert features.shape == (2, last.in_channels)
+
+
+def test_a_network_that_ends_otherwise_is_no_extractor(tmp_path):
+    opened = FrozenClassifier(build("digit_cnn", outputs=3), "k", tmp_path / "k", Labels("class", ("a", "b")), 32, 3)
+    with pytest.raises(UserError, match=r"k' does not end in a dense or convolutional layer for 2 classes"):
+        opened.features(torch.rand(1, 3, 32, 32))

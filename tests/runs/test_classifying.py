@@ -14,6 +14,8 @@ from safetensors import safe_open
 from test_recipes import ROOT
 from wandb_records import history
 
+from sr_dist.data.select import Portion
+from sr_dist.data.validation import open_images
 from sr_dist.labels import Labels
 from sr_dist.models import weights
 
@@ -91,10 +93,29 @@ def test_attributes_are_learned_too_and_a_finished_run_is_a_beginning(shards, tm
     tables = {key for row in history(tmp_path / "classifier_eyeglasses") for key in row if key.startswith("classes/")}
     assert {"/".join(key.split("/")[:2]) for key in tables} == {"classes/Male", "classes/Smiling"}
     assert list(tree["heads"]) == ["Male", "Smiling"] and tree["heads"]["Male"]["n"] == tree["n"] > 0
+    assert_the_doors_opinion_is_the_trainings(tree, shards, tmp_path)
     start = f"--init.classifier={tmp_path / 'classifier_eyeglasses'}"
     classifier(shards, tmp_path, start, "--name=one", "--steps=2", "--keep=1", "--validate_every=none", "--save_every=2")
     log = (tmp_path / "one" / "log.txt").read_text()
     assert "its head (logits.bias, logits.weight) has another number of outputs and begins anew" in log
+
+
+def assert_the_doors_opinion_is_the_trainings(tree: dict, shards: Path, runs: Path) -> None:
+    """sr_dist.evaluate on the test part of the same split finds HR's accuracy as the run has reported it, to the last digit; and
+    its features are those of the run's classifier."""
+    k, out = runs / "classifier_eyeglasses", runs / "seen"
+    part = ["--split=[0.5, 0.25, 0.25]", "--part=test", f"--attributes={k}"]
+    run(0, "sr_dist.evaluate", "bicubic", "--scale=2", f"--data={shards}", *part, "--metrics=psnr,fid", f"--extractor={k}",
+        "--cache=none", f"--out={out}")  # fmt: skip
+    report = json.loads((out / "report.json").read_text())
+    assert report["n"] == tree["n"] and report["portion"] == {"select": {}, "split": [0.5, 0.25, 0.25], "part": "test"}
+    heads = report["attributes"]["classifier_eyeglasses"]["heads"]
+    for name, head in tree["heads"].items():
+        assert heads[name]["methods"]["HR"].items() >= head.items()
+    rows = [json.loads(line) for line in (out / "images.jsonl").read_text().splitlines()]
+    assert {row["image"] for row in rows} == set(open_images(str(shards), portion=Portion({}, (0.5, 0.25, 0.25), 2)).names)
+    assert report["distances"]["fd_classifier_eyeglasses"]["width"] == 8 and "fid" not in report["methods"]["bicubic"]
+    assert report["protocol"]["fd_classifier_eyeglasses"]["resize"].startswith("bilinear, to 16 x 16")
 
 
 def test_a_classifier_of_what_the_shards_lack_is_refused_before_training(shards, tmp_path):

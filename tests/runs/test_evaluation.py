@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from finished import finished
 from PIL import Image
 from processes import LONGEST, environment, finish, kill, run, start, wait_for
+
+from sr_dist.labels import Labels
 
 WORDS = ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr,ssim,fid,kid,patch_fid,class_fid", "--cache=none"]
 
@@ -73,6 +76,17 @@ def assert_equal_numbers(found: dict, expected: dict) -> None:
         assert here[name] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
 
 
+def assert_equal_opinions(found: dict, expected: dict) -> None:
+    """Counts and tests are the same to the last digit; only how sure a classifier is may differ in the last ones."""
+    for key in ("confusion", "accuracy", "accuracy_interval", "agreement", "against_hr", "per_class"):
+        here, there = (
+            {(k, name, method): seen[key] for k, one in found["attributes"].items() for name, head in one["heads"].items()
+             for method, seen in head["methods"].items()} for found in (found, expected)
+        )  # fmt: skip
+        assert here == there, key
+    assert found["ranking"] == expected["ranking"] and found["attributes"].keys() == {"k"}
+
+
 def batches_done(out: Path) -> int:
     return len(list(out.glob(".partial/*/*.npz")))
 
@@ -80,12 +94,17 @@ def batches_done(out: Path) -> int:
 @pytest.mark.slow
 def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, tmp_path):
     """Whole on one process; killed at a random image on one and gone on with on two; killed again on none and ended on three."""
-    words = [*WORDS, f"--data={labelled}", f"--extractor={toy}"]
+    k = finished(tmp_path / "k.safetensors", Labels("class", ("a", "b")), size=16)
+    words = [*WORDS, f"--data={labelled}", f"--extractor={toy}", f"--attributes={k}"]
     said, _ = run(0, "sr_dist.evaluate", *words, f"--out={tmp_path / 'whole'}")
     assert "continuing" not in said
     whole = tree(tmp_path / "whole")
     assert whole["methods"]["bicubic"].keys() >= {"psnr_y", "fd_toy", "kd_toy", "patch_fd_toy", "class_fd_toy"}
     assert not [name for name, value in numbers(whole).items() if value is None and "patch" not in name and "class" not in name]
+    said = whole["attributes"]["k"]["heads"]["class"]["methods"]
+    assert list(said) == ["HR", "nearest", "bilinear", "bicubic"] and all(
+        np.sum(seen["confusion"]) == 23 for seen in said.values()
+    )
     assert (whole["distances"]["fd_toy"]["width"], whole["distances"]["patch_fd_toy"]["methods"]["bicubic"]["n"]) == (16, 4)
 
     for ranks in (2, 3):
@@ -101,6 +120,7 @@ def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, 
         done, all_of_them = map(int, re.search(r"continuing: (\d+) of (\d+) batches are there", said).groups())
         assert left - 1 <= done <= left < all_of_them
         assert_equal_numbers(tree(out), whole)
+        assert_equal_opinions(tree(out), whole)
         rows = [(path / "images.jsonl").read_text() for path in (out, tmp_path / "whole")]
         assert rows[0] == rows[1]
         assert sorted(path.name for path in out.iterdir()) == ["images.jsonl", "report.html", "report.json", "report.md"]
@@ -170,7 +190,7 @@ def test_moments_and_distances_are_the_same_on_one_two_and_three_ranks(tmp_path)
                 assert here == pytest.approx(there, rel=1e-6), (name, ranks, metric)
 
 
-def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, picture, tmp_path, monkeypatch):
+def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, picture, labelled, tmp_path, monkeypatch):
     """A corrupt image at the end of the list, LR and HR of unlike size, a missing partner, a weights file cut short."""
     good = tmp_path / "good"
     good.mkdir()
@@ -189,6 +209,8 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
     weights.mkdir()
     (weights / "inception-2015-12-05.pt").write_bytes(b"PK cut short")
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(weights))
+    hats = finished(tmp_path / "hats.safetensors", Labels("attributes", ("Wearing_Hat",)))
+    cats = finished(tmp_path / "cats.safetensors", Labels("class", ("a", "cats")))
     out = tmp_path / "out"
     plain = ["--scale=2", "--metrics=psnr", f"--out={out}"]
     mistakes = [
@@ -201,6 +223,27 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
         (["bicubic", f"--data={good}", *plain, "--metrics=psnr,fidd"], "metrics: no 'fidd'"),
         (["bicubic", f"--data={good}", *plain, "--extractor=nowhere.pt"], "extractor: nothing is at 'nowhere.pt'"),
         (["bicubic", f"--data={good}", *plain, "--resize=legacy_tensorflow"], "resize: "),
+        (["bicubic", f"--data={good}", *plain, "--attributes=nowhere"], "attributes: nothing is at 'nowhere'"),
+        (["bicubic", f"--data={good}", *plain, f"--attributes={good}/0.png"], "attributes: "),
+        (["bicubic", f"--data={good}", *plain, f"--attributes={hats},{hats}"], "names a classifier twice"),
+        (["bicubic", f"--data={labelled}", *plain, f"--attributes={hats}"], "have no attribute 'Wearing_Hat'; they have none"),
+        (["bicubic", f"--data={labelled}", *plain, f"--attributes={cats}"], "it tells apart 2 classes (a, cats), the shards in"),
+        (
+            ["bicubic", f"--data={good}", *plain, "--split=0.5,0.5", "--part=validation"],
+            "is a folder of images; only shards have",
+        ),
+        (["bicubic", f"--data={labelled}", *plain, "--split=0.5,0.5"], "part: missing; the split [0.5, 0.5] has training, valid"),
+        (
+            ["bicubic", f"--data={labelled}", *plain, "--split=0.5,0.5", "--part=test"],
+            "part: test; the split [0.5, 0.5] has trai",
+        ),
+        (
+            ["bicubic", f"--data={labelled}", *plain, "--split=0.5,0.4", "--part=training"],
+            "split: [0.5, 0.4] are not two or three",
+        ),
+        (["bicubic", f"--data={labelled}", *plain, "--part=test"], "part: test of what? Give --split"),
+        (["bicubic", f"--data={labelled}", *plain, "--select={c: 3}"], "error: select.c: no class or attribute of that name"),
+        (["bicubic", f"--data={labelled}", *plain, "--select=3"], "select: "),
     ]
     answers = open_doors([("sr_dist.evaluate", words) for words, _ in mistakes])
     for (words, said), answer in zip(mistakes, answers, strict=True):
