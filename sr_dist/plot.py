@@ -1,12 +1,13 @@
-"""Draws the curves of one or several runs from their metrics.jsonl: losses, validation, speed, gradients.
+"""Draws the curves of one or several runs from their metrics.jsonl: losses, readings, validation, speed, gradients.
 
   python -m sr_dist.plot RUN[,RUN ...] [--out=FOLDER]
 
 RUN                run folders, drawn over each other; a run in progress may be drawn at any time
 --out=FOLDER       default: RUN/curves, or `curves` here for several runs
 
-Writes losses.png, validation.png, speed.png and gradients.png, as far as there is anything to draw, and curves.html: one
-page with everything in it, where runs can be shown and hidden, that needs no network.
+Writes losses.png, readings.png (what is measured beside the losses, such as what a classifier sees), validation.png, speed.png
+and gradients.png, as far as there is anything to draw, and curves.html: one page with everything in it, where runs can be
+shown and hidden, that needs no network.
 """
 
 from __future__ import annotations

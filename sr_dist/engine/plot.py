@@ -39,6 +39,7 @@ STYLE: dict[Any, Any] = {
 # Section -> the columns that it shows, by how they begin.
 SECTIONS = {
     "losses": ("loss/",),
+    "readings": ("reading/",),
     "validation": ("validation/",),
     "speed": ("images_per_second", "data_wait", "step_time_spread", "tflops", "mfu", "memory_gb"),
     "gradients": ("grad_norm/", "skipped/", "learning_rate"),

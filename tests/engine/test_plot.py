@@ -58,8 +58,18 @@ def test_several_runs_lie_over_each_other_where_both_have_a_curve(tmp_path):
     assert 'id="loss/adversarial--run0"' not in page
     assert 'id="loss/adversarial--run1"' in page
     assert page.count('type="checkbox"') == 2
+    assert not (tmp_path / "out" / "readings.png").exists()
     assert labels((one, other)) == [one, other]  # the folders' names are alike
     assert labels((one, str(tmp_path / "out"))) == ["gan", "out"]
+
+
+def test_what_is_measured_beside_the_losses_has_a_picture_of_its_own(tmp_path):
+    name = "reading/classifier_digits_accuracy"
+    run = written(tmp_path / "guided", **{name: 0.9})
+    plot(Plotting(runs=(run,)))
+    with Image.open(tmp_path / "guided" / "curves" / "readings.png") as picture:
+        assert picture.width > 500
+    assert f'id="{name}--run0"' in (tmp_path / "guided" / "curves" / "curves.html").read_text()
 
 
 def test_the_points_are_those_of_the_file(tmp_path):
