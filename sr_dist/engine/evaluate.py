@@ -44,9 +44,9 @@ def evaluate(asked: Evaluation) -> None:
     metrics = open_metrics(asked.all_metrics(), device, asked.resize, asked.extractor, asked.allow_download)
     methods, sources = everyone(restorers, scale, device)
     facts = everything(asked, rules, content(images), metrics, sources)
-    parts = Parts(out / ".partial" / identity(facts))
-    announce(parts, batches)
+    parts = opened(out, identity(facts))
     try:
+        announce(parts, batches)
         scores = score(methods, batches, rules, device, metrics, asked.workers, parts=parts, references=references(asked, facts))
     except UserError:
         parts.remove()
@@ -60,6 +60,13 @@ def evaluate(asked: Evaluation) -> None:
     parts.remove()
     accelerator.end_training()
     ranks.leave()
+
+
+def opened(out: Path, name: str) -> Parts:
+    try:
+        return Parts(out / ".partial" / name)
+    except OSError as problem:
+        raise UserError(f"out: '{out}' cannot be made or written: {problem.strerror}") from None
 
 
 def everyone(restorers: list[weights.Restorer], scale: int, device: torch.device) -> tuple[dict[str, Upscale], dict[str, Any]]:
