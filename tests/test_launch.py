@@ -149,3 +149,9 @@ def test_a_dry_run_goes_through_a_job(job, tmp_path):
     done, asked = job("train.sbatch", "configs/demo.yaml", f"--runs={tmp_path}", "--dry_run")
     assert done.returncode == 0, done.stderr
     assert asked == ["sr_dist.train", "configs/demo.yaml", f"--runs={tmp_path}", "--dry_run"]
+
+
+def test_two_stages_have_no_dry_run(tmp_path):
+    words = ["bash", "launch/stages.sh", "configs/demo_pixel.yaml", "configs/demo.yaml", "--dry_run"]
+    done = subprocess.run(words, cwd=ROOT, env=with_stubs(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: --dry_run: ") and not done.stdout
