@@ -132,6 +132,8 @@ def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple
         raise UserError("INPUT: is empty")
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT: '{out}' is a file; shards need a folder")
+    if out.exists() and Path(root).exists() and out.samefile(root):
+        raise UserError(f"OUT: '{out}' is INPUT; shards need a folder of their own")
     if (out / "manifest.json").exists() and not (out / BEGUN).exists():
         raise UserError(f"OUT: '{out}' already holds shards (manifest.json); remove them or choose another folder")
     listing = module.listing(root, settings)

@@ -112,6 +112,8 @@ class Plan:
                 (self.out / name).unlink(missing_ok=True)
         (self.out / "duplicates.jsonl").unlink(missing_ok=True)
         self.tidy()
+        with suppress(OSError):  # where something else lies in it
+            self.out.rmdir()
 
 
 def part_file(shard: Path) -> Path:

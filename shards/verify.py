@@ -2,7 +2,7 @@
 
     python -m shards.verify OUT [--deep]
 
-One line per bad shard; exit code 1 if there is any.
+Says of every bad shard what is wrong, by sample where only some are; exit code 1 if there is any.
 """
 
 from __future__ import annotations
@@ -17,21 +17,31 @@ from sr_dist import door
 from sr_dist.data.format import Index, ShardError, Shards, open_shards
 from sr_dist.files import sha256
 
+MOST_LINES = 20  # of one shard
+
 
 def main(words: door.Words, options: door.Options) -> None:
     (folder,) = door.only(words, "OUT")
     deep = door.flag(options, "deep")
     door.none_left(options, "deep")
     shards = open_shards(folder, "OUT")
-    bad = 0
-    for number, path in enumerate(shards.paths()):
-        for problem in problems(shards, number, deep):
-            print(f"BAD {path.name}: {problem}")
-            bad += 1
-            break
-    print(f"{len(shards.paths()) - bad} of {len(shards.paths())} shards are whole, {shards.manifest.samples} samples")
-    if bad:
+    whole = [entry.samples for number, entry in enumerate(shards.manifest.shards) if not said(shards, number, deep)]
+    print(
+        f"{len(whole)} of {len(shards.manifest.shards)} shards are whole, with {sum(whole)} of {shards.manifest.samples} samples"
+    )
+    if len(whole) < len(shards.manifest.shards):
         sys.exit(1)
+
+
+def said(shards: Shards, number: int, deep: bool) -> int:
+    """Prints what is wrong with one shard, and of how many things."""
+    found = 0
+    for found, problem in enumerate(problems(shards, number, deep), 1):
+        if found <= MOST_LINES:
+            print(f"BAD {shards.paths()[number].name}: {problem}")
+    if found > MOST_LINES:
+        print(f"BAD {shards.paths()[number].name}: and {found - MOST_LINES} more")
+    return found
 
 
 def problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
@@ -40,7 +50,7 @@ def problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
     try:
         if path.stat().st_size != entry.bytes:
             yield f"{path.stat().st_size} bytes where the manifest says {entry.bytes}"
-        if sha256(path) != entry.sha256:
+        elif sha256(path) != entry.sha256:
             yield "its sha256 is not the manifest's"
         index = shards.index(number)
         index.check()

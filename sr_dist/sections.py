@@ -117,10 +117,10 @@ class Data(Settings):
 
     def portion(self, part: int) -> Portion:
         """The samples of data.train that are for training (0), validation (1) or the test at the end (2)."""
-        select = self.select
+        part = part if self.split else 0
         for name, (there, elsewhere) in self.balance.items():
-            select = {name: there, "rest": elsewhere}
-        return Portion(select, self.split, part if self.split else 0)
+            return Portion({name: there, "rest": elsewhere}, self.split, part, "data.balance")
+        return Portion(self.select, self.split, part)
 
 
 class Init(Settings):

@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from sr_dist.data.format import ShardEntry, ShardError
 from sr_dist.errors import UserError, first_line
@@ -34,14 +36,20 @@ FIRST_WAIT = 1.0  # seconds until the second try; doubled for every further one
 PATIENCE = 120.0  # seconds of silence after which a connection is given up
 PIECE = 1 << 20
 CURL = {
-    6: "there is no such host", 7: "nobody answers there", 18: "the connection broke off", 22: "the server refuses it",
+    6: "there is no such host", 7: "nobody answers there", 18: "the connection broke off",
     28: "it takes too long", 35: "no secure connection", 52: "an empty answer", 56: "the connection broke off",
 }  # fmt: skip
+REFUSAL = 22  # curl's word for any answer from 400 on
+FOR_GOOD = (400, 401, 403, 404, 405, 410, 451)  # and not 429 or 503, which pass
 logger = logging.getLogger("sr_dist")
 
 
 class Fetch(Exception):
     """One try that went wrong."""
+
+
+class Refused(Fetch):
+    """The next try would go wrong in the same way."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Cache:
         except (Fetch, OSError) as caught:
             problem = first_line(caught)
             part.unlink(missing_ok=True)
-            raise Fetch(problem) from None
+            raise
         finally:
             if ledger is not None:
                 _note(ledger, {"shard": entry.name, "bytes": count[0], "problem": problem})
@@ -146,6 +154,8 @@ def retried(attempt: Callable[[], Any], what: str, tries: int) -> Any:
     for number in range(1, tries + 1):
         try:
             return attempt()
+        except Refused as problem:
+            raise ShardError(f"{what} could not be fetched: {first_line(problem)}") from None
         except (Fetch, OSError) as problem:
             if number == tries:
                 raise ShardError(f"{what} could not be fetched in {tries} tries: {first_line(problem)}") from None
@@ -188,6 +198,8 @@ def _pieces(url: str) -> Iterator[bytes]:
         while piece := stream.read(PIECE) if program is None else _next_piece(program.stdout):
             yield piece
         code = 0 if program is None else program.wait()
+        if code == REFUSAL and url.startswith("http"):
+            raise _refusal(url)
         if code:
             raise Fetch(CURL.get(code, f"curl ended with {code}") if url.startswith("http") else f"the command ended with {code}")
     finally:
@@ -195,6 +207,18 @@ def _pieces(url: str) -> Iterator[bytes]:
             program.kill()
         with suppress(OSError):
             stream.close()
+
+
+def _refusal(url: str) -> Fetch:
+    """curl does not say why a server refuses; asked again, it may say that there is no such file, for which nobody need wait."""
+    try:
+        urlopen(url, timeout=PATIENCE).close()
+    except HTTPError as answer:
+        said = f"the server answers {answer.code} {answer.reason}"
+        return Refused(said) if answer.code in FOR_GOOD else Fetch(said)
+    except (OSError, ValueError):
+        pass
+    return Fetch("the server refuses it")
 
 
 def _next_piece(pipe: Any) -> bytes:

@@ -167,22 +167,21 @@ class Index:
         _, version, key_width, attribute_bytes, self.crc32, self.samples = HEADER.unpack(header)
         if version != FORMAT:
             raise ShardError(f"'{path}' has index version {version}; this program reads version {FORMAT}")
-        self._places: dict[str, tuple[int, np.dtype]] = {}
-        place = HEADER.size
-        for name, kind in index_columns(min(key_width, size), min(attribute_bytes, size)):
-            self._places[name] = (place, kind)
-            place += kind.itemsize * self.samples
-        if place != size:
-            raise ShardError(f"'{path}' has {size} bytes where its header needs {place}: it is cut short or damaged")
+        kinds = dict(index_columns(min(key_width, size), min(attribute_bytes, size)))
+        ends = HEADER.size + np.cumsum([0, *(kind.itemsize for kind in kinds.values())], dtype=object) * self.samples
+        if not (key_width and attribute_bytes) or ends[-1] != size:
+            raise ShardError(f"'{path}' has {size} bytes where its header needs {ends[-1]}: it is cut short or damaged")
         # As a plain array: slices of a memmap take ten times as long.
         self._map = np.asarray(np.memmap(path, np.uint8, "r")) if self.samples else np.zeros(size, np.uint8)
+        self._columns = {
+            name: self._map[begin:end].view(kind) for (name, kind), begin, end in zip(kinds.items(), ends, ends[1:], strict=False)
+        }
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, column: str) -> np.ndarray:
-        place, kind = self._places[column]
-        return self._map[place : place + kind.itemsize * self.samples].view(kind)
+        return self._columns[column]
 
     def check(self) -> None:
         """Reads the whole index and compares it with its checksum."""

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ LONGEST_PATTERN = 10_000  # of a mix of data sets: the sum of its whole weights
 
 # What a random number is for; part of its key, so that uses do not repeat each other.
 SHARDS, SAMPLES, CROP, TURN, DEGRADE, NOISE, DATASET = range(7)
+
+Number = int | np.ndarray
 
 
 def permutation(size: int, seed: int, epoch: int, use: int, part: int = 0) -> np.ndarray:
@@ -59,7 +62,12 @@ class Order:
 
     def __call__(self, positions: Sequence[int] | range) -> list[tuple[int, int]]:
         """(epoch, sample) of each position."""
-        return [self._at(int(position)) for position in positions]
+        return [self.at(int(position)) for position in positions]
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(epoch, sample) of one position."""
+        epoch, place = divmod(position, self.samples)
+        return epoch, int(self._window(epoch, place // self.window)[place % self.window])
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(shard, row) of a sample."""
@@ -75,10 +83,6 @@ class Order:
             for shard, begin, end in zip(shards.tolist(), begins[:-1].tolist(), begins[1:].tolist(), strict=True):
                 if end > max(begin, window):
                     yield shard, epoch * self.samples + begin // self.window * self.window
-
-    def _at(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.samples)
-        return epoch, int(self._window(epoch, place // self.window)[place % self.window])
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's shards in order, and the place at which each begins."""
@@ -174,9 +178,11 @@ def near_home(shards: Sequence[int], quotas: Sequence[int], node_of: Sequence[in
     return [list(itertools.islice(left[node], quota)) for quota, node in zip(quotas, node_of, strict=True)]
 
 
-def draw(seed: int, epoch: int, sample: int, use: int) -> int:
-    """64 random bits for one use of one sample in one epoch (splitmix64 over the four numbers)."""
-    state = 0
+def draw(seed: Number, epoch: Number, sample: Number, use: Number) -> Any:
+    """64 random bits for one use of one sample in one epoch (splitmix64 over the four numbers); of numbers, or of arrays of
+    unsigned ones that numpy can broadcast.
+    """
+    state: Any = 0
     for number in (seed, epoch, sample, use):
         state = (state ^ (number & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
         state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK

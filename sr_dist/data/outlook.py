@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from sr_dist import ranks
 from sr_dist.data.cache import Cache
-from sr_dist.data.stream import Samples, Stream
+from sr_dist.data.crops import Samples
+from sr_dist.data.stream import Stream
 
 
 def outlook(stream: Stream, sources: tuple[str, ...], cache: Cache | None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 Every figure is the median of ratios of things that were measured one after the other, for machines have other work too.
 
     stream       order -> pread -> crc32 -> decode -> crop -> a uint8 batch in shared memory     one loading process
-    decode       the same images from memory, decoded one after another                          no process, no file
+    decode       the same images from memory, by torchvision's decode_image one after another    no process, no file
     batches      the stream and what follows it: floats, flips, turns, LR                        one loading process
     webdataset   WebDataset's reader and PIL: decode, the same crops, LR by bicubic, floats      one loading process
 
@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
 
 from sr_dist.data.format import HR_SUFFIXES
+from sr_dist.data.reader import JPEG, decode
 from sr_dist.data.remote import RemoteShards
-from sr_dist.data.stream import Stream, decode
+from sr_dist.data.stream import Stream
 
 FAR = 1_000_000  # the step after which a long run may be taken up again
 IDLE = 4  # batches that may lie ready when a round begins: they are taken before the clock runs
@@ -92,7 +94,13 @@ def _packed(stream: Stream, images: int) -> list[bytearray]:
 def _decoded(files: list[bytearray], batch: int, channels: int) -> Iterator[list[Tensor]]:
     while True:
         for low in range(0, len(files), batch):
-            yield [decode(data, channels) for data in files[low : low + batch]]
+            yield [_alone(data, channels) for data in files[low : low + batch]]
+
+
+def _alone(data: bytearray, channels: int) -> Tensor:
+    """As users of torchvision decode a JPEG."""
+    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    return decode_image(torch.frombuffer(data, dtype=torch.uint8), mode) if data[:2] == JPEG else decode(data, channels)
 
 
 def _webdataset(paths: list[str], crop: int, stream: Stream) -> Iterator[Any]:

@@ -26,6 +26,7 @@ from sr_dist.files import write_whole
 DEFAULT_GB = 100.0  # of a cache, where nothing else is said
 SCHEMES = ("http", "https", "s3", "gs", "hf", "ais", "sftp", "ftps", "scp")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=@+-]*\.tar")  # so that it means the same in a URL, to a shell and on disk
+FOLDER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.,=@+-]*(/[A-Za-z0-9_.][A-Za-z0-9_.,=@+-]*)*/?")  # for the same reason; relative
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,21 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
         with locked(cache.folder / "locks" / folder.name):
             write_whole(folder / "manifest.json", text)
             manifest = local.read_manifest(folder, key)
-            tars = manifest.tars if manifest.tars and local.is_url(manifest.tars) else source
-            shards = RemoteShards(folder, manifest, tars=tars, cache=cache)
+            shards = RemoteShards(folder, manifest, tars=_tars(source, manifest.tars), cache=cache)
             with ThreadPoolExecutor(8) as side_by_side:
                 list(side_by_side.map(lambda entry: _fetch_index(source, folder, entry), shards.manifest.shards))
     except ShardError as problem:
         raise ShardError(f"{key}: {str(problem).removeprefix(f'{key}: ')}") from None
     return shards
+
+
+def _tars(source: str, stated: str | None) -> str:
+    """Where the tars of a fetched manifest are: beside it, in a folder named from there, or at another URL."""
+    if not stated or local.is_url(stated):
+        return stated or source
+    if not FOLDER.fullmatch(stated):
+        raise ShardError(f"the manifest of '{shown(source)}' has its tars in '{stated}', which cannot be part of an address")
+    return address(source, f"{stated.strip('/')}/{{}}") if source.startswith("pipe:") else address(source, stated)
 
 
 def _fetch_index(source: str, folder: Path, entry: ShardEntry) -> None:

@@ -28,11 +28,12 @@ class Portion:
     select: Mapping[str, int] = field(default_factory=dict)
     split: tuple[float, ...] = ()
     part: int = 0
+    key: str = "data.select"  # of the recipe, for what is said of `select`
 
 
 def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
     """The rows of every shard that belong to a portion, in tar order."""
-    rows = chosen_rows(shards, portion.select) if portion.select else [np.arange(s.samples) for s in shards.manifest.shards]
+    rows = chosen_rows(shards, portion) if portion.select else [np.arange(s.samples) for s in shards.manifest.shards]
     if not portion.split:
         return rows
     return [kept[part_of(shards.index(i)["hash"][kept], portion.split) == portion.part] for i, kept in enumerate(rows)]
@@ -45,7 +46,7 @@ def part_of(hashes: np.ndarray, split: Sequence[float]) -> np.ndarray:
     return np.searchsorted(np.cumsum(split)[:-1], place, side="right")
 
 
-def chosen_rows(shards: Shards, select: Mapping[str, int]) -> list[np.ndarray]:
+def chosen_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
     """The chosen rows of every shard, in tar order."""
     starts = _starts(shards)
     hashes, keys, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
@@ -53,10 +54,10 @@ def chosen_rows(shards: Shards, select: Mapping[str, int]) -> list[np.ndarray]:
 
     free = np.ones(len(hashes), bool)
     taken = np.zeros(len(hashes), bool)
-    for name, count, fits in _groups(shards, select, classes, attributes):
+    for name, count, fits in _groups(shards, portion, classes, attributes):
         candidates = by_hash[(fits & free)[by_hash]]
         if len(candidates) < count:
-            raise UserError(f"data.select.{name}: {count} samples wanted, {len(candidates)} are there")
+            raise UserError(f"{portion.key}.{name}: {count} samples wanted, {len(candidates)} are there")
         taken[candidates[:count]] = True
         free &= ~fits
     return [np.flatnonzero(taken[low:high]) for low, high in zip(starts[:-1], starts[1:], strict=True)]
@@ -70,10 +71,10 @@ def _columns(shards: Shards) -> Iterator[tuple[np.ndarray, ...]]:
         yield np.array(index["hash"]).view("S16"), np.array(index["key"]), np.array(index["class"]), attributes
 
 
-def _groups(shards: Shards, select: Mapping[str, int], classes: np.ndarray, attributes: np.ndarray):
+def _groups(shards: Shards, portion: Portion, classes: np.ndarray, attributes: np.ndarray):
     """(name, count, mask) of every group; `rest` comes last, whatever its place in the recipe."""
     manifest = shards.manifest
-    for name, count in sorted(select.items(), key=lambda item: item[0] == "rest"):
+    for name, count in sorted(portion.select.items(), key=lambda item: item[0] == "rest"):
         if name == "each_class":
             for number, class_name in enumerate(manifest.classes):
                 yield f"each_class ({class_name})", count, classes == number
@@ -85,7 +86,7 @@ def _groups(shards: Shards, select: Mapping[str, int], classes: np.ndarray, attr
             yield name, count, classes == manifest.classes.index(name)
         else:
             known = ["each_class", "rest", *manifest.attributes, *manifest.classes]
-            raise UserError(f"data.select.{name}: no class or attribute of that name{nearest(name, known)}")
+            raise UserError(f"{portion.key}.{name}: no class or attribute of that name{nearest(name, known)}")
 
 
 def shares(shards: Shards, portion: Portion, labels: Labels) -> tuple[float, ...]:

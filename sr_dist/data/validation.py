@@ -22,9 +22,9 @@ from sr_dist import ranks
 from sr_dist.data.cache import Cache
 from sr_dist.data.format import MODES, Shards
 from sr_dist.data.order import share
+from sr_dist.data.reader import ShardReader, decode, to_tensor
 from sr_dist.data.remote import is_remote, open_shards
 from sr_dist.data.select import Portion, portion_rows
-from sr_dist.data.stream import ShardReader, decode, to_tensor
 from sr_dist.errors import UserError, first_line, nearest
 from sr_dist.files import sha256
 

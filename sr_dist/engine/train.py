@@ -38,7 +38,7 @@ def train(chosen: Recipe, dry_run: bool = False) -> None:
         problem = run.stream.explained(caught)
         if isinstance(problem, UserError) and ranks.size() > 1:  # the other ranks know nothing of it and cannot say it
             print(f"error: rank {ranks.rank()}: {problem}", file=sys.stderr, flush=True)
-        run.log.say(f"failed at step {run.step + 1}: {type(problem).__name__}: {problem}")
+        run.log.say(f"failed after step {run.step}: {type(problem).__name__}: {problem}")
         run.log.close(code=1)
         raise problem from caught if problem is not caught else None
     finally:

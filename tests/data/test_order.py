@@ -316,6 +316,13 @@ def test_draw_is_splitmix64_over_its_four_numbers(seed, epoch, sample, use):
     assert draw(seed, epoch, sample, use) == state
 
 
+@given(st.lists(st.tuples(seeds, st.integers(0, 2**32), st.integers(0, 2**40)), min_size=1, max_size=5))
+def test_many_draws_at_once_are_the_same_numbers(numbers):
+    seed, epoch, sample = np.array([(seed % 2**64, *others) for seed, *others in numbers], np.uint64).T[..., None]
+    uses = np.array([CROP, TURN], np.uint64)
+    assert draw(seed, epoch, sample, uses).tolist() == [[draw(*of, use) for use in (CROP, TURN)] for of in numbers]
+
+
 def test_draws_are_frozen():
     assert draw(0, 0, 0, 0) == 0x2130748AAAC80268
     assert draw(1, 2, 3, 4) == 0xD55CCD4AEB3CCAFB

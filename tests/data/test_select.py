@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sr_dist.data.format import Manifest, ShardEntry, Shards, attribute_bits, index_bytes, open_shards
-from sr_dist.data.select import chosen_rows
+from sr_dist.data.select import Portion, chosen_rows
 from sr_dist.errors import UserError
 
 CLASSES, ATTRIBUTES = ("chow", "tench"), ("Eyeglasses", "Smiling")
@@ -33,7 +33,7 @@ def shards_of(folder, samples, per_shard=4) -> Shards:
 
 
 def chosen(folder, samples, select, per_shard=4) -> list[str]:
-    rows = chosen_rows(shards_of(folder, samples, per_shard), select)
+    rows = chosen_rows(shards_of(folder, samples, per_shard), Portion(select))
     assert len(rows) == -(-len(samples) // per_shard)
     assert all(np.all(np.diff(part) > 0) for part in rows)  # in tar order, none twice
     return sorted(samples[shard * per_shard + row][0] for shard, part in enumerate(rows) for row in part)
@@ -101,7 +101,7 @@ def test_equal_contents_are_told_apart_by_their_keys(tmp_path):
                 {"key": name.encode(), "class": 1, "attributes": bytes(1), "hash": bytes(16)} for name in order[low : low + 3]
             ]
             (tmp_path / f"a-{number:06d}.idx").write_bytes(index_bytes(rows, 1))
-        chosen_ones = chosen_rows(shards, {"tench": 2})
+        chosen_ones = chosen_rows(shards, Portion({"tench": 2}))
         assert {order[3 * shard + row] for shard, rows in enumerate(chosen_ones) for row in rows} == {"a", "b"}
 
 
@@ -111,7 +111,7 @@ def test_an_unknown_class_or_attribute_names_the_nearest(tmp_path):
 
 
 def test_shards_without_any_chosen_sample_have_an_empty_list(tmp_path):
-    rows = chosen_rows(shards_of(tmp_path, SAMPLES), {"tench": 1})
+    rows = chosen_rows(shards_of(tmp_path, SAMPLES), Portion({"tench": 1}))
     assert sum(len(part) for part in rows) == 1
     assert len(rows) == 8
 
@@ -123,7 +123,7 @@ def test_real_shards_in_another_order_give_the_same_selection(photos, photo_shar
     keys = []
     for folder in (photo_shards, tmp_path / "other"):
         shards = open_shards(str(folder))
-        rows = chosen_rows(shards, {"each_class": 3})
+        rows = chosen_rows(shards, Portion({"each_class": 3}))
         keys.append({shards.index(i)["key"][row] for i, part in enumerate(rows) for row in part})
     assert keys[0] == keys[1]
     assert sorted(key.split(b"/")[0] for key in keys[0]) == [b"boats"] * 3 + [b"cats"] * 3 + [b"dunes"] * 3

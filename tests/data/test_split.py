@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from test_select import hash_of, shards_of
 
 from sr_dist.data import select
+from sr_dist.data.crops import CropSource, Samples
 from sr_dist.data.order import Mix
+from sr_dist.data.reader import ShardReader
 from sr_dist.data.select import Portion, part_of, portion_rows, shares
-from sr_dist.data.stream import CropSource, Samples, ShardReader
 from sr_dist.data.validation import open_images
 from sr_dist.errors import UserError
 from sr_dist.labels import Labels
@@ -91,8 +92,10 @@ def test_folders_of_images_have_no_parts(photos):
 
 def test_a_balance_is_a_selection_with_and_without(tmp_path):
     data = Data(train="x", crop=16, batch=4, balance={"Eyeglasses": ["30", "50"]}, split=SPLIT)
-    assert data.portion(2) == Portion({"Eyeglasses": 30, "rest": 50}, SPLIT, 2)
+    assert data.portion(2) == Portion({"Eyeglasses": 30, "rest": 50}, SPLIT, 2, "data.balance")
     assert Data(train="x", crop=16, batch=4).portion(1) == Portion()
+    with pytest.raises(UserError, match=r"^data\.balance\.rest: 5000 samples wanted, \d+ are there"):
+        names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 5000}, key="data.balance"))
     chosen = names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 50}))
     glasses = {name for name, _, has, _ in SAMPLES if has}
     assert (len(chosen & glasses), len(chosen - glasses)) == (30, 50)

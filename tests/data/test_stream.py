@@ -25,6 +25,7 @@ from servers import serving
 from sr_dist import ranks
 from sr_dist.data import remote
 from sr_dist.data.cache import Cache
+from sr_dist.data.crops import CropSource, Positions, Samples
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.format import (
     Manifest,
@@ -36,8 +37,9 @@ from sr_dist.data.format import (
     write_manifest,
 )
 from sr_dist.data.order import CROP, Mix, Order, crop_place, draw
+from sr_dist.data.reader import ShardReader, decode
 from sr_dist.data.select import Portion
-from sr_dist.data.stream import CropSource, Positions, Samples, ShardReader, Stream, decode
+from sr_dist.data.stream import Stream
 from sr_dist.resize import imresize
 from sr_dist.sections import Data
 
@@ -274,8 +276,10 @@ def damaged_copy(photo_shards, folder: Path, flipped: dict[int, list[int]]) -> P
     return folder
 
 
-def test_a_substitute_is_the_next_of_the_order_that_can_be_read_and_is_written_down(photo_shards, tmp_path):
+def test_a_substitute_is_the_next_of_the_order_that_can_be_read_and_is_written_down(photo_shards, tmp_path, caplog, monkeypatch):
     """Two images are damaged, one of them right behind the other in the order; nothing else changes."""
+    caplog.set_level("INFO", logger="sr_dist")
+    monkeypatch.setattr(logging.getLogger("sr_dist"), "propagate", True)
     order, shards = Order([8, 8, 8], 0, window=10), open_shards(str(photo_shards))
     keys = [shards.index(order.locate(sample)[0])["key"][order.locate(sample)[1]].decode() for _, sample in order(range(24))]
     broken: dict[int, list[int]] = {}
@@ -291,6 +295,9 @@ def test_a_substitute_is_the_next_of_the_order_that_can_be_read_and_is_written_d
     assert [(row["step"], row["wanted"], row["taken"]) for row in rows] == [(2, keys[5], keys[7]), (2, keys[6], keys[7])]
     assert all("does not match its checksum" in row["why"] and "python -m shards.verify" in row["why"] for row in rows)
     assert a_stream.counted() == {"data/substituted": 2}
+    assert a_stream.counted() == {"data/substituted": 2}
+    said = [record.message for record in caplog.records]
+    assert said == ["warning: 2 samples could not be read so far, others came in their place: see substituted/"]  # once
     (second,) = steps[2]
     assert not torch.equal(second.hr[1], second.hr[2])  # the crops are those of the places, not of the image
 
@@ -332,7 +339,7 @@ def test_without_a_readable_sample_a_substitute_is_an_error(photo_shards, tmp_pa
 READ_ALL = """
 import sys
 from sr_dist.data.format import ShardError, open_shards
-from sr_dist.data.stream import ShardReader
+from sr_dist.data.reader import ShardReader
 reader = ShardReader(open_shards(sys.argv[1]))
 for row in range(len(reader.index(0))):
     try:

@@ -197,8 +197,16 @@ def test_bad_images_are_listed_with_their_reason_and_not_fatal(bad_images, tmp_p
     assert "14 inputs were rejected" in capsys.readouterr().out
 
 
+def test_the_folder_of_the_images_is_not_where_shards_go(photos, capsys):
+    before = sorted(photos.rglob("*"))
+    assert door.run(build.main, ["class_folders", str(photos), f"{photos}/."]) == 2
+    assert capsys.readouterr().err.endswith("is INPUT; shards need a folder of their own\n")
+    assert sorted(photos.rglob("*")) == before
+
+
 def test_on_bad_fail_ends_with_2_and_names_the_file(bad_images, tmp_path, capsys):
     assert door.run(build.main, ["folder", str(bad_images), str(tmp_path / "out"), "--on_bad=fail"]) == 2
+    assert not (tmp_path / "out").exists()
     message = capsys.readouterr().err
     assert message.startswith("error: on_bad: '")
     assert message.count("\n") == 1

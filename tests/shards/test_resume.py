@@ -208,7 +208,7 @@ def test_a_build_killed_while_it_tidied_is_ended_by_the_same_command(whole, tmp_
 def test_a_failed_build_leaves_nothing_that_a_later_one_trips_over(whole, tmp_path):
     with pytest.raises(UserError, match=r"^on_bad: .*broken"):
         built("class_folders", whole / "in", tmp_path / "out", **WORK, on_bad="fail")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"^INPUT: none of 1 images"):

@@ -41,7 +41,7 @@ def flip(path, place: int, bit: int = 1) -> None:
 
 def test_whole_shards_are_whole(verified, photo_shards):
     for options in ((), ("--deep",)):
-        assert verified(photo_shards, *options) == (0, ["3 of 3 shards are whole, 24 samples"])
+        assert verified(photo_shards, *options) == (0, ["3 of 3 shards are whole, with 24 of 24 samples"])
 
 
 @pytest.mark.parametrize("place", [0, 130, 700, -700, -1])
@@ -49,7 +49,23 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_found(verified, copy, place):
     flip(copy / "photos-000001.tar", place)
     code, lines = verified(copy)
     assert code == 1
-    assert lines == ["BAD photos-000001.tar: its sha256 is not the manifest's", "2 of 3 shards are whole, 24 samples"]
+    assert lines[0] == "BAD photos-000001.tar: its sha256 is not the manifest's"
+    assert lines[-1] == "2 of 3 shards are whole, with 16 of 24 samples"
+    index = open_shards(str(copy)).index(1)
+    at = place % (copy / "photos-000001.tar").stat().st_size
+    begins, ends = index["hr_offset"], index["hr_offset"] + index["hr_bytes"]
+    hit = [key.decode() for key, begin, end in zip(index["key"], begins, ends, strict=True) if begin <= at < end]
+    assert lines[1:-1] == [f"BAD photos-000001.tar: the hr image of '{key}' does not match its checksum" for key in hit]
+
+
+def test_of_many_damaged_samples_the_first_are_named_and_the_others_counted(verified, copy, monkeypatch):
+    monkeypatch.setattr(verify, "MOST_LINES", 3)
+    path = copy / "photos-000001.tar"
+    path.write_bytes(bytes(path.stat().st_size))
+    code, lines = verified(copy)
+    assert code == 1
+    assert len(lines) == 5  # the checksum of the whole, two of eight samples, the rest, the sum
+    assert lines[3] == "BAD photos-000001.tar: and 6 more"
 
 
 def test_a_shard_that_was_cut_short_or_is_gone_is_found(verified, copy):
@@ -114,7 +130,7 @@ def test_deep_finds_an_image_that_was_broken_before_it_was_packed(verified, tmp_
 
 def test_some_shards_can_be_verified_alone(verified, copy):
     flip(copy / "photos-000001.tar", 700)
-    assert verified(f"{copy}/photos-{{000000,000002}}.tar") == (0, ["2 of 2 shards are whole, 16 samples"])
+    assert verified(f"{copy}/photos-{{000000,000002}}.tar") == (0, ["2 of 2 shards are whole, with 16 of 16 samples"])
 
 
 # ----------------------------------------------------------------------------------------------------------------- show

@@ -1,0 +1,133 @@
+"""Members of shards as bytes that are known to be right, and as pixels."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode  # here, for W&B watches imports and fails in a forked worker; it brings the operator
+
+from sr_dist.data.format import Index, ShardError, Shards, attribute_values
+from sr_dist.errors import first_line
+
+JPEG = b"\xff\xd8"
+NO_ATTRIBUTES = np.zeros(0, np.uint8)
+
+
+class ShardReader:
+    """Members of shards by (shard, row): pread through a bounded set of open files, checked at every read."""
+
+    OPEN_FILES = 64
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file is an open one
+        self._lost: dict[int, ShardError] = {}  # shards that cannot be opened
+        self._renewed: set[int] = set()  # shards whose copy was damaged and made again
+
+    def __reduce__(self) -> tuple:
+        return ShardReader, (self.shards,)  # open files and maps stay in their process
+
+    def index(self, shard: int) -> Index:
+        if shard not in self._indexes:
+            if len(self._indexes) >= self.OPEN_FILES:
+                self._indexes.popitem(last=False)
+            self._indexes[shard] = self.shards.index(shard)
+        self._indexes.move_to_end(shard)
+        return self._indexes[shard]
+
+    def key(self, shard: int, row: int) -> str:
+        return self.index(shard)["key"][row].decode()
+
+    def label(self, shard: int, row: int) -> int:
+        return int(self.index(shard)["class"][row])
+
+    def attributes(self, shard: int, row: int) -> np.ndarray:
+        """(A,) of 0 and 1, in the manifest's order."""
+        count = len(self.shards.manifest.attributes)
+        return attribute_values(self.index(shard)["attributes"][row : row + 1], count)[0] if count else NO_ATTRIBUTES
+
+    def read(self, shard: int, row: int, member: str) -> bytearray:
+        """The bytes of one member ("hr" or "lr"); empty where there is none."""
+        data = self._bytes(shard, row, member)
+        if data is None and shard not in self._renewed and self.shards.forget(shard):
+            self._renewed.add(shard)
+            os.close(self._files.pop(shard))
+            data = self._bytes(shard, row, member)
+        if data is None:
+            raise self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' does not match its checksum")
+        return data
+
+    def image(self, shard: int, row: int, member: str, channels: int) -> Tensor | None:
+        """(C, H, W) uint8, or None where the member does not exist."""
+        data = self.read(shard, row, member)
+        if not data:
+            return None
+        try:
+            return decode(data, channels)
+        except RuntimeError as problem:
+            raise self._damaged(shard, f"'{self.key(shard, row)}' cannot be decoded: {first_line(problem)}") from None
+
+    def _bytes(self, shard: int, row: int, member: str) -> bytearray | None:
+        """What lies where the index says, or None if it is something else."""
+        index = self.index(shard)
+        size = int(index[f"{member}_bytes"][row])
+        if not size:
+            return bytearray()
+        data = bytearray(size)
+        right = os.preadv(self._file(shard), [data], int(index[f"{member}_offset"][row])) == size
+        return data if right and zlib.crc32(data) == int(index[f"{member}_crc32"][row]) else None
+
+    def _damaged(self, shard: int, what: str) -> ShardError:
+        folder = self.shards.folder
+        return ShardError(f"'{self.shards.where(shard)}': {what}; 'python -m shards.verify {folder}' finds what else is damaged")
+
+    def _file(self, shard: int) -> int:
+        if shard in self._lost:  # asking again would take as long as the first time
+            raise self._lost[shard]
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        if len(self._files) >= self.OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        try:
+            self._files[shard] = self.shards.open(shard)
+        except ShardError as problem:
+            self._lost[shard] = problem
+            raise
+        except OSError as problem:
+            self._lost[shard] = self._damaged(shard, f"cannot be opened: {problem.strerror}")
+            raise self._lost[shard] from None
+        return self._files[shard]
+
+
+def decode(data: bytes | bytearray, channels: int) -> Tensor:
+    """JPEG, PNG or WebP bytes -> (C, H, W) uint8 with 1 or 3 channels; a RuntimeError says why it cannot be.
+
+    torchvision is fastest for JPEG, without the wrapping that costs 4 % of the time and warns in every process; its PNG reader
+    ends the whole process on damaged pixels, so Pillow reads the others.
+    """
+    if data[:2] == JPEG:
+        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+        raw = torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=torch.uint8)
+        return torch.ops.image.decode_jpeg(raw, mode.value, False)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_tensor(image, channels)
+    except (OSError, SyntaxError, ValueError, zlib.error) as problem:
+        raise RuntimeError(first_line(problem)) from None
+
+
+def to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """A Pillow image -> (C, H, W) uint8; 16 bits become 8."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, np.int32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
+    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
