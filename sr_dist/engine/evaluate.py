@@ -62,13 +62,6 @@ def evaluate(asked: Evaluation) -> None:
     ranks.leave()
 
 
-def opened(out: Path, name: str) -> Parts:
-    try:
-        return Parts(out / ".partial" / name)
-    except OSError as problem:
-        raise UserError(f"out: '{out}' cannot be made or written: {problem.strerror}") from None
-
-
 def everyone(restorers: list[weights.Restorer], scale: int, device: torch.device) -> tuple[dict[str, Upscale], dict[str, Any]]:
     """The methods by name, interpolation first, and where the trained ones come from."""
     methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
@@ -119,6 +112,13 @@ def references(asked: Evaluation, facts: dict[str, Any]) -> References | None:
     folder = Path(asked.cache) if asked.cache else default_folder()
     about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": asked.batch, **facts["features"]}
     return References(folder, about)
+
+
+def opened(out: Path, name: str) -> Parts:
+    try:
+        return Parts(out / ".partial" / name)
+    except OSError as problem:
+        raise UserError(f"out: '{out}' cannot be made or written: {problem.strerror}") from None
 
 
 def announce(parts: Parts, batches: Batches) -> None:

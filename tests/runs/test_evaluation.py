@@ -171,7 +171,7 @@ def test_moments_and_distances_are_the_same_on_one_two_and_three_ranks(tmp_path)
 
 
 def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, picture, tmp_path, monkeypatch):
-    """A corrupt image at the end of the list, LR and HR of unlike size, a missing partner, a weights file cut short, ..."""
+    """A corrupt image at the end of the list, LR and HR of unlike size, a missing partner, a weights file cut short."""
     good = tmp_path / "good"
     good.mkdir()
     for i in range(3):
