@@ -10,6 +10,7 @@ first=$1 second=$2
 shift 2
 for option in "$@"; do
   case $option in
+    --dry_run*) echo "error: $option: the second stage needs what the first one trains; try each recipe by itself" >&2; exit 2 ;;
     --name=*|--init.generator=*) echo "error: $option: each stage has its own; change it in the recipe" >&2; exit 2 ;;
   esac
 done

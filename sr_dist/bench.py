@@ -4,7 +4,7 @@
   python -m sr_dist.bench step RECIPE [--key.sub=value ...] [--steps=5] [--json]
   accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.bench step RECIPE ...
   python -m sr_dist.bench step RECIPE --memory [--gpus=8] [--key.sub=value ...] [--json]
-  python -m sr_dist.bench eval [--images=10000] [--width=2048] [--json]
+  python -m sr_dist.bench eval [--images=10000] [--width=2048] [--rounds=3] [--json]
 
 data               images/s of the stream with one loading process, as a share of decoding alone (share_of_decode) and as
                    a multiple of WebDataset's own pipeline with PIL (ratio_to_webdataset; and ..._with_lr, where LR is
@@ -20,8 +20,8 @@ step               training steps, timed after one of warm-up: images/s (median,
                    computed (weights and what goes with them), estimated (activations), measured (one step, with a GPU).
                    Needs neither data nor weights; where the recipe says `classes: manifest`, --discriminator.classes=1000
 --gpus=8           the number of ranks of that table
-eval               the Fréchet distance of random features beside clean-fid's: seconds of both, their ratio, and how far apart
-                   they are
+eval               the Fréchet distance of random features beside clean-fid's, in turn: seconds of both, their ratio, and how
+                   far apart they are; medians of the rounds
 --json             one JSON object as the last line
 """
 
@@ -68,11 +68,12 @@ def main(words: door.Words, options: door.Options) -> None:
 def evaluation(words: door.Words, options: door.Options) -> None:
     door.only(words, "WHAT")
     as_json, images, width = door.flag(options, "json"), door.count(options, "images", 10_000), door.count(options, "width", 2048)
-    door.none_left(options, "json", "images", "width")
+    rounds = door.count(options, "rounds", 3)
+    door.none_left(options, "json", "images", "width", "rounds")
 
     from sr_dist.eval.bench import bench_frechet
 
-    bench_frechet(images, width, as_json)
+    bench_frechet(images, width, rounds, as_json)
 
 
 if __name__ == "__main__":

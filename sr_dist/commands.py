@@ -57,7 +57,8 @@ class Evaluation(Settings):
             raise UserError(f"protocol: no '{self.protocol}'{nearest(self.protocol, PROTOCOLS)}")
         if self.out and Path(self.out).exists() and not Path(self.out).is_dir():
             raise UserError(f"out: '{self.out}' is a file; a report needs a folder")
-        if len(set(self.methods)) < len(self.methods):
+        places = {name if name in BASELINES else str(Path(name).resolve()) for name in self.methods}
+        if len(places) < len(self.methods):
             raise UserError(f"METHOD: '{','.join(self.methods)}' names a method twice")
         for name in self.methods:
             if name not in BASELINES and not Path(name).exists():

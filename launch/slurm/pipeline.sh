@@ -9,6 +9,8 @@
 set -euo pipefail
 here=$(dirname "$0")
 before=
+flags=" --exclusive --hold --requeue --no-requeue --wait --overcommit --oversubscribe --contiguous --spread-job --reboot --verbose \
+--quiet --test-only -H -W -O -s -v -Q "  # options of sbatch that stand without a value
 
 submit() {  # SCRIPT SBATCH_OPTIONS... SCRIPT_WORDS...: prints the id
   local script=$here/$1.sbatch options=(--parsable) id
@@ -42,16 +44,41 @@ stage() {  # NAME: WORDS...
   echo "merge $before"
 }
 
-[ $# -gt 0 ] || { echo "error: usage: pipeline.sh STAGE: WORDS... [STAGE: WORDS... ...]" >&2; exit 2; }
-words=()
-for word in "$@" end:; do
-  case $word in
-    build:|train:|train_array:|sweep:|evaluate:|end:)
-      [ ${#words[@]} = 0 ] || stage "${words[@]}"
-      words=("$word") ;;
-    *:) echo "error: '$word' is no stage; there are build:, train:, train_array:, sweep: and evaluate:" >&2; exit 2 ;;
-    *)
-      [ ${#words[@]} -gt 0 ] || { echo "error: '$word': begin with build:, train:, train_array:, sweep: or evaluate:" >&2; exit 2; }
-      words+=("$word") ;;
+check() {  # NAME: WORDS...: what is wrong with a stage, as far as it can be seen before anything is submitted
+  local name=${1%:} recipe
+  shift
+  while [[ ${1:-} == -* ]]; do
+    [[ $1 == --*=* || $1 == -[A-Za-z]?* || $flags == *" $1 "* ]] ||
+      wrong "$name: '$1': an option of sbatch is one word, such as --gres=gpu:8 or -N4, and stands before the words of the job"
+    shift
+  done
+  [ $# -gt 0 ] || wrong "$name: this stage has no words"
+  case $name in
+    train|train_array) recipe=$1 ;;
+    sweep) recipe=${2:-} ;;
+    *) return 0 ;;
   esac
-done
+  [ -f "$recipe" ] || wrong "$name: no recipe '$recipe'"
+}
+
+wrong() { echo "error: $*" >&2; exit 2; }
+
+each() {  # DO WORDS...: DO with the words of every stage
+  local do=$1 word words=()
+  shift
+  for word in "$@" end:; do
+    case $word in
+      build:|train:|train_array:|sweep:|evaluate:|end:)
+        [ ${#words[@]} = 0 ] || "$do" "${words[@]}"
+        words=("$word") ;;
+      *:) wrong "'$word' is no stage; there are build:, train:, train_array:, sweep: and evaluate:" ;;
+      *)
+        [ ${#words[@]} -gt 0 ] || wrong "'$word': begin with build:, train:, train_array:, sweep: or evaluate:"
+        words+=("$word") ;;
+    esac
+  done
+}
+
+[ $# -gt 0 ] || wrong "usage: pipeline.sh STAGE: WORDS... [STAGE: WORDS... ...]"
+each check "$@"
+each stage "$@"

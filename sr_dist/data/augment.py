@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,27 +18,28 @@ from sr_dist.sections import Augment
 Place = Callable[[int, int, int], tuple[int, int]]  # (height, width, crop) -> (top, left), multiples of the scale
 
 
-def crop_pair(hr: Tensor, lr: Tensor | None, crop: int | None, scale: int, place: Place) -> tuple[Tensor, Tensor | None]:
-    """Corresponding crops of HR and (where it is stored) LR; without a crop, HR loses what does not divide by the scale."""
+def crop_pair(hr: np.ndarray, lr: np.ndarray | None, crop: int | None, scale: int, place: Place) -> list[np.ndarray]:
+    """Corresponding crops of HR and (where it is stored) LR, (H, W, C) each; without a crop, HR loses what does not divide by
+    the scale.
+    """
     if crop is None:
-        height, width = hr.shape[-2] // scale * scale, hr.shape[-1] // scale * scale
-        return hr[..., :height, :width], lr
+        height, width = (side // scale * scale for side in hr.shape[:2])
+        return [hr[:height, :width]] if lr is None else [hr[:height, :width], lr]
     hr = _at_least(hr, crop)
-    _, height, width = hr.shape
-    top, left = place(height, width, crop)
+    top, left = place(hr.shape[0], hr.shape[1], crop)
+    cropped = [hr[top : top + crop, left : left + crop]]
     if lr is not None:
-        small = crop // scale
-        lr = _at_least(lr, small)[:, top // scale : top // scale + small, left // scale : left // scale + small]
-    return hr[:, top : top + crop, left : left + crop], lr
+        small, top, left = crop // scale, top // scale, left // scale
+        cropped.append(_at_least(lr, small)[top : top + small, left : left + small])
+    return cropped
 
 
-def _at_least(image: Tensor, side: int) -> Tensor:
+def _at_least(image: np.ndarray, side: int) -> np.ndarray:
     """Small images get their last row and column repeated (`data.small: replicate`; otherwise none come here)."""
-    _, height, width = image.shape
+    height, width, _ = image.shape
     if height >= side and width >= side:
         return image
-    below, right = max(side - height, 0), max(side - width, 0)
-    return F.pad(image[None].float(), (0, right, 0, below), mode="replicate")[0].to(image.dtype)
+    return np.pad(image, ((0, max(side - height, 0)), (0, max(side - width, 0)), (0, 0)), mode="edge")
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -72,11 +72,11 @@ class Samples:
         shard, row = self.order.locate(sample)
         return epoch, sample, shard, row if self.rows is None else int(self.rows[shard][row])
 
-    def images(self, shard: int, row: int, channels: int) -> tuple[Tensor, Tensor | None]:
-        """HR, and LR where it is stored."""
+    def images(self, shard: int, row: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """HR, and LR where it is stored, (H, W, C): as decoders leave them, and numpy cuts and copies with less ado."""
         hr, lr = (self.reader.image(shard, row, member, channels) for member in ("hr", "lr"))
         assert hr is not None
-        return hr, lr
+        return hr.permute(1, 2, 0).numpy(), None if lr is None else lr.permute(1, 2, 0).numpy()
 
 
 class Place(NamedTuple):
@@ -119,10 +119,12 @@ class CropSource(Dataset):
         sources = []
         for i, (place, crop_bits) in enumerate(zip(places, bits[:, 0].tolist(), strict=True)):
             hr, lr, *source = self._images(place)
-            pair = self._cropped(hr, lr, crop_bits)
-            rooms = rooms or [_room(len(places), image) for image in pair]
-            for room, image in zip(rooms, pair, strict=True):
-                room[i] = image
+            pair = augment.crop_pair(hr, lr, self.crop, self.scale, partial(crop_place, crop_bits, grid=self.scale))
+            if not i:
+                rooms = [_room(len(places), image) for image in pair]
+                arrays = [room.numpy() for room in rooms]
+            for array, image in zip(arrays, pair, strict=True):
+                array[i] = image
             sources.append(source)
         return self._packed(places, rooms, bits, sources)
 
@@ -151,7 +153,7 @@ class CropSource(Dataset):
         number, inner = self.mix(position)
         return Place(self.parts[number], inner, *self.parts[number].at(inner))
 
-    def _images(self, place: Place) -> tuple[Tensor, Tensor | None, int, int, Replaced | None]:
+    def _images(self, place: Place) -> tuple[np.ndarray, np.ndarray | None, int, int, Replaced | None]:
         """HR and LR, the shard and row that they are of, and what they replace."""
         part, _, _, _, shard, row = place
         try:
@@ -161,7 +163,7 @@ class CropSource(Dataset):
                 raise
             return self._next_readable(place, problem)
 
-    def _next_readable(self, place: Place, first: ShardError) -> tuple[Tensor, Tensor | None, int, int, Replaced]:
+    def _next_readable(self, place: Place, first: ShardError) -> tuple[np.ndarray, np.ndarray | None, int, int, Replaced]:
         """The first sample after a place of a data set that can be read: the same one in every process."""
         part, reader = place.part, place.part.reader
         for inner in range(place.inner + 1, place.inner + 2 * part.order.samples):  # all of the next epoch is in it
@@ -172,14 +174,9 @@ class CropSource(Dataset):
                 return *images, shard, row, Replaced(wanted, taken, str(first))
         raise first
 
-    def _cropped(self, hr: Tensor, lr: Tensor | None, bits: int) -> list[Tensor]:
-        """HR, and LR where it is stored."""
-        where = partial(crop_place, bits, grid=self.scale)
-        return [image for image in augment.crop_pair(hr, lr, self.crop, self.scale, where) if image is not None]
-
     def _packed(self, places: list[Place], rooms: list[Tensor], bits: np.ndarray, sources: list[list[Any]]) -> Crops:
         """Images with what else is known of them."""
-        hr, lr = rooms if len(rooms) > 1 else (rooms[0], None)
+        hr, lr = (*(room.permute(0, 3, 1, 2) for room in rooms), None)[:2]
         at = [(place.part.reader, shard, row) for place, (shard, row, _) in zip(places, sources, strict=True)]
         return Crops(
             hr,
@@ -199,16 +196,15 @@ def _bits(places: Sequence[Place]) -> np.ndarray:
     return draw(seeds, epochs, samples, np.array([CROP, TURN, DEGRADE], np.uint64))
 
 
-def _room(count: int, image: Tensor) -> Tensor:
-    """For so many images (C, H, W), with the colours of a pixel side by side in memory as decoders leave them. A loading
-    process takes memory that the rank can see at once, as torch's own collating does; otherwise it is all copied there.
+def _room(count: int, image: np.ndarray) -> Tensor:
+    """For so many images (H, W, C). A loading process takes memory that the rank can see at once, as torch's own collating
+    does; otherwise all of it would be copied there.
     """
-    channels, height, width = image.shape
-    shape = (count, height, width, channels)
+    shape = (count, *image.shape)
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+        return torch.empty(shape, dtype=torch.uint8)
     shared = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape).permute(0, 3, 1, 2)
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
 
 
 @dataclass(frozen=True)

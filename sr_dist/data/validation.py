@@ -7,11 +7,12 @@ with it every bit of the result, does not depend on the number of ranks.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -123,11 +124,15 @@ class FolderImages:
 
     def __init__(self, folder: Path, limit: int | None, key: str, lr: str | None = None, scale: int | None = None) -> None:
         low = _folder_of_lr(folder, lr, scale)
-        high = folder / "HR" if low and not lr else folder
+        high = (_within(folder, "HR") if low and not lr else None) or folder
         files = [p for p in _files(high) if low is None or low == high or low not in p.parents]
         if not files:
             raise UserError(f"{key}: no images in '{high}' (looked for {' '.join(SUFFIXES)}), and no manifest.json of shards")
-        named = [p for p in files if p.stem.endswith("_HR")]
+        named = [p for p in files if p.stem.upper().endswith("_HR")]
+        if not named and not lr and all(p.stem.upper().endswith("_LR") for p in files):
+            raise UserError(
+                f"{key}: the images in '{high}' are called _LR, and none is called _HR; there is nothing to score against"
+            )
         files = named or files
         self.lr_files = _partners(files, high, low or high, key, scale) if low or named else []
         self.files = files[:limit]
@@ -138,7 +143,7 @@ class FolderImages:
 
     def shape(self, i: int) -> tuple[int, int, bool]:
         height, width, mode = self._header(i)
-        return height, width, mode in GREY
+        return height, width, mode.split(";")[0] in GREY
 
     def mode(self, i: int) -> str:
         return self._header(i)[2]
@@ -149,10 +154,11 @@ class FolderImages:
         if i not in self._headers:
             try:
                 with Image.open(self.files[i]) as image:
-                    transparent = image.mode == "P" and "transparency" in image.info
-                    self._headers[i] = (image.height, image.width, "PA" if transparent else image.mode)
+                    self._headers[i] = (image.height, image.width, _mode(image))
             except OSError:
                 raise UserError(f"'{self.files[i]}' is not an image that can be read") from None
+        if self._headers[i][2] == "F":
+            raise UserError(f"'{self.files[i]}' is stored as floats; which of them is white is not known")
         return self._headers[i]
 
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
@@ -166,8 +172,28 @@ class FolderImages:
         return {}
 
 
+def _mode(image: Any) -> str:
+    """Pillow's word, with what it leaves out: transparent colours of a palette, and 16 bits of colour."""
+    if image.mode == "P" and "transparency" in image.info:
+        return "PA"
+    deep = image.mode.startswith(("RGB", "L")) and any(";16" in str(tile[3]) for tile in image.tile)
+    return f"{image.mode};16" if deep else image.mode
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    """Hidden ones, such as macOS' `._a.png`, are no images."""
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+
+
+def _within(folder: Path, *names: str) -> Path | None:
+    """A folder inside folders, whose names may be in small letters."""
+    for name in names:
+        inside = {p.name.upper(): p for p in sorted(folder.iterdir(), reverse=True) if p.is_dir()}
+        if name.upper() not in inside:
+            return None
+        folder = inside[name.upper()]
+    return folder
 
 
 def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | None:
@@ -177,8 +203,8 @@ def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | Non
             near = [str(p) for p in Path(lr).parent.glob("*")] if Path(lr).parent.is_dir() else []
             raise UserError(f"lr: no folder '{lr}'{nearest(lr, near)}")
         return Path(lr)
-    places = [folder / name for name in (f"LR_bicubic/X{scale}", f"LR/X{scale}", "LR")]
-    return next((place for place in places if place.is_dir()), None) if (folder / "HR").is_dir() else None
+    places = [_within(folder, *names) for names in (("LR_bicubic", f"X{scale}"), ("LR", f"X{scale}"), ("LR",))]
+    return next((place for place in places if place), None) if _within(folder, "HR") else None
 
 
 def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | None) -> list[Path]:
@@ -188,8 +214,9 @@ def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | N
     lonely: list[str] = []
     for path in files:
         place = path.relative_to(high).with_suffix("")
-        plain = place.name.removesuffix("_HR")
-        names = [f"{plain}_LR"] if low == high else [place.name, f"{place.name}x{scale}", plain, f"{plain}_LR"]
+        plain = re.sub("_HR$", "", place.name, flags=re.IGNORECASE)
+        beside = [f"{plain}_LR", f"{plain}_lr"]
+        names = beside if low == high else [place.name, f"{place.name}x{scale}", plain, *beside]
         partner = next((there[place.with_name(name)] for name in names if place.with_name(name) in there), None)
         if partner is None:
             lonely.append(str(path.relative_to(high)))
@@ -245,8 +272,8 @@ class Batches(Dataset):
                 bool(height % self.scale or width % self.scale) for height, width, _ in shapes
             ),
             "stored grey, so their own Y": sum(grey for _, _, grey in shapes),
-            "without their transparency": sum(mode in ("RGBA", "LA", "PA") for mode in modes),
-            "of 16 bits, read as 8": sum(mode.startswith("I") for mode in modes),
+            "without their transparency": sum(mode.split(";")[0] in ("RGBA", "LA", "PA") for mode in modes),
+            "of 16 bits, read as 8": sum(mode.startswith("I") or ";16" in mode for mode in modes),
         }
         return [f"{count} of {len(modes)} images {what}" for what, count in counts.items() if count]
 

@@ -55,9 +55,9 @@ def evaluate(asked: Evaluation) -> None:
                            judges(classifiers, device))  # fmt: skip
     methods, sources = everyone(restorers, scale, device)
     facts = everything(asked, rules, content(images), metrics, sources)
-    parts = Parts(out / ".partial" / identity(facts))
-    announce(parts, batches)
+    parts = opened(out, identity(facts))
     try:
+        announce(parts, batches)
         scores = score(methods, batches, rules, device, metrics, asked.workers, parts=parts, references=references(asked, facts))
     except UserError:
         parts.remove()
@@ -167,6 +167,13 @@ def references(asked: Evaluation, facts: dict[str, Any]) -> References | None:
     folder = Path(asked.cache) if asked.cache else default_folder()
     about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": asked.batch, **facts["features"]}
     return References(folder, about)
+
+
+def opened(out: Path, name: str) -> Parts:
+    try:
+        return Parts(out / ".partial" / name)
+    except OSError as problem:
+        raise UserError(f"out: '{out}' cannot be made or written: {problem.strerror}") from None
 
 
 def announce(parts: Parts, batches: Batches) -> None:

@@ -53,6 +53,7 @@ FAMILIES = {"grad_norm": "gradient norm of the {}", "skipped": "updates of the {
 SHARES = ("data_wait", "mfu")
 EXACT = ("learning_rate", "memory_gb", "skipped/")  # there is no noise to be taken away
 SPANS = 50  # a curve is averaged over spans of a fiftieth of it; with fewer points than two to a span it is drawn as it is
+HEADROOM = 1.08  # above the largest value of an axis that begins at 0
 SPREAD = 30.0  # a ratio of largest to smallest value beyond which an axis is logarithmic
 
 
@@ -126,18 +127,18 @@ def draw(axes: Axes, column: str, runs: list[Curves]) -> None:
         colour, gid = COLOURS[number % len(COLOURS)], f"{column}--run{number}"
         everything += [value for value in values if math.isfinite(value)]
         if column.startswith("validation/"):
-            axes.plot(images, values, "o-", color=colour, markersize=3, linewidth=1.4, label=run.name, gid=gid)
+            axes.plot(images, values, "o-", color=colour, markersize=3, linewidth=1.4, gid=gid)
         elif len(values) < 2 * SPANS or column.startswith(EXACT):
-            axes.plot(images, values, color=colour, linewidth=1.3, label=run.name, gid=gid, marker="." if len(values) < 3 else "")
+            axes.plot(images, values, color=colour, linewidth=1.3, gid=gid, marker="." if len(values) < 3 else "")
         else:
             axes.plot(images, values, color=colour, linewidth=0.6, alpha=0.3, gid=f"raw-{gid}")
-            axes.plot(images, smoothed(values), color=colour, linewidth=1.6, label=run.name, gid=gid)
+            axes.plot(images, smoothed(values), color=colour, linewidth=1.6, gid=gid)
     dress(axes, column, everything)
 
 
 def dress(axes: Axes, column: str, values: list[float]) -> None:
     """Title, grid, and axes that suit the values."""
-    axes.set_title(title(column))
+    axes.set_title(title(column), parse_math=False)
     axes.grid(True, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -146,7 +147,7 @@ def dress(axes: Axes, column: str, values: list[float]) -> None:
     if column in SHARES:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     if column in ("images_per_second", "memory_gb", "tflops", *SHARES):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, HEADROOM * max(values) if values and max(values) > 0 else None)
     elif values and min(values) > 0 and max(values) / min(values) > SPREAD:
         axes.set_yscale("log")
 
@@ -175,18 +176,23 @@ def sheet(columns: list[str], runs: list[Curves]) -> bytes:
         draw(axes, column, runs)
     for axes in places[len(columns) :]:
         axes.set_axis_off()
-    if handles := legend(runs, places[: len(columns)]):
-        figure.legend(*handles, loc="outside upper left", ncols=min(len(runs), 4), frameon=False)
+    legend(figure, runs, places[: len(columns)])
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=140)
     return file.getvalue()
 
 
-def legend(runs: list[Curves], places: Any) -> tuple[list[Any], list[str]]:
-    """A line of each run, from whichever panel has it."""
-    lines = {label: line for axes in places for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    names = [run.name for run in runs if run.name in lines]
-    return [lines[name] for name in names], names
+def legend(figure: Figure, runs: list[Curves], places: Any) -> None:
+    """A line of each run, from whichever panel has it, under its name as it is: matplotlib would leave out names that begin
+    with _ and read those with $ as formulas."""
+    lines = {str(line.get_gid()).rpartition("--run")[2]: line for axes in places for line in axes.get_lines()}
+    there = [(lines[str(i)], run.name) for i, run in enumerate(runs) if str(i) in lines]
+    drawn = figure.legend(
+        [line for line, _ in there], [" "] * len(there), loc="outside upper left", ncols=min(len(runs), 4), frameon=False
+    )
+    for text, (_, name) in zip(drawn.get_texts(), there, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
 
 
 def panel(column: str, runs: list[Curves]) -> str:

@@ -59,7 +59,7 @@ def _lost(ranking: Mapping[str, Any], shown: Sequence[str]) -> Table:
     rows = []
     for entry in ranking[shown[-1]]:
         own = [drops[method][entry["classifier"], entry["head"]] for method in shown]
-        lost = [Cell(f"{100 * drop['drop']:+.2f} {_range(drop['low'], drop['high'])}", drop["drop"]) for drop in own]
+        lost = [Cell(f"{_hundredths(drop['drop'], '+')} {_range(drop['low'], drop['high'])}", drop["drop"]) for drop in own]
         rows.append([Cell(entry["head"]), Cell(entry["classifier"]), _count(entry["n"]), _percent(entry["hr"]), *lost])
     note = (
         f"Accuracy on HR less accuracy on what a method made of it, in points, the largest of {shown[-1]} first: what is lost is "
@@ -112,7 +112,7 @@ def _beside_hr(seen: Mapping[str, Any]) -> list[Cell]:
 def _pairs(classifier: str, name: str, head: Mapping[str, Any], pairs: Sequence[str]) -> Iterator[list[Cell]]:
     for pair in pairs:
         if found := head["pairs"].get(pair):
-            apart = Cell(f"{100 * found['difference']:+.2f} {_range(found['low'], found['high'])}", found["difference"])
+            apart = Cell(f"{_hundredths(found['difference'], '+')} {_range(found['low'], found['high'])}", found["difference"])
             yield [Cell(classifier), Cell(name), Cell(pair), _count(found["n"]), apart, *_discordant(found)]
 
 
@@ -147,8 +147,12 @@ def _count(count: int) -> Cell:
 def _percent(share: float | None, interval: Sequence[float] | None = None) -> Cell:
     if share is None:
         return NOTHING
-    return Cell(f"{100 * share:.2f}" + (f" {_range(*interval)}" if interval else ""), share)
+    return Cell(_hundredths(share) + (f" {_range(*interval)}" if interval else ""), share)
 
 
 def _range(low: float, high: float) -> str:
-    return f"[{100 * low:.2f}, {100 * high:.2f}]"
+    return f"[{_hundredths(low)}, {_hundredths(high)}]"
+
+
+def _hundredths(share: float, sign: str = "") -> str:
+    return f"{round(100 * share, 2) + 0.0:{sign}.2f}"  # + 0.0 makes -0.0 positive

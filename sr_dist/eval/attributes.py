@@ -82,5 +82,5 @@ def ranking(found: Mapping[str, Tree], methods: Sequence[str]) -> dict[str, list
 def _drop(classifier: str, head: str, original: Tree, restored: Tree) -> Tree:
     against = restored["against_hr"]
     accuracies = {"hr": original["accuracy"], "sr": restored["accuracy"]}
-    drop = {"drop": 0.0 - against["difference"], "low": 0.0 - against["high"], "high": 0.0 - against["low"], "p": against["p"]}
+    drop = {"drop": 0.0 - against["difference"], "low": -against["high"], "high": -against["low"], "p": against["p"]}
     return {"classifier": classifier, "head": head, "n": against["n"], **accuracies, **drop}

@@ -57,7 +57,7 @@ class References:
         return found if all(ranks.gather(found is not None)) else None
 
     def keep(self, view: str, features: Features) -> None:
-        """All ranks must call; the first writes."""
+        """All ranks must call; the first writes. What cannot be kept is made again next time, and is no reason to end."""
         if features.count() > MOST:
             return
         moments = features.moments()
@@ -69,8 +69,11 @@ class References:
                 out, allow_pickle=False, header=np.frombuffer(header, np.uint8), rows=rows, images=images,
                 n=moments.n, mean=moments.mean, scatter=moments.scatter,
             )  # fmt: skip
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path(view), out.getvalue())
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_whole(self._path(view), out.getvalue())
+            except OSError as problem:
+                print(f"cache: features of HR are not kept in '{self.folder}': {problem.strerror}", flush=True)
 
     def _header(self, view: str) -> dict[str, Any]:
         versions = {name: metadata.version(name) for name in ("torch", "clean-fid", "pillow", "numpy")}

@@ -203,7 +203,7 @@ def number(column: str, value: float | None, sign: str = "") -> str:
     digits = (
         5 if "kid" in column or "kd_" in column else 2 if column.startswith("psnr") or "fid" in column or "fd_" in column else 4
     )
-    return f"{value:{sign}.{digits}f}"
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0 makes -0.0 positive
 
 
 def interval(column: str, found: Mapping[str, float] | None) -> str:

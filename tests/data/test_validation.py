@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -72,6 +74,29 @@ def test_pairs_of_hr_and_lr_belong_together_by_name(save):
     assert batch.names == ("bird_HR",)
     assert np.array_equal(levels(batch.hr[0]), hr)
     assert np.array_equal(levels(batch.lr[0]), lr)
+
+
+@pytest.mark.parametrize(
+    ("high", "low"), [("bird_hr.png", "bird_lr.png"), ("hr/bird.png", "lr/bird.png"), ("Hr/bird.png", "Lr/x2/birdx2.png")]
+)
+def test_small_letters_say_the_same(save, high, low):
+    hr, lr = save(high, 24, 32), save(low, 12, 16)
+    (batch,) = scored(save.folder)
+    assert np.array_equal(levels(batch.hr[0]), hr)
+    assert np.array_equal(levels(batch.lr[0]), lr)
+
+
+def test_lr_alone_is_not_taken_for_hr(save):
+    save("a_LR.png", 24, 32)
+    with pytest.raises(UserError, match=r"^data\.validation: the images in '.*' are called _LR, and none is called _HR"):
+        open_images(str(save.folder))
+
+
+def test_hidden_files_are_no_images(save):
+    save("a.png", 24, 32)
+    save(".cache/a.png", 24, 32)
+    (save.folder / "._a.png").write_bytes(b"\0\5\26\7")  # what macOS leaves in archives
+    assert open_images(str(save.folder)).names == ["a"]
 
 
 def test_hr_images_without_a_partner_are_listed(save):
@@ -238,6 +263,26 @@ def test_what_happens_to_images_is_counted(save):
         "1 of 4 images of 16 bits, read as 8",
     ]
     assert batches(save.folder, limit=1).notes() == ["1 of 1 images cropped at the right and below to a multiple of 2"]
+
+
+def test_16_bits_of_colour_are_counted_too_and_read_as_8(save):
+    """A PNG written by hand, for Pillow writes none: every level v as v * 257."""
+    pixels = save("a.png", 24, 32)
+    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in pixels)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 32, 24, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(rows), b"IEND": b""}
+    whole = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks.items()
+    ]
+    (save.folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
+    found = batches(save.folder)
+    assert found.notes() == ["1 of 1 images of 16 bits, read as 8"]
+    assert np.array_equal(levels(found[0].hr[0]), pixels)
+
+
+def test_floats_are_refused_for_nobody_knows_their_white(save):
+    Image.fromarray(np.zeros((24, 24), np.float32)).save(save.folder / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif' is stored as floats"):
+        scored(save.folder)
 
 
 def test_a_digest_follows_the_content_of_hr_and_lr(save, photo_shards):

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sr_dist.commands import Plotting
@@ -70,6 +71,45 @@ def test_what_is_measured_beside_the_losses_has_a_picture_of_its_own(tmp_path):
     with Image.open(tmp_path / "guided" / "curves" / "readings.png") as picture:
         assert picture.width > 500
     assert f'id="{name}--run0"' in (tmp_path / "guided" / "curves" / "curves.html").read_text()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, kept."""
+    found = []
+
+    class Kept(Figure):
+        def savefig(self, *words, **options):
+            found.append(self)
+            super().savefig(*words, **options)
+
+    monkeypatch.setattr("sr_dist.engine.plot.Figure", Kept)
+    return found
+
+
+def test_names_stand_in_the_legend_as_they_are(tmp_path, figures):
+    """Matplotlib leaves out what begins with _, and reads what is between two $ as a formula; a single { is then an error."""
+    names = ["_mine", "cost$5$", "a$\\frac{$", "plain"]
+    runs = [written(tmp_path / name) for name in names]
+    plot(Plotting(runs=tuple(runs), out=str(tmp_path / "out")))
+    sheets = [figure for figure in figures if figure.legends]
+    assert len(sheets) == 4
+    for sheet in sheets:
+        (legend,) = sheet.legends
+        assert [text.get_text() for text in legend.get_texts()] == names
+        assert not any(text.get_parse_math() for text in legend.get_texts())
+        assert len({line.get_color() for line in legend.get_lines()}) == 4
+
+
+def test_a_level_curve_is_not_cut_by_the_frame(tmp_path, figures):
+    """Memory, which rises early by a little and stays, is drawn from 0 and with room above it."""
+    folder = tmp_path / "mine"
+    plot(Plotting(runs=(written(folder), written(tmp_path / "other", memory_gb=2.01)), out=str(tmp_path / "out")))
+    panels = [axes for figure in figures for axes in figure.axes if axes.get_title(loc="left") == "memory, GB"]
+    assert len(panels) == 2  # in the picture and on the page
+    for low, high in (axes.get_ylim() for axes in panels):
+        assert low == 0
+        assert 2.01 * 1.05 < high < 2.01 * 1.2
 
 
 def test_the_points_are_those_of_the_file(tmp_path):

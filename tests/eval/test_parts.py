@@ -111,3 +111,11 @@ def test_a_damaged_reference_is_made_anew(tmp_path):
     assert kept.load("whole") is None
     kept.keep("whole", features())
     assert kept.load("whole") is not None
+
+
+def test_a_cache_that_cannot_be_written_ends_no_evaluation(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    kept = References(tmp_path / "file" / "references", ABOUT)
+    kept.keep("whole", features())
+    assert f"cache: features of HR are not kept in '{kept.folder}': " in capsys.readouterr().out
+    assert kept.load("whole") is None

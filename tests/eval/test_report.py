@@ -135,6 +135,14 @@ def test_the_table_carries_its_conditions(written):
         assert words in last
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [("psnr_y", -0.004, "+0.00"), ("ssim_y", -0.00005001, "-0.0001"), ("ssim_y", -0.0, "+0.0000"), ("fid", 12.345, "+12.35")],
+)
+def test_what_rounds_to_nothing_has_no_minus(column, value, text):
+    assert report.number(column, value, "+") == text
+
+
 def test_equals_share_the_bold():
     values = dict.fromkeys(COLUMNS, 1.0)
     lines = report.markdown(table(a=values, b=values)).splitlines()

@@ -198,6 +198,8 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
         Image.fromarray(picture(i, 40, 44)).save(good / f"{i}.png")
     shutil.copytree(good, tmp_path / "corrupt")
     (tmp_path / "corrupt" / "2.png").write_bytes((good / "2.png").read_bytes()[:1500])
+    shutil.copytree(good, tmp_path / "headless")
+    (tmp_path / "headless" / "1.png").write_bytes(b"")
     for name, size in (("HR", (40, 44)), ("LR", (20, 21))):
         (tmp_path / "pairs" / name).mkdir(parents=True)
         Image.fromarray(picture(0, *size)).save(tmp_path / "pairs" / name / "a.png")
@@ -205,6 +207,7 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
     (tmp_path / "lonely" / "LR" / "a.png").unlink()
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
     weights = tmp_path / "weights"
     weights.mkdir()
     (weights / "inception-2015-12-05.pt").write_bytes(b"PK cut short")
@@ -215,6 +218,13 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
     plain = ["--scale=2", "--metrics=psnr", f"--out={out}"]
     mistakes = [
         (["bicubic", f"--data={tmp_path / 'corrupt'}", *plain], "2.png' cannot be decoded"),
+        (["bicubic", f"--data={tmp_path / 'headless'}", *plain], "1.png' is not an image that can be read"),
+        (
+            ["bicubic", f"--data={good}", *plain[:2], f"--out={tmp_path / 'file' / 'deeper'}"],
+            "deeper' cannot be made or written: ",
+        ),
+        ([f"{tmp_path}/cut.safetensors,{tmp_path}/./cut.safetensors", f"--data={good}", *plain], "names a method twice"),
+        (["bicubic", f"--data={good}", *plain, "--limit=0"], "limit: "),
         (["bicubic", f"--data={tmp_path / 'pairs'}", *plain], "'a': LR 21 x 20 and HR 44 x 40 are not 2 times apart"),
         (["bicubic", f"--data={tmp_path / 'lonely'}", *plain], "data: no LR for a.png in "),
         (["bicubic", f"--data={tmp_path / 'empty'}", *plain], "data: no images in "),

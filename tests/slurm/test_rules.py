@@ -95,7 +95,7 @@ def test_a_failure_ends_the_chain(slurm, python, tmp_path):
 
 def test_a_sweep_trains_a_run_for_each_value_and_each_line(slurm, python, tmp_path):
     lines = tmp_path / "lines.txt"
-    lines.write_text("--seed=1 --data.batch=8\n--name=mine --seed=2\n")
+    lines.write_text("--seed=1 --data.batch=8\n\n--name=mine --seed=2\n")
     words = ["toy.yaml", f"--runs={tmp_path}", "--steps=5", "--gain=5"]
     rates = slurm.submit(
         "sweep.sbatch", "optimizer.learning_rate=1e-4,2e-4", *words, options=["--array=0-1"], SR_DIST_PYTHON=python
@@ -111,7 +111,8 @@ def test_a_sweep_trains_a_run_for_each_value_and_each_line(slurm, python, tmp_pa
 
 
 def test_a_failing_stage_cancels_what_waits_for_it(slurm, python, tmp_path):
-    train = ["train:", "toy.yaml", f"--runs={tmp_path}", "--fail=7"]
+    (tmp_path / "toy.yaml").touch()
+    train = ["train:", f"{tmp_path}/toy.yaml", f"--runs={tmp_path}", "--fail=7"]
     evaluate = ["evaluate:", f"{tmp_path}/toy", f"--runs={tmp_path}", "--data=x"]
     answer = slurm.ask("bash", "launch/slurm/pipeline.sh", *train, *evaluate, SR_DIST_PYTHON=python)
     (first, one), (second, two) = (line.split() for line in answer.splitlines())
