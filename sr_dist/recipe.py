@@ -82,7 +82,7 @@ def check_agreement(recipe: Recipe) -> None:
         if ours != theirs:
             raise UserError(f"discriminator.channels: {theirs}, but the generator makes images of {ours}")
     if recipe.keep.best:
-        known = list(SCORES) if recipe.classifier else metric_facts(recipe.metrics, "BETTER")
+        known = list(SCORES) if recipe.classifier else list(columns(recipe.metrics, recipe.extractor))
         if recipe.keep.best not in known:
             metrics = ", ".join(SCORES if recipe.classifier else recipe.metrics)
             near = nearest(recipe.keep.best, known)
@@ -93,6 +93,30 @@ def metric_facts(metrics: Iterable[str], fact: str) -> dict[str, str]:
     """What the files of metrics say of their columns under `BETTER` or `NEEDS`."""
     paths = [plugins.locate(METRICS, name, "metrics")[1] for name in metrics]
     return {column: value for path in paths for column, value in (plugins.literal(path, fact) or {}).items()}
+
+
+def columns(metrics: Iterable[str], extractor: str | None = None) -> dict[str, str]:
+    """The columns of metrics -> whether "higher" or "lower" is better."""
+    found: dict[str, str] = {}
+    for name in metrics:
+        own = metric_facts([name], "BETTER")
+        found |= {foreign(c, called(extractor)): sense for c, sense in own.items()} if extractor and of_sets(name) else own
+    return found
+
+
+def of_sets(metric: str) -> bool:
+    """Whether it compares sets of images, by what a network sees in them."""
+    return plugins.literal(plugins.locate(METRICS, metric, "metrics")[1], "VIEW") is not None
+
+
+def foreign(column: str, extractor: str) -> str:
+    """What a distance between features of another network than the FID Inception is called: never by its name."""
+    return column.replace("fid", "fd").replace("kid", "kd") + f"_{extractor}"
+
+
+def called(extractor: str) -> str:
+    """A run by its folder, a file by its own name."""
+    return Path(extractor).resolve().name if Path(extractor).is_dir() else Path(extractor).stem
 
 
 def senses() -> dict[str, str]:
@@ -265,7 +289,11 @@ def find_weights(recipe: Recipe) -> None:
             pretrained.find(file, key, download=recipe.allow_download)
         if hasattr(module, "check_runs"):
             module.check_runs(options, recipe)
-    for column, file in metric_facts(recipe.metrics, "NEEDS").items() if recipe.data.validation or recipe.data.split else ():
+    measured = recipe.metrics if recipe.data.validation or recipe.data.split else ()
+    if recipe.extractor and measured and not Path(recipe.extractor).exists():
+        raise UserError(f"extractor: nothing is at '{recipe.extractor}'")
+    needing = [name for name in measured if not (recipe.extractor and of_sets(name))]
+    for column, file in metric_facts(needing, "NEEDS").items():
         pretrained.find(file, f"metrics: {column}", download=recipe.allow_download)
 
 

@@ -227,6 +227,7 @@ class Recipe(Settings):
     keep: Annotated[Keep, BeforeValidator(_keep)] = Keep()
     validate_every: Period = 1000
     metrics: Names = ("psnr", "ssim")  # of validation: files of eval/metrics
+    extractor: Text = None  # of its distances between sets: a finished classifier or a TorchScript file; else the FID Inception
     log_every: Positive = 50
     log: Log = Log()
     zero: Zero = Zero()

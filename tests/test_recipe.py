@@ -325,6 +325,18 @@ def test_the_best_is_chosen_by_a_column_of_the_recipes_own_metrics(write_recipe,
     assert refused({"metrics": "psnr,ssin"}).endswith("did you mean 'ssim'?")
 
 
+def test_an_extractor_gives_its_name_to_the_columns_of_sets(write_recipe, refused, photos, tmp_path):
+    chosen = {"metrics": "psnr,fid,kid", "extractor": "runs/glasses"}
+    assert load(write_recipe(), keep__best="kd_glasses", **chosen).extractor == "runs/glasses"
+    assert load(write_recipe(), keep__best="fd_toy", metrics="fid", extractor="a/toy.pt").keep.best == "fd_toy"
+    assert "no column of the metrics psnr, fid, kid" in refused({"keep.best": "fid", **chosen})
+    with pytest.raises(UserError, match=r"^extractor: nothing is at 'runs/glasses'"):
+        recipe.find_weights(load(write_recipe(), data__validation=str(photos), **chosen))
+    (tmp_path / "glasses").mkdir()  # then no published weights are looked for
+    there = {**chosen, "extractor": str(tmp_path / "glasses")}
+    recipe.find_weights(load(write_recipe(), data__validation=str(photos), **there))
+
+
 def test_weights_that_a_metric_needs_are_looked_for_before_training(write_recipe, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sr_dist import plugins, ranks
 from sr_dist.commands import BASELINES, Evaluation
 from sr_dist.data.select import Portion
 from sr_dist.data.validation import Batches, Images, ShardImages, content, numbers_of_this_rank, open_images
+from sr_dist.engine.extractor import open_own
 from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
 from sr_dist.errors import UserError
 from sr_dist.eval import report
 from sr_dist.eval.baselines import Upscale, baseline
 from sr_dist.eval.chosen import Metrics, open_metrics
-from sr_dist.eval.extractor import Extractor
 from sr_dist.eval.opinions import Judge
 from sr_dist.eval.page import page, pictures
 from sr_dist.eval.parts import Parts, identity
@@ -94,25 +93,6 @@ def judges(classifiers: list[FrozenClassifier], device: torch.device) -> list[Ju
         name = unlike(one.name, found)
         found[name] = Judge(name, one.labels, one.to(device), about)
     return list(found.values())
-
-
-def open_own(place: str | None, device: torch.device) -> str | Extractor | None:
-    """The user's own extractor: a finished classifier, opened, or a TorchScript file, still to be opened."""
-    if not place or not (weights.is_run(Path(place)) or place.endswith(".safetensors")):
-        return place
-    classifier = weights.open_classifier(place, "extractor").to(device)
-    layer = type(classifier.last_layer).__name__
-    size = f"bilinear, to {classifier.size} x {classifier.size}" if classifier.size else "none"
-    about = {
-        "network": f"a classifier of {classifier.labels}, features before its last layer ({layer})",
-        "resize": f"{size}, as it was trained",
-    }
-
-    @torch.inference_mode()
-    def features(pictures: Tensor) -> Tensor:
-        return classifier.features(pictures / 255)
-
-    return Extractor(classifier.name, sha256(classifier.file), None, features, device, about)
 
 
 def everyone(restorers: list[weights.Restorer], scale: int, device: torch.device) -> tuple[dict[str, Upscale], dict[str, Any]]:

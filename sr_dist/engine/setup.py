@@ -24,6 +24,7 @@ from sr_dist.data.validation import Batches, open_images
 from sr_dist.engine import checkpoint, run_folder
 from sr_dist.engine.backends import ddp, deepspeed
 from sr_dist.engine.ema import Ema
+from sr_dist.engine.extractor import open_own
 from sr_dist.engine.log import Clock, Log, Trace
 from sr_dist.engine.run import Run, restore
 from sr_dist.engine.signals import StopRequest
@@ -53,7 +54,8 @@ def set_up(recipe: Recipe) -> Run:
     networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
     stream = open_stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
     validation = open_validation(recipe)
-    metrics = open_metrics(recipe.metrics if validation else (), accelerator.device, download=recipe.allow_download)
+    chosen, own = (recipe.metrics, open_own(recipe.extractor, accelerator.device)) if validation else ((), None)
+    metrics = open_metrics(chosen, accelerator.device, own=own, download=recipe.allow_download)
     log = open_log(recipe, resumed)  # from here on the run folder is this run's
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
     ema.network.to(accelerator.device)  # bare for good: what follows happens to the trained networks only

@@ -14,7 +14,7 @@ import torch
 from sr_dist import plugins, pretrained, ranks
 from sr_dist.eval.extractor import INCEPTION, Extractor, open_extractor
 from sr_dist.eval.opinions import Judge
-from sr_dist.recipe import METRICS
+from sr_dist.recipe import METRICS, foreign
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Metrics:
         """A distance between other features than the FID Inception's is never called by its name."""
         if not (self.foreign and self.extractor and is_of_sets(module)):
             return own
-        return own.replace("fid", "fd").replace("kid", "kd") + f"_{self.extractor.name}"
+        return foreign(own, self.extractor.name)
 
 
 def is_of_sets(module: Any) -> bool:

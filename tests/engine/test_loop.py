@@ -97,7 +97,7 @@ def test_the_adversarial_gradient_reaches_the_generator(tiny):
     """Twice the weight moves the gradient twice as far from that of the content alone."""
     none, one, two = (generator_gradient(tiny(weight)) for weight in (0.0, 0.1, 0.2))
     assert (one - none).norm() > 1e-4 * none.norm()
-    torch.testing.assert_close(two - none, 2 * (one - none), rtol=1e-3, atol=1e-7)
+    assert (two - none - 2 * (one - none)).norm() < 1e-3 * (two - none).norm()
 
 
 def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monkeypatch):

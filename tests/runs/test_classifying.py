@@ -74,8 +74,12 @@ def test_a_classifier_learns_is_chosen_by_validation_reported_and_listened_to(sh
     before = opened.file.read_bytes()
     runs = f"--objective.content.classifier.runs={folder}"
     thin = ["--generator={name: msrresnet, width: 8, num_blocks: 1}", "--discriminator={name: patch, widths: [8, 12]}"]
-    train("srgan_cnn_mnist_x2", shards, tmp_path, runs, *thin, "--steps=4", "--validate_every=4", "--save_every=4")
+    seen = [f"--extractor={folder}", "--metrics=psnr,fid", "--keep.best=fd_classifier_eyeglasses"]
+    train("srgan_cnn_mnist_x2", shards, tmp_path, runs, *thin, *seen, "--steps=4", "--validate_every=4", "--save_every=4")
     (*_, row) = metrics(tmp_path / "srgan_cnn_mnist_x2")
+    best = json.loads((tmp_path / "srgan_cnn_mnist_x2" / "checkpoints" / "0000004" / "state.json").read_text())["best"]
+    last = json.loads((tmp_path / "srgan_cnn_mnist_x2" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert best["value"] == last["validation/fd_classifier_eyeglasses"] > 0
     wanted = {f"reading/classifier_classifier_eyeglasses_{what}" for what in ("sr", "hr", "difference", "accuracy")}
     assert wanted <= set(row) and "loss/classifier" in row
     difference = row["reading/classifier_classifier_eyeglasses_difference"]

@@ -1,0 +1,31 @@
+"""A network of the user's own whose features are compared: a finished classifier, or a TorchScript file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sr_dist.eval.extractor import Extractor
+from sr_dist.files import sha256
+from sr_dist.models import weights
+
+
+def open_own(place: str | None, device: torch.device) -> str | Extractor | None:
+    """The user's own extractor: a finished classifier, opened, or a TorchScript file, still to be opened."""
+    if not place or not (weights.is_run(Path(place)) or place.endswith(".safetensors")):
+        return place
+    classifier = weights.open_classifier(place, "extractor").to(device)
+    layer = type(classifier.last_layer).__name__
+    size = f"bilinear, to {classifier.size} x {classifier.size}" if classifier.size else "none"
+    about = {
+        "network": f"a classifier of {classifier.labels}, features before its last layer ({layer})",
+        "resize": f"{size}, as it was trained",
+    }
+
+    @torch.inference_mode()
+    def features(pictures: Tensor) -> Tensor:
+        return classifier.features(pictures / 255)
+
+    return Extractor(classifier.name, sha256(classifier.file), None, features, device, about)
