@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +15,7 @@ from typing import Any, TypeVar
 from shards.items import Item
 from shards.plan import Plan, part_file
 from shards.writer import Making, WrittenShard, write_shard
+from sr_dist.children import end_with_parent
 from sr_dist.data.order import share
 from sr_dist.errors import UserError
 
@@ -54,7 +53,7 @@ def in_processes(function: Callable[..., Result], jobs: Iterable[tuple], workers
     if workers == 1:
         yield from (function(*job) for job in jobs)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         under_way: set[Future[Result]] = set()
         try:
             for job in jobs:
@@ -83,18 +82,6 @@ def _no_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def with_progress(steps: Iterable[tuple[int, Result]], total: int, unit: str = "image") -> Iterator[Result]:

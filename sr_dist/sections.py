@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_v
 from sr_dist.config import Absent, Names, Settings, Whole
 from sr_dist.data.cache import Cache, cache_of
 from sr_dist.data.format import Shards
-from sr_dist.data.order import LONGEST_PATTERN, whole_weights
+from sr_dist.data.order import LONGEST_PATTERN, WINDOW, whole_weights
 from sr_dist.data.remote import DEFAULT_GB, is_remote, open_shards
 from sr_dist.data.select import Portion
 
@@ -93,7 +93,7 @@ class Data(Settings):
     rotate: bool = True  # by quarter turns
     augment: Augment = Augment()
     degradation: Part = Part(name="bicubic")  # how LR is made, where the shards store none
-    window: Positive = 8192  # samples that are mixed together
+    window: Positive = WINDOW  # samples that are mixed together
     workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes per rank
     trace: bool = False  # write down the keys of every micro-batch
 
@@ -108,7 +108,8 @@ class Data(Settings):
     def cached(self) -> Cache | None:
         """Where fetched shards go, if any are to be fetched."""
         remote = [source for source in (*self.sources, self.validation or "") if is_remote(source)]
-        return cache_of(self.cache, self.cache_gb) if remote or self.cache else None
+        stated = self.cache or self.cache_gb != DEFAULT_GB  # for a folder here, too, may say that its tars are elsewhere
+        return cache_of(self.cache, self.cache_gb) if remote or stated else None
 
     def opened(self) -> list[Shards]:
         """The data sets to train on."""

@@ -30,6 +30,7 @@ LEAVES = {
     "errors",
     "resize",
     "ranks",
+    "children",
     "door",
     "files",
     "pretrained",

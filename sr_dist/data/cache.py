@@ -240,12 +240,14 @@ def shown(url: str) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Held by one thread of one process, until it ends in whatever way. Loading processes are forked before any other
-    thread fetches, and started programs do not inherit it, so nobody holds it for the dead."""
+    """Held by one thread of one process, until it ends in whatever way."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # whoever else has inherited it
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -255,10 +257,11 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _note(ledger: Path, row: dict[str, Any]) -> None:
-    """One line at the end of a file that several processes of a node write."""
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    line = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(line, (json.dumps(row) + "\n").encode())
-    finally:
-        os.close(line)
+    """One line at the end of a file that several processes of a node write. A full disk must not undo what was fetched."""
+    with suppress(OSError):
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        line = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(line, (json.dumps(row) + "\n").encode())
+        finally:
+            os.close(line)

@@ -1,5 +1,5 @@
-"""Positions -> uint8 crops: what a loading process does. It gets paths, never arrays, and everything random is keyed by the
-sample, so any number of processes does the same.
+"""Positions -> uint8 crops: what a loading process does. It gets paths and opens them itself, and everything random is keyed
+by the sample, so any number of processes does the same.
 """
 
 from __future__ import annotations

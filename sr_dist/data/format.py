@@ -209,6 +209,10 @@ class Shards:
         """The shard's name for people."""
         return str(self.paths()[shard])
 
+    def advice(self) -> str:
+        """What to do about damage."""
+        return f"; 'python -m shards.verify {self.folder}' finds what else is damaged"
+
     def open(self, shard: int) -> int:
         """A descriptor of the shard's file."""
         return os.open(self.paths()[shard], os.O_RDONLY)

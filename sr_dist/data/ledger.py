@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,9 +33,9 @@ class Ledger:
         self._told: dict[str, int] = {}  # bytes that each node had fetched when they were last said,
         self._told_at = 0.0  # and the epoch then
 
-    def begin(self, epoch: float) -> None:
-        """Takes up what earlier processes of the run have written."""
-        self._replaced = self._replaced_before()
+    def begin(self, first: int, epoch: float) -> None:
+        """Takes up what earlier processes of the run have written of the steps before the first."""
+        self._replaced = sum(row["step"] < first for row in self._rows("substituted/rank-*.jsonl")) if ranks.is_first() else 0
         self._told, self._told_at = self.fetched(), epoch
 
     def noted(self, shards: Shards) -> Shards:
@@ -43,8 +46,10 @@ class Ledger:
 
     def fetched(self) -> dict[str, int]:
         """Bytes by node, since the run began."""
-        ledgers = sorted((self.folder / "fetched").glob("node-*.jsonl")) if self.folder else []
-        return {path.stem: sum(json.loads(line)["bytes"] for line in path.read_text().splitlines()) for path in ledgers}
+        nodes = Counter[str]()
+        for row in self._rows("fetched/node-*.jsonl"):
+            nodes[row["file"]] += row["bytes"]
+        return dict(nodes)
 
     def say_fetched(self, epoch: float) -> None:
         """What came since this was last said."""
@@ -58,7 +63,7 @@ class Ledger:
         if swaps and self.folder:
             (self.folder / "substituted").mkdir(parents=True, exist_ok=True)
             with open(self.folder / "substituted" / f"rank-{ranks.rank():03d}.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"step": step, **Replaced(*swap)._asdict()}) + "\n" for swap in swaps)
+                file.writelines(json.dumps({"step": step, **swap._asdict()}) + "\n" for swap in swaps)
 
     def count_replaced(self, device: torch.device) -> int:
         """By all ranks, since the run began. The log says when there are more. All ranks must call."""
@@ -68,7 +73,9 @@ class Ledger:
         self._said = total
         return total
 
-    def _replaced_before(self) -> int:
-        if not ranks.is_first() or not self.folder:
-            return 0
-        return sum(len(path.read_text().splitlines()) for path in (self.folder / "substituted").glob("rank-*.jsonl"))
+    def _rows(self, pattern: str) -> Iterator[dict[str, Any]]:
+        """With the name of the file. A line that a crash has torn is none: the books do not stop a run."""
+        for path in sorted(self.folder.glob(pattern)) if self.folder else ():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):
+                    yield {"file": path.stem, **json.loads(line)}

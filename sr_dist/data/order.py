@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 WINDOW = 8192  # samples that are mixed together; a window's shards are what a node must hold at one time
-
 LONGEST_PATTERN = 10_000  # of a mix of data sets: the sum of its whole weights
 
 # What a random number is for; part of its key, so that uses do not repeat each other.

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from sr_dist import ranks
 from sr_dist.data.cache import Cache
 from sr_dist.data.crops import Samples
+from sr_dist.data.remote import RemoteShards
 from sr_dist.data.stream import Stream
 
 
-def outlook(stream: Stream, sources: tuple[str, ...], cache: Cache | None) -> Iterator[str]:
+def outlook(stream: Stream, sources: tuple[str, ...]) -> Iterator[str]:
     for source, part, weight in zip(sources, stream.source.parts, stream.source.mix.weights, strict=True):
         yield f"data: {_epochs(stream, source, part, weight)}"
     yield f"data: {_rate(stream)}"
@@ -22,8 +23,9 @@ def outlook(stream: Stream, sources: tuple[str, ...], cache: Cache | None) -> It
         why = "most of them wait while the first are fetched" if stream.remote else "they read the same few files side by side, "
         why += "" if stream.remote else "which a local disk does not mind and a network disk does"
         yield f"warning: {shards} shards for {processes} loading processes: {why}; shards.build --per_shard makes more"
-    if cache and stream.remote:
-        yield from _about_cache(stream, cache)
+    caches = [part.reader.shards.cache for part in stream.source.parts if isinstance(part.reader.shards, RemoteShards)]
+    if caches:
+        yield from _about_cache(stream, caches[0])
 
 
 def _epochs(stream: Stream, source: str, part: Samples, weight: int) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import zlib
 from collections import OrderedDict
+from time import monotonic
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from sr_dist.data.format import Index, ShardError, Shards, attribute_values
 from sr_dist.errors import first_line
 
 JPEG = b"\xff\xd8"
+ASK_AGAIN = 600.0  # seconds after which a shard that could not be opened is asked for again
 NO_ATTRIBUTES = np.zeros(0, np.uint8)
 
 
@@ -29,7 +32,7 @@ class ShardReader:
         self.shards = shards
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file is an open one
-        self._lost: dict[int, ShardError] = {}  # shards that cannot be opened
+        self._lost: dict[int, tuple[float, ShardError]] = {}  # shards that could not be opened, and when that was
         self._renewed: set[int] = set()  # shards whose copy was damaged and made again
 
     def __reduce__(self) -> tuple:
@@ -82,16 +85,20 @@ class ShardReader:
         if not size:
             return bytearray()
         data = bytearray(size)
-        right = os.preadv(self._file(shard), [data], int(index[f"{member}_offset"][row])) == size
+        try:
+            right = os.preadv(self._file(shard), [data], int(index[f"{member}_offset"][row])) == size
+        except OSError as problem:
+            what = f"the {member} image of '{self.key(shard, row)}' cannot be read: {problem.strerror}"
+            raise self._damaged(shard, what) from None
         return data if right and zlib.crc32(data) == int(index[f"{member}_crc32"][row]) else None
 
     def _damaged(self, shard: int, what: str) -> ShardError:
-        folder = self.shards.folder
-        return ShardError(f"'{self.shards.where(shard)}': {what}; 'python -m shards.verify {folder}' finds what else is damaged")
+        return ShardError(f"'{self.shards.where(shard)}': {what}{self.shards.advice()}")
 
     def _file(self, shard: int) -> int:
-        if shard in self._lost:  # asking again would take as long as the first time
-            raise self._lost[shard]
+        since, problem = self._lost.get(shard, (-math.inf, None))
+        if problem and monotonic() - since < ASK_AGAIN:  # it would take as long as the first time
+            raise problem
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
@@ -99,12 +106,10 @@ class ShardReader:
             os.close(self._files.popitem(last=False)[1])
         try:
             self._files[shard] = self.shards.open(shard)
-        except ShardError as problem:
-            self._lost[shard] = problem
-            raise
-        except OSError as problem:
-            self._lost[shard] = self._damaged(shard, f"cannot be opened: {problem.strerror}")
-            raise self._lost[shard] from None
+        except (ShardError, OSError) as caught:
+            lost = caught if isinstance(caught, ShardError) else self._damaged(shard, f"cannot be opened: {caught.strerror}")
+            self._lost[shard] = monotonic(), lost
+            raise lost from None
         return self._files[shard]
 
 
@@ -121,7 +126,7 @@ def decode(data: bytes | bytearray, channels: int) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return to_tensor(image, channels)
-    except (OSError, SyntaxError, ValueError, zlib.error) as problem:
+    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as problem:
         raise RuntimeError(first_line(problem)) from None
 
 
@@ -130,4 +135,4 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image, np.int32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
     pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)

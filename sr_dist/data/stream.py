@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from sr_dist import ranks
 from sr_dist.batch import Batch
+from sr_dist.children import end_with_parent
 from sr_dist.data import augment
 from sr_dist.data.ahead import Ahead, Need
 from sr_dist.data.crops import Crops, CropSource, Positions, Samples
@@ -30,6 +32,9 @@ from sr_dist.data.order import Mix, home, seed_of, whole_weights
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote import RemoteShards
 from sr_dist.errors import UserError, first_line
+
+GRACE = 2.0  # seconds in which loading processes end by themselves
+MOST_NAMED = 32  # samples in an error
 
 
 class Stream:
@@ -42,17 +47,16 @@ class Stream:
     def __init__(
         self, shards: Sequence[Shards], settings: Any, *, seed: int, scale: int, accumulate: int, steps: int, channels: int,
         degrade: Callable[[Tensor, Tensor], Tensor], device: torch.device,
-        channels_last: bool = False, position: int | None = None, folder: Path | None = None,
+        channels_last: bool = False, position: int = 0, done: int = 0, folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.steps_to_do, self.device, self.degrade, self.scale = settings, steps, device, degrade, scale
         # Whole images have sizes of their own, so each is a micro-batch.
         self.accumulate = accumulate if settings.crop else settings.batch // ranks.size()
         self.channels_last = channels_last
-        self.position = position  # where the data stand before the first step; by default where that step of a new run is
-        self._first = 1
+        self._origin = position - done * settings.batch  # where the data would have stood before step 1
         self._arriving: Any = None
         self._ahead: Ahead | None = None
-        self._wanted: list[Sequence[int]] = []  # the positions of the step in hand
+        self._step = done  # in hand
         self.remote = any(isinstance(part, RemoteShards) for part in shards)
         self.node_of = ranks.nodes() if self.remote else [0] * ranks.size()
         self._ledger = Ledger(folder, self.node_of[ranks.rank()])
@@ -76,28 +80,24 @@ class Stream:
 
     def crops(self, first: int) -> Iterator[tuple[int, list[Crops]]]:
         """The same as it comes from the loading processes."""
-        self._first = first
-        if self.position is None:
-            self.position = (first - 1) * self.settings.batch
-        self._ledger.begin(self.position / self.samples)
-        positions = self._positions(self.position, self.steps_to_do - first + 1)
+        begin = self.position_after(first - 1)
+        self._ledger.begin(first, begin / self.samples)
         loader = DataLoader(
             self.source,
-            sampler=positions,
+            sampler=self._positions(begin, self.steps_to_do - first + 1),
             batch_size=None,  # a "sample" of the loader is a whole micro-batch
             collate_fn=_as_it_is,
             num_workers=self.settings.workers,
             prefetch_factor=2 * self.accumulate if self.settings.workers else None,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_rank,
+            worker_init_fn=_live_and_die_with_the_rank,
         )
         self._arriving = iter(loader)
-        self._ahead = self._fetching_ahead(self.position)  # after the loading processes were forked: it is a thread
+        self._ahead = self._fetching_ahead(begin)  # after the loading processes were forked: it is a thread
         for step in range(first, self.steps_to_do + 1):
-            start = self.position + (step - first) * self.settings.batch
-            self._wanted = list(positions.step(start))
+            self._step = step
             if self._ahead:
-                self._ahead.reached(start)
+                self._ahead.reached(self.position_after(step - 1))
             yield step, [self._received(next(self._arriving)) for _ in range(self.accumulate)]
 
     def _positions(self, start: int, steps: int) -> Positions:
@@ -111,22 +111,32 @@ class Stream:
         return crops
 
     def explained(self, problem: Exception) -> Exception:
-        """A loading process that died, at whatever moment torch noticed it, as an error that names what was being read."""
+        """A loading process that died, as an error that names what may have been its end: they read some steps ahead."""
         if "DataLoader worker" not in str(problem):
             return problem
-        keys = ", ".join(f"'{self.source.key(position)}'" for micro in self._wanted for position in micro)
-        return RuntimeError(f"a loading process died ({first_line(problem)}); the samples of this step were {keys}")
+        last = min(self._step + 2 * self.settings.workers, self.steps_to_do)
+        positions = range(self.position_after(self._step - 1), self.position_after(last))
+        keys = ", ".join(f"'{self.source.key(position)}'" for position in positions[:MOST_NAMED])
+        more = f" and {len(positions) - MOST_NAMED} more" if len(positions) > MOST_NAMED else ""
+        steps = f"samples of the steps {self._step} to {last}"
+        return RuntimeError(f"a loading process died ({first_line(problem)}) while {steps} were read: {keys}{more}")
 
     def position_after(self, step: int) -> int:
         """Where the data stand after a step: all that is to be remembered of them."""
-        return (self.position or 0) + (step - self._first + 1) * self.settings.batch
+        return self._origin + step * self.settings.batch
 
     def close(self) -> None:
-        """Ends the workers. They ignore the signals that a dying process would end them with, so it must be done."""
+        """Ends the workers. They ignore the signal with which torch ends those that do not answer, as one that waits for a
+        silent server does not; after a while they are killed, for nothing of theirs is to be saved.
+        """
         if self._ahead:
             self._ahead.close()
-        if hasattr(self._arriving, "_shutdown_workers"):
+        workers = getattr(self._arriving, "_workers", [])
+        if workers:
+            at_last = Timer(GRACE, lambda: [worker.kill() for worker in workers])
+            at_last.start()
             self._arriving._shutdown_workers()
+            at_last.cancel()
         self._arriving = None
 
     def preview(self, count: int) -> list[Batch]:
@@ -147,7 +157,7 @@ class Stream:
         names = self.source.parts[0].reader.shards.manifest.attributes  # all data sets have the same
         columns = torch.from_numpy(crops.attributes).to(self.device).float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
-        return Batch(lr.contiguous(memory_format=layout), hr, label, tuple(crops.keys), attributes)
+        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes)
 
     def counted(self) -> dict[str, int]:
         """Columns for metrics.jsonl. All ranks must call."""
@@ -179,7 +189,8 @@ def _as_it_is(crops: Any) -> Any:
     return crops
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """A cluster sends its signals to every process; the rank decides, and its workers end with it."""
+def _live_and_die_with_the_rank(worker: int) -> None:
+    """A cluster sends its signals to every process; the rank decides."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()

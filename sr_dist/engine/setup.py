@@ -52,7 +52,7 @@ def set_up(recipe: Recipe) -> Run:
     torch.manual_seed(recipe.seed)  # and the same ones with and without a term that builds networks of its own
     notes: list[str] = []
     networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
-    stream = open_stream(recipe, shards, accelerator.device, resumed.state["position"] if resumed else None)
+    stream = open_stream(recipe, shards, accelerator.device, *((resumed.state["position"], resumed.step) if resumed else (0, 0)))
     validation = open_validation(recipe)
     chosen, own = (recipe.metrics, open_own(recipe.extractor, accelerator.device)) if validation else ((), None)
     metrics = open_metrics(chosen, accelerator.device, own=own, download=recipe.allow_download)
@@ -205,11 +205,12 @@ def build_degradation(recipe: Recipe) -> Any:
     return module.build(config, recipe.scale)
 
 
-def open_stream(recipe: Recipe, shards: list[Shards], device: torch.device, position: int | None) -> Stream:
+def open_stream(recipe: Recipe, shards: list[Shards], device: torch.device, position: int = 0, done: int = 0) -> Stream:
+    """Which stands at a position after so many steps."""
     return Stream(
         shards, recipe.data, seed=recipe.seed, scale=recipe.scale,
         accumulate=recipe.accumulate, steps=recipe.steps, channels=recipe.channels,
-        channels_last=recipe.channels_last, position=position, folder=recipe.folder,
+        channels_last=recipe.channels_last, position=position, done=done, folder=recipe.folder,
         degrade=build_degradation(recipe), device=device,
     )  # fmt: skip
 
@@ -238,7 +239,7 @@ def _introduce(run: Run) -> None:
         total, trained = sum(whole(p) for p in parameters), sum(whole(p) for p in parameters if p.requires_grad)
         note = "" if total == trained else f", {trained:,} of them trained"
         run.log.say(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
-    for line in outlook(run.stream, recipe.data.sources, recipe.data.cached()):
+    for line in outlook(run.stream, recipe.data.sources):
         run.log.say(line)
     run.log.say(
         f"on {ranks.size()} {'rank' if ranks.size() == 1 else 'ranks'} ({run.device.type}), precision {recipe.precision}, "

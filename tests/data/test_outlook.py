@@ -21,14 +21,14 @@ def shards(count: int, samples: int, size: int, remote: Cache | None = None) -> 
     return RemoteShards(Path(), manifest, tars="https://h/a", cache=remote) if remote else Shards(Path(), manifest)
 
 
-def lines(*parts: Shards, cache: Cache | None = None, weights=(1,), **data) -> list[str]:
+def lines(*parts: Shards, weights=(1,), **data) -> list[str]:
     names = [f"set{number}" for number in range(len(parts))]
     settings = Data(**{"train": dict(zip(names, weights, strict=True)), "crop": 16, "batch": 50, "workers": 2, **data})
     stream = Stream(
         parts, settings, seed=0, scale=2, accumulate=1, steps=60, channels=3, degrade=lambda hr, seeds: hr,
         device=torch.device("cpu"),
     )  # fmt: skip
-    return list(outlook(stream, settings.sources, cache))
+    return list(outlook(stream, settings.sources))
 
 
 def test_one_data_set():
@@ -56,8 +56,8 @@ def test_fewer_shards_than_loading_processes_are_warned_about(count, warned):
 
 def test_a_cache_too_small_for_what_is_mixed_is_warned_about():
     small, large = Cache(Path("/c"), 3_000_000), Cache(Path("/c"), 30_000_000)
-    assert lines(shards(9, 100, 1_000_000, small), cache=small, window=200)[-1].startswith("warning: data.cache_gb: 0.003 holds")
-    last = lines(shards(9, 100, 1_000_000, large), cache=large, window=200)[-1]
+    assert lines(shards(9, 100, 1_000_000, small), window=200)[-1].startswith("warning: data.cache_gb: 0.003 holds")
+    last = lines(shards(9, 100, 1_000_000, large), window=200)[-1]
     assert last == "data: shards are fetched to '/c', up to 0.03 GB, on 1 node(s)"
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -20,9 +23,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import environment
 from servers import serving
 
 from sr_dist import ranks
+from sr_dist.data import reader as reader_module
 from sr_dist.data import remote
 from sr_dist.data.cache import Cache
 from sr_dist.data.crops import CropSource, Positions, Samples
@@ -46,7 +51,9 @@ from sr_dist.sections import Data
 SCALE, CROP_SIZE = 2, 16
 
 
-def stream(*folders, steps=6, accumulate=1, channels=3, seed=0, run_folder=None, **data) -> Stream:
+def stream(
+    *folders, steps=6, accumulate=1, channels=3, seed=0, run_folder=None, position=0, done=0, **data
+) -> Stream:  # fmt: skip
     """Of one data set, or of several by the weights in `train`."""
     train = dict.fromkeys(map(str, folders), 1)
     settings = Data(**{"train": train, "crop": CROP_SIZE, "batch": 4, "workers": 0, "window": 10, **data})
@@ -54,6 +61,7 @@ def stream(*folders, steps=6, accumulate=1, channels=3, seed=0, run_folder=None,
     return Stream(
         [open_shards(str(folder)) for folder in folders], settings, seed=seed, scale=SCALE, accumulate=accumulate,
         steps=steps, channels=channels, degrade=degrade, device=torch.device("cpu"), folder=run_folder,
+        position=position, done=done,
     )  # fmt: skip
 
 
@@ -110,11 +118,6 @@ def test_batches_have_the_promised_shapes_and_values(photo_shards):
         assert max(batch.hr.max(), batch.lr.max()) <= 1
         assert batch.hr.std() > 0.05
         assert [classes[label] for label in batch.label] == [key.split("/")[0] for key in batch.keys]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_keys_of_a_batch_are_a_tuple_as_stated(photo_shards, workers):
-    assert isinstance(read(stream(photo_shards, steps=1, workers=workers))[1][0].keys, tuple)
 
 
 def test_lr_is_the_matlab_bicubic_of_hr(photo_shards):
@@ -207,6 +210,14 @@ def test_resuming_is_starting_at_another_step(photo_shards):
     rest = read(stream(photo_shards, steps=14), first=9)
     assert list(rest) == list(range(9, 15))
     assert all(same(rest[step][0], whole[step][0]) for step in rest)
+
+
+def test_where_the_data_stand_is_known_before_the_first_step(photo_shards):
+    """400 positions after 100 steps, as a run has it that took other batches before; nothing is read to say so."""
+    a_stream = stream(photo_shards, steps=102, position=404, done=100)
+    assert [a_stream.position_after(step) for step in (100, 101)] == [404, 408]
+    found = [batch.keys for (batch,) in read(a_stream, first=101).values()]
+    assert found == [batch.keys for (batch,) in read(stream(photo_shards, steps=103), first=102).values()]
 
 
 def test_positions_of_a_rank_are_its_part_of_every_step():
@@ -326,6 +337,111 @@ def test_a_damaged_shard_is_replaced_by_the_same_samples_everywhere(photo_shards
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         parts.append(read(stream(folder, batch=6, on_corrupt="substitute")))
     assert {step: sum((part[step][0].keys for part in parts), ()) for step in whole} == whole
+
+
+@pytest.mark.parametrize("substitute", [False, True])
+def test_a_sector_that_cannot_be_read_is_damage_like_any_other(photo_shards, monkeypatch, substitute):
+    real, places = os.preadv, set()
+
+    def broken(file: int, buffers, place: int) -> int:
+        places.add(place)
+        if place == min(places):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(file, buffers, place)
+
+    monkeypatch.setattr(os, "preadv", broken)
+    if substitute:
+        assert all(len(batch.keys) == 4 for (batch,) in read(stream(photo_shards, on_corrupt="substitute")).values())
+    else:
+        with pytest.raises(ShardError, match=r"the hr image of '.*' cannot be read: Input/output error; .*shards\.verify"):
+            read(stream(photo_shards))
+
+
+def test_a_shard_that_was_away_for_a_while_is_asked_for_again(photo_shards, tmp_path, monkeypatch):
+    folder = shutil.copytree(photo_shards, tmp_path / "away")
+    tar, clock = folder / "photos-000000.tar", [0.0]
+    monkeypatch.setattr(reader_module, "monotonic", lambda: clock[0])
+    a_reader = ShardReader(open_shards(str(folder)))
+    tar.rename(tmp_path / "elsewhere.tar")
+    for clock[0] in (0.0, 500.0):
+        with pytest.raises(ShardError, match="cannot be opened"):
+            a_reader.read(0, 0, "hr")
+        if not clock[0]:
+            (tmp_path / "elsewhere.tar").rename(tar)  # back, but it was said just now
+    clock[0] = 601.0
+    assert a_reader.read(0, 0, "hr")
+
+
+def test_a_png_that_claims_to_be_huge_is_an_error_with_its_name(image_bytes, picture, tmp_path):
+    """Pillow has an exception of its own for them."""
+    huge = bytearray(image_bytes(picture(1, 20, 20)))
+    huge[16:24] = struct.pack(">II", 14_000, 14_000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    folder = made_shards(tmp_path, [bytes(huge)], sizes=[(20, 20)])
+    with pytest.raises(ShardError, match=r"cannot be decoded: .*decompression bomb"):
+        ShardReader(open_shards(str(folder))).image(0, 0, "hr", 3)
+
+
+def test_a_torn_line_in_the_books_does_not_stop_a_run(photo_shards, tmp_path):
+    (tmp_path / "substituted").mkdir()
+    rows = [
+        '{"step": 2, "wanted": "a", "taken": "b", "why": "c"}',
+        '{"step": 9, "wanted": "a", "taken": "b", "why": "c"}',
+        '{"st',
+    ]
+    (tmp_path / "substituted" / "rank-001.jsonl").write_text("\n".join(rows))
+    a_stream = stream(photo_shards, on_corrupt="substitute", run_folder=tmp_path)
+    read(a_stream, first=3)
+    assert a_stream.counted() == {"data/substituted": 1}  # what is of steps to come is written anew
+
+
+def test_a_worker_that_waits_for_a_silent_source_does_not_keep_the_run(photo_shards, tmp_path):
+    """Manifest and indexes come, tars never do."""
+    source = f"pipe:case {{}} in *.tar) sleep 600;; *) cat {photo_shards}/{{}};; esac"
+    settings = Data(train=source, crop=CROP_SIZE, batch=4, workers=2, window=10)
+    shards = remote.open_shards(source, "data.train", Cache(tmp_path / "cache", 10**9))
+    a_stream = Stream(
+        [shards], settings, seed=0, scale=SCALE, accumulate=1, steps=12, channels=3, degrade=lambda hr, seeds: hr,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    arriving = a_stream.crops(1)
+    waiting = threading.Thread(target=lambda: next(arriving, None), daemon=True)
+    waiting.start()
+    with patience(60):
+        while not getattr(a_stream._arriving, "_workers", []):
+            sleep(0.01)
+        sleep(1)
+        workers = a_stream._arriving._workers
+        a_stream.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+ORPHANS = """
+import os, sys, time, torch
+from sr_dist.data.format import open_shards
+from sr_dist.data.stream import Stream
+from sr_dist.sections import Data
+data = Data(train=sys.argv[1], crop="none", batch=256, workers=2)
+stream = Stream([open_shards(sys.argv[1])], data, seed=0, scale=2, accumulate=1, steps=9, channels=3,
+                degrade=lambda hr, seeds: hr, device=torch.device("cpu"))
+next(stream.crops(1))
+print(*(worker.pid for worker in stream._arriving._workers), flush=True)
+time.sleep(2)
+os._exit(1)
+"""
+
+
+def test_loading_processes_end_with_a_rank_that_ends_at_once(photo_shards):
+    """As it does when nothing moves any more; their results fill the way to it."""
+    import psutil
+
+    words = [sys.executable, "-c", ORPHANS, str(photo_shards)]
+    with patience(90):  # whoever lives on keeps the pipe open
+        child = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, env=environment())
+        workers = [int(pid) for pid in child.stdout.split()]
+        assert (child.returncode, len(workers)) == (1, 2)
+        while any(psutil.pid_exists(pid) for pid in workers):
+            sleep(0.05)
 
 
 def test_without_a_readable_sample_a_substitute_is_an_error(photo_shards, tmp_path):
