@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -103,8 +104,8 @@ def _walk(folder: str, below: str, inside: tuple[str, ...]) -> Iterator[str]:
                 continue
             if entry.is_dir():
                 yield from _walk(entry.path, f"{below}{entry.name}/", (*inside, place))
-            elif entry.name.lower().endswith(SUFFIXES):
-                yield below + entry.name
+            elif entry.name.lower().endswith(SUFFIXES) and not stat.S_ISFIFO(entry.stat(follow_symlinks=False).st_mode):
+                yield below + entry.name  # reading from a pipe might never end
 
 
 def natural_key(name: str) -> str:

@@ -57,6 +57,8 @@ def problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
     except (OSError, ShardError) as problem:
         yield str(problem)
         return
+    if not path.is_file():  # a folder, say: its size was wrong
+        return
     with open(path, "rb") as tar:
         for row in range(len(index)):
             for member in ("hr", "lr"):

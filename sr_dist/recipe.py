@@ -14,7 +14,7 @@ from typing import Any
 from sr_dist import config, plugins, pretrained
 from sr_dist.config import Names, Settings
 from sr_dist.data.format import Shards
-from sr_dist.data.remote import is_remote, open_shards
+from sr_dist.data.remote import open_shards
 from sr_dist.data.select import portion_rows, shares
 from sr_dist.errors import UserError, nearest
 from sr_dist.labels import SCORES, labels_of
@@ -124,6 +124,13 @@ def senses() -> dict[str, str]:
     return {**metric_facts(plugins.names(METRICS), "BETTER"), **dict.fromkeys(SCORES, "higher")}
 
 
+def sense(column: str) -> str | None:
+    """Whether "higher" or "lower" is better in a column of a validation, whatever its extractor is called."""
+    known = senses()
+    sets = metric_facts([name for name in plugins.names(METRICS) if of_sets(name)], "BETTER")
+    return known.get(column) or next((known[c] for c in sets if column.startswith(foreign(c, ""))), None)
+
+
 def content_parts(content: Any) -> dict[str, tuple[float, dict[str, Any]]]:
     """`{l1: 0.01, vgg: {weight: 1, layers: ...}}` -> {name: (weight, options)}."""
     if not isinstance(content, Mapping):
@@ -199,8 +206,19 @@ def check_data(recipe: Recipe) -> None:
     for source, shards in zip(data.sources, opened, strict=True):
         _check_shards(source, shards, data, scale)
     _check_alike(recipe, opened)
-    if data.validation and not Path(data.validation).is_dir() and (is_remote(data.validation) or "{" not in data.validation):
-        open_shards(data.validation, "data.validation", data.cached())  # says what is missing, and the nearest name
+    if data.validation:
+        _check_validation(data.validation, data, scale)
+
+
+def _check_validation(place: str, data: Data, scale: int) -> None:
+    """Shards, or a folder of images, of which nothing is known before they are opened."""
+    if Path(place).is_dir() and not (Path(place) / "manifest.json").is_file():
+        return
+    manifest = open_shards(place, "data.validation", data.cached()).manifest
+    if manifest.scale and manifest.scale != scale:
+        raise UserError(f"data.validation: the LR stored in '{place}' is {manifest.scale} times smaller, and scale is {scale}")
+    if manifest.min_side < scale:
+        raise UserError(f"data.validation: '{place}' has an image with a side of {manifest.min_side}, below the scale {scale}")
 
 
 def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
@@ -214,6 +232,9 @@ def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
             f"data.crop: {data.crop} is more than the smallest side of '{source}', {shards.manifest.min_side}; "
             f"{fits} fits, or data.small=replicate repeats the edges of small images"
         )
+    if not data.crop and shards.manifest.min_side < scale:
+        side = shards.manifest.min_side
+        raise UserError(f"data.crop: none, but '{source}' has an image with a side of {side}, below the scale {scale}")
     if shards.manifest.scale and shards.manifest.scale != scale:
         raise UserError(f"scale: {scale}, but the LR images stored in '{source}' are {shards.manifest.scale} times smaller")
     if shards.manifest.scale and data.augment != Augment():
@@ -290,11 +311,18 @@ def find_weights(recipe: Recipe) -> None:
         if hasattr(module, "check_runs"):
             module.check_runs(options, recipe)
     measured = recipe.metrics if recipe.data.validation or recipe.data.split else ()
-    if recipe.extractor and measured and not Path(recipe.extractor).exists():
-        raise UserError(f"extractor: nothing is at '{recipe.extractor}'")
+    if recipe.extractor and measured:
+        _check_extractor(Path(recipe.extractor))
     needing = [name for name in measured if not (recipe.extractor and of_sets(name))]
     for column, file in metric_facts(needing, "NEEDS").items():
         pretrained.find(file, f"metrics: {column}", download=recipe.allow_download)
+
+
+def _check_extractor(place: Path) -> None:
+    if not place.exists():
+        raise UserError(f"extractor: nothing is at '{place}'")
+    if place.is_dir() and not (place / "recipe.yaml").is_file():
+        raise UserError(f"extractor: '{place}' is a folder, but no run of a classifier")
 
 
 def content_terms(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:

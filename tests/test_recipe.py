@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sr_dist import config, recipe, resumption
 from sr_dist.commands import Evaluation
@@ -325,6 +326,18 @@ def test_the_best_is_chosen_by_a_column_of_the_recipes_own_metrics(write_recipe,
     assert refused({"metrics": "psnr,ssin"}).endswith("did you mean 'ssim'?")
 
 
+def test_validation_shards_that_do_not_fit_are_refused_before_training(write_recipe, photos, tmp_path, refused):
+    from shards.build import build
+
+    low = tmp_path / "low"
+    for path in photos.rglob("*.png"):
+        with Image.open(path) as image:
+            (low / path.relative_to(photos)).parent.mkdir(parents=True, exist_ok=True)
+            image.resize((image.width // 4, image.height // 4)).save(low / path.relative_to(photos))
+    build("pairs", str(photos), tmp_path / "pairs", {"lr": str(low), "resize": "32", "scale": "4"})
+    assert refused({"data.validation": str(tmp_path / "pairs")}).endswith("is 4 times smaller, and scale is 2")
+
+
 def test_an_extractor_gives_its_name_to_the_columns_of_sets(write_recipe, refused, photos, tmp_path):
     chosen = {"metrics": "psnr,fid,kid", "extractor": "runs/glasses"}
     assert load(write_recipe(), keep__best="kd_glasses", **chosen).extractor == "runs/glasses"
@@ -332,9 +345,20 @@ def test_an_extractor_gives_its_name_to_the_columns_of_sets(write_recipe, refuse
     assert "no column of the metrics psnr, fid, kid" in refused({"keep.best": "fid", **chosen})
     with pytest.raises(UserError, match=r"^extractor: nothing is at 'runs/glasses'"):
         recipe.find_weights(load(write_recipe(), data__validation=str(photos), **chosen))
-    (tmp_path / "glasses").mkdir()  # then no published weights are looked for
     there = {**chosen, "extractor": str(tmp_path / "glasses")}
-    recipe.find_weights(load(write_recipe(), data__validation=str(photos), **there))
+    (tmp_path / "glasses").mkdir()
+    with pytest.raises(UserError, match=r"^extractor: '.*glasses' is a folder, but no run of a classifier"):
+        recipe.find_weights(load(write_recipe(), data__validation=str(photos), **there))
+    (tmp_path / "glasses" / "recipe.yaml").write_text("name: glasses\n")
+    recipe.find_weights(load(write_recipe(), data__validation=str(photos), **there))  # no published weights are looked for
+
+
+@pytest.mark.parametrize(
+    ("column", "better"),
+    [("psnr_y", "higher"), ("fid", "lower"), ("fd_glasses", "lower"), ("patch_fd_x", "lower"), ("kd_a_b", "lower"), ("fd", None)],
+)
+def test_columns_of_any_extractor_have_a_sense(column, better):
+    assert recipe.sense(column) == better
 
 
 def test_weights_that_a_metric_needs_are_looked_for_before_training(write_recipe, photos, tmp_path, monkeypatch):

@@ -25,21 +25,24 @@ submit() {  # SCRIPT SBATCH_OPTIONS... SCRIPT_WORDS...: prints the id
 }
 
 stage() {  # NAME: WORDS...
-  local name=${1%:} merge=() options=() word
+  local name=${1%:} merge=() options=() shares='' word
   shift
   case $name in
     build) submit build_shards "$@" ;;
     train|train_array|sweep|evaluate) submit "$name" "$@" ;;
   esac
   echo "$name $before"
-  [[ $name == build && " $* " == *" --array="* ]] || return 0
+  [ "$name" = build ] || return 0
   for word in "$@"; do
-    if [ ${#merge[@]} = 0 ] && [[ $word == -* ]]; then
-      [[ $word == --array=* ]] || options+=("$word")
+    if [ ${#merge[@]} = 0 ] && [[ $word == --array=* || $word == -a?* ]]; then
+      shares=yes
+    elif [ ${#merge[@]} = 0 ] && [[ $word == -* ]]; then
+      options+=("$word")
     else
       merge+=("$word")
     fi
   done
+  [ "$shares" ] || return 0
   submit build_shards "${options[@]}" "${merge[@]}" --merge
   echo "merge $before"
 }

@@ -53,12 +53,23 @@ def _devkit(rows: list[list[str]], config: Config, images: int) -> list[str]:
     if len(rows) != images:
         raise UserError(f"truth: '{config.truth}' has {len(rows)} lines for {images} images")
     numbers = [int(row[0]) if row[0].isdigit() else 0 for row in rows]
-    wnids = [row[0] for row in _rows(config.synsets, "synsets")] if config.synsets else None
+    wnids = _synsets(config.synsets) if config.synsets else None
     most = len(wnids) if wnids else max(numbers, default=0)
     for line, number in enumerate(numbers, 1):
         if not 1 <= number <= most:
             raise UserError(f"truth: '{config.truth}' line {line}: '{rows[line - 1][0]}' is not a number from 1 to {most}")
     return [wnids[number - 1] if wnids else str(number - 1) for number in numbers]
+
+
+def _synsets(path: Path) -> list[str]:
+    """The devkit's order of the classes."""
+    wnids = [row[0] for row in _rows(path, "synsets")]
+    for line, wnid in enumerate(wnids, 1):
+        if not WNID.fullmatch(wnid):
+            raise UserError(f"synsets: '{path}' line {line}: '{wnid}' is no wnid such as n01440764")
+        if wnid in wnids[: line - 1]:
+            raise UserError(f"synsets: '{path}' names {wnid} twice")
+    return wnids
 
 
 def _by_stem(names: list[str], rows: list[list[str]], path: Path) -> dict[str, str]:

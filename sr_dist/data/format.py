@@ -211,7 +211,7 @@ class Shards:
 
     def advice(self) -> str:
         """What to do about damage."""
-        return f"; 'python -m shards.verify {self.folder}' finds what else is damaged"
+        return f"; 'python -m shards.verify {self.folder} --deep' finds what else is damaged"
 
     def open(self, shard: int) -> int:
         """A descriptor of the shard's file."""

@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -125,7 +126,8 @@ def _tars(source: str, stated: str | None) -> str:
 def _fetch_index(source: str, folder: Path, entry: ShardEntry) -> None:
     """Under its name when it is known to be whole."""
     path = folder / index_name(entry.name)
-    if path.is_file():
+    with suppress(ShardError):  # not there, or no longer what it was
+        Index(path).check()
         return
     url = address(source, path.name)
     aside = path.with_suffix(".new")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -33,7 +34,8 @@ from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote import RemoteShards
 from sr_dist.errors import UserError, first_line
 
-GRACE = 2.0  # seconds in which loading processes end by themselves
+GRACE = 2.0  # seconds in which loading processes end by themselves,
+END_AT_ONCE = signal.SIGUSR2  # before they are told to
 MOST_NAMED = 32  # samples in an error
 
 
@@ -127,13 +129,13 @@ class Stream:
 
     def close(self) -> None:
         """Ends the workers. They ignore the signal with which torch ends those that do not answer, as one that waits for a
-        silent server does not; after a while they are killed, for nothing of theirs is to be saved.
+        silent server does not; so there is one of our own. Nothing of theirs is to be saved.
         """
         if self._ahead:
             self._ahead.close()
         workers = getattr(self._arriving, "_workers", [])
         if workers:
-            at_last = Timer(GRACE, lambda: [worker.kill() for worker in workers])
+            at_last = Timer(GRACE, _send, (workers, END_AT_ONCE))
             at_last.start()
             self._arriving._shutdown_workers()
             at_last.cancel()
@@ -185,6 +187,12 @@ class Stream:
             self._ledger.say_fetched(after / self.samples)
 
 
+def _send(processes: Sequence[Any], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
 def _as_it_is(crops: Any) -> Any:
     return crops
 
@@ -193,4 +201,5 @@ def _live_and_die_with_the_rank(worker: int) -> None:
     """A cluster sends its signals to every process; the rank decides."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(END_AT_ONCE, lambda *_: os._exit(0))  # as after all its work: torch takes any other end for a failure
     end_with_parent()

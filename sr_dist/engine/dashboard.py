@@ -25,6 +25,7 @@ def workspace(entity: str, project: str, name: str) -> workspaces.Workspace:
     ]
     quality: list[Any] = [
         *(curve(f"{metric}, {sense} is better", f"validation/{metric}") for metric, sense in senses().items()),
+        every("distances by other features than the FID Inception's", r"validation/(\w+_)?(fd|kd)_.*"),
         *(reports.ScalarChart(title=f"best {metric}", metric=f"best/{metric}") for metric in senses()),
         reports.MediaBrowser(title="LR, bicubic, SR, HR", media_keys=["samples/sheet"]),
         reports.WeavePanelSummaryTable(table_name="samples/table"),

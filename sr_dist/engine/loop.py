@@ -232,10 +232,11 @@ def is_best(run: Run, found: Mapping[str, float | None]) -> bool:
     value = found.get(metric) if metric else None
     if metric is None or value is None:
         return False
-    sense = (run.metrics.better | BETTER)[metric]
-    if best and best["metric"] == metric and (value <= best["value"] if sense == "higher" else value >= best["value"]):
+    sense, by = (run.metrics.better | BETTER)[metric], run.metrics.measured_by(metric)
+    comparable = best and (best["metric"], best.get("by")) == (metric, by)
+    if comparable and (value <= best["value"] if sense == "higher" else value >= best["value"]):
         return False
-    run.state["best"] = {"metric": metric, "value": value, "step": run.step}
+    run.state["best"] = {"metric": metric, "value": value, "step": run.step, "by": by}
     return True
 
 

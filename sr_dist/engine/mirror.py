@@ -18,7 +18,7 @@ from typing import Any, Literal
 from PIL.Image import Image
 
 from sr_dist.errors import first_line
-from sr_dist.recipe import senses
+from sr_dist.recipe import sense
 from sr_dist.sections import Recipe
 
 Row = Mapping[str, Any]
@@ -157,9 +157,10 @@ class Mirror:
         W&B's own best values know nothing of the parts of a run before a requeue.
         """
         found: dict[str, float] = {}
-        for name, sense in senses().items():
-            value, sign = row.get(f"validation/{name}"), 1 if sense == "higher" else -1
-            if value is not None and (name not in self._best or sign * value > sign * self._best[name]):
+        for name in [key.removeprefix("validation/") for key in row if key.startswith("validation/")]:
+            value, better = row[f"validation/{name}"], sense(name)
+            sign = 1 if better == "higher" else -1
+            if better and value is not None and (name not in self._best or sign * value > sign * self._best[name]):
                 self._best[name] = value
                 found |= {f"best/{name}": value, f"best/{name}_step": row["step"]}
         for key in [key for key in row if key.startswith("skipped/")]:

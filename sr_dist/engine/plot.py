@@ -19,6 +19,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from sr_dist.commands import Plotting
 from sr_dist.errors import UserError
 from sr_dist.files import write_whole
+from sr_dist.recipe import sense
 
 COLOURS = (
     "#1f6f8b",
@@ -226,13 +227,11 @@ def summary(run: Curves) -> dict[str, Any]:
 
 
 def scores(run: Curves) -> Iterator[dict[str, Any]]:
-    from sr_dist.recipe import senses
-
     for column in columns_of("validation", [run]):
         rows = [row for row in run.rows if row.get(column) is not None]
-        sense = senses().get(column.removeprefix("validation/"))
-        if rows and sense:
-            best = (max if sense == "higher" else min)(rows, key=lambda row: row[column])
+        better = sense(column.removeprefix("validation/"))
+        if rows and better:
+            best = (max if better == "higher" else min)(rows, key=lambda row: row[column])
             yield {
                 "name": column.removeprefix("validation/"),
                 "best": best[column],

@@ -239,6 +239,8 @@ def _introduce(run: Run) -> None:
         total, trained = sum(whole(p) for p in parameters), sum(whole(p) for p in parameters if p.requires_grad)
         note = "" if total == trained else f", {trained:,} of them trained"
         run.log.say(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
+    if run.metrics.extractor:
+        run.log.say(f"validation's extractor: {run.metrics.extractor.name}, sha256 {run.metrics.extractor.weights_sha256}")
     for line in outlook(run.stream, recipe.data.sources):
         run.log.say(line)
     run.log.say(

@@ -47,6 +47,11 @@ class Metrics:
         chosen = [module for module in self.modules if is_of_sets(module) and view == module.VIEW]
         return {self.column(own, module): module for module in chosen for own in module.BETTER}
 
+    def measured_by(self, column: str) -> str | None:
+        """The sha256 of the weights whose features a column compares; values by others are not to be compared with it."""
+        of_sets = any(column in self.of_sets(view) for view in self.views)
+        return self.extractor.weights_sha256 if self.extractor and of_sets else None
+
     def column(self, own: str, module: Any) -> str:
         """A distance between other features than the FID Inception's is never called by its name."""
         if not (self.foreign and self.extractor and is_of_sets(module)):

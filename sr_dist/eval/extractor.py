@@ -65,11 +65,16 @@ class Extractor:
         return self._features(grid.permute(0, 1, 3, 5, 2, 4).flatten(0, 2))
 
     def _features(self, pictures: Tensor) -> np.ndarray:
-        parts = [self.network(part.to(self.device)).float().cpu() for part in pictures.split(AT_ONCE)]
-        found = torch.cat(parts).numpy()
-        if found.ndim != 2 or len(found) != len(pictures):
-            raise UserError(f"extractor: '{self.name}' makes {found.shape} of {len(pictures)} pictures, not a row for each")
-        return found
+        return np.concatenate([self._rows(part) for part in pictures.split(AT_ONCE)])
+
+    def _rows(self, pictures: Tensor) -> np.ndarray:
+        found = self.network(pictures.to(self.device))
+        what = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(pictures):
+            raise UserError(f"extractor: '{self.name}' makes {what} of {len(pictures)} pictures, not a row for each")
+        if not found.isfinite().all():
+            raise UserError(f"extractor: '{self.name}' makes what is no number of pictures; its weights are damaged or diverged")
+        return found.float().cpu().numpy()
 
 
 def _levels(images: Tensor) -> np.ndarray:

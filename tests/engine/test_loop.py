@@ -159,6 +159,6 @@ def test_validation_measures_what_the_recipe_names_and_notes_the_best(tiny, phot
     assert loop.validate(run)
     row = json.loads((run.recipe.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"validation/ssim_y", "validation/fd_means"} <= row.keys()
-    assert run.state["best"] == {"metric": "ssim_y", "value": row["validation/ssim_y"], "step": 0}
+    assert run.state["best"] == {"metric": "ssim_y", "value": row["validation/ssim_y"], "step": 0, "by": None}
     assert "(n 4, floor" in (run.recipe.folder / "log.txt").read_text()
     assert not loop.validate(run)  # no better than itself

@@ -84,7 +84,7 @@ def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
 def test_best_values_are_of_the_whole_run(tmp_path, monkeypatch):
     """PSNR is best when high, a distance when low; the part before the requeue had the better PSNR at step 2."""
     senses = {"psnr_y": "higher", "ssim_y": "higher", "distance": "lower"}
-    monkeypatch.setattr("sr_dist.engine.mirror.senses", lambda: senses)
+    monkeypatch.setattr("sr_dist.engine.mirror.sense", senses.get)
     settings = recipe(tmp_path)
     (tmp_path / "a run" / "metrics.jsonl").write_text(
         '{"step": 2, "validation/psnr_y": 31.0}\n{"step": 4, "validation/psnr_y": 30.5, "validation/ssim_y": 0.8}\n'

@@ -116,6 +116,19 @@ def test_a_file_that_is_no_torchscript_or_cannot_do_it_is_refused(tmp_path, phot
         open_extractor(str(tmp_path / "same.pt"), "clean", CPU).whole(pictures)
 
 
+@pytest.mark.parametrize(
+    ("makes", "said"),
+    [
+        (lambda pictures: pictures.mean(), r"makes \(\) of 2 pictures"),
+        (lambda pictures: (pictures, pictures), "makes a tuple of 2 pictures"),
+        (lambda pictures: pictures.flatten(1) / 0, "makes what is no number"),
+    ],
+)
+def test_an_extractor_that_makes_something_else_is_refused(photographs, makes, said):
+    with pytest.raises(UserError, match=rf"^extractor: 'odd' {said}"):
+        Extractor("odd", "", "clean", makes, CPU).whole(loaded(photographs(2)))
+
+
 def corners(pictures):
     """Each picture's upper left and lower right pixel, red."""
     return torch.stack([pictures[:, 0, 0, 0], pictures[:, 0, -1, -1]], 1)

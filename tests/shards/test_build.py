@@ -197,6 +197,12 @@ def test_bad_images_are_listed_with_their_reason_and_not_fatal(bad_images, tmp_p
     assert "14 inputs were rejected" in capsys.readouterr().out
 
 
+def test_a_pipe_that_is_called_like_an_image_is_not_waited_for(folder, tmp_path, picture, image_bytes):
+    (folder / "a.png").write_bytes(image_bytes(picture(1, 32, 32)))
+    os.mkfifo(folder / "b.png")
+    assert built("folder", folder, tmp_path / "out").manifest.samples == 1
+
+
 def test_the_folder_of_the_images_is_not_where_shards_go(photos, capsys):
     before = sorted(photos.rglob("*"))
     assert door.run(build.main, ["class_folders", str(photos), f"{photos}/."]) == 2

@@ -275,6 +275,16 @@ def test_validation_images_get_their_class_from_every_form_of_truth(val, tmp_pat
 
 
 @pytest.mark.parametrize(("text", "said"), [
+    ("n01000001\nn02\n", "line 2: 'n02' is no wnid"), ("n01000001\nn02000002\nn01000001\n", "names n01000001 twice"),
+])  # fmt: skip
+def test_synsets_that_cannot_be_are_refused(val, tmp_path, text, said):
+    (tmp_path / "truth.txt").write_text("1\n2\n1\n2\n")
+    (tmp_path / "synsets.txt").write_text(text)
+    with pytest.raises(UserError, match=f"^synsets: '.*' {said}"):
+        built("imagenet_val", val, tmp_path / "out", truth=str(tmp_path / "truth.txt"), synsets=str(tmp_path / "synsets.txt"))
+
+
+@pytest.mark.parametrize(("text", "said"), [
     ("1\n2\n", "has 2 lines for 4 images"), ("1\n2\n0\n1\n", "line 3: '0' is not a number from 1 to 2"),
     ("a b\n", "row 1: wants the name"), (f"{VAL[0]} n00000001\n{VAL[1]} 3\n", "has both wnids and numbers"),
     (f"{VAL[0]} 3\nx\n", "row 2: wants the name"),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sr_dist.batch import Batch, Reading
 from sr_dist.config import Names, Settings
 from sr_dist.errors import UserError
-from sr_dist.labels import check_fits
-from sr_dist.losses.classes import accuracy, cross_entropy, predictions, targets
+from sr_dist.labels import CLASS, check_fits
+from sr_dist.losses.classes import accuracy, cross_entropy, targets
 from sr_dist.models import weights
 from sr_dist.models.frozen import FrozenClassifier
 from sr_dist.sections import Recipe
@@ -70,9 +70,10 @@ class ClassKnowledge(nn.Module):
     def _one(self, classifier: FrozenClassifier, sr: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             original = classifier(batch.hr)  # (B, labels)
-        y = targets(classifier.labels.wanted, batch)
-        if self.config.target == "prediction":
-            y = predictions(original, y)
+        if self.config.target == "label":
+            y = targets(classifier.labels.wanted, batch)
+        else:
+            y = original.argmax(1) if classifier.labels.kind == CLASS else (original > 0).to(original.dtype)
         restored = classifier(sr)
         of_sr, of_hr = cross_entropy(restored, y), cross_entropy(original, y)  # (B,)
         difference = of_sr - of_hr
