@@ -134,8 +134,8 @@ def everything(
         "columns": metrics.better,
         "missing": sorted(metrics.missing),
         "features": metrics.extractor.describe() if metrics.extractor else None,
-        "methods": {name: source["sha256"] for name, source in sources.items()},
-        "classifiers": {judge.name: judge.about["sha256"] for judge in metrics.judges},
+        "methods": [[name, source["sha256"]] for name, source in sources.items()],  # in order: arrays lie under their numbers
+        "classifiers": [[judge.name, judge.about["sha256"]] for judge in metrics.judges],
         "versions": {name: metadata.version(name) for name in ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")},
     }
 
