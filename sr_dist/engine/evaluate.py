@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sr_dist import plugins, ranks
+from sr_dist import __version__, plugins, ranks
 from sr_dist.commands import BASELINES, Evaluation
 from sr_dist.data.select import Portion
 from sr_dist.data.validation import Batches, Images, ShardImages, content, numbers_of_this_rank, open_images
@@ -21,7 +21,7 @@ from sr_dist.errors import UserError
 from sr_dist.eval import report
 from sr_dist.eval.baselines import Upscale, baseline
 from sr_dist.eval.chosen import Metrics, open_metrics
-from sr_dist.eval.opinions import Judge
+from sr_dist.eval.opinions import ORIGINAL, Judge
 from sr_dist.eval.page import page, pictures
 from sr_dist.eval.parts import Parts, identity
 from sr_dist.eval.protocol import Protocol, protocol
@@ -32,6 +32,8 @@ from sr_dist.labels import check_fits
 from sr_dist.models import weights
 from sr_dist.models.frozen import FrozenClassifier
 from sr_dist.recipe import PACKAGES
+
+OTHERS = ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")  # whose versions numbers depend on
 
 
 def evaluate(asked: Evaluation) -> None:
@@ -100,7 +102,7 @@ def everyone(restorers: list[weights.Restorer], scale: int, device: torch.device
     methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
     sources: dict[str, Any] = {}
     for restorer in restorers:
-        name = unlike(restorer.name, methods)
+        name = unlike(restorer.name, {*methods, ORIGINAL})
         methods[name], sources[name] = bare(restorer, device), source(restorer)
     return methods, sources
 
@@ -136,7 +138,7 @@ def everything(
         "features": metrics.extractor.describe() if metrics.extractor else None,
         "methods": [[name, source["sha256"]] for name, source in sources.items()],  # in order: arrays lie under their numbers
         "classifiers": [[judge.name, judge.about["sha256"]] for judge in metrics.judges],
-        "versions": {name: metadata.version(name) for name in ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")},
+        "versions": {"sr_dist": __version__, **{name: metadata.version(name) for name in OTHERS}},
     }
 
 
