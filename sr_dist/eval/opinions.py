@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sr_dist import ranks
 from sr_dist.data.validation import Scored
+from sr_dist.errors import UserError
 from sr_dist.eval.classification import FIRST, Answers, Classify, answered, heads
 from sr_dist.eval.parts import Parts
 from sr_dist.eval.protocol import Protocol, kept
@@ -45,6 +46,8 @@ class Judge:
     def arrays(self, images: Tensor, protocol: Protocol, batch: Scored) -> np.ndarray:
         """The columns of answers about a batch, (B, heads, columns); nan for images that are not finite."""
         logits = self.classify(kept(images.nan_to_num(), protocol).float())
+        if not logits.isfinite().all():
+            raise UserError(f"attributes: '{self.name}' answers with what is no number; its weights are damaged or diverged")
         found = np.stack(answered(logits, self.labels, batch), 2).astype(np.float64)
         found[~images.isfinite().flatten(1).all(1).cpu().numpy()] = np.nan
         return found
@@ -67,8 +70,8 @@ def gathered(
     missing: dict[str, str] = {}
     for number, judge in enumerate(judges):
         for place, method in enumerate([ORIGINAL, *methods]):
-            shares = ranks.gather([parts.array(batch, _place(number, place)) for batch in mine])
-            values = np.concatenate([rows for share in shares for rows in share])
+            everybodys = ranks.gather([parts.array(batch, _place(number, place)) for batch in mine])
+            values = np.concatenate([rows for of_rank in everybodys for rows in of_rank])
             if np.isnan(values).any():
                 missing |= {f"{method}/{column}": NOT_FINITE for column in judge.columns}
             else:

@@ -15,6 +15,7 @@ from test_report import METRICS, batches_of, methods_for, store, table
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.select import Portion
 from sr_dist.data.validation import Batches, open_images
+from sr_dist.errors import UserError
 from sr_dist.eval import report
 from sr_dist.eval.attribute_tables import tables
 from sr_dist.eval.attributes import judgements, ranking
@@ -210,6 +211,14 @@ def test_a_method_that_breaks_an_image_is_not_judged_and_the_others_are(asked, p
     assert scores.missing["broken/top1_k"] == NOT_FINITE and scores.means("broken")["top1_k"] is None
     assert scores.means("bicubic")["top1_k"] is not None and "broken" not in scores.opinions["k"]
     assert "broken" not in judgements([asked], scores.opinions)["k"]["heads"]["class"]["methods"]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_classifier_that_answers_with_no_number_is_a_users_mistake(asked, photo_shards, wrong):
+    """No image is broken, so the weights are."""
+    diverged = replace(asked, classify=lambda images: torch.full((len(images), 3), wrong))
+    with pytest.raises(UserError, match=r"^attributes: 'k' answers with what is no number; its weights are damaged or diverged$"):
+        scored(photo_shards, diverged, methods_for(2))
 
 
 def test_a_folder_without_labels_has_agreement_and_says_why_no_accuracy(asked, tmp_path):
