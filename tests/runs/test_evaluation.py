@@ -116,9 +116,10 @@ def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, 
         finish(process)
         assert not (out / "report.json").exists()
         left = batches_done(out)
+        print(f"killed when {at} batches were there; {left} are left")  # shown with whatever fails below
         said, _ = run(ranks, "sr_dist.evaluate", *words, f"--out={out}")
         done, all_of_them = map(int, re.search(r"continuing: (\d+) of (\d+) batches are there", said).groups())
-        assert left - 1 <= done <= left < all_of_them
+        assert left - 1 <= done <= left < all_of_them, f"killed at {at}"
         assert_equal_numbers(tree(out), whole)
         assert_equal_opinions(tree(out), whole)
         rows = [(path / "images.jsonl").read_text() for path in (out, tmp_path / "whole")]
@@ -235,7 +236,7 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
         (["bicubic", f"--data={good}", *plain, "--resize=legacy_tensorflow"], "resize: "),
         (["bicubic", f"--data={good}", *plain, "--attributes=nowhere"], "attributes: nothing is at 'nowhere'"),
         (["bicubic", f"--data={good}", *plain, f"--attributes={good}/0.png"], "attributes: "),
-        (["bicubic", f"--data={good}", *plain, f"--attributes={hats},{hats}"], "names a classifier twice"),
+        (["bicubic", f"--data={good}", *plain, f"--attributes={hats},{tmp_path}/./hats.safetensors"], "names a classifier twice"),
         (["bicubic", f"--data={labelled}", *plain, f"--attributes={hats}"], "have no attribute 'Wearing_Hat'; they have none"),
         (["bicubic", f"--data={labelled}", *plain, f"--attributes={cats}"], "it tells apart 2 classes (a, cats), the shards in"),
         (
