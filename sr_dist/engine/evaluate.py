@@ -13,7 +13,7 @@ import torch
 from sr_dist import __version__, plugins, ranks
 from sr_dist.commands import BASELINES, Evaluation
 from sr_dist.data.select import Portion
-from sr_dist.data.validation import Batches, Images, ShardImages, content, numbers_of_this_rank, open_images
+from sr_dist.data.validation import Batches, Images, ShardImages, content, open_images
 from sr_dist.engine.extractor import open_own
 from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
@@ -58,10 +58,9 @@ def evaluate(asked: Evaluation) -> None:
     facts = everything(asked, rules, content(images), metrics, sources)
     parts = opened(out, identity(facts))
     try:
-        announce(parts, batches)
         scores = score(methods, batches, rules, device, metrics, asked.workers, parts=parts, references=references(asked, facts))
     except UserError:
-        parts.remove()
+        parts.leave()
         raise
     if ranks.is_first():
         found = report.Report(
@@ -156,13 +155,6 @@ def opened(out: Path, name: str) -> Parts:
         return Parts(out / ".partial" / name)
     except OSError as problem:
         raise UserError(f"out: '{out}' cannot be made or written: {problem.strerror}") from None
-
-
-def announce(parts: Parts, batches: Batches) -> None:
-    """Says how much an evaluation that was killed has left. All ranks must call."""
-    owed = sum(ranks.gather(len(parts.missing(numbers_of_this_rank(batches)))))
-    if ranks.is_first() and owed < len(batches):
-        print(f"continuing: {len(batches) - owed} of {len(batches)} batches are there", flush=True)
 
 
 def common_scale(asked: int | None, restorers: list[weights.Restorer]) -> int:

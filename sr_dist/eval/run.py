@@ -62,7 +62,8 @@ def score(
     parts, mine = parts or Parts(), numbers_of_this_rank(batches)
     kept = {view: references.load(view) if references else None for view in metrics.views}
     of_hr = [view for view in metrics.views if kept[view] is None]
-    owed, problem = parts.missing(mine), ""
+    owed, problem = parts.missing(mine, [f"{view}/{HR}" for view in of_hr]), ""
+    _announce(len(owed), len(batches))
     try:
         for number, batch in zip(owed, load(batches, owed, workers), strict=True):
             if give_up():
@@ -82,6 +83,13 @@ def score(
         for judge in metrics.judges for column, first in judge.columns.items()
     }  # fmt: skip
     return Scores(rows, metrics.better, between, {**metrics.missing, **missing, **unsaid}, opinions, shares)
+
+
+def _announce(owed: int, batches: int) -> None:
+    """Says how much an evaluation that was killed has left."""
+    there = batches - sum(ranks.gather(owed))
+    if ranks.is_first() and there:
+        print(f"continuing: {there} of {batches} batches are there", flush=True)
 
 
 def _agree(problem: str, abandoned: bool) -> None:
