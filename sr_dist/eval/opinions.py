@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from sr_dist import ranks
 from sr_dist.data.validation import Scored
 from sr_dist.errors import UserError
-from sr_dist.eval.classification import FIRST, Answers, Classify, answered, heads
+from sr_dist.eval.classification import FIRST, Answers, Classify, Head, answered, heads
 from sr_dist.eval.parts import Parts
 from sr_dist.eval.protocol import Protocol, kept
 from sr_dist.labels import CLASS, Labels
@@ -35,6 +36,10 @@ class Judge:
     labels: Labels
     classify: Classify
     about: Mapping[str, Any]  # weights, sha256, size, channels
+
+    @cached_property
+    def heads(self) -> list[Head]:
+        return heads(self.labels)
 
     @property
     def columns(self) -> dict[str, int]:
@@ -96,14 +101,15 @@ def share(answers: Answers, first: int) -> float | None:
     known = answers.truth >= 0
     if not known.any(0).all():
         return None
-    return float(np.mean([column[there].mean() for column, there in zip(right(answers, first).T, known.T, strict=True)]))
+    return float(np.mean((right(answers, first) & known).sum(0) / known.sum(0)))
 
 
 def with_opinions(
     rows: Iterable[dict[str, Any]], judges: Sequence[Judge], opinions: Mapping[str, Opinions]
 ) -> list[dict[str, Any]]:
-    """Rows of HR, then those of the methods, with what every classifier said of the image, how surely, and whether it is true."""
-    if not judges:
+    """Rows of HR, then those of the methods, with what every classifier said of the image, how surely, and whether it is true;
+    on the first rank, which writes them."""
+    if not judges or not ranks.is_first():
         return list(rows)
     images = next(iter(opinions.values()))[ORIGINAL].images
     places = {name: i for i, name in enumerate(images)}
@@ -118,20 +124,20 @@ def _of_row(method: str, i: int, judges: Sequence[Judge], opinions: Mapping[str,
         answers = opinions[judge.name].get(method)
         one = None if answers is None else Answers(answers.images[i : i + 1], *(column[i : i + 1] for column in answers[1:]))
         columns |= {column: None if one is None else share(one, first) for column, first in judge.columns.items()}
-        said[judge.name] = None if one is None else _in_words(one, judge.labels)
+        said[judge.name] = None if one is None else _in_words(one, judge)
     return {**columns, "answers": said}
 
 
-def _in_words(answers: Answers, labels: Labels) -> dict[str, dict[str, Any]]:
+def _in_words(answers: Answers, judge: Judge) -> dict[str, dict[str, Any]]:
     """Of one image: what is true, what was said, how surely, and, of classes, the place of the truth among the answers."""
     found = {}
-    for number, head in enumerate(heads(labels)):
+    for number, head in enumerate(judge.heads):
         truth, said, confidence, _, above = (column[0, number] for column in answers[1:])
         words = {
             "truth": head.answers[truth] if truth >= 0 else None,
             "said": head.answers[said],
             "confidence": float(confidence),
         }
-        place = {"place": int(above) + 1 if truth >= 0 else None} if labels.kind == CLASS else {}
+        place = {"place": int(above) + 1 if truth >= 0 else None} if judge.labels.kind == CLASS else {}
         found[head.name] = words | place
     return found

@@ -58,7 +58,8 @@ def score(
     workers: int = 0, give_up: Callable[[], bool] = lambda: False,
     parts: Parts | None = None, references: References | None = None,
 ) -> Scores:  # fmt: skip
-    """The same scores on every rank. All ranks must call. `parts` may hold some of the batches already."""
+    """The same scores on every rank; what classifiers say of an image is in the rows of the first alone. All ranks must call.
+    `parts` may hold some of the batches already."""
     parts, mine = parts or Parts(), numbers_of_this_rank(batches)
     kept = {view: references.load(view) if references else None for view in metrics.views}
     of_hr = [view for view in metrics.views if kept[view] is None]

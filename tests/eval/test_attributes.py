@@ -205,6 +205,17 @@ def test_rows_tell_what_was_said_so_that_everything_can_be_counted_again(asked, 
     json.dumps(scores.rows, allow_nan=False)
 
 
+def test_only_the_rank_that_writes_rows_puts_what_was_said_into_words(asked, photo_shards, monkeypatch):
+    first, _ = scored(photo_shards, asked, methods_for(2))
+    monkeypatch.setattr("sr_dist.ranks.is_first", lambda: False)
+    other, images = scored(photo_shards, asked, methods_for(2))
+    assert [row["method"] for row in other.rows].count("HR") == 0 and not any("answers" in row for row in other.rows)
+    kept = {"image", "method", "psnr_y"}
+    ours = [{key: value for key, value in row.items() if key in kept} for row in first.rows[len(images.names) :]]
+    assert [{key: value for key, value in row.items() if key in kept} for row in other.rows] == ours
+    assert other.shares == first.shares
+
+
 def test_a_method_that_breaks_an_image_is_not_judged_and_the_others_are(asked, photo_shards):
     broken = {**methods_for(2), "broken": lambda lr: torch.full((len(lr), 3, 2 * lr.shape[2], 2 * lr.shape[3]), float("nan"))}
     scores, _ = scored(photo_shards, asked, broken)
