@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,8 +57,7 @@ class Evaluation(Settings):
             raise UserError(f"protocol: no '{self.protocol}'{nearest(self.protocol, PROTOCOLS)}")
         if self.out and Path(self.out).exists() and not Path(self.out).is_dir():
             raise UserError(f"out: '{self.out}' is a file; a report needs a folder")
-        places = {name if name in BASELINES else str(Path(name).resolve()) for name in self.methods}
-        if len(places) < len(self.methods):
+        if twice(self.methods, BASELINES):
             raise UserError(f"METHOD: '{','.join(self.methods)}' names a method twice")
         for name in self.methods:
             if name not in BASELINES and not Path(name).exists():
@@ -69,7 +68,7 @@ class Evaluation(Settings):
         for key, place in (("lr", self.lr), ("extractor", self.extractor), *(("attributes", run) for run in self.attributes)):
             if place:
                 there(place, key)
-        if len(set(self.attributes)) < len(self.attributes):
+        if twice(self.attributes):
             raise UserError(f"attributes: '{','.join(self.attributes)}' names a classifier twice")
         self._check_part()
         plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")
@@ -175,7 +174,7 @@ class Plotting(Settings):
     def check(self) -> None:
         if not self.runs:
             raise UserError("RUN: name a run folder, or several with commas between them")
-        if len(set(self.runs)) < len(self.runs):
+        if twice(self.runs):
             raise UserError(f"RUN: '{','.join(self.runs)}' names a run twice")
         for run in self.runs:
             there(run, "RUN")
@@ -199,6 +198,11 @@ def asked(model: type[SettingsType], options: Mapping[str, str], **words: str) -
         if name in options:
             raise UserError(f"{name}: this is a word of the command, not an option; --help shows how to call it")
     return typed(model, {**options, **words})
+
+
+def twice(names: Sequence[str], words: Sequence[str] = ()) -> bool:
+    """Whether two names are of one place, however they are written; `words` are no places."""
+    return len({name if name in words else str(Path(name).resolve()) for name in names}) < len(names)
 
 
 def there(place: str, key: str) -> None:

@@ -60,7 +60,7 @@ class Images(Protocol):
         """HR (3, H, W) uint8, LR where one is stored, class number."""
 
     def digest(self, i: int) -> str:
-        """Names the content of HR and LR."""
+        """Names the content of HR and LR, and what is said to be true of them."""
 
     def attributes(self, i: int) -> dict[str, int]:
         """0 or 1 by name."""
@@ -105,7 +105,8 @@ class ShardImages:
     def digest(self, i: int) -> str:
         shard, row = self.places[i]
         index = self.reader.index(shard)
-        return f"{bytes(index['hash'][row]).hex()} {int(index['lr_crc32'][row])}"
+        labels = f"{int(index['class'][row])} {bytes(index['attributes'][row]).hex()}"
+        return f"{bytes(index['hash'][row]).hex()} {int(index['lr_crc32'][row])} {labels}"
 
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
         shard, row = self.places[i]
@@ -311,7 +312,7 @@ class Batches(Dataset):
 
 
 def content(images: Images) -> str:
-    """Names and content of all images in one digest. All ranks must call: each reads some of them."""
+    """Names, content and labels of all images in one digest. All ranks must call: each reads some of them."""
     mine = share(len(images.names), ranks.size(), ranks.rank())
     digests = [digest for part in ranks.gather([images.digest(i) for i in mine]) for digest in part]
     return hashlib.sha256("\n".join([*images.names, *digests]).encode()).hexdigest()

@@ -10,7 +10,7 @@ from sr_dist.data.validation import Batches, open_images
 from sr_dist.engine.run import Findings, Run
 from sr_dist.engine.setup import VALIDATION_BATCH, build_degradation
 from sr_dist.eval import classification
-from sr_dist.eval.classification_report import ClassificationReport, write
+from sr_dist.eval.classification_report import LARGEST_TABLE, ClassificationReport, write
 from sr_dist.files import sha256
 from sr_dist.models import weights
 from sr_dist.models.frozen import FrozenClassifier
@@ -50,10 +50,12 @@ def report(run: Run) -> None:
 
 
 def per_class(head: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per class, as W&B's table shows them: how many there were, and how often each answer came."""
+    """A row per class, as W&B's table shows them: how many there were, and, where it is not too wide, how often each answer
+    came."""
     answers = list(head["per_class"])
+    shown = answers if len(answers) <= LARGEST_TABLE else []
     return [
-        {"truth": truth, **head["per_class"][truth], **{f"said {name}": count for name, count in zip(answers, row, strict=True)}}
+        {"truth": truth, **head["per_class"][truth], **{f"said {name}": row[i] for i, name in enumerate(shown)}}
         for truth, row in zip(answers, head["confusion"], strict=True)
     ]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from sr_dist import plugins, ranks
+from sr_dist import __version__, plugins, ranks
 from sr_dist.commands import BASELINES, Evaluation
 from sr_dist.data.select import Portion
-from sr_dist.data.validation import Batches, Images, ShardImages, content, numbers_of_this_rank, open_images
+from sr_dist.data.validation import Batches, Images, ShardImages, content, open_images
 from sr_dist.engine.extractor import open_own
 from sr_dist.engine.restore import for_any_colour
 from sr_dist.engine.setup import open_accelerator
@@ -21,7 +21,7 @@ from sr_dist.errors import UserError
 from sr_dist.eval import report
 from sr_dist.eval.baselines import Upscale, baseline
 from sr_dist.eval.chosen import Metrics, open_metrics
-from sr_dist.eval.opinions import Judge
+from sr_dist.eval.opinions import ORIGINAL, Judge
 from sr_dist.eval.page import page, pictures
 from sr_dist.eval.parts import Parts, identity
 from sr_dist.eval.protocol import Protocol, protocol
@@ -32,6 +32,8 @@ from sr_dist.labels import check_fits
 from sr_dist.models import weights
 from sr_dist.models.frozen import FrozenClassifier
 from sr_dist.recipe import PACKAGES
+
+OTHERS = ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")  # whose versions numbers depend on
 
 
 def evaluate(asked: Evaluation) -> None:
@@ -56,10 +58,9 @@ def evaluate(asked: Evaluation) -> None:
     facts = everything(asked, rules, content(images), metrics, sources)
     parts = opened(out, identity(facts))
     try:
-        announce(parts, batches)
         scores = score(methods, batches, rules, device, metrics, asked.workers, parts=parts, references=references(asked, facts))
     except UserError:
-        parts.remove()
+        parts.leave()
         raise
     if ranks.is_first():
         found = report.Report(
@@ -100,7 +101,7 @@ def everyone(restorers: list[weights.Restorer], scale: int, device: torch.device
     methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
     sources: dict[str, Any] = {}
     for restorer in restorers:
-        name = unlike(restorer.name, methods)
+        name = unlike(restorer.name, {*methods, ORIGINAL})
         methods[name], sources[name] = bare(restorer, device), source(restorer)
     return methods, sources
 
@@ -134,9 +135,9 @@ def everything(
         "columns": metrics.better,
         "missing": sorted(metrics.missing),
         "features": metrics.extractor.describe() if metrics.extractor else None,
-        "methods": {name: source["sha256"] for name, source in sources.items()},
-        "classifiers": {judge.name: judge.about["sha256"] for judge in metrics.judges},
-        "versions": {name: metadata.version(name) for name in ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")},
+        "methods": [[name, source["sha256"]] for name, source in sources.items()],  # in order: arrays lie under their numbers
+        "classifiers": [[judge.name, judge.about["sha256"]] for judge in metrics.judges],
+        "versions": {"sr_dist": __version__, **{name: metadata.version(name) for name in OTHERS}},
     }
 
 
@@ -154,13 +155,6 @@ def opened(out: Path, name: str) -> Parts:
         return Parts(out / ".partial" / name)
     except OSError as problem:
         raise UserError(f"out: '{out}' cannot be made or written: {problem.strerror}") from None
-
-
-def announce(parts: Parts, batches: Batches) -> None:
-    """Says how much an evaluation that was killed has left. All ranks must call."""
-    owed = sum(ranks.gather(len(parts.missing(numbers_of_this_rank(batches)))))
-    if ranks.is_first() and owed < len(batches):
-        print(f"continuing: {len(batches) - owed} of {len(batches)} batches are there", flush=True)
 
 
 def common_scale(asked: int | None, restorers: list[weights.Restorer]) -> int:

@@ -18,14 +18,11 @@ def open_own(place: str | None, device: torch.device) -> str | Extractor | None:
         return place
     classifier = weights.open_classifier(place, "extractor").to(device)
     layer = type(classifier.last_layer).__name__
-    size = f"bilinear, to {classifier.size} x {classifier.size}" if classifier.size else "none"
-    about = {
-        "network": f"a classifier of {classifier.labels}, features before its last layer ({layer})",
-        "resize": f"{size}, as it was trained",
-    }
+    about = {"network": f"a classifier of {classifier.labels}, features before its last layer ({layer})"}
+    own = f"bilinear, to {classifier.size} x {classifier.size}, as it was trained" if classifier.size else None
 
     @torch.inference_mode()
     def features(pictures: Tensor) -> Tensor:
         return classifier.features(pictures / 255)
 
-    return Extractor(classifier.name, sha256(classifier.file), None, features, device, about)
+    return Extractor(classifier.name, sha256(classifier.file), None, features, device, about, own)

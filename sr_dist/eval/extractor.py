@@ -34,14 +34,16 @@ class Extractor:
     network: Callable[[Tensor], Tensor]  # (B, 3, 299, 299), or of any size, in [0, 255] -> (B, width)
     device: torch.device
     about: Mapping[str, str] = field(default_factory=dict)  # what else is to be said of it
+    own_resize: str | None = None  # how the network itself brings pictures, patches too, to its size
 
     def describe(self) -> dict[str, Any]:
+        patches = f"resized ({self.own_resize})" if self.own_resize else "without resizing"
         return {
             "extractor": self.name,
             "weights_sha256": self.weights_sha256,
-            "resize": f"{self.resize}, to {SIDE} x {SIDE}",
+            "resize": f"{self.resize}, to {SIDE} x {SIDE}" if self.resize else self.own_resize or "none",
             **self.about,
-            "patches": f"{SIDE} x {SIDE} without resizing, a grid in the middle of every image",
+            "patches": f"{SIDE} x {SIDE} {patches}, a grid in the middle of every image",
         }
 
     def whole(self, images: Tensor) -> np.ndarray:

@@ -25,7 +25,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     z, p = 1.959964, right / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)  # rounding leads out of it
 
 
 def differences(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from sr_dist import ranks
 from sr_dist.data.validation import Scored
-from sr_dist.eval.classification import FIRST, Answers, Classify, answered, heads
+from sr_dist.errors import UserError
+from sr_dist.eval.classification import FIRST, Answers, Classify, Head, answered, heads
 from sr_dist.eval.parts import Parts
 from sr_dist.eval.protocol import Protocol, kept
 from sr_dist.labels import CLASS, Labels
@@ -35,6 +37,10 @@ class Judge:
     classify: Classify
     about: Mapping[str, Any]  # weights, sha256, size, channels
 
+    @cached_property
+    def heads(self) -> list[Head]:
+        return heads(self.labels)
+
     @property
     def columns(self) -> dict[str, int]:
         """Column -> among how many answers the truth must be."""
@@ -45,6 +51,8 @@ class Judge:
     def arrays(self, images: Tensor, protocol: Protocol, batch: Scored) -> np.ndarray:
         """The columns of answers about a batch, (B, heads, columns); nan for images that are not finite."""
         logits = self.classify(kept(images.nan_to_num(), protocol).float())
+        if not logits.isfinite().all():
+            raise UserError(f"attributes: '{self.name}' answers with what is no number; its weights are damaged or diverged")
         found = np.stack(answered(logits, self.labels, batch), 2).astype(np.float64)
         found[~images.isfinite().flatten(1).all(1).cpu().numpy()] = np.nan
         return found
@@ -67,8 +75,8 @@ def gathered(
     missing: dict[str, str] = {}
     for number, judge in enumerate(judges):
         for place, method in enumerate([ORIGINAL, *methods]):
-            shares = ranks.gather([parts.array(batch, _place(number, place)) for batch in mine])
-            values = np.concatenate([rows for share in shares for rows in share])
+            everybodys = ranks.gather([parts.array(batch, _place(number, place)) for batch in mine])
+            values = np.concatenate([rows for of_rank in everybodys for rows in of_rank])
             if np.isnan(values).any():
                 missing |= {f"{method}/{column}": NOT_FINITE for column in judge.columns}
             else:
@@ -93,14 +101,15 @@ def share(answers: Answers, first: int) -> float | None:
     known = answers.truth >= 0
     if not known.any(0).all():
         return None
-    return float(np.mean([column[there].mean() for column, there in zip(right(answers, first).T, known.T, strict=True)]))
+    return float(np.mean((right(answers, first) & known).sum(0) / known.sum(0)))
 
 
 def with_opinions(
     rows: Iterable[dict[str, Any]], judges: Sequence[Judge], opinions: Mapping[str, Opinions]
 ) -> list[dict[str, Any]]:
-    """Rows of HR, then those of the methods, with what every classifier said of the image, how surely, and whether it is true."""
-    if not judges:
+    """Rows of HR, then those of the methods, with what every classifier said of the image, how surely, and whether it is true;
+    on the first rank, which writes them."""
+    if not judges or not ranks.is_first():
         return list(rows)
     images = next(iter(opinions.values()))[ORIGINAL].images
     places = {name: i for i, name in enumerate(images)}
@@ -115,20 +124,20 @@ def _of_row(method: str, i: int, judges: Sequence[Judge], opinions: Mapping[str,
         answers = opinions[judge.name].get(method)
         one = None if answers is None else Answers(answers.images[i : i + 1], *(column[i : i + 1] for column in answers[1:]))
         columns |= {column: None if one is None else share(one, first) for column, first in judge.columns.items()}
-        said[judge.name] = None if one is None else _in_words(one, judge.labels)
+        said[judge.name] = None if one is None else _in_words(one, judge)
     return {**columns, "answers": said}
 
 
-def _in_words(answers: Answers, labels: Labels) -> dict[str, dict[str, Any]]:
+def _in_words(answers: Answers, judge: Judge) -> dict[str, dict[str, Any]]:
     """Of one image: what is true, what was said, how surely, and, of classes, the place of the truth among the answers."""
     found = {}
-    for number, head in enumerate(heads(labels)):
+    for number, head in enumerate(judge.heads):
         truth, said, confidence, _, above = (column[0, number] for column in answers[1:])
         words = {
             "truth": head.answers[truth] if truth >= 0 else None,
             "said": head.answers[said],
             "confidence": float(confidence),
         }
-        place = {"place": int(above) + 1 if truth >= 0 else None} if labels.kind == CLASS else {}
+        place = {"place": int(above) + 1 if truth >= 0 else None} if judge.labels.kind == CLASS else {}
         found[head.name] = words | place
     return found

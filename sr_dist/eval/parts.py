@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Parts:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self._kept: dict[int, tuple[Any, Arrays]] = {}
-        self._sound: set[int] = set()  # files that were looked through
+        self._sound: dict[int, set[str]] = {}  # files that were looked through -> names of their arrays
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -44,10 +44,12 @@ class Parts:
         out = io.BytesIO()
         np.savez(out, allow_pickle=False, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
         write_whole(self._path(number), out.getvalue())
+        self._sound.pop(number, None)
 
-    def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Those of the batches that are still to be done."""
-        return [number for number in numbers if number not in self._kept and not self._is_sound(number)]
+    def missing(self, numbers: Iterable[int], needed: Collection[str] = ()) -> list[int]:
+        """Those of the batches that are still to be done, or are without some of the arrays that are needed."""
+        there = {number: self._names(number) for number in numbers}
+        return [number for number, names in there.items() if names is None or not names.issuperset(needed)]
 
     def facts(self, number: int) -> Any:
         if self.folder is None:
@@ -62,22 +64,29 @@ class Parts:
 
     def remove(self) -> None:
         """Takes the folder away, and those above it that only it was in; other ranks may do the same."""
-        if self.folder is None:
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):  # something else is in them
-            self.folder.parent.rmdir()
-            self.folder.parent.parent.rmdir()
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.leave()
+
+    def leave(self) -> None:
+        """The same where no batch is in it; batches stay, for whoever continues."""
+        for folder in [self.folder, *self.folder.parents[:2]] if self.folder else []:
+            with suppress(OSError):  # something is in it, or it is gone
+                folder.rmdir()
 
     def _path(self, number: int) -> Path:
         assert self.folder
         return self.folder / f"{number:07d}.npz"
 
-    def _is_sound(self, number: int) -> bool:
-        if self.folder and number not in self._sound and self._path(number).is_file():
+    def _names(self, number: int) -> set[str] | None:
+        """Those of a batch's arrays; None where it is absent or damaged."""
+        if self.folder is None:
+            return set(self._kept[number][1]) if number in self._kept else None
+        if number not in self._sound and self._path(number).is_file():
             with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(self._path(number)) as archive:
-                self._sound |= {number} if archive.testzip() is None else set()
-        return number in self._sound
+                if archive.testzip() is None:
+                    self._sound[number] = {name.removesuffix(".npy") for name in archive.namelist()}
+        return self._sound.get(number)
 
 
 def identity(facts: Mapping[str, Any]) -> str:

@@ -58,11 +58,13 @@ def score(
     workers: int = 0, give_up: Callable[[], bool] = lambda: False,
     parts: Parts | None = None, references: References | None = None,
 ) -> Scores:  # fmt: skip
-    """The same scores on every rank. All ranks must call. `parts` may hold some of the batches already."""
+    """The same scores on every rank; what classifiers say of an image is in the rows of the first alone. All ranks must call.
+    `parts` may hold some of the batches already."""
     parts, mine = parts or Parts(), numbers_of_this_rank(batches)
     kept = {view: references.load(view) if references else None for view in metrics.views}
     of_hr = [view for view in metrics.views if kept[view] is None]
-    owed, problem = parts.missing(mine), ""
+    owed, problem = parts.missing(mine, [f"{view}/{HR}" for view in of_hr]), ""
+    _announce(len(owed), len(batches))
     try:
         for number, batch in zip(owed, load(batches, owed, workers), strict=True):
             if give_up():
@@ -82,6 +84,13 @@ def score(
         for judge in metrics.judges for column, first in judge.columns.items()
     }  # fmt: skip
     return Scores(rows, metrics.better, between, {**metrics.missing, **missing, **unsaid}, opinions, shares)
+
+
+def _announce(owed: int, batches: int) -> None:
+    """Says how much an evaluation that was killed has left."""
+    there = batches - sum(ranks.gather(owed))
+    if ranks.is_first() and there:
+        print(f"continuing: {there} of {batches} batches are there", flush=True)
 
 
 def _agree(problem: str, abandoned: bool) -> None:

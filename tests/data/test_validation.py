@@ -13,7 +13,7 @@ from PIL import Image
 
 from sr_dist import ranks
 from sr_dist.data.degradations import bicubic
-from sr_dist.data.format import ShardError, open_shards
+from sr_dist.data.format import ShardError, index_bytes, index_columns, open_shards
 from sr_dist.data.validation import Batches, FolderImages, ShardImages, load, numbers_of_this_rank, open_images
 from sr_dist.errors import UserError
 from sr_dist.resize import imresize
@@ -294,6 +294,20 @@ def test_a_digest_follows_the_content_of_hr_and_lr(save, photo_shards):
     assert open_images(str(save.folder)).digest(0) != before
     shards = open_images(str(photo_shards))
     assert len({shards.digest(i) for i in range(24)}) == 24
+
+
+@pytest.mark.parametrize(("column", "value"), [("class", 2), ("attributes", b"\1")])
+def test_a_digest_follows_the_labels_too(photo_shards, tmp_path, column, value):
+    shards = open_shards(str(shutil.copytree(photo_shards, tmp_path / "other")))
+    index = shards.index(0)
+    rows = [{name: index[name][i] for name, _ in index_columns(1, 1)} for i in range(len(index))]
+    rows = [{**row, "hash": bytes(row["hash"]), "attributes": bytes(row["attributes"])} for row in rows]
+    assert rows[0][column] != value
+    rows[0][column] = value
+    index.path.write_bytes(index_bytes(rows, 1))
+    before, after = (open_images(str(folder)) for folder in (photo_shards, shards.folder))
+    changed = before.names.index(rows[0]["key"].decode())
+    assert [i for i in range(24) if before.digest(i) != after.digest(i)] == [changed]
 
 
 # --------------------------------------------------------------------------------------------------------------- shards

@@ -167,6 +167,11 @@ def test_what_is_no_run_or_has_nothing_to_show_is_said(tmp_path, make, said):
         Plotting(runs=(str(tmp_path / "mine"),)).check()
 
 
+def test_a_run_is_named_once_however_it_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"^RUN: '.*' names a run twice$"):
+        Plotting(runs=(f"{tmp_path}/mine", f"{tmp_path}/mine/")).check()
+
+
 @pytest.mark.slow
 def test_the_page_hides_a_run_and_shows_it_again(tmp_path):
     from selenium import webdriver

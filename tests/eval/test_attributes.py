@@ -15,6 +15,7 @@ from test_report import METRICS, batches_of, methods_for, store, table
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.select import Portion
 from sr_dist.data.validation import Batches, open_images
+from sr_dist.errors import UserError
 from sr_dist.eval import report
 from sr_dist.eval.attribute_tables import tables
 from sr_dist.eval.attributes import judgements, ranking
@@ -204,12 +205,31 @@ def test_rows_tell_what_was_said_so_that_everything_can_be_counted_again(asked, 
     json.dumps(scores.rows, allow_nan=False)
 
 
+def test_only_the_rank_that_writes_rows_puts_what_was_said_into_words(asked, photo_shards, monkeypatch):
+    first, _ = scored(photo_shards, asked, methods_for(2))
+    monkeypatch.setattr("sr_dist.ranks.is_first", lambda: False)
+    other, images = scored(photo_shards, asked, methods_for(2))
+    assert [row["method"] for row in other.rows].count("HR") == 0 and not any("answers" in row for row in other.rows)
+    kept = {"image", "method", "psnr_y"}
+    ours = [{key: value for key, value in row.items() if key in kept} for row in first.rows[len(images.names) :]]
+    assert [{key: value for key, value in row.items() if key in kept} for row in other.rows] == ours
+    assert other.shares == first.shares
+
+
 def test_a_method_that_breaks_an_image_is_not_judged_and_the_others_are(asked, photo_shards):
     broken = {**methods_for(2), "broken": lambda lr: torch.full((len(lr), 3, 2 * lr.shape[2], 2 * lr.shape[3]), float("nan"))}
     scores, _ = scored(photo_shards, asked, broken)
     assert scores.missing["broken/top1_k"] == NOT_FINITE and scores.means("broken")["top1_k"] is None
     assert scores.means("bicubic")["top1_k"] is not None and "broken" not in scores.opinions["k"]
     assert "broken" not in judgements([asked], scores.opinions)["k"]["heads"]["class"]["methods"]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_classifier_that_answers_with_no_number_is_a_users_mistake(asked, photo_shards, wrong):
+    """No image is broken, so the weights are."""
+    diverged = replace(asked, classify=lambda images: torch.full((len(images), 3), wrong))
+    with pytest.raises(UserError, match=r"^attributes: 'k' answers with what is no number; its weights are damaged or diverged$"):
+        scored(photo_shards, diverged, methods_for(2))
 
 
 def test_a_folder_without_labels_has_agreement_and_says_why_no_accuracy(asked, tmp_path):

@@ -9,7 +9,7 @@ from finished import finished
 from PIL import Image
 
 from sr_dist import pretrained
-from sr_dist.engine.evaluate import open_own
+from sr_dist.engine.extractor import open_own
 from sr_dist.errors import UserError
 from sr_dist.eval.chosen import open_metrics
 from sr_dist.eval.extractor import Extractor, open_extractor
@@ -82,6 +82,7 @@ def test_a_file_cut_short_and_a_missing_one_are_named(inception, monkeypatch):
 def test_an_extractor_of_the_users_own_is_called_by_its_file(stand_in, photographs):
     found = open_extractor(str(stand_in), "clean", CPU)
     assert (found.name, found.weights_sha256) == ("toy", sha256(stand_in))
+    assert found.describe()["resize"] == "clean, to 299 x 299" and "299 x 299 without resizing, " in found.describe()["patches"]
     assert found.whole(loaded(photographs(3))).shape == (3, 12)
 
 
@@ -93,6 +94,7 @@ def test_a_finished_classifier_is_an_extractor_of_its_own_name(tmp_path, photogr
     assert (found.name, said["weights_sha256"]) == ("k", sha256(tmp_path / "k.safetensors"))
     assert said["network"] == "a classifier of 3 classes, features before its last layer (Linear)"
     assert said["resize"] == "bilinear, to 16 x 16, as it was trained"
+    assert said["patches"] == "299 x 299 resized (bilinear, to 16 x 16, as it was trained), a grid in the middle of every image"
     pictures = loaded(photographs(3))
     expected = weights.open_classifier(file, "x").features(pictures)
     np.testing.assert_allclose(found.whole(pictures + 0.3 / 255), expected, rtol=1e-5, atol=1e-6)

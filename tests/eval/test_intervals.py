@@ -81,3 +81,10 @@ def test_two_methods_on_the_same_images():
 
 def test_a_share_of_nothing_may_be_anything():
     assert wilson(0, 0) == (0, 1)
+
+
+def test_a_share_is_never_below_nothing_or_above_all():
+    """Of 0 of n the interval begins at 0, of n of n it ends at 1, and no rounding leads out of that."""
+    for n in range(1, 300):
+        (low, _), (_, high) = wilson(0, n), wilson(n, n)
+        assert 0 <= low < 1e-15 and 1 - 1e-15 < high <= 1, n

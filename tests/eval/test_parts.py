@@ -26,6 +26,17 @@ def test_a_part_comes_back_as_it_was_put(tmp_path, folder):
     assert parts.missing(range(6)) == [0, 1, 2, 3, 5]
 
 
+@pytest.mark.parametrize("folder", [None, "partial/1234"])
+def test_a_part_without_what_is_needed_is_to_be_done_again(tmp_path, folder):
+    parts = Parts(tmp_path / folder if folder else None)
+    parts.put(0, FACTS, {"whole/0": np.ones((2, 2)), "whole/1": np.ones((2, 2))})
+    parts.put(1, FACTS, {"whole/1": np.ones((2, 2))})
+    assert parts.missing(range(2), ["whole/1"]) == []
+    assert parts.missing(range(2), ["whole/0", "whole/1"]) == [1]
+    parts.put(1, FACTS, {"whole/0": np.ones((2, 2)), "whole/1": np.ones((2, 2))})
+    assert parts.missing(range(2), ["whole/0", "whole/1"]) == []
+
+
 def test_parts_on_disk_are_found_by_whoever_comes_next_and_torn_ones_are_not(tmp_path):
     folder = tmp_path / "partial" / "1234"
     for number in (0, 1, 2):
@@ -47,6 +58,15 @@ def test_what_is_removed_takes_along_only_folders_that_are_empty(tmp_path):
     (tmp_path / "out" / "report.json").write_text("{}")
     parts.remove()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
+
+
+def test_batches_stay_when_a_folder_is_left_and_an_empty_one_does_not(tmp_path):
+    Parts(tmp_path / "out" / ".partial" / "1234").leave()
+    assert list(tmp_path.iterdir()) == []
+    parts = Parts(tmp_path / "out" / ".partial" / "1234")
+    parts.put(0, FACTS, {})
+    parts.leave()
+    assert Parts(parts.folder).missing(range(2)) == [1]
 
 
 def test_an_identity_is_that_of_the_content():

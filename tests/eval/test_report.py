@@ -16,7 +16,7 @@ from sr_dist.eval.drawings import HEIGHT, LABELS, MARGIN, WIDTH, trade_offs
 from sr_dist.eval.extractor import Extractor, open_extractor
 from sr_dist.eval.intervals import differences
 from sr_dist.eval.page import extremes, page, pictures
-from sr_dist.eval.parts import Abandoned
+from sr_dist.eval.parts import Abandoned, Parts
 from sr_dist.eval.pictures import to_pil
 from sr_dist.eval.protocol import protocol
 from sr_dist.eval.references import References
@@ -353,6 +353,23 @@ def test_hr_features_are_made_once_and_found_again(tmp_path, stand_in, monkeypat
         found.append((sum(made), [scores.means(name) for name in BASELINES]))
     assert found[0][0] == 4 * (3 + 1) and found[1][0] == 4 * 3
     assert found[0][1] == found[1][1]
+
+
+def test_a_killed_evaluation_whose_cache_is_gone_makes_hr_features_where_they_are_owed(tmp_path, stand_in, capsys):
+    """Begun with features of HR at hand, its batches hold none; without them they are done again, and the rest is not."""
+    for i in range(8):
+        store(tmp_path / "images" / f"tile{i}.png", seed=i)
+    batches, metrics = batches_of(tmp_path / "images"), open_metrics(["fid"], CPU, own=str(stand_in))
+    everything, cache = (methods_for(2), batches, protocol("matlab-y", 2), CPU, metrics), References(tmp_path / "cache", {})
+    whole = score(*everything, references=cache)
+    score(*everything, parts=Parts(tmp_path / "parts"), references=cache)
+    (tmp_path / "parts" / "0000001.npz").unlink()
+    assert "continuing" not in capsys.readouterr().out
+    assert score(*everything, parts=Parts(tmp_path / "parts")).distances == whole.distances
+    assert "continuing" not in capsys.readouterr().out  # nothing that is there is enough
+    (tmp_path / "parts" / "0000000.npz").unlink()
+    assert score(*everything, parts=Parts(tmp_path / "parts")).distances == whole.distances
+    assert "continuing: 1 of 2 batches are there\n" in capsys.readouterr().out
 
 
 def test_the_trade_off_puts_a_point_where_its_values_are():

@@ -18,6 +18,7 @@ from finished import finished
 from PIL import Image
 from processes import LONGEST, environment, finish, kill, run, start, wait_for
 
+from sr_dist.data.format import open_shards
 from sr_dist.labels import Labels
 
 WORDS = ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr,ssim,fid,kid,patch_fid,class_fid", "--cache=none"]
@@ -116,9 +117,10 @@ def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, 
         finish(process)
         assert not (out / "report.json").exists()
         left = batches_done(out)
+        print(f"killed when {at} batches were there; {left} are left")  # shown with whatever fails below
         said, _ = run(ranks, "sr_dist.evaluate", *words, f"--out={out}")
         done, all_of_them = map(int, re.search(r"continuing: (\d+) of (\d+) batches are there", said).groups())
-        assert left - 1 <= done <= left < all_of_them
+        assert left - 1 <= done <= left < all_of_them, f"killed at {at}"
         assert_equal_numbers(tree(out), whole)
         assert_equal_opinions(tree(out), whole)
         rows = [(path / "images.jsonl").read_text() for path in (out, tmp_path / "whole")]
@@ -190,8 +192,27 @@ def test_moments_and_distances_are_the_same_on_one_two_and_three_ranks(tmp_path)
                 assert here == pytest.approx(there, rel=1e-6), (name, ranks, metric)
 
 
+def test_a_mistake_late_in_an_evaluation_takes_nothing_from_what_was_done(open_doors, labelled, tmp_path):
+    """An image of the last shard cannot be read; once it can, the same command goes on with the batches before it."""
+    folder, out = shutil.copytree(labelled, tmp_path / "shards"), tmp_path / "out"
+    shards = open_shards(str(folder))
+    last, index = shards.paths()[-1], shards.index(len(shards.paths()) - 1)
+    whole = last.read_bytes()
+    at = int(index["hr_offset"][0]) + 50
+    call = ("sr_dist.evaluate", ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr", f"--data={folder}", f"--out={out}"])
+    last.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    (damaged,) = open_doors([call])
+    assert damaged.code == 2 and damaged.err.startswith("error: ") and index["key"][0].decode() in damaged.err
+    assert [path.name for path in out.iterdir()] == [".partial"]
+    done = batches_done(out)
+    last.write_bytes(whole)
+    (mended,) = open_doors([call])
+    assert mended.code == 0 and f"continuing: {done} of " in mended.out and done > 1
+    assert sorted(path.name for path in out.iterdir()) == ["images.jsonl", "report.html", "report.json", "report.md"]
+
+
 def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, picture, labelled, tmp_path, monkeypatch):
-    """A corrupt image at the end of the list, LR and HR of unlike size, a missing partner, a weights file cut short."""
+    """A corrupt image, LR and HR of unlike size, a missing partner, a weights file cut short; nothing done, so nothing stays."""
     good = tmp_path / "good"
     good.mkdir()
     for i in range(3):
@@ -235,7 +256,7 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
         (["bicubic", f"--data={good}", *plain, "--resize=legacy_tensorflow"], "resize: "),
         (["bicubic", f"--data={good}", *plain, "--attributes=nowhere"], "attributes: nothing is at 'nowhere'"),
         (["bicubic", f"--data={good}", *plain, f"--attributes={good}/0.png"], "attributes: "),
-        (["bicubic", f"--data={good}", *plain, f"--attributes={hats},{hats}"], "names a classifier twice"),
+        (["bicubic", f"--data={good}", *plain, f"--attributes={hats},{tmp_path}/./hats.safetensors"], "names a classifier twice"),
         (["bicubic", f"--data={labelled}", *plain, f"--attributes={hats}"], "have no attribute 'Wearing_Hat'; they have none"),
         (["bicubic", f"--data={labelled}", *plain, f"--attributes={cats}"], "it tells apart 2 classes (a, cats), the shards in"),
         (

@@ -1,0 +1,41 @@
+"""What an evaluation is known by, and how its methods are called."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sr_dist.commands import Evaluation
+from sr_dist.engine.evaluate import everyone, everything
+from sr_dist.eval.chosen import open_metrics
+from sr_dist.eval.opinions import Judge
+from sr_dist.eval.parts import identity
+from sr_dist.eval.protocol import protocol
+from sr_dist.labels import Labels
+from sr_dist.models import weights
+
+CPU = torch.device("cpu")
+
+
+def known_by(methods="ab", classifiers="kl"):
+    """The identity of an evaluation of methods and classifiers of these names; their files are alike in nothing."""
+    judges = [Judge(name, Labels("class", ("x", "y")), None, {"sha256": f"of {name}"}) for name in classifiers]
+    asked = Evaluation(methods=tuple(methods), data="images")
+    metrics = open_metrics(["psnr"], CPU, judges=judges)
+    return identity(everything(asked, protocol("matlab-y", 2), "content", metrics, {name: {"sha256": name} for name in methods}))
+
+
+@pytest.mark.parametrize("other", [{"methods": "ba"}, {"classifiers": "lk"}])
+def test_another_order_is_another_evaluation(other):
+    """Arrays of a killed evaluation lie under numbers: continued in another order, they would be taken for each other's."""
+    assert known_by() == known_by() != known_by(**other)
+
+
+def test_a_file_called_hr_is_not_taken_for_the_ceiling(tmp_path):
+    section = {"name": "srugan", "widths": [8, 8], "num_blocks": 1, "num_dense_blocks": 1, "reduction": 2}
+    network = weights.build(weights.GENERATORS, section, 2, "generator")
+    save_file(network.state_dict(), tmp_path / "HR.safetensors", weights.metadata(section, 2))
+    restorer = weights.open_restorer(str(tmp_path / "HR.safetensors"), "METHOD", None)
+    methods, sources = everyone([restorer, restorer], 2, CPU)
+    assert list(methods)[-2:] == list(sources) == ["HR (2)", "HR (3)"]
