@@ -25,7 +25,8 @@
   --allow_download   fetch published weights that are not here
   --cache=FOLDER     where features of HR are kept for the next evaluation on the same images; default in the user's
                      cache folder; none keeps none
-  --out=FOLDER       where the report goes; default RUN/eval/STEP of the first run, else eval/
+  --out=FOLDER       where the report goes; default RUN/eval/STEP of the first run, else eval/; with -2, -3, ... where that
+                     holds a report on other images or by another protocol
   --batch=8 --workers=0   images of one size restored together; loading processes per rank
 
 Writes report.json, report.md, report.html (one file, pictures inside) and images.jsonl. The numbers do not depend on

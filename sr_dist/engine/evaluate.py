@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -176,8 +179,21 @@ def output_folder(asked: Evaluation, restorers: list[weights.Restorer]) -> Path:
     ]
     for place, restorer in runs:
         if weights.is_run(place):
-            return place / "eval" / f"{restorer.step:07d}"
-    return Path("eval")
+            return vacant(place / "eval" / f"{restorer.step:07d}", asked)
+    return vacant(Path("eval"), asked)
+
+
+def vacant(place: Path, asked: Evaluation) -> Path:
+    """A report on other images or by another protocol stays where it is; this one then lies beside it."""
+    question = [asked.data, asked.protocol, asked.portion.describe() if asked.portion else None]
+    for number in itertools.count(2):
+        with suppress(OSError, ValueError, KeyError):
+            there = json.loads((place / "report.json").read_text(encoding="utf-8"))
+            if [there["data"], there["protocol"]["name"], there["portion"]] != json.loads(json.dumps(question)):
+                place = place.with_name(f"{place.name.partition('-')[0]}-{number}")
+                continue
+        return place
+    raise AssertionError("unreachable")
 
 
 def unlike(name: str, taken: Collection[str]) -> str:

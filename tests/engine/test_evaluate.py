@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sr_dist.commands import Evaluation
-from sr_dist.engine.evaluate import everyone, everything
+from sr_dist.engine.evaluate import everyone, everything, vacant
 from sr_dist.eval.chosen import open_metrics
 from sr_dist.eval.opinions import Judge
 from sr_dist.eval.parts import identity
@@ -39,3 +41,22 @@ def test_a_file_called_hr_is_not_taken_for_the_ceiling(tmp_path):
     restorer = weights.open_restorer(str(tmp_path / "HR.safetensors"), "METHOD", None)
     methods, sources = everyone([restorer, restorer], 2, CPU)
     assert list(methods)[-2:] == list(sources) == ["HR (2)", "HR (3)"]
+
+
+def test_a_report_on_other_images_is_not_written_over(tmp_path):
+    def report(place, **asked):
+        """Writes what there is to see of a report where this evaluation would."""
+        found = vacant(place, Evaluation(methods=("bicubic",), **asked))
+        found.mkdir(exist_ok=True)
+        portion = {"select": {}, "split": [0.5, 0.5], "part": "validation"} if "split" in asked else None
+        about = {"data": asked["data"], "protocol": {"name": asked.get("protocol", "matlab-y")}, "portion": portion}
+        (found / "report.json").write_text(json.dumps(about))
+        return found.name
+
+    place = tmp_path / "0000100"
+    assert [report(place, data="set5"), report(place, data="set5")] == ["0000100", "0000100"]
+    assert [report(place, data="div2k"), report(place, data="set5", protocol="basicsr")] == ["0000100-2", "0000100-3"]
+    assert report(place, data="set5", split="0.5,0.5", part="validation") == "0000100-4"
+    assert [report(place, data="div2k"), report(place, data="set5")] == ["0000100-2", "0000100"]
+    (place / "report.json").write_text("{")  # nobody's report
+    assert vacant(place, Evaluation(methods=("bicubic",), data="x")) == place
