@@ -95,7 +95,7 @@ class Report:
     @property
     def not_computed(self) -> dict[str, list[str]]:
         """Reason -> the columns, or methods' columns, that it keeps from being computed."""
-        missing = self.scores.missing
+        missing = self.missing
         return {reason: [key for key in missing if missing[key] == reason] for reason in missing.values()}
 
     def conditions_of_features(self) -> dict[str, Any]:
