@@ -156,8 +156,10 @@ def newest_weights(run: Path, stem: str, key: str) -> Path:
     folder = run / "checkpoints"
     steps = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
     found = [p / f"{stem}.safetensors" for p in steps if (p / f"{stem}.safetensors").is_file()]
+    if not found and steps:
+        raise UserError(f"{key}: '{run}' is a run of another kind: its checkpoints have no {stem}.safetensors")
     if not found:
-        raise UserError(f"{key}: the run '{run}' has no checkpoint with {stem}.safetensors yet")
+        raise UserError(f"{key}: the run '{run}' has no checkpoint yet")
     return found[-1]
 
 

@@ -68,6 +68,11 @@ def test_a_run_without_checkpoints_is_named(tmp_path):
         weights.open_restorer(str(a_run(tmp_path / "tried")), "METHOD")
 
 
+def test_a_run_of_another_kind_is_said_to_be_one(tmp_path):
+    with pytest.raises(UserError, match=r"^attributes: '.*tried' is a run of another kind: .* no classifier\.ema\.safetensors"):
+        weights.open_classifier(str(a_run(tmp_path / "tried", 7)), "attributes")
+
+
 def test_initial_weights_are_the_ema_for_generators_and_the_weights_for_critics(tmp_path):
     run = a_run(tmp_path / "tried", 7)
     critic = {"a": torch.arange(3.0)}
