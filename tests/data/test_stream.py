@@ -396,25 +396,35 @@ def test_a_torn_line_in_the_books_does_not_stop_a_run(photo_shards, tmp_path):
     assert a_stream.counted() == {"data/substituted": 1}  # what is of steps to come is written anew
 
 
+SILENT = """
+import sys, threading, time, torch
+from pathlib import Path
+from sr_dist.data.cache import Cache
+from sr_dist.data.remote import open_shards
+from sr_dist.data.stream import Stream
+from sr_dist.sections import Data
+source, cache = sys.argv[1:]
+shards = open_shards(source, "data.train", Cache(Path(cache), 10**9))
+stream = Stream([shards], Data(train=source, crop=16, batch=4, workers=2), seed=0, scale=2, accumulate=1, steps=9, channels=3,
+                degrade=lambda hr, seeds: hr, device=torch.device("cpu"))
+threading.Thread(target=lambda: next(stream.crops(1)), daemon=True).start()
+while not getattr(stream._arriving, "_workers", []):
+    time.sleep(0.01)
+workers = stream._arriving._workers
+time.sleep(1)
+stream.close()
+print(sum(worker.is_alive() for worker in workers))
+"""
+
+
 def test_a_worker_that_waits_for_a_silent_source_does_not_keep_the_run(photo_shards, tmp_path):
     """Manifest and indexes come, tars never do."""
-    source = f"pipe:case {{}} in *.tar) sleep 600;; *) cat {photo_shards}/{{}};; esac"
-    settings = Data(train=source, crop=CROP_SIZE, batch=4, workers=2, window=10)
-    shards = remote.open_shards(source, "data.train", Cache(tmp_path / "cache", 10**9))
-    a_stream = Stream(
-        [shards], settings, seed=0, scale=SCALE, accumulate=1, steps=12, channels=3, degrade=lambda hr, seeds: hr,
-        device=torch.device("cpu"),
-    )  # fmt: skip
-    arriving = a_stream.crops(1)
-    waiting = threading.Thread(target=lambda: next(arriving, None), daemon=True)
-    waiting.start()
-    with patience(60):
-        while not getattr(a_stream._arriving, "_workers", []):
-            sleep(0.01)
-        sleep(1)
-        workers = a_stream._arriving._workers
-        a_stream.close()
-    assert not any(worker.is_alive() for worker in workers)
+    source = f"pipe:case {{}} in *.tar) exec sleep 20;; *) cat {photo_shards}/{{}};; esac"
+    words = [sys.executable, "-c", SILENT, source, str(tmp_path / "cache")]
+    with open(tmp_path / "said", "w+") as said, patience(60):
+        child = subprocess.run(words, stdout=said, check=False, env=environment())
+        said.seek(0)
+        assert (child.returncode, said.read()) == (0, "0\n")
 
 
 ORPHANS = """
