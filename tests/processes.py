@@ -48,6 +48,18 @@ def start(ranks: int, module: str, *words: object, cwd: Path | None = None, **ex
     )  # fmt: skip
 
 
+def small_gan(train: object, runs: Path, **more: object) -> list[str]:
+    """The words of a GAN that is small enough for two cores, and traced; `data__crop` means data.crop."""
+    options = {
+        "name": "run", "runs": runs, "data.train": train, "data.validation": "none", "data.trace": "true", "data.crop": 32,
+        "data.workers": 0, "log_every": 1, "log.wandb": "off",
+        "generator": "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1}",
+        "discriminator.widths": "[8,12]", "discriminator.features": 16,
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }  # fmt: skip
+    return [str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
+
+
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, what was printed, what was complained about; whatever still lives after LONGEST is killed."""
     try:

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from killed_in_save import STAGES
 from processes import (
-    DEMO,
     ROOT,
     assert_exactly_once,
     environment,
@@ -26,6 +25,7 @@ from processes import (
     last_step,
     losses,
     run,
+    small_gan,
     start,
     trainers,
     wait_for,
@@ -37,14 +37,7 @@ pytestmark = pytest.mark.slow
 
 
 def words(shards: Path, runs: Path, **more: object) -> list[str]:
-    options = {
-        "name": "run", "runs": runs, "data.train": shards, "data.validation": "none", "steps": STEPS, "data.batch": BATCH,
-        "data.trace": "true", "data.workers": 0, "data.crop": 32, "log_every": 1, "save_every": 4, "log.wandb": "off",
-        "generator": "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1}",
-        "discriminator.widths": "[8,12]", "discriminator.features": 16,
-        **{key.replace("__", "."): value for key, value in more.items()},
-    }  # fmt: skip
-    return [str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
+    return small_gan(shards, runs, **{"steps": STEPS, "data.batch": BATCH, "save_every": 4, **more})
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import DEMO, ROOT, assert_exactly_once, environment, finish, losses, metrics, run
+from processes import ROOT, assert_exactly_once, environment, finish, losses, metrics, run, small_gan
 from servers import serving
 
 SAMPLES, BATCH, STEPS = 24, 4, 12
@@ -27,14 +27,7 @@ def small_shards(photos, tmp_path_factory) -> Path:
 
 
 def words(train: object, runs: Path, name: str, **more: object) -> list[str]:
-    options = {
-        "name": name, "runs": runs, "data.train": train, "data.validation": "none", "steps": STEPS, "data.batch": BATCH,
-        "data.trace": "true", "data.workers": 0, "data.crop": 32, "data.window": 8, "log_every": 1, "log.wandb": "off",
-        "generator": "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1}",
-        "discriminator.widths": "[8,12]", "discriminator.features": 16,
-        **{key.replace("__", "."): value for key, value in more.items()},
-    }  # fmt: skip
-    return [str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
+    return small_gan(train, runs, **{"name": name, "steps": STEPS, "data.batch": BATCH, "data.window": 8, **more})
 
 
 def free_port() -> int:

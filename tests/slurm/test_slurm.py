@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import DEMO, assert_exactly_once, last_step, losses
+from processes import assert_exactly_once, last_step, losses, small_gan
 from safetensors.torch import load_file
 
 SAMPLES, BATCH, STEPS = 24, 8, 30
@@ -17,15 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 def words(shards: Path, runs: Path, name: str, **more: object) -> list[str]:
-    """A GAN that is small enough for two cores, and traced."""
-    options = {
-        "name": name, "runs": runs, "data.train": shards, "data.validation": "none", "steps": STEPS, "data.batch": BATCH,
-        "data.trace": "true", "data.workers": 1, "data.crop": 32, "log_every": 1, "save_every": 4, "log.wandb": "offline",
-        "generator": "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1}",
-        "discriminator.widths": "[8,12]", "discriminator.features": 16,
-        **{key.replace("__", "."): value for key, value in more.items()},
-    }  # fmt: skip
-    return [str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
+    own = {"name": name, "steps": STEPS, "data.batch": BATCH, "data.workers": 1, "save_every": 4, "log.wandb": "offline"}
+    return small_gan(shards, runs, **{**own, **more})
 
 
 @pytest.fixture(scope="module")
