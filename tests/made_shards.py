@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tarfile
+import zlib
 from pathlib import Path
 
+from PIL import Image
+
 from shards import build
-from sr_dist.data.format import Shards, open_shards
+from sr_dist.data.format import Manifest, ShardEntry, Shards, content_hash, index_bytes, open_shards, write_manifest
 
 
 def built(source: str, root: Path | str, out: Path, **options: str) -> Shards:
@@ -42,3 +46,28 @@ def contents(shards: Shards) -> dict[str, bytes]:
 def rejects_of(folder: Path) -> dict[str, str]:
     lines = (folder / "rejects.jsonl").read_text().splitlines()
     return {row["key"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def handmade(folder: Path, images: list[bytes], lr: list[bytes] | None = None, sizes=None) -> Path:
+    """A shard of these images and, where given, their stored LR; written here, not by `shards.writer`."""
+    sizes, small = sizes or [_size(data) for data in images], [_size(data) for data in lr or ()]
+    tar, rows = bytearray(), []
+    for number, data in enumerate(images):
+        width, height = sizes[number]
+        row = {"key": f"sample{number}".encode(), "width": width, "height": height, "class": -1, "attributes": bytes(1)}
+        if lr:
+            row |= {"lr_width": small[number][0], "lr_height": small[number][1]}
+        for member, content in (("hr", data), ("lr", lr[number] if lr else b"")):
+            row |= {f"{member}_offset": len(tar), f"{member}_bytes": len(content), f"{member}_crc32": zlib.crc32(content)}
+            tar += content
+        rows.append({**row, "hash": content_hash(data)})
+    (folder / "t-000000.tar").write_bytes(tar)
+    (folder / "t-000000.idx").write_bytes(index_bytes(rows, 0))
+    entry = ShardEntry(name="t-000000.tar", bytes=len(tar), samples=len(rows), sha256="")
+    facts = {"format": 1, "samples": len(rows), "min_side": min(map(min, sizes)), "order": {"seed": 0}}
+    write_manifest(folder, Manifest(**facts, shards=(entry,)))
+    return folder
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(data)).size

@@ -1,45 +1,16 @@
-"""What is done to images before LR is made of them: crops, flips and quarter turns, which stored LR shares, and `data.augment`.
+"""What is done to crops before LR is made of them: flips and quarter turns, which stored LR shares, and `data.augment`.
 
-All but crops is done on the device, for a whole batch at once, by random numbers of each sample's own.
+On the device, for a whole batch at once, by random numbers of each sample's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sr_dist.data.draws import Draws
 from sr_dist.sections import Augment
-
-Place = Callable[[int, int, int], tuple[int, int]]  # (height, width, crop) -> (top, left), multiples of the scale
-
-
-def crop_pair(hr: np.ndarray, lr: np.ndarray | None, crop: int | None, scale: int, place: Place) -> list[np.ndarray]:
-    """Corresponding crops of HR and (where it is stored) LR, (H, W, C) each; without a crop, HR loses what does not divide by
-    the scale.
-    """
-    if crop is None:
-        height, width = (side // scale * scale for side in hr.shape[:2])
-        return [hr[:height, :width]] if lr is None else [hr[:height, :width], lr]
-    hr = _at_least(hr, crop)
-    top, left = place(hr.shape[0], hr.shape[1], crop)
-    cropped = [hr[top : top + crop, left : left + crop]]
-    if lr is not None:
-        small, top, left = crop // scale, top // scale, left // scale
-        cropped.append(_at_least(lr, small)[top : top + small, left : left + small])
-    return cropped
-
-
-def _at_least(image: np.ndarray, side: int) -> np.ndarray:
-    """Small images get their last row and column repeated (`data.small: replicate`; otherwise none come here)."""
-    height, width, _ = image.shape
-    if height >= side and width >= side:
-        return image
-    return np.pad(image, ((0, max(side - height, 0)), (0, max(side - width, 0)), (0, 0)), mode="edge")
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from sr_dist.data import augment
 from sr_dist.data.format import ShardError
 from sr_dist.data.order import CROP, DEGRADE, TURN, Mix, Order, crop_place, draw, micro_batch, near_home, share
-from sr_dist.data.reader import ShardReader
+from sr_dist.data.reader import ShardReader, Window
 from sr_dist.data.select import Portion, portion_rows
 from sr_dist.errors import UserError
 
@@ -72,11 +71,20 @@ class Samples:
         shard, row = self.order.locate(sample)
         return epoch, sample, shard, row if self.rows is None else int(self.rows[shard][row])
 
-    def images(self, shard: int, row: int, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """HR, and LR where it is stored, (H, W, C): as decoders leave them, and numpy cuts and copies with less ado."""
+    def crops(self, shard: int, row: int, channels: int, crop: int, scale: int, bits: int) -> list[np.ndarray]:
+        """Corresponding crops of HR and, where it is stored, LR, (H, W, C) each."""
+        height, width = (max(side, crop) for side in self.reader.size(shard, row, "hr"))
+        top, left = crop_place(bits, height, width, crop, scale)
+        hr = self.reader.window(shard, row, "hr", channels, Window(top, left, crop))
+        lr = self.reader.window(shard, row, "lr", channels, Window(top // scale, left // scale, crop // scale))
+        return [image for image in (hr, lr) if image is not None]
+
+    def whole(self, shard: int, row: int, channels: int, scale: int) -> list[np.ndarray]:
+        """The same without a crop: HR loses what does not divide by the scale."""
         hr, lr = (self.reader.image(shard, row, member, channels) for member in ("hr", "lr"))
         assert hr is not None
-        return hr.permute(1, 2, 0).numpy(), None if lr is None else lr.permute(1, 2, 0).numpy()
+        height, width = (side // scale * scale for side in hr.shape[1:])
+        return [image.permute(1, 2, 0).numpy() for image in (hr[:, :height, :width], lr) if image is not None]
 
 
 class Place(NamedTuple):
@@ -118,12 +126,11 @@ class CropSource(Dataset):
         rooms: list[Tensor] = []
         sources = []
         for i, (place, crop_bits) in enumerate(zip(places, bits[:, 0].tolist(), strict=True)):
-            hr, lr, *source = self._images(place)
-            pair = augment.crop_pair(hr, lr, self.crop, self.scale, partial(crop_place, crop_bits, grid=self.scale))
+            images, *source = self._images(place, crop_bits)
             if not i:
-                rooms = [_room(len(places), image) for image in pair]
+                rooms = [_room(len(places), image) for image in images]
                 arrays = [room.numpy() for room in rooms]
-            for array, image in zip(arrays, pair, strict=True):
+            for array, image in zip(arrays, images, strict=True):
                 array[i] = image
             sources.append(source)
         return self._packed(places, rooms, bits, sources)
@@ -153,26 +160,31 @@ class CropSource(Dataset):
         number, inner = self.mix(position)
         return Place(self.parts[number], inner, *self.parts[number].at(inner))
 
-    def _images(self, place: Place) -> tuple[np.ndarray, np.ndarray | None, int, int, Replaced | None]:
+    def _images(self, place: Place, bits: int) -> tuple[list[np.ndarray], int, int, Replaced | None]:
         """HR and LR, the shard and row that they are of, and what they replace."""
         part, _, _, _, shard, row = place
         try:
-            return *part.images(shard, row, self.channels), shard, row, None
+            return self._read(part, shard, row, bits), shard, row, None
         except ShardError as problem:
             if not self.substitute:
                 raise
-            return self._next_readable(place, problem)
+            return self._next_readable(place, bits, problem)
 
-    def _next_readable(self, place: Place, first: ShardError) -> tuple[np.ndarray, np.ndarray | None, int, int, Replaced]:
+    def _next_readable(self, place: Place, bits: int, first: ShardError) -> tuple[list[np.ndarray], int, int, Replaced]:
         """The first sample after a place of a data set that can be read: the same one in every process."""
         part, reader = place.part, place.part.reader
         for inner in range(place.inner + 1, place.inner + 2 * part.order.samples):  # all of the next epoch is in it
             *_, shard, row = part.at(inner)
             with suppress(ShardError):
-                images = part.images(shard, row, self.channels)
+                images = self._read(part, shard, row, bits)
                 wanted, taken = reader.key(place.shard, place.row), reader.key(shard, row)
-                return *images, shard, row, Replaced(wanted, taken, str(first))
+                return images, shard, row, Replaced(wanted, taken, str(first))
         raise first
+
+    def _read(self, part: Samples, shard: int, row: int, bits: int) -> list[np.ndarray]:
+        if self.crop is None:
+            return part.whole(shard, row, self.channels, self.scale)
+        return part.crops(shard, row, self.channels, self.crop, self.scale, bits)
 
     def _packed(self, places: list[Place], rooms: list[Tensor], bits: np.ndarray, sources: list[list[Any]]) -> Crops:
         """Images with what else is known of them."""

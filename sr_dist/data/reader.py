@@ -8,6 +8,7 @@ import os
 import zlib
 from collections import OrderedDict
 from time import monotonic
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +16,21 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode  # here, for W&B watches imports and fails in a forked worker; it brings the operator
 
+from sr_dist.data.bands import band
 from sr_dist.data.format import Index, ShardError, Shards, attribute_values
 from sr_dist.errors import first_line
 
 JPEG = b"\xff\xd8"
 ASK_AGAIN = 600.0  # seconds after which a shard that could not be opened is asked for again
 NO_ATTRIBUTES = np.zeros(0, np.uint8)
+
+
+class Window(NamedTuple):
+    """A square of an image."""
+
+    top: int
+    left: int
+    side: int
 
 
 class ShardReader:
@@ -71,8 +81,30 @@ class ShardReader:
     def image(self, shard: int, row: int, member: str, channels: int) -> Tensor | None:
         """(C, H, W) uint8, or None where the member does not exist."""
         data = self.read(shard, row, member)
+        return self._decoded(shard, row, data, channels) if data else None
+
+    def size(self, shard: int, row: int, member: str) -> tuple[int, int]:
+        """(height, width), as the index knows it."""
+        index, small = self.index(shard), "lr_" if member == "lr" else ""
+        return int(index[f"{small}height"][row]), int(index[f"{small}width"][row])
+
+    def window(self, shard: int, row: int, member: str, channels: int, place: Window) -> np.ndarray | None:
+        """(side, side, C) uint8 of an image; of a JPEG only the rows around it are decoded, where its build allows that. An
+        image that is too small gets its last row and column repeated.
+        """
+        data = self.read(shard, row, member)
         if not data:
             return None
+        height, width = self.size(shard, row, member)
+        bottom, right = min(place.top + place.side, height), min(place.left + place.side, width)
+        part, first = band(data, place.top, bottom) if data[:2] == JPEG else (data, 0)
+        pixels = self._decoded(shard, row, part, channels).permute(1, 2, 0).numpy()  # numpy cuts and copies with less ado
+        pixels = pixels[place.top - first : bottom - first, place.left : right]
+        if pixels.shape[:2] != (bottom - place.top, right - place.left):
+            raise self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' is not as large as its index says")
+        return _filled(pixels, place.side)
+
+    def _decoded(self, shard: int, row: int, data: bytearray, channels: int) -> Tensor:
         try:
             return decode(data, channels)
         except RuntimeError as problem:
@@ -136,3 +168,10 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
         image = Image.fromarray((np.asarray(image, np.int32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
     pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _filled(image: np.ndarray, side: int) -> np.ndarray:
+    height, width, _ = image.shape
+    if height == width == side:
+        return image
+    return np.pad(image, ((0, side - height), (0, side - width), (0, 0)), mode="edge")

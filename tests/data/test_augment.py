@@ -1,23 +1,17 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr_dist.data.augment import crop_pair, tilted, to_float, turned, varied
+from sr_dist.data.augment import tilted, to_float, turned, varied
 from sr_dist.sections import Augment
 
 
 def image(height, width, channels=3):
     """Every pixel another value."""
     return torch.arange(channels * height * width, dtype=torch.float32).reshape(channels, height, width)
-
-
-def array(height: int, width: int) -> np.ndarray:
-    """The same as a decoder leaves it, (H, W, C)."""
-    return image(height, width).permute(1, 2, 0).numpy()
 
 
 def turned_by_numpy(picture: np.ndarray, bits: int, flip: bool, rotate: bool) -> np.ndarray:
@@ -59,49 +53,6 @@ def test_turning_commutes_with_making_lr(bits):
     lr = torch.nn.functional.avg_pool2d(hr, 2)
     both = [turned(images, torch.tensor([bits]), True, True) for images in (hr, lr)]
     assert torch.equal(torch.nn.functional.avg_pool2d(both[0], 2), both[1])
-
-
-@given(
-    st.sampled_from([1, 2, 3, 4]), st.integers(1, 5), st.integers(0, 6), st.integers(0, 6), st.integers(0, 6), st.integers(0, 6)
-)  # fmt: skip
-def test_crops_of_hr_and_lr_show_the_same_place(scale, cells, more_rows, more_columns, row, column):
-    lr = array(cells + more_rows, cells + more_columns)
-    hr = lr.repeat(scale, 0).repeat(scale, 1)
-    top, left = min(row, more_rows) * scale, min(column, more_columns) * scale
-    hr_crop, lr_crop = crop_pair(hr, lr, cells * scale, scale, lambda height, width, crop: (top, left))
-    assert hr_crop.shape == (cells * scale, cells * scale, 3)
-    assert np.array_equal(hr_crop, hr[top : top + cells * scale, left : left + cells * scale])
-    assert np.array_equal(hr_crop[::scale, ::scale], lr_crop)
-
-
-def test_the_place_is_asked_for_the_size_of_the_image():
-    asked = []
-    crop_pair(array(10, 14), None, 4, 2, lambda *sizes: asked.append(sizes) or (0, 0))
-    assert asked == [(10, 14, 4)]
-
-
-def test_without_a_crop_hr_loses_what_does_not_divide():
-    (hr,) = crop_pair(array(11, 14), None, None, 4, lambda *sizes: pytest.fail("no place is needed"))
-    assert np.array_equal(hr, array(11, 14)[:8, :12])
-    assert crop_pair(array(11, 14), array(2, 3), None, 4, lambda *sizes: (0, 0))[1].shape == (2, 3, 3)
-
-
-@given(st.integers(1, 12), st.integers(1, 12))
-def test_small_images_get_their_edges_repeated(height, width):
-    small = (array(height, width) % 256).astype(np.uint8)
-    (found,) = crop_pair(small, None, 8, 2, lambda height, width, crop: (0, 0))
-    assert found.dtype == np.uint8
-    assert found.shape == (8, 8, 3)
-    for row in range(8):
-        for column in range(8):
-            assert np.array_equal(found[row, column], small[min(row, height - 1), min(column, width - 1)])
-
-
-def test_small_pairs_are_repeated_alike():
-    lr = array(2, 3)
-    hr = lr.repeat(2, 0).repeat(2, 1)
-    hr_crop, lr_crop = crop_pair(hr, lr, 8, 2, lambda height, width, crop: (0, 0))
-    assert np.array_equal(hr_crop[::2, ::2], lr_crop)
 
 
 def test_bytes_become_numbers_from_zero_to_one():

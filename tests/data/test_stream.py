@@ -1,19 +1,15 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import logging
 import os
 import pickle
-import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import threading
-import zlib
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +18,7 @@ from time import sleep
 import numpy as np
 import pytest
 import torch
+from made_shards import handmade
 from PIL import Image
 from processes import environment
 from servers import serving
@@ -33,16 +30,11 @@ from sr_dist.data.cache import Cache
 from sr_dist.data.crops import CropSource, Positions, Samples
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.format import (
-    Manifest,
-    ShardEntry,
     ShardError,
-    content_hash,
-    index_bytes,
     open_shards,
-    write_manifest,
 )
 from sr_dist.data.order import CROP, Mix, Order, crop_place, draw
-from sr_dist.data.reader import ShardReader, decode
+from sr_dist.data.reader import ShardReader
 from sr_dist.data.select import Portion
 from sr_dist.data.stream import Stream
 from sr_dist.resize import imresize
@@ -372,17 +364,6 @@ def test_a_shard_that_was_away_for_a_while_is_asked_for_again(photo_shards, tmp_
     assert a_reader.read(0, 0, "hr")
 
 
-def test_a_png_that_claims_to_be_huge_is_an_error_with_its_name(image_bytes, picture, tmp_path, monkeypatch):
-    """Pillow has an exception of its own for them."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90_000_000)  # its own limit, which building lifts
-    huge = bytearray(image_bytes(picture(1, 20, 20)))
-    huge[16:24] = struct.pack(">II", 14_000, 14_000)
-    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
-    folder = made_shards(tmp_path, [bytes(huge)], sizes=[(20, 20)])
-    with pytest.raises(ShardError, match=r"cannot be decoded: .*decompression bomb"):
-        ShardReader(open_shards(str(folder))).image(0, 0, "hr", 3)
-
-
 def test_a_torn_line_in_the_books_does_not_stop_a_run(photo_shards, tmp_path):
     (tmp_path / "substituted").mkdir()
     rows = [
@@ -463,45 +444,12 @@ def test_without_a_readable_sample_a_substitute_is_an_error(photo_shards, tmp_pa
         read(stream(folder, on_corrupt="substitute"))
 
 
-READ_ALL = """
-import sys
-from sr_dist.data.format import ShardError, open_shards
-from sr_dist.data.reader import ShardReader
-reader = ShardReader(open_shards(sys.argv[1]))
-for row in range(len(reader.index(0))):
-    try:
-        reader.image(0, row, "hr", 3)
-        print("decoded")
-    except ShardError as problem:
-        print(problem)
-"""
-
-
-def test_images_that_were_broken_before_they_were_packed_are_named_and_crash_nothing(image_bytes, picture, tmp_path):
-    """Their checksum is right. torchvision's libpng ends the whole process for some of them, so a process reads them here."""
-    broken = []
-    for kind in ("PNG", "JPEG", "WEBP"):
-        for place in range(100, 1100, 100):
-            data = bytearray(image_bytes(picture(1, 32, 32), kind))
-            data[place % len(data)] ^= 0xFF
-            broken.append(bytes(data))
-    broken += [data[: len(data) // 2] for data in broken[::10]]
-    folder = made_shards(tmp_path, broken, sizes=[(32, 32)] * len(broken))
-    done = subprocess.run([sys.executable, "-c", READ_ALL, str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-300:]
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(broken)
-    for number, line in enumerate(lines):
-        assert line == "decoded" or re.search(rf"t-000000\.tar': 'sample{number}' cannot be decoded", line)
-    assert all(line != "decoded" for line in lines[:10])  # every chunk of a PNG has a checksum of its own
-
-
 # ------------------------------------------------------------------------------------------------- several data sets
 
 
 def test_two_data_sets_come_by_their_weights_each_in_epochs_of_its_own(photo_shards, tmp_path, image_bytes, picture):
     """Photographs twice as often as five others: after 36 positions 24 of the ones and 12 of the others."""
-    others = made_shards(tmp_path, [image_bytes(picture(number, 24, 24)) for number in range(5)])
+    others = handmade(tmp_path, [image_bytes(picture(number, 24, 24)) for number in range(5)])
     weights = {str(photo_shards): 2, str(others): 1}
     a_stream = stream(photo_shards, others, train=weights, steps=9)
     assert a_stream.samples == 29
@@ -600,30 +548,11 @@ def test_nodes_take_the_same_batches_apart_by_where_the_shards_are(store, tmp_pa
 # ------------------------------------------------------------------------------------------- kinds of data sets
 
 
-def made_shards(folder: Path, images: list[bytes], lr: list[bytes] | None = None, sizes=None) -> Path:
-    """A shard of these images and, where given, their stored LR; written here, not by `shards.writer`."""
-    sizes = sizes or [Image.open(io.BytesIO(data)).size for data in images]
-    tar, rows = bytearray(), []
-    for number, data in enumerate(images):
-        width, height = sizes[number]
-        row = {"key": f"sample{number}".encode(), "width": width, "height": height, "class": -1, "attributes": bytes(1)}
-        for member, content in (("hr", data), ("lr", lr[number] if lr else b"")):
-            row |= {f"{member}_offset": len(tar), f"{member}_bytes": len(content), f"{member}_crc32": zlib.crc32(content)}
-            tar += content
-        rows.append({**row, "hash": content_hash(data)})
-    (folder / "t-000000.tar").write_bytes(tar)
-    (folder / "t-000000.idx").write_bytes(index_bytes(rows, 0))
-    entry = ShardEntry(name="t-000000.tar", bytes=len(tar), samples=len(rows), sha256="")
-    facts = {"format": 1, "samples": len(rows), "min_side": min(map(min, sizes)), "order": {"seed": 0}}
-    write_manifest(folder, Manifest(**facts, shards=(entry,)))
-    return folder
-
-
 def test_a_stored_lr_is_cropped_and_turned_with_its_hr(tmp_path, image_bytes, picture):
     """LR here is HR without every second pixel, so any misplaced crop or turn shows."""
     small = [picture(number, 20, 24) for number in range(6)]
     large = [lr.repeat(2, axis=0).repeat(2, axis=1) for lr in small]
-    folder = made_shards(tmp_path, [image_bytes(hr) for hr in large], [image_bytes(lr) for lr in small])
+    folder = handmade(tmp_path, [image_bytes(hr) for hr in large], [image_bytes(lr) for lr in small])
     for (batch,) in read(stream(folder, steps=9)).values():
         assert batch.lr.shape == (4, 3, 8, 8)
         assert torch.equal(batch.hr[..., ::2, ::2], batch.lr)
@@ -655,7 +584,7 @@ def test_whole_images_are_shared_by_ranks(photo_shards, monkeypatch):
 
 def test_small_images_are_repeated_at_their_edges(tmp_path, image_bytes, picture):
     tiny = picture(5, 10, 12)
-    folder = made_shards(tmp_path, [image_bytes(tiny)])
+    folder = handmade(tmp_path, [image_bytes(tiny)])
     (batch,) = read(stream(folder, steps=1, batch=1, small="replicate", flip=False, rotate=False))[1]
     expected = np.pad(tiny, ((0, 6), (0, 4), (0, 0)), mode="edge")
     assert np.array_equal((batch.hr[0] * 255).round().byte().permute(1, 2, 0).numpy(), expected)
@@ -676,41 +605,6 @@ def test_a_preview_is_the_beginning_of_the_order(photo_shards):
     assert [batch.keys[0] for batch in shown] == list(first.keys[:3])
     assert all(torch.equal(batch.hr[0], hr) for batch, hr in zip(shown, first.hr, strict=False))
     assert len(a_stream.preview(1000)) == a_stream.samples == 24
-
-
-# ------------------------------------------------------------------------------------------------------------- decoding
-
-GREY = np.arange(32 * 40).reshape(32, 40)
-
-
-def saved(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
-def test_lossless_images_are_decoded_as_pillow_does(picture, kind, mode):
-    """In every mode that shards take. Where there is alpha, it is left out, not blended."""
-    image = Image.fromarray(picture(1, 32, 40)).convert(mode)
-    if "A" in mode:
-        image.putalpha(Image.fromarray((GREY % 256).astype(np.uint8)))
-    data = saved(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
-    expected = np.array(image.convert("RGB"))
-    assert np.array_equal(decode(data, 3).permute(1, 2, 0).numpy(), expected)
-    grey = decode(data, 1)
-    assert grey.shape == (1, 32, 40)
-    assert np.abs(grey[0].numpy().astype(int) - np.array(image.convert("L")).astype(int)).max() <= 1
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sixteen_bits_become_eight(channels):
-    data = saved(Image.fromarray((GREY * 50).astype(np.uint16)), "PNG")
-    found = decode(data, channels)
-    assert found.dtype == torch.uint8
-    assert found.shape == (channels, 32, 40)
-    assert np.abs(found[0].numpy() - GREY * 50 / 257).max() <= 1
 
 
 def test_a_source_without_selection_reads_every_sample(photo_shards):

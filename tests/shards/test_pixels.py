@@ -12,6 +12,7 @@ from made_shards import built, contents, keys_of, rejects_of
 from PIL import Image
 
 from shards.pixels import ORIENTATION, Preparation, Rejected, geometry, header, plain_jpeg, prepared, tiles
+from sr_dist.data.bands import band
 from sr_dist.errors import UserError
 
 
@@ -239,6 +240,13 @@ def test_formats(photo, kind, options, suffix):
     sample = one(saved(photo, kind), **options)
     assert sample.hr.suffix == suffix
     assert opened(sample.hr.data).format == {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[suffix]
+
+
+def test_written_jpegs_can_be_cut_between_their_rows_and_lose_nothing_by_it(photo):
+    data = one(saved(photo), format="jpg", quality=90).hr.data  # 60 pixels high: blocks of 16 begin at 0, 16, 32, 48
+    assert np.array_equal(np.asarray(opened(data)), np.asarray(opened(saved(photo, "JPEG", quality=90))))
+    part, first = band(bytearray(data), 20, 40)
+    assert (first, opened(bytes(part)).size) == (16, (84, 32))
 
 
 def test_lower_quality_is_smaller(photo):

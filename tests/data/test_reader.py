@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import io
+import re
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from made_shards import handmade
+from PIL import Image
+
+from sr_dist.data.format import ShardError, open_shards
+from sr_dist.data.reader import ShardReader, Window, decode
+
+# ------------------------------------------------------------------------------------------------------------- decoding
+
+GREY = np.arange(32 * 40).reshape(32, 40)
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
+def test_lossless_images_are_decoded_as_pillow_does(picture, kind, mode):
+    """In every mode that shards take. Where there is alpha, it is left out, not blended."""
+    image = Image.fromarray(picture(1, 32, 40)).convert(mode)
+    if "A" in mode:
+        image.putalpha(Image.fromarray((GREY % 256).astype(np.uint8)))
+    data = saved(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    expected = np.array(image.convert("RGB"))
+    assert np.array_equal(decode(data, 3).permute(1, 2, 0).numpy(), expected)
+    grey = decode(data, 1)
+    assert grey.shape == (1, 32, 40)
+    assert np.abs(grey[0].numpy().astype(int) - np.array(image.convert("L")).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_become_eight(channels):
+    data = saved(Image.fromarray((GREY * 50).astype(np.uint16)), "PNG")
+    found = decode(data, channels)
+    assert found.dtype == torch.uint8
+    assert found.shape == (channels, 32, 40)
+    assert np.abs(found[0].numpy() - GREY * 50 / 257).max() <= 1
+
+
+def test_a_png_that_claims_to_be_huge_is_an_error_with_its_name(image_bytes, picture, tmp_path, monkeypatch):
+    """Pillow has an exception of its own for them."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90_000_000)  # its own limit, which building lifts
+    huge = bytearray(image_bytes(picture(1, 20, 20)))
+    huge[16:24] = struct.pack(">II", 14_000, 14_000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    folder = handmade(tmp_path, [bytes(huge)], sizes=[(20, 20)])
+    with pytest.raises(ShardError, match=r"cannot be decoded: .*decompression bomb"):
+        ShardReader(open_shards(str(folder))).image(0, 0, "hr", 3)
+
+
+READ_ALL = """
+import sys
+from sr_dist.data.format import ShardError, open_shards
+from sr_dist.data.reader import ShardReader, Window
+reader = ShardReader(open_shards(sys.argv[1]))
+for row in range(len(reader.index(0))):
+    try:
+        whole = reader.image(0, row, "hr", 3)
+        assert (reader.window(0, row, "hr", 3, Window(9, 3, 16)) == whole[:, 9:25, 3:19].permute(1, 2, 0).numpy()).all()
+        print("decoded")
+    except ShardError as problem:
+        print(problem)
+"""
+
+
+def test_images_that_were_broken_before_they_were_packed_are_named_and_crash_nothing(image_bytes, picture, tmp_path):
+    """Their checksum is right. torchvision's libpng ends the whole process for some of them, so a process reads them here."""
+    broken = []
+    for kind in ("PNG", "JPEG", "WEBP"):
+        for place in range(100, 1100, 100):
+            data = bytearray(image_bytes(picture(1, 32, 32), kind))
+            data[place % len(data)] ^= 0xFF
+            broken.append(bytes(data))
+    broken += [data[: len(data) // 2] for data in broken[::10]]
+    folder = handmade(tmp_path, broken, sizes=[(32, 32)] * len(broken))
+    done = subprocess.run([sys.executable, "-c", READ_ALL, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-300:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(broken)
+    for number, line in enumerate(lines):
+        assert line == "decoded" or re.search(rf"t-000000\.tar': 'sample{number}' cannot be decoded", line)
+    assert all(line != "decoded" for line in lines[:10])  # every chunk of a PNG has a checksum of its own
+
+
+# -------------------------------------------------------------------------------------------------------------- windows
+
+
+@pytest.fixture(scope="module")
+def sizes_and_kinds(tmp_path_factory, picture, image_bytes) -> ShardReader:
+    """Images of 5 to 70 pixels: PNG, JPEG with rows that begin anew, and JPEG without."""
+    images = []
+    for number in range(24):
+        shape = picture(number, 5 + number * 37 % 66, 5 + number * 23 % 66)
+        kind, options = (("PNG", {}), ("JPEG", {"restart_marker_rows": 1}), ("JPEG", {}))[number % 3]
+        images.append(image_bytes(shape, kind, **options))
+    return ShardReader(open_shards(str(handmade(tmp_path_factory.mktemp("kinds"), images))))
+
+
+@given(st.data())
+def test_a_window_is_the_part_of_the_whole_image(sizes_and_kinds, data):
+    reader, row = sizes_and_kinds, data.draw(st.integers(0, 23))
+    channels = data.draw(st.sampled_from([1, 3]))
+    whole = reader.image(0, row, "hr", channels).permute(1, 2, 0).numpy()
+    height, width = whole.shape[:2]
+    assert reader.size(0, row, "hr") == (height, width)
+    side = data.draw(st.integers(1, 80))
+    top, left = (data.draw(st.integers(0, max(length - side, 0))) for length in (height, width))
+    found = reader.window(0, row, "hr", channels, Window(top, left, side))
+    assert found.shape == (side, side, channels)
+    assert found.dtype == np.uint8
+    rows, columns = (np.minimum(np.arange(begin, begin + side), end - 1) for begin, end in ((top, height), (left, width)))
+    assert np.array_equal(found, whole[rows][:, columns])  # what lies beyond a small image repeats its border
+
+
+def test_a_window_of_what_is_not_stored_is_none(sizes_and_kinds):
+    assert sizes_and_kinds.window(0, 0, "lr", 3, Window(0, 0, 4)) is None
+
+
+def test_small_pairs_are_repeated_alike(tmp_path, picture, image_bytes):
+    lr = picture(1, 2, 3)
+    hr = lr.repeat(2, 0).repeat(2, 1)
+    reader = ShardReader(open_shards(str(handmade(tmp_path, [image_bytes(hr)], [image_bytes(lr)]))))
+    large, small = (reader.window(0, 0, member, 3, Window(0, 0, side)) for member, side in (("hr", 8), ("lr", 4)))
+    assert np.array_equal(large[::2, ::2], small)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("said", [(40, 60), (60, 40), (90, 90)])
+def test_an_index_that_is_wrong_about_sizes_is_an_error(tmp_path, picture, image_bytes, kind, said):
+    data = image_bytes(picture(1, 48, 48), kind, **({"restart_marker_rows": 1} if kind == "JPEG" else {}))
+    reader = ShardReader(open_shards(str(handmade(tmp_path, [data], sizes=[said]))))
+    width, height = said
+    with pytest.raises(ShardError, match="the hr image of 'sample0' is not as large as its index says"):
+        reader.window(0, 0, "hr", 3, Window(height - 20, width - 20, 20))
