@@ -65,6 +65,8 @@ def handmade(folder: Path, images: list[bytes], lr: list[bytes] | None = None, s
     (folder / "t-000000.idx").write_bytes(index_bytes(rows, 0))
     entry = ShardEntry(name="t-000000.tar", bytes=len(tar), samples=len(rows), sha256="")
     facts = {"format": 1, "samples": len(rows), "min_side": min(map(min, sizes)), "order": {"seed": 0}}
+    if lr:
+        facts["scale"] = sizes[0][0] // small[0][0]
     write_manifest(folder, Manifest(**facts, shards=(entry,)))
     return folder
 

@@ -5,7 +5,6 @@ by the sample, so any number of processes does the same.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
 from sr_dist.data.format import ShardError
 from sr_dist.data.order import CROP, DEGRADE, TURN, Mix, Order, crop_place, draw, micro_batch, near_home, share
 from sr_dist.data.reader import ShardReader, Window
+from sr_dist.data.ring import Ring, Slot
 from sr_dist.data.select import Portion, portion_rows
 from sr_dist.errors import UserError
 
@@ -43,6 +43,13 @@ class Crops(NamedTuple):
     keys: tuple[str, ...]
     attributes: np.ndarray  # (B, A) of 0 and 1, in the manifest's order
     replaced: tuple[Replaced, ...] = ()
+
+
+class Handed(NamedTuple):
+    """Crops whose images lie in the ring."""
+
+    slot: Slot
+    rest: Crops
 
 
 @dataclass
@@ -108,27 +115,30 @@ class CropSource(Dataset):
     crop: int | None
     channels: int
     substitute: bool = False  # take the next sample of the data set for one that cannot be read
+    ring: Ring | None = None  # for loading processes, where all crops have one size
 
     @property
     def samples(self) -> int:
         return sum(part.order.samples for part in self.parts)
 
-    def __getitem__(self, positions: Sequence[int]) -> Crops | UserError:
+    def __getitem__(self, positions: Sequence[int]) -> Crops | Handed | UserError:
         try:
-            return self._together(positions)
+            if not self.ring:
+                return self._together(positions, [])
+            slot = self.ring.next(len(positions))
+            return Handed(slot, self._together(positions, self.ring.images(slot))._replace(hr=None, lr=None))
         except UserError as mistake:  # handed over, for a raise in a worker arrives as a page of traceback
             return mistake
 
-    def _together(self, positions: Sequence[int]) -> Crops:
+    def _together(self, positions: Sequence[int], rooms: list[Tensor]) -> Crops:
         """Each crop is copied at once, so that one image after the other is decoded into the same hot memory."""
         places = [self._place(position) for position in positions]
         bits = _bits(places)
-        rooms: list[Tensor] = []
-        sources = []
+        arrays, sources = [room.numpy() for room in rooms], []
         for i, (place, crop_bits) in enumerate(zip(places, bits[:, 0].tolist(), strict=True)):
             images, *source = self._images(place, crop_bits)
-            if not i:
-                rooms = [_room(len(places), image) for image in images]
+            if not rooms:
+                rooms = [torch.empty((len(places), *image.shape), dtype=torch.uint8) for image in images]
                 arrays = [room.numpy() for room in rooms]
             for array, image in zip(arrays, images, strict=True):
                 array[i] = image
@@ -188,7 +198,7 @@ class CropSource(Dataset):
 
     def _packed(self, places: list[Place], rooms: list[Tensor], bits: np.ndarray, sources: list[list[Any]]) -> Crops:
         """Images with what else is known of them."""
-        hr, lr = (*(room.permute(0, 3, 1, 2) for room in rooms), None)[:2]
+        hr, lr = as_images(rooms)
         at = [(place.part.reader, shard, row) for place, (shard, row, _) in zip(places, sources, strict=True)]
         return Crops(
             hr,
@@ -208,15 +218,10 @@ def _bits(places: Sequence[Place]) -> np.ndarray:
     return draw(seeds, epochs, samples, np.array([CROP, TURN, DEGRADE], np.uint64))
 
 
-def _room(count: int, image: np.ndarray) -> Tensor:
-    """For so many images (H, W, C). A loading process takes memory that the rank can see at once, as torch's own collating
-    does; otherwise all of it would be copied there.
-    """
-    shape = (count, *image.shape)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    shared = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+def as_images(rooms: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """HR and, where it is stored, LR: (B, H, W, C) -> (B, C, H, W)."""
+    hr, lr = (*(room.permute(0, 3, 1, 2) for room in rooms), None)[:2]
+    return hr, lr
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -26,14 +27,16 @@ from sr_dist.batch import Batch
 from sr_dist.children import end_with_parent
 from sr_dist.data import augment
 from sr_dist.data.ahead import Ahead, Need
-from sr_dist.data.crops import Crops, CropSource, Positions, Samples
+from sr_dist.data.crops import Crops, CropSource, Handed, Positions, Samples, as_images
 from sr_dist.data.format import Shards
 from sr_dist.data.ledger import Ledger
 from sr_dist.data.order import Mix, home, seed_of, whole_weights
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote import RemoteShards
+from sr_dist.data.ring import Ring
 from sr_dist.errors import UserError, first_line
 
+AHEAD = 2  # steps that each loading process reads ahead
 GRACE = 2.0  # seconds in which loading processes end by themselves,
 END_AT_ONCE = signal.SIGUSR2  # before they are told to
 MOST_NAMED = 32  # samples in an error
@@ -84,14 +87,14 @@ class Stream:
         """The same as it comes from the loading processes."""
         begin = self.position_after(first - 1)
         self._ledger.begin(first, begin / self.samples)
+        ring = self._ring()
         loader = DataLoader(
-            self.source,
+            replace(self.source, ring=ring),
             sampler=self._positions(begin, self.steps_to_do - first + 1),
             batch_size=None,  # a "sample" of the loader is a whole micro-batch
             collate_fn=_as_it_is,
             num_workers=self.settings.workers,
-            prefetch_factor=2 * self.accumulate if self.settings.workers else None,
-            pin_memory=self.device.type == "cuda",
+            prefetch_factor=AHEAD * self.accumulate if self.settings.workers else None,
             worker_init_fn=_live_and_die_with_the_rank,
         )
         self._arriving = iter(loader)
@@ -100,23 +103,38 @@ class Stream:
             self._step = step
             if self._ahead:
                 self._ahead.reached(self.position_after(step - 1))
-            yield step, [self._received(next(self._arriving)) for _ in range(self.accumulate)]
+            yield step, [self._received(next(self._arriving), ring) for _ in range(self.accumulate)]
 
     def _positions(self, start: int, steps: int) -> Positions:
         shard = self.source.shard if self.remote else None
         here = (ranks.rank(), ranks.size(), self.node_of)
         return Positions(start, steps, self.settings.batch, self.accumulate, *here, shard)
 
-    def _received(self, crops: Crops | UserError) -> Crops:
+    def _ring(self) -> Ring | None:
+        """Room for what the loading processes read ahead, and for what the rank has of them in hand."""
+        crop, workers = self.settings.crop, self.settings.workers
+        if not crop or not workers:
+            return None
+        slots = AHEAD * self.accumulate + -(-self.accumulate // workers)
+        most = -(-self.settings.batch // (ranks.size() * self.accumulate))
+        stored = self.source.parts[0].reader.shards.manifest.scale
+        sides = (crop, crop // self.scale) if stored else (crop,)
+        return Ring(workers, slots, most, [(side, side, self.source.channels) for side in sides])
+
+    def _received(self, crops: Crops | Handed | UserError, ring: Ring | None = None) -> Crops:
         if isinstance(crops, UserError):
             raise crops
+        if isinstance(crops, Handed):
+            assert ring
+            hr, lr = as_images(ring.images(crops.slot))
+            return crops.rest._replace(hr=hr, lr=lr)
         return crops
 
     def explained(self, problem: Exception) -> Exception:
         """A loading process that died, as an error that names what may have been its end: they read some steps ahead."""
         if "DataLoader worker" not in str(problem):
             return problem
-        last = min(self._step + 2 * self.settings.workers, self.steps_to_do)
+        last = min(self._step + AHEAD * self.settings.workers, self.steps_to_do)
         positions = range(self.position_after(self._step - 1), self.position_after(last))
         keys = ", ".join(f"'{self.source.key(position)}'" for position in positions[:MOST_NAMED])
         more = f" and {len(positions) - MOST_NAMED} more" if len(positions) > MOST_NAMED else ""
@@ -151,8 +169,7 @@ class Stream:
         flip, rotate = self.settings.flip, self.settings.rotate
         turn, seed, label = (torch.from_numpy(numbers).to(self.device) for numbers in (crops.turn, crops.seed, crops.label))
         # Turned as bytes, of which there are four times fewer.
-        hr8, lr8 = (part if part is None else part.to(self.device, non_blocking=True) for part in (crops.hr, crops.lr))
-        assert hr8 is not None
+        hr8, lr8 = self._sent(crops.hr), None if crops.lr is None else self._sent(crops.lr)
         hr = augment.to_float(augment.turned(hr8, turn, flip, rotate)).contiguous(memory_format=layout)
         hr = augment.varied(hr, turn, self.settings.augment)
         lr = self.degrade(hr, seed) if lr8 is None else augment.to_float(augment.turned(lr8, turn, flip, rotate))
@@ -160,6 +177,10 @@ class Stream:
         columns = torch.from_numpy(crops.attributes).to(self.device).float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
         return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes)
+
+    def _sent(self, images: Tensor) -> Tensor:
+        """To the device; a GPU fetches them from memory of their own, while the slot is filled anew."""
+        return images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images.to(self.device)
 
     def counted(self) -> dict[str, int]:
         """Columns for metrics.jsonl. All ranks must call."""

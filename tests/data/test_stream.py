@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import sleep
 
@@ -37,6 +37,7 @@ from sr_dist.data.order import CROP, Mix, Order, crop_place, draw
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.select import Portion
 from sr_dist.data.stream import Stream
+from sr_dist.errors import UserError
 from sr_dist.resize import imresize
 from sr_dist.sections import Data
 
@@ -178,6 +179,26 @@ def test_any_number_of_workers_gives_the_same_batches(photo_shards, workers):
     for step in here:
         assert len(here[step]) == len(there[step]) == 2
         assert all(same(left, right) for left, right in zip(here[step], there[step], strict=True))
+
+
+@pytest.mark.parametrize(("workers", "accumulate"), [(1, 1), (1, 3), (2, 3), (3, 2)])
+def test_what_a_rank_has_in_hand_is_not_written_over(photo_shards, workers, accumulate):
+    """Loading processes fill their slots as far ahead as they may while the rank looks at a step."""
+    here = dict(stream(photo_shards, accumulate=accumulate, batch=7, steps=12).crops(1))
+    with patience(120), closing(stream(photo_shards, accumulate=accumulate, batch=7, steps=12, workers=workers)) as there:
+        for step, crops in there.crops(1):
+            sleep(0.05)
+            assert [part.keys for part in crops] == [part.keys for part in here[step]]
+            assert all(torch.equal(part.hr, expected.hr) for part, expected in zip(crops, here[step], strict=True))
+
+
+def test_too_little_shared_memory_is_said(photo_shards, monkeypatch):
+    def full(size, device):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
+    with pytest.raises(UserError, match=r"data\.workers: .* from 2 loading .* need 18 MiB .*No space left.*--shm-size"):
+        read(stream(photo_shards, crop=512, small="replicate", batch=4, workers=2))
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (3, 2), (7, 1)])
@@ -553,9 +574,10 @@ def test_a_stored_lr_is_cropped_and_turned_with_its_hr(tmp_path, image_bytes, pi
     small = [picture(number, 20, 24) for number in range(6)]
     large = [lr.repeat(2, axis=0).repeat(2, axis=1) for lr in small]
     folder = handmade(tmp_path, [image_bytes(hr) for hr in large], [image_bytes(lr) for lr in small])
-    for (batch,) in read(stream(folder, steps=9)).values():
-        assert batch.lr.shape == (4, 3, 8, 8)
-        assert torch.equal(batch.hr[..., ::2, ::2], batch.lr)
+    for workers in (0, 2):
+        for (batch,) in read(stream(folder, steps=9, workers=workers)).values():
+            assert batch.lr.shape == (4, 3, 8, 8)
+            assert torch.equal(batch.hr[..., ::2, ::2], batch.lr)
 
 
 def test_whole_images_come_one_by_one_in_their_own_size(photo_shards, photos):
