@@ -27,7 +27,7 @@ from sr_dist.batch import Batch
 from sr_dist.children import end_with_parent
 from sr_dist.data import augment
 from sr_dist.data.ahead import Ahead, Need
-from sr_dist.data.crops import Crops, CropSource, Handed, Positions, Samples, as_images
+from sr_dist.data.crops import Crops, CropSource, Handed, Positions, Samples, crops_of
 from sr_dist.data.format import Shards
 from sr_dist.data.ledger import Ledger
 from sr_dist.data.order import Mix, home, seed_of, whole_weights
@@ -79,7 +79,7 @@ class Stream:
 
     def steps(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         for step, crops in self.crops(first):
-            self._ledger.replaced(step, [swap for part in crops for swap in part.replaced])
+            self._ledger.replaced(step, [swap for part in crops for swap in part.facts.replaced])
             yield step, [self._on_device(part) for part in crops]
             self._say_traffic(step)
 
@@ -126,8 +126,7 @@ class Stream:
             raise crops
         if isinstance(crops, Handed):
             assert ring
-            hr, lr = as_images(ring.images(crops.slot))
-            return crops.rest._replace(hr=hr, lr=lr)
+            return crops_of(ring.images(crops.slot), crops.facts)
         return crops
 
     def explained(self, problem: Exception) -> Exception:
@@ -167,16 +166,17 @@ class Stream:
     def _on_device(self, crops: Crops) -> Batch:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         flip, rotate = self.settings.flip, self.settings.rotate
-        turn, seed, label = (torch.from_numpy(numbers).to(self.device) for numbers in (crops.turn, crops.seed, crops.label))
+        facts = crops.facts
+        turn, seed, label = (torch.from_numpy(numbers).to(self.device) for numbers in (facts.turn, facts.seed, facts.label))
         # Turned as bytes, of which there are four times fewer.
         hr8, lr8 = self._sent(crops.hr), None if crops.lr is None else self._sent(crops.lr)
         hr = augment.to_float(augment.turned(hr8, turn, flip, rotate)).contiguous(memory_format=layout)
         hr = augment.varied(hr, turn, self.settings.augment)
         lr = self.degrade(hr, seed) if lr8 is None else augment.to_float(augment.turned(lr8, turn, flip, rotate))
         names = self.source.parts[0].reader.shards.manifest.attributes  # all data sets have the same
-        columns = torch.from_numpy(crops.attributes).to(self.device).float().unbind(1)
+        columns = torch.from_numpy(facts.attributes).to(self.device).float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
-        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes)
+        return Batch(lr.contiguous(memory_format=layout), hr, label, facts.keys, attributes)
 
     def _sent(self, images: Tensor) -> Tensor:
         """To the device; a GPU fetches them from memory of their own, while the slot is filled anew."""

@@ -188,7 +188,7 @@ def test_what_a_rank_has_in_hand_is_not_written_over(photo_shards, workers, accu
     with patience(120), closing(stream(photo_shards, accumulate=accumulate, batch=7, steps=12, workers=workers)) as there:
         for step, crops in there.crops(1):
             sleep(0.05)
-            assert [part.keys for part in crops] == [part.keys for part in here[step]]
+            assert [part.facts.keys for part in crops] == [part.facts.keys for part in here[step]]
             assert all(torch.equal(part.hr, expected.hr) for part, expected in zip(crops, here[step], strict=True))
 
 
@@ -244,7 +244,7 @@ def test_a_source_can_be_sent_to_a_worker_at_any_time(photo_shards):
     before = source[range(3)]
     after = pickle.loads(pickle.dumps(source))[range(3)]
     assert torch.equal(before.hr, after.hr)
-    assert before.keys == after.keys
+    assert before.facts.keys == after.facts.keys
     assert len(pickle.dumps(source)) < 20_000  # paths, not arrays
 
 
