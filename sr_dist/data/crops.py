@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from sr_dist.data.format import ShardError
 from sr_dist.data.order import CROP, DEGRADE, TURN, Mix, Order, crop_place, draw, micro_batch, near_home, share
-from sr_dist.data.reader import ShardReader, Window
+from sr_dist.data.reader import ShardReader, Square
 from sr_dist.data.ring import Ring, Slot
 from sr_dist.data.select import Portion, portion_rows
 from sr_dist.errors import UserError
@@ -94,8 +94,8 @@ class Samples:
         """Corresponding crops of HR and, where it is stored, LR, (H, W, C) each."""
         height, width = (max(side, crop) for side in self.reader.size(shard, row, "hr"))
         top, left = crop_place(bits, height, width, crop, scale)
-        hr = self.reader.window(shard, row, "hr", channels, Window(top, left, crop))
-        lr = self.reader.window(shard, row, "lr", channels, Window(top // scale, left // scale, crop // scale))
+        hr = self.reader.square(shard, row, "hr", channels, Square(top, left, crop))
+        lr = self.reader.square(shard, row, "lr", channels, Square(top // scale, left // scale, crop // scale))
         return [image for image in (hr, lr) if image is not None]
 
     def whole(self, shard: int, row: int, channels: int, scale: int) -> list[np.ndarray]:

@@ -125,9 +125,10 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(photo_shards, accumulate):
             degrade=lambda hr, seeds: hr[..., ::2, ::2], device=torch.device(device),
         )  # fmt: skip
 
-    there = stream("cuda", 2)
+    there, busy = stream("cuda", 2), torch.rand(8192, 8192, device="cuda")
     try:
         for (_, expected), (_, found) in zip(stream("cpu", 0).steps(1), there.steps(1), strict=True):
+            busy = (busy @ busy).clamp(0, 1)  # the next copies wait behind it
             for ours, theirs in zip(found, expected, strict=True):
                 assert ours.keys == theirs.keys
                 assert torch.equal(ours.hr.cpu(), theirs.hr)
