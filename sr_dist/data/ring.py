@@ -37,8 +37,8 @@ class Ring:
         except RuntimeError as problem:
             needed = sum(map(math.prod, sizes)) / 2**20
             raise UserError(
-                f"data.workers: the images on their way from {workers} loading processes need {needed:,.0f} MiB of shared memory on "
-                f"every rank ({first_line(problem)}); a container gets more by --shm-size, fewer processes need less"
+                f"data.workers: the images on their way from {workers} loading processes need {needed:,.0f} MiB of shared memory "
+                f"on every rank ({first_line(problem)}); a container gets more by --shm-size, fewer processes need less"
             ) from None
         self._slots = slots
         self._filled = 0  # by this process
