@@ -26,19 +26,19 @@ class Layout(NamedTuple):
     """How the rows of a JPEG lie in its bytes."""
 
     height_at: int  # where the header says the height
-    height: int
+    size: tuple[int, int]  # (height, width)
     step: int  # pixels in a row of blocks
     begin: int  # of the first row of blocks
 
 
-def band(data: bytearray, height: int, top: int, bottom: int) -> tuple[bytearray, int]:
+def band(data: bytearray, size: tuple[int, int], top: int, bottom: int) -> tuple[bytearray, int]:
     """A JPEG that decodes to some rows of this one, and the number of the first: to those from `top` to before `bottom`, and
-    what lies in the same rows of blocks. One that is not `height` pixels high stays whole.
+    what lies in the same rows of blocks. One that is not of this size (height, width) stays whole.
     """
     layout = _layout(data)
-    if not layout or layout.height != height:
+    if not layout or layout.size != size or top >= bottom:
         return data, 0
-    rows = -(-height // layout.step)
+    rows = -(-size[0] // layout.step)
     first, last = max(top - CONTEXT, 0) // layout.step, min(-(-(bottom + CONTEXT) // layout.step), rows)
     marks = [mark.start() for mark in islice(MARKS.finditer(data, layout.begin), min(last, rows - 1))]
     if [data[mark + 1] for mark in marks] != [RST0 + row % 8 for row in range(min(last, rows - 1))]:
@@ -47,7 +47,7 @@ def band(data: bytearray, height: int, top: int, bottom: int) -> tuple[bytearray
     to_the_end = last == rows
     kept = data[begins[first] :] if to_the_end else data[begins[first] : begins[last] - 2] + END
     cut = data[: layout.begin] + kept
-    struct.pack_into(">H", cut, layout.height_at, (height if to_the_end else last * layout.step) - first * layout.step)
+    struct.pack_into(">H", cut, layout.height_at, (size[0] if to_the_end else last * layout.step) - first * layout.step)
     for row in range(first + 1, last):
         cut[layout.begin + begins[row] - begins[first] - 1] = RST0 + (row - first - 1) % 8
     return cut, first * layout.step
@@ -79,4 +79,4 @@ def _in_rows(data: bytearray, frame: int, in_scan: int, every: int, begin: int) 
         samplings = data[frame + 11 : frame + 10 + 3 * parts : 3]
         across, down = max(sampling >> 4 for sampling in samplings), max(sampling & 15 for sampling in samplings)
     whole_rows = parts == in_scan and across and every == -(-width // (8 * across))
-    return Layout(frame + 5, height, 8 * down, begin) if whole_rows and down else None
+    return Layout(frame + 5, (height, width), 8 * down, begin) if whole_rows and down else None

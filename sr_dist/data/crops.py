@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from sr_dist.data.format import ShardError
 from sr_dist.data.order import CROP, DEGRADE, TURN, Mix, Order, crop_place, draw, micro_batch, near_home, share
@@ -52,9 +52,9 @@ class Crops(NamedTuple):
 
 
 class Handed(NamedTuple):
-    """The same from a loading process: the images lie in the ring."""
+    """The same from a loading process."""
 
-    slot: Slot
+    images: Slot | list[np.ndarray]  # in the ring, or themselves; torch would send what opens memory of their own
     facts: Facts
 
 
@@ -135,10 +135,11 @@ class CropSource(Dataset):
 
     def __getitem__(self, positions: Sequence[int]) -> Crops | Handed | UserError:
         try:
-            if not self.ring:
-                return crops_of(*self._together(positions))
-            slot = self.ring.next(len(positions))
-            return Handed(slot, self._together(positions, self.ring.images(slot))[1])
+            if self.ring:
+                slot = self.ring.next(len(positions))
+                return Handed(slot, self._together(positions, self.ring.images(slot))[1])
+            images, facts = self._together(positions)
+            return Handed([part.numpy() for part in images], facts) if get_worker_info() else crops_of(images, facts)
         except UserError as mistake:  # handed over, for a raise in a worker arrives as a page of traceback
             return mistake
 

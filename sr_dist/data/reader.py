@@ -7,6 +7,7 @@ import math
 import os
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple
 
@@ -95,14 +96,17 @@ class ShardReader:
         data = self.read(shard, row, member)
         if not data:
             return None
-        height, width = self.size(shard, row, member)
         top, left, side = square
+        size = height, width = self.size(shard, row, member)
         bottom, right = min(top + side, height), min(left + side, width)
-        part, first = band(data, height, top, bottom) if data[:2] == JPEG and top < bottom else (data, 0)
-        pixels = self._decoded(shard, row, part, channels).permute(1, 2, 0).numpy()  # numpy cuts and copies with less ado
-        if top >= bottom or left >= right or pixels.shape[1] != width or (part is data and len(pixels) != height):
+        part, first = band(data, size, top, bottom) if data[:2] == JPEG else (data, 0)
+        if part is not data:
+            with suppress(RuntimeError):  # it was damaged before it was packed, and the decoder may be content with the whole
+                return _filled(_rows(decode(part, channels))[top - first : bottom - first, left:right], side)
+        pixels = _rows(self._decoded(shard, row, data, channels))
+        if pixels.shape[:2] != size or top >= bottom or left >= right:
             raise self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' is not of the size that its index says")
-        return _filled(pixels[top - first : bottom - first, left:right], side)
+        return _filled(pixels[top:bottom, left:right], side)
 
     def _decoded(self, shard: int, row: int, data: bytearray, channels: int) -> Tensor:
         try:
@@ -168,6 +172,11 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
         image = Image.fromarray((np.asarray(image, np.int32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
     pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _rows(image: Tensor) -> np.ndarray:
+    """(H, W, C): numpy cuts and copies with less ado, and decoders leave pixels so."""
+    return image.permute(1, 2, 0).numpy()
 
 
 def _filled(image: np.ndarray, side: int) -> np.ndarray:

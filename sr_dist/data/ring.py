@@ -35,9 +35,9 @@ class Ring:
         try:
             self._rooms = [_shared(size) for size in sizes]
         except RuntimeError as problem:
-            needed = sum(map(math.prod, sizes)) / 2**20
+            needed = math.ceil(sum(map(math.prod, sizes)) / 2**20)
             raise UserError(
-                f"data.workers: the images on their way from {workers} loading processes need {needed:,.0f} MiB of shared memory "
+                f"data.workers: the images on their way from {workers} loading processes need {needed:,} MiB of shared memory "
                 f"on every rank ({first_line(problem)}); a container gets more by --shm-size, fewer processes need less"
             ) from None
         self._slots = slots

@@ -33,7 +33,7 @@ from sr_dist.data.ledger import Ledger
 from sr_dist.data.order import Mix, home, seed_of, whole_weights
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote import RemoteShards
-from sr_dist.data.ring import Ring
+from sr_dist.data.ring import Ring, Slot
 from sr_dist.errors import UserError, first_line
 
 AHEAD = 2  # steps that each loading process reads ahead
@@ -130,10 +130,12 @@ class Stream:
     def _received(self, crops: Crops | Handed | UserError, ring: Ring | None = None) -> Crops:
         if isinstance(crops, UserError):
             raise crops
-        if isinstance(crops, Handed):
+        if isinstance(crops, Crops):
+            return crops
+        if isinstance(crops.images, Slot):
             assert ring
-            return crops_of(ring.images(crops.slot), crops.facts)
-        return crops
+            return crops_of(ring.images(crops.images), crops.facts)
+        return crops_of([torch.from_numpy(part) for part in crops.images], crops.facts)
 
     def explained(self, problem: Exception) -> Exception:
         """A loading process that died, as an error that names what may have been its end: they read some steps ahead."""

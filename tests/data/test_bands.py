@@ -36,7 +36,7 @@ def test_a_band_has_the_pixels_of_the_whole_image(height, width, sampling, quali
     whole = jpeg(height, width, mode=mode, quality=quality, subsampling=sampling, restart_marker_rows=1, **more) + behind
     top = data.draw(st.integers(0, height - 1))
     bottom = data.draw(st.integers(top + 1, height))
-    part, first = band(whole, height, top, bottom)
+    part, first = band(whole, (height, width), top, bottom)
     expected, found = decode(whole, channels), decode(part, channels)
     assert torch.equal(found[:, top - first : bottom - first], expected[:, top:bottom])
     assert found.shape[1] <= bottom - top + 2 + 2 * 15  # a row of context at either side, and what its blocks hold besides
@@ -50,13 +50,13 @@ def test_every_band_of_coloured_noise_has_its_pixels(sampling):
     expected = decode(whole, 3)
     for top in range(70):
         for bottom in range(top + 1, 71):
-            part, first = band(whole, 70, top, bottom)
+            part, first = band(whole, (70, 24), top, bottom)
             assert torch.equal(decode(part, 3)[:, top - first : bottom - first], expected[:, top:bottom])
 
 
 def test_of_a_crop_in_the_middle_less_than_half_is_kept():
     whole = jpeg(256, 256, quality=95, restart_marker_rows=1)
-    part, first = band(whole, 256, 81, 177)
+    part, first = band(whole, (256, 256), 81, 177)
     assert first == 80  # of blocks of 16: from 80 to 178 are rows 5 to 11
     assert decode(part, 3).shape == (3, 112, 256)
     assert len(part) < 0.5 * len(whole)
@@ -67,7 +67,7 @@ def test_of_a_crop_in_the_middle_less_than_half_is_kept():
 )
 def test_a_jpeg_that_cannot_be_cut_stays_whole(options):
     whole = jpeg(96, 64, **{"restart_marker_rows": 1, **options} if "progressive" in options else options)
-    assert band(whole, 96, 40, 50) == (whole, 0)
+    assert band(whole, (96, 64), 40, 50) == (whole, 0)
 
 
 def test_a_jpeg_whose_colours_come_in_scans_of_their_own_stays_whole():
@@ -75,25 +75,25 @@ def test_a_jpeg_whose_colours_come_in_scans_of_their_own_stays_whole():
     scan = whole.index(b"\xff\xda")
     assert whole[scan + 4] == 3  # parts in the scan
     whole[scan + 4] = 1
-    assert band(whole, 96, 40, 50) == (whole, 0)
+    assert band(whole, (96, 64), 40, 50) == (whole, 0)
 
 
-@pytest.mark.parametrize("height", [95, 97, 200])
-def test_a_jpeg_of_another_height_stays_whole(height):
+@pytest.mark.parametrize("size", [(95, 64), (97, 64), (200, 64), (96, 63), (64, 96)])
+def test_a_jpeg_of_another_size_stays_whole(size):
     whole = jpeg(96, 64, restart_marker_rows=1)
-    assert band(whole, height, 40, 50) == (whole, 0)
+    assert band(whole, size, 40, 50) == (whole, 0)
 
 
 def test_a_jpeg_with_a_wrong_or_missing_marker_stays_whole():
     """The numbers come again after eight rows: the next one of that number is none of this row."""
     whole = jpeg(400, 64, restart_marker_rows=1)
-    assert band(whole, 400, 70, 90)[0] != whole
+    assert band(whole, (400, 64), 70, 90)[0] != whole
     third = whole.index(b"\xff\xd2")
     wrong, missing = bytearray(whole), whole[:third] + whole[third + 2 :]
     wrong[third + 1] = 0xD7
     for damaged in (wrong, missing):
-        assert band(damaged, 400, 70, 90) == (damaged, 0)
-        assert len(band(damaged, 400, 0, 10)[0]) < 1500  # is not touched by it
+        assert band(damaged, (400, 64), 70, 90) == (damaged, 0)
+        assert len(band(damaged, (400, 64), 0, 10)[0]) < 1500  # is not touched by it
 
 
 MARKED = bytes(jpeg(64, 48, restart_marker_rows=1))
@@ -110,14 +110,14 @@ MARKED = bytes(jpeg(64, 48, restart_marker_rows=1))
 )
 @settings(max_examples=400)
 def test_of_damaged_data_comes_something_or_the_whole(data):
-    part, first = band(bytearray(data), 64, 20, 30)
+    part, first = band(bytearray(data), (64, 48), 20, 30)
     assert 0 <= first <= 19
     assert isinstance(part, bytearray)
 
 
 def test_grey_and_colour_of_one_file_are_of_the_same_rows():
     whole = jpeg(80, 40, restart_marker_rows=1, subsampling=2)
-    part, first = band(whole, 80, 33, 60)
+    part, first = band(whole, (80, 40), 33, 60)
     grey, colour = decode(part, 1)[0].numpy(), decode(part, 3).numpy()
     assert grey.shape == colour.shape[1:]
     luma = colour.transpose(1, 2, 0) @ np.array([0.299, 0.587, 0.114])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from made_shards import handmade
 from PIL import Image
 
+from sr_dist.data.bands import band
 from sr_dist.data.format import ShardError, open_shards
 from sr_dist.data.reader import ShardReader, Square, decode
 
@@ -66,6 +67,7 @@ def test_a_png_that_claims_to_be_huge_is_an_error_with_its_name(image_bytes, pic
 
 READ_ALL = """
 import sys
+from sr_dist.data.bands import band
 from sr_dist.data.format import ShardError, open_shards
 from sr_dist.data.reader import ShardReader, Square
 reader = ShardReader(open_shards(sys.argv[1]))
@@ -148,3 +150,26 @@ def test_an_index_that_is_wrong_about_sizes_is_an_error(tmp_path, picture, image
     width, height = said
     with pytest.raises(ShardError, match="the hr image of 'sample0' is not of the size that its index says"):
         reader.square(0, 0, "hr", 3, Square(height - 20, width - 20, 20))
+
+
+def test_what_the_decoder_makes_of_a_damaged_jpeg_is_made_of_it_in_part_too(tmp_path, picture, image_bytes):
+    """Where the whole is decoded with a warning and the rows alone cannot be, as with bytes that look like a marker."""
+    good, found = image_bytes(picture(1, 96, 96), "JPEG", restart_marker_rows=1), []
+    begin = good.index(b"\xff\xd0")
+    for place in range(begin + 10, len(good) - 10, 25):
+        found.append(good[:place] + b"\xff\x4a" + good[place + 2 :])
+    reader = ShardReader(open_shards(str(handmade(tmp_path, found))))
+    fell_back = 0
+    for row, data in enumerate(found):
+        part, _ = band(bytearray(data), (96, 96), 0, 20)
+        try:
+            whole = reader.image(0, row, "hr", 3)
+        except ShardError:
+            continue
+        try:
+            decode(part, 3)
+        except RuntimeError:
+            fell_back += 1
+            expected = whole[:, 0:20, 4:24].permute(1, 2, 0).numpy()
+            assert np.array_equal(reader.square(0, row, "hr", 3, Square(0, 4, 20)), expected)
+    assert fell_back
