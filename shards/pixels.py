@@ -64,6 +64,10 @@ class Preparation(Settings):
             raise UserError("stride: is the way from tile to tile; give --tile=PIXELS too")
         if "resize_mode" in self.model_fields_set and not self.resize:
             raise UserError("resize_mode: says how --resize=PIXELS is meant; give that too")
+        if "quality" in self.model_fields_set and (not self.rewrites or self.format == "png"):
+            raise UserError(
+                "quality: is of JPEG and WebP that are written anew, but none would be; give --format=jpg or webp too"
+            )
         for name in ("centre_crop", "resize", "tile", "stride"):
             side = getattr(self, name)
             if side and side % (scale or 1):
