@@ -60,15 +60,15 @@ def said(shards: Shards, number: int, deep: bool) -> int:
     found = 0
     for found, problem in enumerate(problems(shards, number, deep), 1):
         if found <= MOST_LINES:
-            print(f"BAD {shards.paths()[number].name}: {problem}")
+            print(f"BAD {shards.path(number).name}: {problem}")
     if found > MOST_LINES:
-        print(f"BAD {shards.paths()[number].name}: and {found - MOST_LINES} more")
+        print(f"BAD {shards.path(number).name}: and {found - MOST_LINES} more")
     return found
 
 
 def problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
     """What is wrong with one shard, the cheapest checks first."""
-    path, entry = shards.paths()[number], shards.manifest.shards[number]
+    path, entry = shards.path(number), shards.manifest.shards[number]
     try:
         if path.stat().st_size != entry.bytes:
             yield f"{path.stat().st_size} bytes where the manifest says {entry.bytes}"
