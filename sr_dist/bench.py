@@ -6,8 +6,8 @@
   python -m sr_dist.bench step RECIPE --memory [--gpus=8] [--key.sub=value ...] [--json]
   python -m sr_dist.bench eval [--images=10000] [--width=2048] [--rounds=3] [--json]
 
-data               images/s of the stream with one loading process, as a share of decoding alone (share_of_decode) and as
-                   a multiple of WebDataset's own pipeline with PIL (ratio_to_webdataset; and ..._with_lr, where LR is
+data               images/s of the stream with one loading process, as a share of decoding whole files alone (share_of_decode),
+                   as a multiple of WebDataset's own pipeline with PIL (ratio_to_webdataset; and ..._with_lr, where LR is
                    made on the CPU in both); seconds to open the shards, and to the first batch at the start and after
                    a million steps; medians of the rounds
 --images=1000      images of a round

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import platform
 from pathlib import Path
+from typing import IO
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # as some clusters mount Lustre and NFS
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -35,3 +41,24 @@ def sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+class InUse(Exception):
+    """Which process has a file locked."""
+
+
+def locked(path: Path) -> IO[str]:
+    """A file that no other process can lock until this one ends in whatever way, or closes it."""
+    lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held by whoever gets it
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and not flock, which loading processes would inherit
+    except OSError as problem:
+        if problem.errno in NO_LOCKS:
+            print(f"note: '{path.parent}' is on a file system without locks: no one keeps a second process from it", flush=True)
+            return lock
+        lock.seek(0)
+        raise InUse(lock.read().strip() or "another process") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    return lock

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from sr_dist.data.format import ShardError
 from sr_dist.data.order import CROP, DEGRADE, TURN, Mix, Order, crop_place, draw, micro_batch, near_home, share
-from sr_dist.data.reader import ShardReader, Window
+from sr_dist.data.reader import ShardReader, Square
 from sr_dist.data.ring import Ring, Slot
 from sr_dist.data.select import Portion, portion_rows
 from sr_dist.errors import UserError
@@ -32,24 +32,36 @@ class Replaced(NamedTuple):
     why: str
 
 
-class Crops(NamedTuple):
-    """What leaves a worker: one micro-batch, still bytes and random numbers."""
+class Facts(NamedTuple):
+    """What is known of the images of a micro-batch."""
 
-    hr: Tensor  # (B, C, H, W) uint8
-    lr: Tensor | None  # (B, C, h, w) uint8, where the shards store it
     turn: np.ndarray  # (B,) 63 random bits each, for flips and quarter turns; small arrays travel faster than tensors
     seed: np.ndarray  # (B,) 63 random bits each, for the degradation
     label: np.ndarray  # (B,)
     keys: tuple[str, ...]
     attributes: np.ndarray  # (B, A) of 0 and 1, in the manifest's order
-    replaced: tuple[Replaced, ...] = ()
+    replaced: tuple[Replaced, ...]
+
+
+class Crops(NamedTuple):
+    """One micro-batch, still bytes and random numbers."""
+
+    hr: Tensor  # (B, C, H, W) uint8
+    lr: Tensor | None  # (B, C, h, w) uint8, where the shards store it
+    facts: Facts
 
 
 class Handed(NamedTuple):
-    """Crops whose images lie in the ring."""
+    """The same from a loading process: the images lie in the ring."""
 
     slot: Slot
-    rest: Crops
+    facts: Facts
+
+
+def crops_of(images: Sequence[Tensor], facts: Facts) -> Crops:
+    """(B, H, W, C) of HR and, where it is stored, of LR."""
+    hr, lr = (*(part.permute(0, 3, 1, 2) for part in images), None)[:2]
+    return Crops(hr, lr, facts)
 
 
 @dataclass
@@ -82,8 +94,8 @@ class Samples:
         """Corresponding crops of HR and, where it is stored, LR, (H, W, C) each."""
         height, width = (max(side, crop) for side in self.reader.size(shard, row, "hr"))
         top, left = crop_place(bits, height, width, crop, scale)
-        hr = self.reader.window(shard, row, "hr", channels, Window(top, left, crop))
-        lr = self.reader.window(shard, row, "lr", channels, Window(top // scale, left // scale, crop // scale))
+        hr = self.reader.square(shard, row, "hr", channels, Square(top, left, crop))
+        lr = self.reader.square(shard, row, "lr", channels, Square(top // scale, left // scale, crop // scale))
         return [image for image in (hr, lr) if image is not None]
 
     def whole(self, shard: int, row: int, channels: int, scale: int) -> list[np.ndarray]:
@@ -124,14 +136,16 @@ class CropSource(Dataset):
     def __getitem__(self, positions: Sequence[int]) -> Crops | Handed | UserError:
         try:
             if not self.ring:
-                return self._together(positions, [])
+                return crops_of(*self._together(positions))
             slot = self.ring.next(len(positions))
-            return Handed(slot, self._together(positions, self.ring.images(slot))._replace(hr=None, lr=None))
+            return Handed(slot, self._together(positions, self.ring.images(slot))[1])
         except UserError as mistake:  # handed over, for a raise in a worker arrives as a page of traceback
             return mistake
 
-    def _together(self, positions: Sequence[int], rooms: list[Tensor]) -> Crops:
-        """Each crop is copied at once, so that one image after the other is decoded into the same hot memory."""
+    def _together(self, positions: Sequence[int], rooms: Sequence[Tensor] = ()) -> tuple[Sequence[Tensor], Facts]:
+        """Images, in these rooms if there are any, and what is known of them. Each is copied at once, so that one after the
+        other is decoded into the same hot memory.
+        """
         places = [self._place(position) for position in positions]
         bits = _bits(places)
         arrays, sources = [room.numpy() for room in rooms], []
@@ -143,7 +157,7 @@ class CropSource(Dataset):
             for array, image in zip(arrays, images, strict=True):
                 array[i] = image
             sources.append(source)
-        return self._packed(places, rooms, bits, sources)
+        return rooms, _facts(places, bits, sources)
 
     def key(self, position: int) -> str:
         """The name of the sample at a position."""
@@ -196,32 +210,23 @@ class CropSource(Dataset):
             return part.whole(shard, row, self.channels, self.scale)
         return part.crops(shard, row, self.channels, self.crop, self.scale, bits)
 
-    def _packed(self, places: list[Place], rooms: list[Tensor], bits: np.ndarray, sources: list[list[Any]]) -> Crops:
-        """Images with what else is known of them."""
-        hr, lr = as_images(rooms)
-        at = [(place.part.reader, shard, row) for place, (shard, row, _) in zip(places, sources, strict=True)]
-        return Crops(
-            hr,
-            lr,
-            turn=(bits[:, 1] >> 1).astype(np.int64),  # 63 bits: torch has no unsigned 64
-            seed=(bits[:, 2] >> 1).astype(np.int64),
-            label=np.array([reader.label(shard, row) for reader, shard, row in at], np.int64),
-            keys=tuple(reader.key(shard, row) for reader, shard, row in at),
-            attributes=np.stack([reader.attributes(shard, row) for reader, shard, row in at]),
-            replaced=tuple(swap for *_, swap in sources if swap),
-        )
+
+def _facts(places: Sequence[Place], bits: np.ndarray, sources: Sequence[Sequence[Any]]) -> Facts:
+    at = [(place.part.reader, shard, row) for place, (shard, row, _) in zip(places, sources, strict=True)]
+    return Facts(
+        turn=(bits[:, 1] >> 1).astype(np.int64),  # 63 bits: torch has no unsigned 64
+        seed=(bits[:, 2] >> 1).astype(np.int64),
+        label=np.array([reader.label(shard, row) for reader, shard, row in at], np.int64),
+        keys=tuple(reader.key(shard, row) for reader, shard, row in at),
+        attributes=np.stack([reader.attributes(shard, row) for reader, shard, row in at]),
+        replaced=tuple(swap for *_, swap in sources if swap),
+    )
 
 
 def _bits(places: Sequence[Place]) -> np.ndarray:
     """(B, 3) random bits for where each crop lies, how it is turned, how it is degraded."""
     seeds, epochs, samples = np.array([(p.part.seed % 2**64, p.epoch, p.sample) for p in places], np.uint64).T[..., None]
     return draw(seeds, epochs, samples, np.array([CROP, TURN, DEGRADE], np.uint64))
-
-
-def as_images(rooms: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """HR and, where it is stored, LR: (B, H, W, C) -> (B, C, H, W)."""
-    hr, lr = (*(room.permute(0, 3, 1, 2) for room in rooms), None)[:2]
-    return hr, lr
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 Every figure is the median of ratios of things that were measured one after the other, for machines have other work too.
 
     stream       order -> pread -> crc32 -> decode -> crop -> a uint8 batch in shared memory     one loading process
-    decode       the same images from memory, by torchvision's decode_image one after another    no process, no file
+    decode       the same files from memory, whole, by torchvision's decode_image one by one     no process, no file
     batches      the stream and what follows it: floats, flips, turns, LR                        one loading process
     webdataset   WebDataset's reader and PIL: decode, the same crops, LR by bicubic, floats      one loading process
 
-The stream leaves LR and floats to the training's device; `batches` makes them on the CPU, in the process that trains.
+The stream decodes no more of a file than its crop needs, where the file allows that. It leaves LR and floats to the training's
+device; `batches` makes them on the CPU, in the process that trains.
 """
 
 from __future__ import annotations

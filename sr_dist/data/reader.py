@@ -25,8 +25,8 @@ ASK_AGAIN = 600.0  # seconds after which a shard that could not be opened is ask
 NO_ATTRIBUTES = np.zeros(0, np.uint8)
 
 
-class Window(NamedTuple):
-    """A square of an image."""
+class Square(NamedTuple):
+    """A part of an image."""
 
     top: int
     left: int
@@ -88,7 +88,7 @@ class ShardReader:
         index, small = self.index(shard), "lr_" if member == "lr" else ""
         return int(index[f"{small}height"][row]), int(index[f"{small}width"][row])
 
-    def window(self, shard: int, row: int, member: str, channels: int, place: Window) -> np.ndarray | None:
+    def square(self, shard: int, row: int, member: str, channels: int, square: Square) -> np.ndarray | None:
         """(side, side, C) uint8 of an image; of a JPEG only the rows around it are decoded, where its build allows that. An
         image that is too small gets its last row and column repeated.
         """
@@ -96,13 +96,13 @@ class ShardReader:
         if not data:
             return None
         height, width = self.size(shard, row, member)
-        bottom, right = min(place.top + place.side, height), min(place.left + place.side, width)
-        part, first = band(data, place.top, bottom) if data[:2] == JPEG else (data, 0)
+        top, left, side = square
+        bottom, right = min(top + side, height), min(left + side, width)
+        part, first = band(data, height, top, bottom) if data[:2] == JPEG and top < bottom else (data, 0)
         pixels = self._decoded(shard, row, part, channels).permute(1, 2, 0).numpy()  # numpy cuts and copies with less ado
-        pixels = pixels[place.top - first : bottom - first, place.left : right]
-        if pixels.shape[:2] != (bottom - place.top, right - place.left):
-            raise self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' is not as large as its index says")
-        return _filled(pixels, place.side)
+        if top >= bottom or left >= right or pixels.shape[1] != width or (part is data and len(pixels) != height):
+            raise self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' is not of the size that its index says")
+        return _filled(pixels[top - first : bottom - first, left:right], side)
 
     def _decoded(self, shard: int, row: int, data: bytearray, channels: int) -> Tensor:
         try:

@@ -38,7 +38,7 @@ class Ring:
             needed = sum(map(math.prod, sizes)) / 2**20
             raise UserError(
                 f"data.workers: the images on their way from {workers} loading processes need {needed:,.0f} MiB of shared memory "
-                f"({first_line(problem)}); a container gets more by --shm-size, fewer processes need less"
+                f"on every rank ({first_line(problem)}); a container gets more by --shm-size, fewer processes need less"
             ) from None
         self._slots = slots
         self._filled = 0  # by this process
@@ -56,5 +56,6 @@ class Ring:
 
 
 def _shared(shape: tuple[int, ...]) -> Tensor:
-    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")  # `share_memory_` would copy, and touch all of it
+    """All of it is taken here: where there is too little, it fails now. `share_memory_` would copy besides."""
+    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -27,7 +27,7 @@ from sr_dist.batch import Batch
 from sr_dist.children import end_with_parent
 from sr_dist.data import augment
 from sr_dist.data.ahead import Ahead, Need
-from sr_dist.data.crops import Crops, CropSource, Handed, Positions, Samples, as_images
+from sr_dist.data.crops import Crops, CropSource, Handed, Positions, Samples, crops_of
 from sr_dist.data.format import Shards
 from sr_dist.data.ledger import Ledger
 from sr_dist.data.order import Mix, home, seed_of, whole_weights
@@ -79,12 +79,12 @@ class Stream:
 
     def steps(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         for step, crops in self.crops(first):
-            self._ledger.replaced(step, [swap for part in crops for swap in part.replaced])
+            self._ledger.replaced(step, [swap for part in crops for swap in part.facts.replaced])
             yield step, [self._on_device(part) for part in crops]
             self._say_traffic(step)
 
     def crops(self, first: int) -> Iterator[tuple[int, list[Crops]]]:
-        """The same as it comes from the loading processes."""
+        """The same as it comes from the loading processes: until the next step is asked for, for then they fill it anew."""
         begin = self.position_after(first - 1)
         self._ledger.begin(first, begin / self.samples)
         ring = self._ring()
@@ -94,7 +94,7 @@ class Stream:
             batch_size=None,  # a "sample" of the loader is a whole micro-batch
             collate_fn=_as_it_is,
             num_workers=self.settings.workers,
-            prefetch_factor=AHEAD * self.accumulate if self.settings.workers else None,
+            prefetch_factor=self._ahead_of_each if self.settings.workers else None,
             worker_init_fn=_live_and_die_with_the_rank,
         )
         self._arriving = iter(loader)
@@ -110,12 +110,18 @@ class Stream:
         here = (ranks.rank(), ranks.size(), self.node_of)
         return Positions(start, steps, self.settings.batch, self.accumulate, *here, shard)
 
+    @property
+    def _ahead_of_each(self) -> int:
+        """Micro-batches that a loading process is told of."""
+        return AHEAD * self.accumulate
+
     def _ring(self) -> Ring | None:
         """Room for what the loading processes read ahead, and for what the rank has of them in hand."""
         crop, workers = self.settings.crop, self.settings.workers
         if not crop or not workers:
             return None
-        slots = AHEAD * self.accumulate + -(-self.accumulate // workers)
+        # A process is told of its next micro-batch when it hands one over: so many it is told of, and these are in hand.
+        slots = self._ahead_of_each + -(-self.accumulate // workers)
         most = -(-self.settings.batch // (ranks.size() * self.accumulate))
         stored = self.source.parts[0].reader.shards.manifest.scale
         sides = (crop, crop // self.scale) if stored else (crop,)
@@ -126,8 +132,7 @@ class Stream:
             raise crops
         if isinstance(crops, Handed):
             assert ring
-            hr, lr = as_images(ring.images(crops.slot))
-            return crops.rest._replace(hr=hr, lr=lr)
+            return crops_of(ring.images(crops.slot), crops.facts)
         return crops
 
     def explained(self, problem: Exception) -> Exception:
@@ -167,20 +172,21 @@ class Stream:
     def _on_device(self, crops: Crops) -> Batch:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         flip, rotate = self.settings.flip, self.settings.rotate
-        turn, seed, label = (torch.from_numpy(numbers).to(self.device) for numbers in (crops.turn, crops.seed, crops.label))
+        facts = crops.facts
+        turn, seed, label = (self._sent(torch.from_numpy(numbers)) for numbers in (facts.turn, facts.seed, facts.label))
         # Turned as bytes, of which there are four times fewer.
         hr8, lr8 = self._sent(crops.hr), None if crops.lr is None else self._sent(crops.lr)
         hr = augment.to_float(augment.turned(hr8, turn, flip, rotate)).contiguous(memory_format=layout)
         hr = augment.varied(hr, turn, self.settings.augment)
         lr = self.degrade(hr, seed) if lr8 is None else augment.to_float(augment.turned(lr8, turn, flip, rotate))
         names = self.source.parts[0].reader.shards.manifest.attributes  # all data sets have the same
-        columns = torch.from_numpy(crops.attributes).to(self.device).float().unbind(1)
+        columns = self._sent(torch.from_numpy(facts.attributes)).float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
-        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes)
+        return Batch(lr.contiguous(memory_format=layout), hr, label, facts.keys, attributes)
 
-    def _sent(self, images: Tensor) -> Tensor:
-        """To the device; a GPU fetches them from memory of their own, while the slot is filled anew."""
-        return images.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else images.to(self.device)
+    def _sent(self, numbers: Tensor) -> Tensor:
+        """To the device. A GPU fetches them later, from memory of their own: nobody waits, and slots are filled anew."""
+        return numbers.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else numbers.to(self.device)
 
     def counted(self) -> dict[str, int]:
         """Columns for metrics.jsonl. All ranks must call."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from sr_dist.eval.parts import Parts, identity
 from sr_dist.eval.protocol import Protocol, protocol
 from sr_dist.eval.references import References, default_folder
 from sr_dist.eval.run import score
-from sr_dist.files import sha256
+from sr_dist.files import InUse, locked, sha256
 from sr_dist.labels import check_fits
 from sr_dist.models import weights
 from sr_dist.models.frozen import FrozenClassifier
@@ -55,25 +55,27 @@ def evaluate(asked: Evaluation) -> None:
     accelerator = open_accelerator("no")
     repeatable()
     device = accelerator.device
-    metrics = open_metrics(asked.all_metrics(), device, asked.resize, open_own(asked.extractor, device), asked.allow_download,
-                           judges(classifiers, device))  # fmt: skip
+    own = open_own(asked.extractor, device, asked.resize)
+    metrics = open_metrics(asked.all_metrics(), device, asked.resize, own, asked.allow_download, judges(classifiers, device))
     methods, sources = everyone(restorers, scale, device)
     facts = everything(asked, rules, content(images), metrics, sources)
-    parts = opened(out, identity(facts))
-    try:
-        scores = score(methods, batches, rules, device, metrics, asked.workers, parts=parts, references=references(asked, facts))
-    except UserError:
-        parts.leave()
-        raise
-    if ranks.is_first():
-        found = report.Report(
-            rules, asked.data, images.names, list(methods), scores, sources, metrics, batches.notes(), asked.portion
-        )
-        report.write(out, found, page(found, pictures(found, batches, methods, device)))
-        print(report.markdown(found))
-        print(f"report: {out / 'report.html'}")
-    ranks.wait()
-    parts.remove()
+    with alone(out):
+        parts = Parts(out / ".partial" / identity(facts))
+        try:
+            cached = references(asked, facts)
+            scores = score(methods, batches, rules, device, metrics, asked.workers, parts=parts, references=cached)
+        except UserError:
+            parts.leave()
+            raise
+        if ranks.is_first():
+            found = report.Report(
+                rules, asked.data, images.names, list(methods), scores, sources, metrics, batches.notes(), asked.portion
+            )
+            report.write(out, found, page(found, pictures(found, batches, methods, device)))
+            print(report.markdown(found))
+            print(f"report: {out / 'report.html'}")
+        ranks.wait()
+        parts.remove()
     accelerator.end_training()
     ranks.leave()
 
@@ -153,11 +155,28 @@ def references(asked: Evaluation, facts: dict[str, Any]) -> References | None:
     return References(folder, about)
 
 
-def opened(out: Path, name: str) -> Parts:
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """No second evaluation writes into the folder meanwhile. All ranks must call."""
+    lock, problem = None, ""
+    if ranks.is_first():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock = locked(out / ".lock")
+        except OSError as caught:
+            problem = f"out: '{out}' cannot be made or written: {caught.strerror}"
+        except InUse as by:
+            problem = f"out: '{out}' is in use by {by}; wait for it, or give another"
+    if problem := ranks.gather(problem)[0]:
+        raise UserError(problem)
     try:
-        return Parts(out / ".partial" / name)
-    except OSError as problem:
-        raise UserError(f"out: '{out}' cannot be made or written: {problem.strerror}") from None
+        yield
+    finally:
+        if lock:
+            (out / ".lock").unlink(missing_ok=True)
+            lock.close()
+            with suppress(OSError):  # something is in it, as should be
+                out.rmdir()
 
 
 def common_scale(asked: int | None, restorers: list[weights.Restorer]) -> int:

@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sr_dist.eval.extractor import Extractor
+from sr_dist.eval.extractor import Extractor, torchscript
 from sr_dist.files import sha256
 from sr_dist.models import weights
 
 
-def open_own(place: str | None, device: torch.device) -> str | Extractor | None:
-    """The user's own extractor: a finished classifier, opened, or a TorchScript file, still to be opened."""
-    if not place or not (weights.is_run(Path(place)) or place.endswith(".safetensors")):
-        return place
+def open_own(place: str | None, device: torch.device, resize: str = "clean") -> Extractor | None:
+    if not place:
+        return None
+    if not (weights.is_run(Path(place)) or place.endswith(".safetensors")):
+        return torchscript(Path(place), resize, device)
     classifier = weights.open_classifier(place, "extractor").to(device)
     layer = type(classifier.last_layer).__name__
     about = {"network": f"a classifier of {classifier.labels}, features before its last layer ({layer})"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import platform
@@ -16,11 +14,10 @@ from typing import IO, Any
 from sr_dist import config, resumption
 from sr_dist.engine import checkpoint
 from sr_dist.errors import UserError
-from sr_dist.files import write_whole
+from sr_dist.files import InUse, locked, write_whole
 from sr_dist.sections import Recipe
 
 PACKAGES = ("sr_dist", "torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # as some clusters mount Lustre and NFS
 
 
 def claim(folder: Path) -> IO[str] | None:
@@ -29,23 +26,11 @@ def claim(folder: Path) -> IO[str] | None:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
+        return locked(folder / ".lock")
     except OSError as problem:
         raise UserError(f"name: the run folder '{folder}' cannot be written: {problem.strerror}") from None
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and not flock, which loading processes would inherit
-    except OSError as problem:
-        if problem.errno in NO_LOCKS:
-            print(f"note: '{folder}' is on a file system without locks: no one keeps a second process from it", flush=True)
-            return lock
-        lock.seek(0)
-        raise UserError(
-            f"name: '{folder}' is in use by {lock.read().strip() or 'another process'}; wait for it, or take another name"
-        ) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
-    return lock
+    except InUse as by:
+        raise UserError(f"name: '{folder}' is in use by {by}; wait for it, or take another name") from None
 
 
 def check_recipe(folder: Path, now: Recipe) -> None:

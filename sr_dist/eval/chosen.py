@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sr_dist import plugins, pretrained, ranks
-from sr_dist.eval.extractor import INCEPTION, Extractor, open_extractor
+from sr_dist.eval.extractor import INCEPTION, Extractor, inception
 from sr_dist.eval.opinions import Judge
 from sr_dist.recipe import METRICS, foreign
 
@@ -67,7 +67,7 @@ def modules(names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(importlib.import_module(plugins.locate(METRICS, name, "metrics")[0]) for name in names)
 
 
-def needed_files(chosen: Sequence[Any], resize: str, own: str | Extractor | None) -> dict[str, str]:
+def needed_files(chosen: Sequence[Any], resize: str, own: Extractor | None) -> dict[str, str]:
     """The published file behind each column that needs one; an extractor of the user's own needs none."""
     found: dict[str, str] = {}
     for module in chosen:
@@ -79,7 +79,7 @@ def needed_files(chosen: Sequence[Any], resize: str, own: str | Extractor | None
 
 
 def open_metrics(
-    names: Sequence[str], device: torch.device, resize: str = "clean", own: str | Extractor | None = None,
+    names: Sequence[str], device: torch.device, resize: str = "clean", own: Extractor | None = None,
     download: bool = False,
     judges: Sequence[Judge] = (),
 ) -> Metrics:  # fmt: skip
@@ -95,5 +95,4 @@ def open_metrics(
     sets = [column for module in chosen if is_of_sets(module) for column in module.BETTER]
     if not sets or missing.keys() & set(sets):
         return Metrics(chosen, missing=missing, judges=tuple(judges))
-    extractor = own if isinstance(own, Extractor) else open_extractor(own, resize, device)
-    return Metrics(chosen, extractor, own is not None, missing, tuple(judges))
+    return Metrics(chosen, own or inception(resize, device), own is not None, missing, tuple(judges))

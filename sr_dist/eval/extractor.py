@@ -8,7 +8,8 @@ folder, checks nothing, and fetches what is missing without being asked.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,20 +85,32 @@ def _levels(images: Tensor) -> np.ndarray:
     return (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def open_extractor(own: str | None, resize: str, device: torch.device) -> Extractor:
-    """The FID Inception, or a TorchScript file of the user's own: pictures in [0, 255] -> a row for each."""
-    warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", FutureWarning)  # the Inception file is what it is
-    if own is None:
-        path = pretrained.find(INCEPTION[resize], "fid")
-        network = _inception(path) if resize == "clean" else _pytorch_inception(path)
-        return Extractor("inception", sha256(path), resize, _quiet(network, device, "fid", path), device)
-    path = Path(own)
+def inception(resize: str, device: torch.device) -> Extractor:
+    """The FID Inception."""
+    path = pretrained.find(INCEPTION[resize], "fid")
+    network = _inception(path) if resize == "clean" else _pytorch_inception(path)
+    return Extractor("inception", sha256(path), resize, _quiet(network, device, "fid", path), device)
+
+
+def torchscript(path: Path, resize: str, device: torch.device) -> Extractor:
+    """A file of the user's own: pictures of 299 pixels in [0, 255] -> a row for each, which is tried at once."""
     try:
-        network = torch.jit.load(str(path), map_location="cpu")
+        with _as_it_is():
+            network = torch.jit.load(str(path), map_location="cpu")
     except Exception as problem:
         raise UserError(f"extractor: '{path}' is no TorchScript file: {first_line(problem)}") from None
     about = {"network": "a TorchScript file"}
-    return Extractor(path.stem, sha256(path), resize, _quiet(network, device, "extractor", path), device, about)
+    found = Extractor(path.stem, sha256(path), resize, _quiet(network, device, "extractor", path), device, about)
+    found.whole(torch.linspace(0, 1, 2 * 3 * SIDE * SIDE).view(2, 3, SIDE, SIDE))
+    return found
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    """Without torch's advice to write TorchScript files anew."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", FutureWarning)
+        yield
 
 
 def _quiet(network: torch.nn.Module, device: torch.device, key: str, path: Path) -> Callable[[Tensor], Tensor]:
@@ -117,7 +130,8 @@ def _quiet(network: torch.nn.Module, device: torch.device, key: str, path: Path)
 def _inception(path: Path) -> torch.nn.Module:
     from cleanfid.inception_torchscript import InceptionV3W
 
-    return InceptionV3W(str(path.parent), download=False)
+    with _as_it_is():
+        return InceptionV3W(str(path.parent), download=False)
 
 
 def _pytorch_inception(path: Path) -> torch.nn.Module:

@@ -16,7 +16,7 @@ from made_shards import handmade
 from PIL import Image
 
 from sr_dist.data.format import ShardError, open_shards
-from sr_dist.data.reader import ShardReader, Window, decode
+from sr_dist.data.reader import ShardReader, Square, decode
 
 # ------------------------------------------------------------------------------------------------------------- decoding
 
@@ -67,12 +67,12 @@ def test_a_png_that_claims_to_be_huge_is_an_error_with_its_name(image_bytes, pic
 READ_ALL = """
 import sys
 from sr_dist.data.format import ShardError, open_shards
-from sr_dist.data.reader import ShardReader, Window
+from sr_dist.data.reader import ShardReader, Square
 reader = ShardReader(open_shards(sys.argv[1]))
 for row in range(len(reader.index(0))):
     try:
         whole = reader.image(0, row, "hr", 3)
-        assert (reader.window(0, row, "hr", 3, Window(9, 3, 16)) == whole[:, 9:25, 3:19].permute(1, 2, 0).numpy()).all()
+        assert (reader.square(0, row, "hr", 3, Square(9, 3, 16)) == whole[:, 9:25, 3:19].permute(1, 2, 0).numpy()).all()
         print("decoded")
     except ShardError as problem:
         print(problem)
@@ -98,7 +98,7 @@ def test_images_that_were_broken_before_they_were_packed_are_named_and_crash_not
     assert all(line != "decoded" for line in lines[:10])  # every chunk of a PNG has a checksum of its own
 
 
-# -------------------------------------------------------------------------------------------------------------- windows
+# -------------------------------------------------------------------------------------------------------------- squares
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def sizes_and_kinds(tmp_path_factory, picture, image_bytes) -> ShardReader:
 
 
 @given(st.data())
-def test_a_window_is_the_part_of_the_whole_image(sizes_and_kinds, data):
+def test_a_square_is_the_part_of_the_whole_image(sizes_and_kinds, data):
     reader, row = sizes_and_kinds, data.draw(st.integers(0, 23))
     channels = data.draw(st.sampled_from([1, 3]))
     whole = reader.image(0, row, "hr", channels).permute(1, 2, 0).numpy()
@@ -121,30 +121,30 @@ def test_a_window_is_the_part_of_the_whole_image(sizes_and_kinds, data):
     assert reader.size(0, row, "hr") == (height, width)
     side = data.draw(st.integers(1, 80))
     top, left = (data.draw(st.integers(0, max(length - side, 0))) for length in (height, width))
-    found = reader.window(0, row, "hr", channels, Window(top, left, side))
+    found = reader.square(0, row, "hr", channels, Square(top, left, side))
     assert found.shape == (side, side, channels)
     assert found.dtype == np.uint8
     rows, columns = (np.minimum(np.arange(begin, begin + side), end - 1) for begin, end in ((top, height), (left, width)))
     assert np.array_equal(found, whole[rows][:, columns])  # what lies beyond a small image repeats its border
 
 
-def test_a_window_of_what_is_not_stored_is_none(sizes_and_kinds):
-    assert sizes_and_kinds.window(0, 0, "lr", 3, Window(0, 0, 4)) is None
+def test_a_square_of_what_is_not_stored_is_none(sizes_and_kinds):
+    assert sizes_and_kinds.square(0, 0, "lr", 3, Square(0, 0, 4)) is None
 
 
 def test_small_pairs_are_repeated_alike(tmp_path, picture, image_bytes):
     lr = picture(1, 2, 3)
     hr = lr.repeat(2, 0).repeat(2, 1)
     reader = ShardReader(open_shards(str(handmade(tmp_path, [image_bytes(hr)], [image_bytes(lr)]))))
-    large, small = (reader.window(0, 0, member, 3, Window(0, 0, side)) for member, side in (("hr", 8), ("lr", 4)))
+    large, small = (reader.square(0, 0, member, 3, Square(0, 0, side)) for member, side in (("hr", 8), ("lr", 4)))
     assert np.array_equal(large[::2, ::2], small)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("said", [(40, 60), (60, 40), (90, 90)])
+@pytest.mark.parametrize("said", [(40, 60), (60, 40), (90, 90), (40, 40)])
 def test_an_index_that_is_wrong_about_sizes_is_an_error(tmp_path, picture, image_bytes, kind, said):
     data = image_bytes(picture(1, 48, 48), kind, **({"restart_marker_rows": 1} if kind == "JPEG" else {}))
     reader = ShardReader(open_shards(str(handmade(tmp_path, [data], sizes=[said]))))
     width, height = said
-    with pytest.raises(ShardError, match="the hr image of 'sample0' is not as large as its index says"):
-        reader.window(0, 0, "hr", 3, Window(height - 20, width - 20, 20))
+    with pytest.raises(ShardError, match="the hr image of 'sample0' is not of the size that its index says"):
+        reader.square(0, 0, "hr", 3, Square(height - 20, width - 20, 20))

@@ -188,7 +188,7 @@ def test_what_a_rank_has_in_hand_is_not_written_over(photo_shards, workers, accu
     with patience(120), closing(stream(photo_shards, accumulate=accumulate, batch=7, steps=12, workers=workers)) as there:
         for step, crops in there.crops(1):
             sleep(0.05)
-            assert [part.keys for part in crops] == [part.keys for part in here[step]]
+            assert [part.facts.keys for part in crops] == [part.facts.keys for part in here[step]]
             assert all(torch.equal(part.hr, expected.hr) for part, expected in zip(crops, here[step], strict=True))
 
 
@@ -197,7 +197,10 @@ def test_too_little_shared_memory_is_said(photo_shards, monkeypatch):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch>: No space left on device (28)")
 
     monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
-    with pytest.raises(UserError, match=r"data\.workers: .* from 2 loading .* need 18 MiB .*No space left.*--shm-size"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.workers: .* from 2 loading .* need 18 MiB of shared memory on every rank .*No space left.*--shm-size",
+    ):
         read(stream(photo_shards, crop=512, small="replicate", batch=4, workers=2))
 
 
@@ -244,7 +247,7 @@ def test_a_source_can_be_sent_to_a_worker_at_any_time(photo_shards):
     before = source[range(3)]
     after = pickle.loads(pickle.dumps(source))[range(3)]
     assert torch.equal(before.hr, after.hr)
-    assert before.keys == after.keys
+    assert before.facts.keys == after.facts.keys
     assert len(pickle.dumps(source)) < 20_000  # paths, not arrays
 
 
@@ -592,6 +595,24 @@ def test_whole_images_come_one_by_one_in_their_own_size(photo_shards, photos):
             assert batch.lr.shape == (1, 3, height // SCALE, width // SCALE)
             keys += batch.keys
     assert sorted(keys) == sorted(images)
+
+
+def test_whole_images_lose_what_does_not_divide(tmp_path, image_bytes, picture):
+    (tmp_path / "alone").mkdir()
+    hr = picture(1, 11, 15)
+    ((batch,),) = read(
+        stream(handmade(tmp_path / "alone", [image_bytes(hr)]), crop=None, batch=1, steps=1, flip=False, rotate=False)
+    ).values()
+    assert np.array_equal(levels(batch.hr[0]).round(), hr[:10, :14])
+    assert batch.lr.shape == (1, 3, 5, 7)
+
+
+def test_whole_pairs_come_as_they_are_stored(tmp_path, image_bytes, picture):
+    lr = picture(1, 5, 7)
+    folder = handmade(tmp_path, [image_bytes(lr.repeat(2, 0).repeat(2, 1))], [image_bytes(lr)])
+    ((batch,),) = read(stream(folder, crop=None, batch=1, steps=1, workers=1)).values()
+    assert batch.lr.shape == (1, 3, 5, 7)
+    assert torch.equal(batch.hr[..., ::2, ::2], batch.lr)
 
 
 def test_whole_images_are_shared_by_ranks(photo_shards, monkeypatch):

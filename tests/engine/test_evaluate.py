@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sr_dist.commands import Evaluation
-from sr_dist.engine.evaluate import everyone, everything, vacant
+from sr_dist.engine.evaluate import alone, everyone, everything, vacant
+from sr_dist.errors import UserError
 from sr_dist.eval.chosen import open_metrics
 from sr_dist.eval.opinions import Judge
 from sr_dist.eval.parts import identity
@@ -60,3 +63,35 @@ def test_a_report_on_other_images_is_not_written_over(tmp_path):
     assert [report(place, data="div2k"), report(place, data="set5")] == ["0000100-2", "0000100"]
     (place / "report.json").write_text("{")  # nobody's report
     assert vacant(place, Evaluation(methods=("bicubic",), data="x")) == place
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from sr_dist.files import locked
+lock = locked(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_evaluations_do_not_write_into_one_folder(tmp_path):
+    out = tmp_path / "out"
+    with alone(out):
+        (out / "report.json").write_text("{}")
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+    words = [sys.executable, "-c", HOLDER, str(out / ".lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"^out: '.*out' is in use by process {holder.pid} on .*give another"), alone(out):
+            pytest.fail("another evaluation writes there")
+        assert (out / ".lock").is_file()
+        holder.communicate("")
+    with alone(out):
+        assert (out / ".lock").read_text().startswith("process ")
+
+
+def test_an_evaluation_that_fails_leaves_no_folder(tmp_path):
+    with pytest.raises(ZeroDivisionError), alone(tmp_path / "out"):
+        1 / 0  # noqa: B018 - whatever goes wrong
+    assert not (tmp_path / "out").exists()

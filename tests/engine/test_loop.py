@@ -12,6 +12,7 @@ from sr_dist import recipe
 from sr_dist.engine import loop
 from sr_dist.engine.setup import set_up
 from sr_dist.eval.chosen import open_metrics
+from sr_dist.eval.extractor import torchscript
 
 RECIPE = """
 name: tiny
@@ -155,7 +156,7 @@ def test_validation_measures_what_the_recipe_names_and_notes_the_best(tiny, phot
     options = {"data.validation": str(photos), "data.validation_limit": "4", "metrics": "psnr,ssim", "keep.best": "ssim_y"}
     run = tiny(**options)
     assert list(run.metrics.better) == ["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb"]
-    run.metrics = open_metrics(["ssim", "fid"], run.device, own=str(tmp_path / "means.pt"))
+    run.metrics = open_metrics(["ssim", "fid"], run.device, own=torchscript(tmp_path / "means.pt", "clean", run.device))
     assert loop.validate(run)
     row = json.loads((run.recipe.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"validation/ssim_y", "validation/fd_means"} <= row.keys()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sr_dist import config
+from sr_dist import config, files
 from sr_dist.engine import run_folder
 from sr_dist.errors import UserError
 from sr_dist.sections import Recipe
@@ -62,7 +62,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
     def unsupported(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(run_folder.fcntl, "lockf", unsupported)
+    monkeypatch.setattr(files.fcntl, "lockf", unsupported)
     assert run_folder.claim(tmp_path / "run") is not None
     assert "without locks" in capsys.readouterr().out
 

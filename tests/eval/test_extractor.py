@@ -12,7 +12,8 @@ from sr_dist import pretrained
 from sr_dist.engine.extractor import open_own
 from sr_dist.errors import UserError
 from sr_dist.eval.chosen import open_metrics
-from sr_dist.eval.extractor import Extractor, open_extractor
+from sr_dist.eval.extractor import Extractor, torchscript
+from sr_dist.eval.extractor import inception as fid_inception
 from sr_dist.files import sha256
 from sr_dist.labels import Labels
 from sr_dist.models import weights
@@ -37,7 +38,7 @@ def test_features_are_clean_fids_own(inception, photographs):
     from cleanfid.inception_torchscript import InceptionV3W
 
     folder = photographs(5)
-    ours = open_extractor(None, "clean", CPU)
+    ours = fid_inception("clean", CPU)
     assert (ours.name, ours.weights_sha256) == ("inception", sha256(inception))
     found = ours.whole(loaded(folder))
     assert found.shape == (5, 2048)
@@ -59,10 +60,10 @@ def test_the_other_mode_is_clean_fids_own_too(tmp_path, monkeypatch, photographs
         inception_pytorch.fid_inception_v3()
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match=r"^fid: .* is damaged or another file"):
-        open_extractor(None, "legacy_pytorch", CPU)
+        fid_inception("legacy_pytorch", CPU)
     monkeypatch.setattr(pretrained, "verified", lambda found, *_: found)
     folder = photographs(2)
-    found = open_extractor(None, "legacy_pytorch", CPU).whole(loaded(folder))
+    found = fid_inception("legacy_pytorch", CPU).whole(loaded(folder))
     monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: torch.load(path, weights_only=True))
     model = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False).eval()
     with torch.no_grad():
@@ -73,14 +74,14 @@ def test_the_other_mode_is_clean_fids_own_too(tmp_path, monkeypatch, photographs
 def test_a_file_cut_short_and_a_missing_one_are_named(inception, monkeypatch):
     inception.write_bytes(inception.read_bytes()[:1000])
     with pytest.raises(UserError, match=rf"^fid: '{inception}' is damaged or another file: its sha256 begins "):
-        open_extractor(None, "clean", CPU)
+        fid_inception("clean", CPU)
     inception.unlink()
     with pytest.raises(pretrained.MissingWeights, match=rf"put it at '{inception}'"):
-        open_extractor(None, "clean", CPU)
+        fid_inception("clean", CPU)
 
 
 def test_an_extractor_of_the_users_own_is_called_by_its_file(stand_in, photographs):
-    found = open_extractor(str(stand_in), "clean", CPU)
+    found = torchscript(stand_in, "clean", CPU)
     assert (found.name, found.weights_sha256) == ("toy", sha256(stand_in))
     assert found.describe()["resize"] == "clean, to 299 x 299" and "299 x 299 without resizing, " in found.describe()["patches"]
     assert found.whole(loaded(photographs(3))).shape == (3, 12)
@@ -100,22 +101,21 @@ def test_a_finished_classifier_is_an_extractor_of_its_own_name(tmp_path, photogr
     np.testing.assert_allclose(found.whole(pictures + 0.3 / 255), expected, rtol=1e-5, atol=1e-6)
     metrics = open_metrics(["fid", "kid"], CPU, own=found)
     assert list(metrics.better) == ["fd_k", "kd_k"] and metrics.missing == {}
-    assert open_own("toy.pt", CPU) == "toy.pt" and open_own(None, CPU) is None
+    assert open_own(None, CPU) is None
 
 
-def test_a_file_that_is_no_torchscript_or_cannot_do_it_is_refused(tmp_path, photographs):
+def test_a_file_that_is_no_torchscript_or_cannot_do_it_is_refused_at_once(tmp_path):
     (tmp_path / "text.pt").write_text("no network")
     with pytest.raises(UserError, match=r"^extractor: '.*text\.pt' is no TorchScript file"):
-        open_extractor(str(tmp_path / "text.pt"), "clean", CPU)
+        torchscript(tmp_path / "text.pt", "clean", CPU)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.trace(torch.nn.Linear(7, 3), torch.rand(2, 7)).save(str(tmp_path / "linear.pt"))
         torch.jit.trace(torch.nn.Identity(), torch.rand(2, 7)).save(str(tmp_path / "same.pt"))
-    pictures = loaded(photographs(2))
     with pytest.raises(UserError, match=r"^extractor: '.*linear\.pt' fails on pictures \(2, 3, 299, 299\)"):
-        open_extractor(str(tmp_path / "linear.pt"), "clean", CPU).whole(pictures)
+        torchscript(tmp_path / "linear.pt", "clean", CPU)
     with pytest.raises(UserError, match=r"^extractor: 'same' makes \(2, 3, 299, 299\) of 2 pictures"):
-        open_extractor(str(tmp_path / "same.pt"), "clean", CPU).whole(pictures)
+        torchscript(tmp_path / "same.pt", "clean", CPU)
 
 
 @pytest.mark.parametrize(

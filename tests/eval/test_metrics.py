@@ -13,6 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sr_dist import plugins, pretrained
 from sr_dist.eval.chosen import is_of_sets, open_metrics
+from sr_dist.eval.extractor import torchscript
 from sr_dist.eval.metrics import lpips, psnr, ssim
 from sr_dist.eval.protocol import PRESETS, Protocol, protocol
 
@@ -252,7 +253,8 @@ def test_what_has_no_weights_is_missing_with_the_place_and_the_rest_is_measured(
 
 
 def test_other_features_never_bear_the_name_of_the_inception(stand_in):
-    found = open_metrics(["psnr", "fid", "kid", "patch_fid", "class_fid"], torch.device("cpu"), own=str(stand_in))
+    own = torchscript(stand_in, "clean", torch.device("cpu"))
+    found = open_metrics(["psnr", "fid", "kid", "patch_fid", "class_fid"], torch.device("cpu"), own=own)
     names = ["psnr_y", "psnr_rgb", "fd_toy", "kd_toy", "patch_fd_toy", "class_fd_toy"]
     assert list(found.better) == names
     assert found.missing == {}

@@ -10,6 +10,7 @@ from test_attributes import seen
 from test_report import reported, store, write
 
 from sr_dist.eval.chosen import open_metrics
+from sr_dist.eval.extractor import torchscript
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def opened(browser, tmp_path_factory, stand_in):
     root = tmp_path_factory.mktemp("page")
     for i in range(6):
         store(root / "images" / f"tile{i}.png", (64, 96), seed=i)
-    metrics = open_metrics(["psnr", "ssim", "fid", "kid"], CPU, own=str(stand_in))
+    metrics = open_metrics(["psnr", "ssim", "fid", "kid"], CPU, own=torchscript(stand_in, "clean", CPU))
     found, batches, methods = reported(root / "images", "other", "mine", metrics=metrics)
     found = seen(found, "bicubic", "mine")
     write(root / "out", found, batches, methods)

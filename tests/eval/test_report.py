@@ -14,7 +14,7 @@ from sr_dist.eval import report
 from sr_dist.eval.baselines import baseline
 from sr_dist.eval.chosen import open_metrics
 from sr_dist.eval.drawings import HEIGHT, LABELS, MARGIN, WIDTH, trade_offs
-from sr_dist.eval.extractor import Extractor, open_extractor
+from sr_dist.eval.extractor import Extractor, torchscript
 from sr_dist.eval.intervals import differences
 from sr_dist.eval.page import extremes, page, pictures
 from sr_dist.eval.parts import Abandoned, Parts
@@ -286,7 +286,7 @@ def with_features(tmp_path, stand_in):
     """A report with distances of a stand-in's features; one image has patches."""
     for i in range(5):
         store(tmp_path / "images" / f"tile{i}.png", (25, 20) if i else (600, 300), seed=i)
-    metrics = open_metrics(["psnr", "fid", "kid", "patch_fid", "class_fid"], CPU, own=str(stand_in))
+    metrics = open_metrics(["psnr", "fid", "kid", "patch_fid", "class_fid"], CPU, own=torchscript(stand_in, "clean", CPU))
     found, batches, methods = reported(tmp_path / "images", "mine", metrics=metrics)
     write(tmp_path / "out", found, batches, methods)
     return found, tmp_path / "out"
@@ -318,7 +318,7 @@ def test_distances_are_those_of_the_features_of_files(with_features, stand_in, t
     from test_frechet import naive
 
     found, _ = with_features
-    extractor, features = open_extractor(str(stand_in), "clean", CPU), {"HR": [], "mine": []}
+    extractor, features = torchscript(stand_in, "clean", CPU), {"HR": [], "mine": []}
     batches, method = batches_of(tmp_path / "images"), methods_for(2, "mine")["mine"]
     for number in range(len(batches)):
         for lr, hr in zip(batches[number].lr, batches[number].hr, strict=True):
@@ -333,7 +333,10 @@ def test_distances_are_those_of_the_features_of_files(with_features, stand_in, t
 def test_what_is_not_finite_has_no_distance_and_the_others_have(tmp_path, stand_in):
     for i in range(4):
         store(tmp_path / "images" / f"tile{i}.png", seed=i)
-    batches, metrics = batches_of(tmp_path / "images"), open_metrics(["psnr", "fid"], CPU, own=str(stand_in))
+    batches, metrics = (
+        batches_of(tmp_path / "images"),
+        open_metrics(["psnr", "fid"], CPU, own=torchscript(stand_in, "clean", CPU)),
+    )
     methods = {"bicubic": baseline("bicubic", 2), "broken": lambda lr: baseline("bicubic", 2)(lr) * float("nan")}
     scores = score(methods, batches, protocol("matlab-y", 2), CPU, metrics)
     assert scores.means("broken") == dict.fromkeys(metrics.better, None)
@@ -344,7 +347,7 @@ def test_what_is_not_finite_has_no_distance_and_the_others_have(tmp_path, stand_
 def test_hr_features_are_made_once_and_found_again(tmp_path, stand_in, monkeypatch):
     for i in range(4):
         store(tmp_path / "images" / f"tile{i}.png", seed=i)
-    batches, metrics = batches_of(tmp_path / "images"), open_metrics(["fid", "kid"], CPU, own=str(stand_in))
+    batches, metrics = batches_of(tmp_path / "images"), open_metrics(["fid", "kid"], CPU, own=torchscript(stand_in, "clean", CPU))
     made, right = [], Extractor.whole
     monkeypatch.setattr(Extractor, "whole", lambda self, images: made.append(len(images)) or right(self, images))
     found = []
@@ -360,7 +363,7 @@ def test_a_killed_evaluation_whose_cache_is_gone_makes_hr_features_where_they_ar
     """Begun with features of HR at hand, its batches hold none; without them they are done again, and the rest is not."""
     for i in range(8):
         store(tmp_path / "images" / f"tile{i}.png", seed=i)
-    batches, metrics = batches_of(tmp_path / "images"), open_metrics(["fid"], CPU, own=str(stand_in))
+    batches, metrics = batches_of(tmp_path / "images"), open_metrics(["fid"], CPU, own=torchscript(stand_in, "clean", CPU))
     everything, cache = (methods_for(2), batches, protocol("matlab-y", 2), CPU, metrics), References(tmp_path / "cache", {})
     whole = score(*everything, references=cache)
     score(*everything, parts=Parts(tmp_path / "parts"), references=cache)

@@ -107,3 +107,33 @@ def test_skipping_is_decided_on_the_device():
     optimizer.step()
     assert weight.tolist() == pytest.approx([0.9] * 3, rel=1e-4)
     assert int(optimizer.state[weight]["step"]) == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_batches_on_the_gpu_are_those_on_the_cpu(photo_shards, accumulate):
+    """Loading processes fill their slots anew while copies to the device are still under way."""
+    import torch
+
+    from sr_dist.data.format import open_shards
+    from sr_dist.data.stream import Stream
+    from sr_dist.sections import Data
+
+    def stream(device: str, workers: int) -> Stream:
+        data = Data(train=str(photo_shards), crop=24, batch=12, workers=workers)
+        return Stream(
+            [open_shards(str(photo_shards))], data, seed=0, scale=2, accumulate=accumulate, steps=40, channels=3,
+            degrade=lambda hr, seeds: hr[..., ::2, ::2], device=torch.device(device),
+        )  # fmt: skip
+
+    there, busy, found = stream("cuda", 2), torch.rand(8192, 8192, device="cuda"), []
+    try:
+        for _, batches in there.steps(1):
+            found.append(batches)
+            busy = (busy @ busy).clamp(0, 1)  # the next copies wait behind it
+    finally:
+        there.close()
+    for ours, (_, theirs) in zip(found, stream("cpu", 0).steps(1), strict=True):
+        for our, their in zip(ours, theirs, strict=True):
+            assert our.keys == their.keys
+            assert torch.equal(our.hr.cpu(), their.hr)
+            assert torch.equal(our.lr.cpu(), their.lr)

@@ -245,7 +245,7 @@ def test_formats(photo, kind, options, suffix):
 def test_written_jpegs_can_be_cut_between_their_rows_and_lose_nothing_by_it(photo):
     data = one(saved(photo), format="jpg", quality=90).hr.data  # 60 pixels high: blocks of 16 begin at 0, 16, 32, 48
     assert np.array_equal(np.asarray(opened(data)), np.asarray(opened(saved(photo, "JPEG", quality=90))))
-    part, first = band(bytearray(data), 20, 40)
+    part, first = band(bytearray(data), 60, 20, 40)
     assert (first, opened(bytes(part)).size) == (16, (84, 32))
 
 
