@@ -18,8 +18,10 @@ import os
 import stat
 import sys
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -35,6 +37,7 @@ from sr_dist.config import Absent, Settings
 from sr_dist.data.format import (
     FORMAT,
     HR_SUFFIXES,
+    MAGIC,
     MODES,
     NO_CLASS,
     URLS,
@@ -52,6 +55,7 @@ from sr_dist.errors import UserError, first_line
 from sr_dist.files import sha256, write_whole
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
+MOST_CLASSES = 10_000_000  # the manifest has a name for each; numbers beyond it are no classes but identities or hashes
 
 
 class Adopting(Settings):
@@ -68,6 +72,7 @@ class Adopted:
     rejects: list[dict[str, str]]
     min_side: int
     classes: int  # the highest number of a class, and one
+    unlabelled: int  # samples without a class
     scales: set[int]  # of the stored LR images; 0 for those that have none
 
 
@@ -99,22 +104,45 @@ def adopt(out: Path, patterns: list[str], chosen: Adopting) -> Manifest:
         raise UserError(f"OUT: '{out}' already holds shards (manifest.json); remove it or choose another folder")
     for path in paths:
         check_tar(path)
-    out.mkdir(parents=True, exist_ok=True)
-    jobs = ((number, path, out) for number, path in enumerate(paths))
-    found = dict(with_progress(in_processes(adopt_tar, jobs, chosen.workers), len(paths), "tar"))
-    adopted = [found[number] for number in range(len(paths))]
-    manifest = manifest_of(out, adopted, names, tars)
+        check_index(out / index_name(path.name))
+    with aside(out) as folder:
+        jobs = ((number, path, folder) for number, path in enumerate(paths))
+        found = dict(with_progress(in_processes(adopt_tar, jobs, chosen.workers), len(paths), "tar"))
+        adopted = [found[number] for number in range(len(paths))]
+        manifest = manifest_of(adopted, names, tars)
+        twice = duplicates(folder, list(manifest.shards))
+        for shard in manifest.shards:
+            os.replace(folder / index_name(shard.name), out / index_name(shard.name))
     rejects = [reject for tar in adopted for reject in tar.rejects]
-    twice = duplicates(out, list(manifest.shards))
     write_lines(out / "rejects.jsonl", rejects)
     write_lines(out / "duplicates.jsonl", twice)
     write_manifest(out, manifest)
-    print(
-        f"{manifest.samples} samples in {len(paths)} shards, {len(manifest.classes)} classes, smallest side {manifest.min_side}"
-    )
-    if rejects or twice:
-        print(f"{len(rejects)} inputs are left out ({out / 'rejects.jsonl'}), {len(twice)} samples have the bytes of another")
+    say(out, manifest, sum(tar.unlabelled for tar in adopted), len(rejects), len(twice))
     return manifest
+
+
+@contextmanager
+def aside(out: Path) -> Iterator[Path]:
+    """A folder within OUT for what is not finished. After a failure it is gone, and so is OUT if it was made for this."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".adopting-", dir=out) as unfinished:
+            yield Path(unfinished)
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def say(out: Path, manifest: Manifest, unlabelled: int, rejects: int, twice: int) -> None:
+    samples, shards = manifest.samples, len(manifest.shards)
+    print(f"{samples} samples in {shards} shards, {len(manifest.classes)} classes, smallest side {manifest.min_side}")
+    if 0 < unlabelled < samples:
+        print(f"{unlabelled} of the {samples} samples have no class")
+    if rejects or twice:
+        print(f"{rejects} inputs are left out ({out / 'rejects.jsonl'}), {twice} samples have the bytes of another")
 
 
 def tar_paths(patterns: list[str]) -> list[Path]:
@@ -171,6 +199,16 @@ def check_tar(path: Path) -> None:
         raise UserError(f"TARS: '{path}' is not called .tar")
 
 
+def check_index(path: Path) -> None:
+    """Other programs call their indexes .idx too (DALI); those stay."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        ours = file.read(len(MAGIC)) == MAGIC
+    if not ours:
+        raise UserError(f"OUT: '{path}' is there and is not an index of sr_dist; choose another folder")
+
+
 def adopt_tar(number: int, path: Path, out: Path) -> tuple[int, tuple[int, Adopted]]:
     """Writes the index of one tar: (1, (number, what it holds))."""
     rows: list[dict[str, Any]] = []
@@ -180,7 +218,7 @@ def adopt_tar(number: int, path: Path, out: Path) -> tuple[int, tuple[int, Adopt
         for sample in samples(file, path):
             try:
                 if sample.key in seen:
-                    raise Rejected("the key stands twice in this tar")
+                    raise Rejected("the key stands twice in this tar; members of a sample lie side by side")
                 rows.append(row_of(sample))
                 seen.add(sample.key)
             except Rejected as problem:
@@ -190,7 +228,8 @@ def adopt_tar(number: int, path: Path, out: Path) -> tuple[int, tuple[int, Adopt
     sides = [min(row["width"], row["height"]) for row in rows]
     scales = {row["width"] // row["lr_width"] if "lr_width" in row else 0 for row in rows}
     classes = max((row["class"] + 1 for row in rows), default=0)
-    return 1, (number, Adopted(entry, rejects, min(sides, default=0), classes, scales))
+    unlabelled = sum(row["class"] == NO_CLASS for row in rows)
+    return 1, (number, Adopted(entry, rejects, min(sides, default=0), classes, unlabelled, scales))
 
 
 def samples(file: IO[bytes], path: Path) -> Iterator[Sample]:
@@ -229,9 +268,23 @@ def members(file: IO[bytes], path: Path) -> Iterator[tuple[str, int, bytes]]:
         raise
     except Exception as problem:  # whatever a mangled header makes tarfile raise
         raise ShardError(f"'{path}' is no tar, or is damaged: {first_line(problem)}") from None
-    file.seek(min(place, end))
-    if any(file.read(512)):
+    more = beyond(file, place)
+    if more is not None and more < place + 512:
         raise ShardError(f"'{path}': the header at byte {place} is damaged")
+    if more is not None:
+        raise ShardError(
+            f"'{path}' ends at byte {place}, but more follows at byte {more}: a second tar behind the first, as by "
+            "`cat a.tar b.tar`, or damage; programs read only the first, so give each its own file"
+        )
+
+
+def beyond(file: IO[bytes], place: int) -> int | None:
+    """Where anything but zeros follows."""
+    file.seek(place)
+    while piece := file.read(1 << 20):
+        if rest := piece.lstrip(b"\0"):
+            return file.tell() - len(rest)
+    return None
 
 
 def row_of(sample: Sample) -> dict[str, Any]:
@@ -266,18 +319,20 @@ def readable(data: bytes) -> Found:
 
 def class_of(data: bytes) -> int:
     text = data.strip()
-    if not text.isdigit() or len(text) > 9:
+    if not text.isdigit():
         raise Rejected(f"the class {text[:20]!r} is not a number from 0 up")
+    if len(text) > 20 or int(text) >= MOST_CLASSES:
+        raise Rejected(f"the class {text[:20].decode()} is beyond {MOST_CLASSES - 1}, the highest number of a class")
     return int(text)
 
 
-def manifest_of(out: Path, adopted: list[Adopted], names: tuple[str, ...] | None, tars: str | None) -> Manifest:
+def manifest_of(adopted: list[Adopted], names: tuple[str, ...] | None, tars: str | None) -> Manifest:
     scales = {scale for tar in adopted for scale in tar.scales}
     classes = max(tar.classes for tar in adopted)
     total = sum(tar.entry.samples for tar in adopted)
     if not total:
-        reasons = sorted({reject["reason"] for tar in adopted for reject in tar.rejects})
-        raise UserError(f"TARS: no sample has an image that training can read{': ' + reasons[0] if reasons else ''}")
+        first = next((f": '{reject['key']}': {reject['reason']}" for tar in adopted for reject in tar.rejects), "")
+        raise UserError(f"TARS: there is no sample that training can read{first}")
     if len(scales) > 1:
         raise UserError(f"TARS: LR images of several scales, or not for all samples: {sorted(scales)} (0 is none)")
     if names is not None and len(names) < classes:

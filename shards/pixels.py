@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,6 +34,7 @@ EIGHT_BITS = ("RGB", "L", "RGBA", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 Image.MAX_IMAGE_PIXELS = None  # the pixel cap below is ours, and read from the header
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; damaged pixels are errors
 
+Result = TypeVar("Result")
 Pixels = Annotated[int | None, Absent, Field(gt=0)]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -64,6 +65,10 @@ class Preparation(Settings):
             raise UserError("stride: is the way from tile to tile; give --tile=PIXELS too")
         if "resize_mode" in self.model_fields_set and not self.resize:
             raise UserError("resize_mode: says how --resize=PIXELS is meant; give that too")
+        if "quality" in self.model_fields_set and (not self.rewrites or self.format == "png"):
+            raise UserError(
+                "quality: is of JPEG and WebP that are written anew, but none would be; give --format=jpg or webp too"
+            )
         for name in ("centre_crop", "resize", "tile", "stride"):
             side = getattr(self, name)
             if side and side % (scale or 1):
@@ -72,6 +77,8 @@ class Preparation(Settings):
 
 class Rejected(Exception):
     """An input that cannot become a sample; the reason goes into rejects.jsonl."""
+
+    of_lr = False  # whether the LR image of a pair is the cause
 
 
 class Picture(NamedTuple):
@@ -115,22 +122,30 @@ class Found:
 def prepared(hr_data: bytes, lr_data: bytes | None, how: Preparation, scale: int = 1) -> Iterator[Prepared]:
     """The samples of one input. A pair's LR is cropped, resized and cut like its HR, `scale` times smaller."""
     hr = found(hr_data, how)
-    lr = found(lr_data, how.model_copy(update={"min_side": 1})) if lr_data is not None else None
+    lr = of_lr(found, lr_data, how.model_copy(update={"min_side": 1})) if lr_data is not None else None
     if lr:
         check_pair(hr, lr, scale, exact=not how.resize)
     if not how.rewrites:
-        yield Prepared("", kept(hr), stored_lr(lr) if lr else None, hr.change)
+        yield Prepared("", kept(hr), of_lr(stored_lr, lr) if lr else None, hr.change)
         return
     box, (width, height) = geometry(hr.width, hr.height, how, scale)
     image, small = reshaped(pixels(hr), box, (width, height)), None
     if lr:
         place = shrunk(box, lr.width / hr.width, lr.height / hr.height)
-        small = reshaped(pixels(lr), place, (width // scale, height // scale))
+        small = reshaped(of_lr(pixels, lr), place, (width // scale, height // scale))
     suffix = how.format or ("jpg" if FORMATS.get(hr.kind) == "jpg" else "png")
     for tile in tiles(width, height, how):
         lr_tile = encoded(small.crop(shrunk(tile, 1 / scale, 1 / scale)), "png") if small else None
         place_in_key = f"-{tile[0]:04d}-{tile[1]:04d}" if how.tile else ""
         yield Prepared(place_in_key, encoded(image.crop(tile), suffix, how.quality), lr_tile)
+
+
+def of_lr(function: Callable[..., Result], *arguments: Any) -> Result:
+    try:
+        return function(*arguments)
+    except Rejected as problem:
+        problem.of_lr = True
+        raise
 
 
 def shrunk(box: Box, across: float, down: float) -> Box:

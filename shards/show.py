@@ -115,7 +115,7 @@ def cell(shards: Shards, shard: int, row: int) -> tuple[Image.Image, str]:
 
 def member(shards: Shards, shard: int, index: Index, row: int, kind: str) -> Image.Image | None:
     """One image of a sample in 8 bits and colours, as a screen shows it; None where there is none."""
-    path, size = shards.paths()[shard], int(index[f"{kind}_bytes"][row])
+    path, size = shards.path(shard), int(index[f"{kind}_bytes"][row])
     if not size:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Checks shards: sizes and checksums of tars and indexes, counts, and with --deep every image.
+"""Checks shards: sizes and checksums of tars and indexes, what the manifest says of them, and with --deep every image.
 
     python -m shards.verify OUT [--deep]
 
@@ -13,8 +13,10 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
+import numpy as np
+
 from sr_dist import door
-from sr_dist.data.format import Index, ShardError, Shards, open_shards
+from sr_dist.data.format import Index, ShardError, Shards, open_shards, read_manifest
 from sr_dist.files import sha256
 
 MOST_LINES = 20  # of one shard
@@ -25,12 +27,32 @@ def main(words: door.Words, options: door.Options) -> None:
     deep = door.flag(options, "deep")
     door.none_left(options, "deep")
     shards = open_shards(folder, "OUT")
-    whole = [entry.samples for number, entry in enumerate(shards.manifest.shards) if not said(shards, number, deep)]
-    print(
-        f"{len(whole)} of {len(shards.manifest.shards)} shards are whole, with {sum(whole)} of {shards.manifest.samples} samples"
-    )
-    if len(whole) < len(shards.manifest.shards):
+    entries = shards.manifest.shards
+    whole = [number for number in range(len(entries)) if not said(shards, number, deep)]
+    wrong = list(manifest_problems(shards, whole))
+    for problem in wrong:
+        print(f"BAD manifest.json: {problem}")
+    samples = sum(entries[number].samples for number in whole)
+    print(f"{len(whole)} of {len(entries)} shards are whole, with {samples} of {shards.manifest.samples} samples")
+    if wrong or len(whole) < len(entries):
         sys.exit(1)
+
+
+def manifest_problems(shards: Shards, whole: list[int]) -> Iterator[str]:
+    """Where the indexes of the whole shards belie what the manifest says of all images."""
+    stated = read_manifest(shards.folder)
+    sides, scales, highest = [], set(), -1
+    for index in map(shards.index, whole):
+        sides += [int(index[side].min()) for side in ("width", "height") if len(index)]
+        scales |= set((index["width"] // np.maximum(index["lr_width"], 1) * (index["lr_width"] > 0)).tolist())
+        highest = max(highest, int(index["class"].max(initial=-1)))
+    smallest, complete = min(sides, default=stated.min_side), len(whole) == len(stated.shards)
+    if smallest < stated.min_side or (complete and smallest > stated.min_side):
+        yield f"min_side is {stated.min_side}, but the smallest side in the indexes is {smallest}"
+    if not scales <= {stated.scale or 0}:
+        yield f"scale is {stated.scale or 0}, but LR images in the indexes are of {sorted(scales)} (0 is none)"
+    if highest >= len(stated.classes):
+        yield f"it names {len(stated.classes)} classes, but the indexes have the class {highest}"
 
 
 def said(shards: Shards, number: int, deep: bool) -> int:
@@ -38,15 +60,15 @@ def said(shards: Shards, number: int, deep: bool) -> int:
     found = 0
     for found, problem in enumerate(problems(shards, number, deep), 1):
         if found <= MOST_LINES:
-            print(f"BAD {shards.paths()[number].name}: {problem}")
+            print(f"BAD {shards.path(number).name}: {problem}")
     if found > MOST_LINES:
-        print(f"BAD {shards.paths()[number].name}: and {found - MOST_LINES} more")
+        print(f"BAD {shards.path(number).name}: and {found - MOST_LINES} more")
     return found
 
 
 def problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
     """What is wrong with one shard, the cheapest checks first."""
-    path, entry = shards.paths()[number], shards.manifest.shards[number]
+    path, entry = shards.path(number), shards.manifest.shards[number]
     try:
         if path.stat().st_size != entry.bytes:
             yield f"{path.stat().st_size} bytes where the manifest says {entry.bytes}"

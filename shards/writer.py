@@ -82,8 +82,8 @@ def write_shard(name: str, items: Iterable[Item], making: Making) -> WrittenShar
             tar = TarFile(file)
             for item in items:
                 made = samples(item, making)
-                if isinstance(made, str):
-                    rejects.append({"key": item.key, "path": item.path, "reason": made})
+                if isinstance(made, dict):
+                    rejects.append(made)
                     continue
                 for sample in made:
                     rows.append(add_sample(tar, item, sample, making.attributes))
@@ -98,15 +98,17 @@ def write_shard(name: str, items: Iterable[Item], making: Making) -> WrittenShar
     return WrittenShard(entry, rejects, min_side, dict(converted))
 
 
-def samples(item: Item, making: Making) -> list[Prepared] | str:
-    """The samples of one input, or why there are none."""
+def samples(item: Item, making: Making) -> list[Prepared] | dict[str, str]:
+    """The samples of one input, or which file is the reason that there are none, and why."""
     try:
         lr = Path(item.lr).read_bytes() if item.lr else None
         return list(prepared(making.read(item), lr, making.how, making.scale or 1))
     except (Rejected, OSError) as problem:
+        of_lr = problem.of_lr if isinstance(problem, Rejected) else problem.filename == item.lr
+        path = item.lr if item.lr and of_lr else item.path
         if making.stop_at_first:
-            raise UserError(f"on_bad: '{item.path}' ({item.key}): {problem}") from None
-        return str(problem)
+            raise UserError(f"on_bad: '{path}' ({item.key}): {problem}") from None
+        return {"key": item.key, "path": path, "reason": str(problem)}
 
 
 def read_file(item: Item) -> bytes:

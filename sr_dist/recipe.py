@@ -203,9 +203,9 @@ def check_data(recipe: Recipe) -> None:
         around = f"{low} and {low + scale}" if low else f"{scale}"
         raise UserError(f"data.crop: {data.crop} is not a multiple of scale {scale}; nearest are {around}")
     opened = data.opened()
+    _check_alike(recipe, opened)
     for source, shards in zip(data.sources, opened, strict=True):
         _check_shards(source, shards, data, scale)
-    _check_alike(recipe, opened)
     if data.validation:
         _check_validation(data.validation, data, scale)
 
@@ -230,7 +230,8 @@ def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
         fits = shards.manifest.min_side // scale * scale
         raise UserError(
             f"data.crop: {data.crop} is more than the smallest side of '{source}', {shards.manifest.min_side}; "
-            f"{fits} fits, or data.small=replicate repeats the edges of small images"
+            f"{f'{fits} fits' if fits else f'no multiple of scale {scale} fits'}, "
+            f"and data.small=replicate repeats the edges of small images"
         )
     if not data.crop and shards.manifest.min_side < scale:
         side = shards.manifest.min_side
@@ -241,7 +242,8 @@ def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
         raise UserError(
             f"data.augment: '{source}' stores LR images, which it would not fit; it works where LR is made on the way"
         )
-    for part in range(len(data.split)):
+    chooses = bool(data.select or data.balance)  # names and counts that are not there are refused on the way
+    for part in range(max(len(data.split), chooses)):
         if not sum(len(rows) for rows in portion_rows(shards, data.portion(part))):
             raise UserError(f"data.split: no sample of '{source}' falls into part {part + 1} of {list(data.split)}")
 

@@ -49,10 +49,16 @@ class Part(Settings):
 
 def _sources(value: Any) -> Any:
     """A source, or sources with weights."""
+    if isinstance(value, list | tuple):
+        raise ValueError(f"{list(value)} is a list; several data sets come with weights, such as {{data/a: 3, data/b: 1}}")
+    if not str(value).strip():
+        raise ValueError("is empty; name a folder of shards, a brace pattern or a URL")
     if not isinstance(value, Mapping):
         return value
     weights = {}
     for source, weight in value.items():
+        if not str(source).strip():
+            raise ValueError("one of the data sets has no name")
         try:
             weights[str(source)] = float(weight)
         except (TypeError, ValueError):

@@ -117,6 +117,16 @@ def test_a_crop_above_the_smallest_side_offers_what_fits(refused, write_recipe):
     assert load(write_recipe(), data__crop="34", data__small="replicate").data.crop == 34
 
 
+def test_a_crop_where_no_multiple_of_the_scale_fits_says_so(refused, picture, image_bytes, tmp_path):
+    from shards.build import build
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(image_bytes(picture(0, 3, 5)))
+    build("folder", str(tmp_path / "images"), tmp_path / "small", {})
+    message = refused({"data.train": str(tmp_path / "small"), "data.crop": "8", "scale": "4"})
+    assert ", 3; no multiple of scale 4 fits, and data.small=replicate repeats" in message
+
+
 def test_a_missing_folder_of_shards_offers_its_neighbour(refused, photo_shards):
     wrong = str(photo_shards.with_name("photo"))
     assert refused({"data.train": wrong}) == f"data.train: no folder '{wrong}'; did you mean 'photos'?"
@@ -168,6 +178,9 @@ def test_data_sets_may_be_mixed_by_weights(write_recipe, photo_shards, other_sha
         ("{a: nan}", "data.train: 'a': the weight nan is not a number above 0"),
         ("{a: 1, b: 0.00001}", "data.train: weights in the proportion of whole numbers that add up to 100001 are too fine"),
         ("pipe:cat x", "data.train: 'pipe:cat x' has no {}"),
+        ("", "data.train: is empty; name a folder of shards"),
+        ("{'': 1}", "data.train: one of the data sets has no name"),
+        ("[a, b]", "data.train: ['a', 'b'] is a list; several data sets come with weights, such as {data/a: 3, data/b: 1}"),
     ],
 )
 def test_weights_and_commands_that_make_no_sense_are_refused(refused, train, said):
@@ -184,6 +197,18 @@ def test_what_is_mixed_must_agree_where_it_meets(write_recipe, photo_shards, oth
 
 def test_a_missing_folder_in_a_mix_is_named(refused, photo_shards):
     assert "no folder '/nowhere'" in refused({"data.train": f"{{{photo_shards}: 1, /nowhere: 2}}"})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data.select": "{cat: 2}"}, "data.select.cat: no class or attribute of that name; did you mean 'cats'?"),
+        ({"data.select": "{cats: 200}"}, "data.select.cats: 200 samples wanted, 8 are there"),
+        ({"data.balance": "{Hat: [2, 2]}"}, "data.balance.Hat: no class or attribute of that name"),
+    ],
+)
+def test_a_selection_of_what_is_not_there_is_refused_with_the_recipe(refused, options, said):
+    assert refused(options).startswith(said)
 
 
 @pytest.mark.parametrize("count", ["-1", "0"])

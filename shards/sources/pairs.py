@@ -42,6 +42,8 @@ def _files(root: Path, lr: Path | None) -> tuple[list[tuple[str, str]], list[tup
     if lr:
         if not lr.is_dir():
             raise UserError(f"lr: no folder '{lr}'")
+        if lr.resolve() == root.resolve():
+            raise UserError(f"lr: '{lr}' is INPUT; leave --lr out where names in _LR say which images are LR")
         return _named(root), _named(lr)
     folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()} if root.is_dir() else {}
     if "hr" in folders and "lr" in folders:

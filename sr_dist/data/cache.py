@@ -31,14 +31,16 @@ from urllib.request import urlopen
 from sr_dist.data.format import ShardEntry, ShardError
 from sr_dist.errors import UserError, first_line
 
-TRIES, FEW_TRIES = 7, 3  # for a shard; for the small files that a mistyped address lacks
+TRIES, FEW_TRIES = 7, 5  # for a shard; for the small files that a mistyped address lacks
 FIRST_WAIT = 1.0  # seconds until the second try; doubled for every further one
 PATIENCE = 120.0  # seconds of silence after which a connection is given up
+SILENCE = 10.0  # seconds of it after which one is told
 PIECE = 1 << 20
 CURL = {
     6: "there is no such host", 7: "nobody answers there", 18: "the connection broke off",
     28: "it takes too long", 35: "no secure connection", 52: "an empty answer", 56: "the connection broke off",
 }  # fmt: skip
+CALL = ("curl", "--connect-timeout", "30", "-f", "-s", "-L")  # as gopen calls it, but for its tries, for those here are enough
 REFUSAL = 22  # curl's word for any answer from 400 on
 FOR_GOOD = (400, 401, 403, 404, 405, 410, 451)  # and not 429 or 503, which pass
 logger = logging.getLogger("sr_dist")
@@ -160,7 +162,7 @@ def retried(attempt: Callable[[], Any], what: str, tries: int) -> Any:
             if number == tries:
                 raise ShardError(f"{what} could not be fetched in {tries} tries: {first_line(problem)}") from None
             wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.75, 1.25)
-            logger.info(f"{what}: {first_line(problem)}; try {number + 1} of {tries} in {wait:.1f} s")
+            logger.warning(f"{what}: {first_line(problem)}; try {number + 1} of {tries} in {wait:.1f} s")
             sleep(wait)
     raise AssertionError("unreachable")
 
@@ -185,23 +187,24 @@ def _download(url: str, part: Path, entry: ShardEntry, count: list[int]) -> None
 
 def _pieces(url: str) -> Iterator[bytes]:
     """What WebDataset's gopen gives for a URL. Silence of the program behind it is a failure, as is an end without success."""
-    from webdataset.gopen import gopen, gopen_schemes
+    from webdataset.gopen import Pipe, gopen, gopen_schemes
 
     if url.startswith("s3://") and "s3" not in gopen_schemes:
         url = f"pipe:aws s3 cp --only-show-errors {shlex.quote(url)} -"
     try:
-        stream = gopen(url, bufsize=PIECE)
+        web = url.startswith(("http://", "https://"))
+        stream = Pipe([*CALL, url], mode="rb", bufsize=PIECE) if web else gopen(url, bufsize=PIECE)
     except (OSError, ValueError) as problem:
         raise Fetch(f"it cannot be opened: {first_line(problem)}") from None
     program = getattr(stream, "proc", None)
     try:
-        while piece := stream.read(PIECE) if program is None else _next_piece(program.stdout):
+        while piece := stream.read(PIECE) if program is None else _next_piece(program.stdout, url):
             yield piece
         code = 0 if program is None else program.wait()
-        if code == REFUSAL and url.startswith("http"):
+        if code == REFUSAL and web:
             raise _refusal(url)
         if code:
-            raise Fetch(CURL.get(code, f"curl ended with {code}") if url.startswith("http") else f"the command ended with {code}")
+            raise Fetch(CURL.get(code, f"curl ended with {code}") if web else f"the command ended with {code}")
     finally:
         if program is not None:
             program.kill()
@@ -221,9 +224,11 @@ def _refusal(url: str) -> Fetch:
     return Fetch("the server refuses it")
 
 
-def _next_piece(pipe: Any) -> bytes:
-    if not select.select([pipe], [], [], PATIENCE)[0]:
-        raise Fetch(f"nothing came for {PATIENCE:.0f} s")
+def _next_piece(pipe: Any, url: str) -> bytes:
+    if not select.select([pipe], [], [], SILENCE)[0]:
+        logger.warning(f"still waiting for '{shown(url)}': nothing came for {SILENCE:.0f} s; given up after {PATIENCE:.0f} s")
+        if not select.select([pipe], [], [], PATIENCE - SILENCE)[0]:
+            raise Fetch(f"nothing came for {PATIENCE:.0f} s")
     return os.read(pipe.fileno(), PIECE)
 
 

@@ -199,15 +199,18 @@ class Shards:
     folder: Path
     manifest: Manifest
 
-    def paths(self) -> list[Path]:
+    def path(self, shard: int) -> Path:
         tars = self.manifest.tars or "."
         if is_url(tars):
             raise ShardError(f"the tars of '{self.folder}' are at '{tars}', not on this machine")
-        return [self.folder / tars / shard.name for shard in self.manifest.shards]
+        return self.folder / tars / self.manifest.shards[shard].name
+
+    def paths(self) -> list[Path]:
+        return [self.path(shard) for shard in range(len(self.manifest.shards))]
 
     def where(self, shard: int) -> str:
         """The shard's name for people."""
-        return str(self.paths()[shard])
+        return str(self.path(shard))
 
     def advice(self) -> str:
         """What to do about damage."""
@@ -215,7 +218,7 @@ class Shards:
 
     def open(self, shard: int) -> int:
         """A descriptor of the shard's file."""
-        return os.open(self.paths()[shard], os.O_RDONLY)
+        return os.open(self.path(shard), os.O_RDONLY)
 
     def forget(self, shard: int) -> bool:
         """For a shard whose bytes turned out wrong: True if it was a copy, and `open` now makes another."""

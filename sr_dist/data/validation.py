@@ -1,4 +1,4 @@
-"""Images to score: every one exactly once over all ranks, whole, LR beside HR; from shards or from a folder.
+"""Images to score: every one exactly once over all ranks, whole, LR beside HR; from shards, or from files in folders.
 
 Batches are formed from the sorted list before ranks take whole batches, so that what a network sees at one time, and
 with it every bit of the result, does not depend on the number of ranks.
@@ -7,29 +7,27 @@ with it every bit of the result, does not depend on the number of ranks.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sr_dist import ranks
 from sr_dist.data.cache import Cache
-from sr_dist.data.format import MODES, Shards
+from sr_dist.data.folder_images import GREY, FolderImages
+from sr_dist.data.format import MODES, Shards, attribute_values
 from sr_dist.data.order import share
-from sr_dist.data.reader import ShardReader, decode, to_tensor
+from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote import is_remote, open_shards
 from sr_dist.data.select import Portion, portion_rows
-from sr_dist.errors import UserError, first_line, nearest
-from sr_dist.files import sha256
+from sr_dist.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-GREY = ("1", "L", "LA", "I;16", "I;16B", "I")
 Degrade = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -85,161 +83,47 @@ def open_images(
 
 
 class ShardImages:
+    """The samples of shards by their keys. What the indexes say of them is read once, shard by shard: the sorted list goes
+    through all shards at random, and so many indexes cannot stay open."""
+
+    FACTS = ("key", "height", "width", "mode", "class", "hash", "lr_crc32", "attributes")
+
     def __init__(self, shards: Shards, limit: int | None, portion: Portion | None = None) -> None:
         shards.check_sizes()
         self.reader = ShardReader(shards)
-        rows = [(shard, int(row)) for shard, some in enumerate(portion_rows(shards, portion or Portion())) for row in some]
-        rows.sort(key=lambda place: self.reader.key(*place))
-        self.places = rows[:limit]
-        self.names = [self.reader.key(*place) for place in self.places]
+        chosen = portion_rows(shards, portion or Portion())
+        indexes = ((shards.index(shard), rows) for shard, rows in enumerate(chosen))
+        columns = zip(*([index[name][rows] for name in self.FACTS] for index, rows in indexes), strict=True)
+        facts = dict(zip(self.FACTS, map(np.concatenate, columns), strict=True))
+        order = np.argsort(facts["key"], kind="stable")[:limit]
+        self.facts = {name: column[order] for name, column in facts.items()}
+        self.names = [key.decode() for key in self.facts["key"]]
+        self.shard = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])[order]
+        self.row = np.concatenate(chosen)[order]
 
     def shape(self, i: int) -> tuple[int, int, bool]:
-        shard, row = self.places[i]
-        index = self.reader.index(shard)
-        return int(index["height"][row]), int(index["width"][row]), self.mode(i) in GREY
+        return int(self.facts["height"][i]), int(self.facts["width"][i]), self.mode(i) in GREY
 
     def mode(self, i: int) -> str:
-        shard, row = self.places[i]
-        return MODES[int(self.reader.index(shard)["mode"][row])]
+        return MODES[int(self.facts["mode"][i])]
 
     def digest(self, i: int) -> str:
-        shard, row = self.places[i]
-        index = self.reader.index(shard)
-        labels = f"{int(index['class'][row])} {bytes(index['attributes'][row]).hex()}"
-        return f"{bytes(index['hash'][row]).hex()} {int(index['lr_crc32'][row])} {labels}"
+        labels = f"{self.label(i)} {bytes(self.facts['attributes'][i]).hex()}"
+        return f"{bytes(self.facts['hash'][i]).hex()} {int(self.facts['lr_crc32'][i])} {labels}"
+
+    def label(self, i: int) -> int:
+        return int(self.facts["class"][i])
 
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
-        shard, row = self.places[i]
+        shard, row = int(self.shard[i]), int(self.row[i])
         hr, lr = (self.reader.image(shard, row, member, 3) for member in ("hr", "lr"))
         assert hr is not None
-        return hr, lr, int(self.reader.index(shard)["class"][row])
+        return hr, lr, self.label(i)
 
     def attributes(self, i: int) -> dict[str, int]:
-        values = self.reader.attributes(*self.places[i]).tolist()
-        return dict(zip(self.reader.shards.manifest.attributes, values, strict=True))
-
-
-class FolderImages:
-    """Image files below a folder, and their LR where there is one: in a folder that is named, in a folder LR beside a
-    folder HR, or under names in _HR and _LR (Set5 as it is shared)."""
-
-    def __init__(self, folder: Path, limit: int | None, key: str, lr: str | None = None, scale: int | None = None) -> None:
-        low = _folder_of_lr(folder, lr, scale)
-        high = (_within(folder, "HR") if low and not lr else None) or folder
-        files = [p for p in _files(high) if low is None or low == high or low not in p.parents]
-        if not files:
-            raise UserError(f"{key}: no images in '{high}' (looked for {' '.join(SUFFIXES)}), and no manifest.json of shards")
-        named = [p for p in files if p.stem.upper().endswith("_HR")]
-        if not named and not lr and all(p.stem.upper().endswith("_LR") for p in files):
-            raise UserError(
-                f"{key}: the images in '{high}' are called _LR, and none is called _HR; there is nothing to score against"
-            )
-        files = named or files
-        self.lr_files = _partners(files, high, low or high, key, scale) if low or named else []
-        self.files = files[:limit]
-        self.names = [str(p.relative_to(high).with_suffix("")) for p in self.files]
-        if len(set(self.names)) < len(self.names):  # a.png beside a.jpg
-            self.names = [str(p.relative_to(high)) for p in self.files]
-        self._headers: dict[int, tuple[int, int, str]] = {}
-
-    def shape(self, i: int) -> tuple[int, int, bool]:
-        height, width, mode = self._header(i)
-        return height, width, mode.split(";")[0] in GREY
-
-    def mode(self, i: int) -> str:
-        return self._header(i)[2]
-
-    def _header(self, i: int) -> tuple[int, int, str]:
-        from PIL import Image
-
-        if i not in self._headers:
-            try:
-                with Image.open(self.files[i]) as image:
-                    self._headers[i] = (image.height, image.width, _mode(image))
-            except OSError:
-                raise UserError(f"'{self.files[i]}' is not an image that can be read") from None
-        if self._headers[i][2] == "F":
-            raise UserError(f"'{self.files[i]}' is stored as floats; which of them is white is not known")
-        return self._headers[i]
-
-    def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
-        partner = self.lr_files[i] if self.lr_files else None
-        return _read_image(self.files[i]), None if partner is None else _read_image(partner), -1
-
-    def digest(self, i: int) -> str:
-        return " ".join(map(sha256, [self.files[i], *self.lr_files[i : i + 1]]))
-
-    def attributes(self, i: int) -> dict[str, int]:
-        return {}
-
-
-def _mode(image: Any) -> str:
-    """Pillow's word, with what it leaves out: transparent colours of a palette, and 16 bits of colour."""
-    if image.mode == "P" and "transparency" in image.info:
-        return "PA"
-    deep = image.mode.startswith(("RGB", "L")) and any(";16" in str(tile[3]) for tile in image.tile)
-    return f"{image.mode};16" if deep else image.mode
-
-
-def _files(folder: Path) -> list[Path]:
-    """Hidden ones, such as macOS' `._a.png`, are no images."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-
-
-def _within(folder: Path, *names: str) -> Path | None:
-    """A folder inside folders, whose names may be in small letters."""
-    for name in names:
-        inside = {p.name.upper(): p for p in sorted(folder.iterdir(), reverse=True) if p.is_dir()}
-        if name.upper() not in inside:
-            return None
-        folder = inside[name.upper()]
-    return folder
-
-
-def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | None:
-    """The folder that is named, or one that lies beside a folder HR, as in DIV2K."""
-    if lr:
-        if not Path(lr).is_dir():
-            near = [str(p) for p in Path(lr).parent.glob("*")] if Path(lr).parent.is_dir() else []
-            raise UserError(f"lr: no folder '{lr}'{nearest(lr, near)}")
-        return Path(lr)
-    places = [_within(folder, *names) for names in (("LR_bicubic", f"X{scale}"), ("LR", f"X{scale}"), ("LR",))]
-    return next((place for place in places if place), None) if _within(folder, "HR") else None
-
-
-def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | None) -> list[Path]:
-    """The LR of every HR: of the same name, or one that says the scale (0801x4) or the kind (_LR)."""
-    there = {p.relative_to(low).with_suffix(""): p for p in _files(low)}
-    found: list[Path] = []
-    lonely: list[str] = []
-    for path in files:
-        place = path.relative_to(high).with_suffix("")
-        plain = re.sub("_HR$", "", place.name, flags=re.IGNORECASE)
-        beside = [f"{plain}_LR", f"{plain}_lr"]
-        names = beside if low == high else [place.name, f"{place.name}x{scale}", plain, *beside]
-        partner = next((there[place.with_name(name)] for name in names if place.with_name(name) in there), None)
-        if partner is None:
-            lonely.append(str(path.relative_to(high)))
-        else:
-            found.append(partner)
-    if lonely:
-        kind = "_LR partner" if low == high else "LR"
-        more = f" ... ({len(lonely)} of {len(files)})" if len(lonely) > 5 else ""
-        raise UserError(f"{key}: no {kind} for {', '.join(lonely[:5])}{more} in '{low}'")
-    return found
-
-
-def _read_image(path: Path) -> Tensor:
-    from PIL import Image
-
-    try:
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
-            return decode(path.read_bytes(), 3)
-        with Image.open(path) as image:
-            return to_tensor(image, 3)
-    except (OSError, RuntimeError) as problem:
-        raise UserError(f"'{path}' cannot be decoded: {first_line(problem)}") from None
+        names = self.reader.shards.manifest.attributes
+        values = attribute_values(self.facts["attributes"][i : i + 1], len(names))[0]
+        return dict(zip(names, values.tolist(), strict=True))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 
-from sr_dist import plugins, ranks
+from sr_dist import config, plugins, ranks
 from sr_dist.data.format import Shards
 from sr_dist.data.order import whole_weights
 from sr_dist.data.outlook import outlook
@@ -33,7 +33,7 @@ from sr_dist.errors import UserError
 from sr_dist.eval.chosen import open_metrics
 from sr_dist.models import weights
 from sr_dist.recipe import PACKAGES
-from sr_dist.sections import Part, Recipe
+from sr_dist.sections import Data, Part, Recipe
 
 VALIDATION_BATCH = 8  # images of one size that validation restores together
 
@@ -45,8 +45,8 @@ def set_up(recipe: Recipe) -> Run:
     torch.backends.cudnn.allow_tf32 = recipe.tf32
     resumed = _newest(recipe)
     shards = recipe.data.opened()
-    digest = data_digest(recipe, shards)
-    check_same_data(recipe, digest, resumed)
+    digest = data_digest(recipe.data, shards)
+    check_same_data(recipe, shards, digest, resumed)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
     objective = build_objective(recipe).to(accelerator.device)
     torch.manual_seed(recipe.seed)  # and the same ones with and without a term that builds networks of its own
@@ -78,22 +78,33 @@ def set_up(recipe: Recipe) -> Run:
     return run
 
 
-def data_digest(recipe: Recipe, shards: list[Shards]) -> str:
+def data_digest(data: Data, shards: list[Shards]) -> str:
     """Names the samples and their order: of one data set its own, of several theirs and their weights."""
     if len(shards) == 1:
         return shards[0].manifest.digest
-    mixed = list(zip((part.manifest.digest for part in shards), whole_weights(recipe.data.weights), strict=True))
+    mixed = list(zip((part.manifest.digest for part in shards), whole_weights(data.weights), strict=True))
     return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
 
 
-def check_same_data(recipe: Recipe, digest: str, resumed: checkpoint.Checkpoint | None) -> None:
+def check_same_data(recipe: Recipe, shards: list[Shards], digest: str, resumed: checkpoint.Checkpoint | None) -> None:
     if len(set(ranks.gather(digest))) > 1:
         raise UserError("data.train: ranks see different shards; were they changed just now?")
     if resumed and resumed.state["manifest"] != digest and "data.train" not in recipe.resume.allow:
         raise UserError(
-            f"data.train: {' and '.join(map(repr, recipe.data.sources))} hold other shards than the run was trained on; "
+            f"data.train: {what_differs(recipe, shards, resumed.state['manifest'])}; "
             f"--resume.allow=data.train says that this is meant"
         )
+
+
+def what_differs(recipe: Recipe, shards: list[Shards], begun: str) -> str:
+    """Between data.train and the data that a run began with, `begun` by their digest."""
+    before, now = config.typed(Recipe, config.read(recipe.folder / "recipe.yaml")).data, recipe.data
+    opened = dict(zip(now.sources, shards, strict=True))
+    if set(before.sources) != set(now.sources):
+        return f"{now.train} holds other shards than {before.train}, which the run was trained on"
+    if data_digest(before, [opened[source] for source in before.sources]) == begun:
+        return f"the weights or the order of the data sets were {before.train} when the run began and are {now.train}"
+    return f"the shards in {now.train} are not those that the run was trained on; they were built again or changed"
 
 
 def open_log(recipe: Recipe, resumed: checkpoint.Checkpoint | None) -> Log:

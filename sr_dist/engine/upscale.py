@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sr_dist.commands import Upscaling
-from sr_dist.data.validation import SUFFIXES
+from sr_dist.data.folder_images import SUFFIXES
 from sr_dist.engine import picture_files
 from sr_dist.engine.picture_files import Picture, Unreadable
 from sr_dist.engine.restore import Upscale, for_any_colour, in_tiles

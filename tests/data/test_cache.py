@@ -99,11 +99,13 @@ def test_a_shard_that_arrives_damaged_is_asked_for_again(cached, store, fault, i
     assert 1.5 <= second <= 2.5  # twice as long
 
 
-def test_a_server_that_is_busy_for_a_while_is_waited_for(cached, store):
-    """curl itself asks again after an answer of 500."""
+def test_a_server_that_is_busy_for_a_while_is_waited_for(cached, store, in_a_hurry):
+    """By our tries alone: curl would ask thirty times more in each of them. After a refusal it is asked for the reason."""
     shards = cached()
-    store.faults[NAMES[0]] = ["500"]
+    store.faults[NAMES[0]] = ["500", "500", "500"]
     assert content(shards, 0) == (store.folder / NAMES[0]).read_bytes()
+    assert len(in_a_hurry) == 2
+    assert store.asked[NAMES[0]] == 5
 
 
 @pytest.mark.parametrize(
@@ -162,12 +164,18 @@ def test_no_folder_of_a_manifest_reaches_a_shell(photo_shards, tmp_path, place):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_server_that_says_nothing_is_given_up(cached, store, monkeypatch):
-    monkeypatch.setattr(cache_module, "PATIENCE", 0.3)
+def test_a_server_that_says_nothing_is_reported_and_later_given_up(cached, store, monkeypatch, caplog):
     shards = cached()
+    monkeypatch.setattr(cache_module, "SILENCE", 0.1)
+    monkeypatch.setattr(cache_module, "PATIENCE", 0.3)
     store.faults[NAMES[0]] = ["wait"]
     assert content(shards, 0) == (store.folder / NAMES[0]).read_bytes()
     assert store.asked[NAMES[0]] == 2
+    said = [record.message for record in caplog.records]
+    assert said[0].startswith(f"still waiting for '{store.url}/{NAMES[0]}': nothing came for ")
+    assert "nothing came for" in said[1]
+    assert "try 2 of 7" in said[1]
+    assert len(said) == 2
 
 
 def test_what_was_not_used_for_the_longest_time_makes_room(cached):

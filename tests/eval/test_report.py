@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from sr_dist.data.degradations import bicubic
-from sr_dist.data.validation import Batches, FolderImages
+from sr_dist.data.folder_images import FolderImages
+from sr_dist.data.validation import Batches
 from sr_dist.eval import report
 from sr_dist.eval.baselines import baseline
 from sr_dist.eval.chosen import open_metrics

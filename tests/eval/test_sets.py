@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sr_dist.data.validation import Batches, FolderImages
+from sr_dist.data.folder_images import FolderImages
+from sr_dist.data.validation import Batches
 from sr_dist.eval.features import Unmeasurable
 from sr_dist.eval.frechet import moments
 from sr_dist.eval.parts import Parts

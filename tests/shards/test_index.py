@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_shards import built, keys_of, rejects_of
+from made_shards import built, bytes_of, keys_of, rejects_of
 from PIL import Image
 
 from shards import build, index, show, verify
@@ -133,8 +133,35 @@ def test_what_training_could_not_read_is_left_out_and_listed(tmp_path, jpegs, im
     assert image_of(shards, 0, 0) == jpegs[0]
     reasons = rejects_of(tmp_path)
     assert set(reasons) == {"palette", "cut", "empty", "class", "two", "good"}
-    assert reasons["good"] == "the key stands twice in this tar"
+    assert reasons["good"] == "the key stands twice in this tar; members of a sample lie side by side"
     assert reasons["palette"].startswith("colour mode P: training cannot read it")
+
+
+def test_classes_are_read_wherever_they_lie_in_a_sample_and_their_absence_is_counted(tmp_path, jpegs, capsys):
+    tar_of(tmp_path / "a.tar", [
+        ("a.cls", b"3"), ("a.jpg", jpegs[0]), ("b.jpg", jpegs[1]), ("b.json", b"{}"), ("b.cls", b"1\n"),
+        ("c.txt", b"boat"), ("c.cls", b" 2"), ("c.JPG", jpegs[2]), ("d.jpg", jpegs[3]), ("e.json", b"{}"), ("e.jpg", jpegs[4]),
+    ])  # fmt: skip
+    shards = adopted(tmp_path / "out", tmp_path / "a.tar")
+    assert dict(zip(keys_of(shards), shards.index(0)["class"].tolist(), strict=True)) == {
+        "a": 3,
+        "b": 1,
+        "c": 2,
+        "d": -1,
+        "e": -1,
+    }
+    assert "2 of the 5 samples have no class\n" in capsys.readouterr().out
+    tar_of(tmp_path / "b.tar", [("d.jpg", jpegs[3]), ("e.jpg", jpegs[4])])
+    adopted(tmp_path / "none", tmp_path / "b.tar")
+    assert "have no class" not in capsys.readouterr().out  # where none has one, none is missed
+
+
+@pytest.mark.parametrize("number", ["10000000", "999999999", "9" * 5000])
+def test_a_number_that_can_be_no_class_is_refused_by_name(tmp_path, jpegs, number):
+    tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0]), ("a.cls", number.encode())])
+    with pytest.raises(UserError, match=r"'a': the class \d{8,20} is beyond 9999999, the highest"):
+        adopted(tmp_path / "out", tmp_path / "a.tar")
+    assert index.class_of(b"9999999") == 9_999_999
 
 
 def test_names_of_classes_and_the_place_of_the_tars_can_be_said(tmp_path, jpegs):
@@ -206,12 +233,39 @@ def test_compressed_tars_pipes_and_what_is_not_there_are_refused_in_a_line(tmp_p
 
 def test_tars_without_a_readable_image_are_refused_and_a_second_manifest_too(tmp_path, jpegs):
     tar_of(tmp_path / "a.tar", [("a.txt", b"x")])
-    with pytest.raises(UserError, match=r"^TARS: no sample has an image that training can read: 0 images"):
+    with pytest.raises(UserError, match=r"^TARS: there is no sample that training can read: 'a': 0 images"):
         adopted(tmp_path / "out", tmp_path / "a.tar")
     tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0])])
     adopted(tmp_path / "out", tmp_path / "a.tar")
     with pytest.raises(UserError, match=r"^OUT: .*already holds shards"):
         adopted(tmp_path / "out", tmp_path / "a.tar")
+
+
+def test_a_refusal_leaves_no_half_made_index_and_what_was_there_as_it_was(tmp_path, jpegs, photo_shards):
+    tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0]), ("a.cls", b"1")])
+    tar_of(tmp_path / "b.tar", [("b.jpg", jpegs[1])])
+    (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:700])
+    shutil.copy(photo_shards / "photos-000000.idx", tmp_path / "a.idx")  # of an earlier adoption
+    (tmp_path / "rejects.jsonl").write_text("{}\n")
+    before = bytes_of(tmp_path)
+    for out in (tmp_path, tmp_path / "made" / "for it"):
+        with pytest.raises(UserError, match="is cut short"):
+            adopted(out, tmp_path / "a.tar", tmp_path / "b.tar")
+        with pytest.raises(UserError, match="1 names"):
+            adopted(out, tmp_path / "a.tar", classes=tmp_path / "rejects.jsonl")
+        assert bytes_of(tmp_path) == before
+    adopted(tmp_path, tmp_path / "a.tar")
+    assert {*before, "manifest.json", "duplicates.jsonl"} == set(bytes_of(tmp_path))
+    assert keys_of(open_shards(str(tmp_path))) == ["a"]
+
+
+def test_an_index_of_another_program_stays(tmp_path, jpegs):
+    tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0])])
+    (tmp_path / "a.idx").write_text("v1.2 1\njpg 512 812 a.jpg\n")  # as DALI's wds2idx writes it
+    before = bytes_of(tmp_path)
+    with pytest.raises(UserError, match=r"^OUT: '.*a\.idx' is there and is not an index of sr_dist"):
+        adopted(tmp_path, tmp_path / "a.tar")
+    assert bytes_of(tmp_path) == before
 
 
 # ------------------------------------------------------------------------------------------------------------- damaged
@@ -263,6 +317,16 @@ def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path, small
     with pytest.raises(ShardError, match=f"the header at byte {small_tar[1][2]} is damaged"):
         adopted(tmp_path / "out", tmp_path / "a.tar")
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("padding", [0, 3 << 20])
+def test_two_tars_in_one_file_are_refused_not_read_by_half(tmp_path, small_tar, padding):
+    first = small_tar[0] + bytes(padding)
+    (tmp_path / "a.tar").write_bytes(first + small_tar[0])
+    with pytest.raises(ShardError, match=f"more follows at byte {len(first)}: a second tar behind the first"):
+        adopted(tmp_path / "out", tmp_path / "a.tar")
+    (tmp_path / "a.tar").write_bytes(first)
+    assert len(keys_of(adopted(tmp_path / "out", tmp_path / "a.tar"))) == 3
 
 
 anything = st.recursive(

@@ -260,6 +260,9 @@ def test_lower_quality_is_smaller(photo):
         ({"keep": True, "resize": 8}, "keep: "),
         ({"stride": 8}, "stride: "),
         ({"resize_mode": "crop"}, "resize_mode: "),
+        ({"quality": 80}, "quality: "),
+        ({"quality": 80, "keep": True}, "quality: "),
+        ({"quality": 80, "format": "png"}, "quality: "),
         ({"tile": 30}, "tile: 30 is not a multiple of scale 4"),
     ],
 )

@@ -223,6 +223,24 @@ def test_pairs_without_partner_or_of_other_sizes_are_listed(tmp_path, picture):
         built("pairs", tmp_path / "a", tmp_path / "out2", lr=str(tmp_path / "b"), on_bad="fail")
 
 
+@pytest.mark.parametrize("options", [{}, {"resize": "32"}])
+def test_the_file_that_is_no_image_is_listed_be_it_hr_or_lr(tmp_path, picture, options):
+    write_pairs(tmp_path / "a", tmp_path / "b", picture, [(f"{i}.png", f"{i}.png") for i in range(4)], SIZES)
+    (tmp_path / "a" / "0.png").write_bytes(b"")
+    (tmp_path / "b" / "1.png").write_bytes(b"")
+    (tmp_path / "b" / "2.png").unlink()
+    bitmap = tmp_path / "b" / "2.bmp"
+    Image.fromarray(picture(2, 11, 11)).save(bitmap)
+    bitmap.write_bytes(bitmap.read_bytes()[:-9])  # of which only decoding tells
+    built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "b"), **options)
+    lines = map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
+    paths = {row["key"]: row["path"] for row in lines}
+    assert paths == {"0": "0.png", "1": str(tmp_path / "b" / "1.png"), "2": str(bitmap)}
+    Image.fromarray(picture(0, 40, 60)).save(tmp_path / "a" / "0.png")
+    with pytest.raises(UserError, match=rf"^on_bad: '{tmp_path}/b/(1\.png|2\.bmp)' "):
+        built("pairs", tmp_path / "a", tmp_path / "out2", lr=str(tmp_path / "b"), on_bad="fail")
+
+
 def test_pairs_of_any_size_are_resized_to_the_scale(tmp_path, picture):
     write_pairs(tmp_path / "a", tmp_path / "b", picture, PAIRS, SIZES, scale=3)
     shards = built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "b"), resize="32", resize_mode="squash")
@@ -237,6 +255,8 @@ def test_pairs_of_which_none_fit_are_refused(tmp_path, picture):
         built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "c"))
     with pytest.raises(UserError, match=r"^lr: .*give --lr=FOLDER"):
         built("pairs", tmp_path / "a", tmp_path / "out")
+    with pytest.raises(UserError, match=r"^lr: '.*/a' is INPUT; leave --lr out"):
+        built("pairs", tmp_path / "a", tmp_path / "out", lr=f"{tmp_path}/a/.")
 
 
 # -------------------------------------------------------------------------------------------------------- imagenet_val

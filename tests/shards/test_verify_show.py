@@ -115,6 +115,36 @@ def test_a_manifest_that_counts_wrongly_is_found(verified, copy):
     assert [line.split(":")[0] for line in lines[:2]] == ["BAD photos-000000.tar", "BAD photos-000001.tar"]
 
 
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        ({"min_side": 33}, "min_side is 33, but the smallest side in the indexes is 32"),
+        ({"min_side": 16}, "min_side is 16, but the smallest side in the indexes is 32"),
+        ({"scale": 2}, "scale is 2, but LR images in the indexes are of [0] (0 is none)"),
+        ({"classes": ["boats", "cats"]}, "it names 2 classes, but the indexes have the class 2"),
+    ],
+)
+def test_a_manifest_that_belies_its_indexes_is_found(verified, copy, lie, said):
+    tree = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**tree, **lie}))
+    counted = "3 of 3 shards are whole, with 24 of 24 samples"
+    assert verified(copy) == (1, [f"BAD manifest.json: {said}", counted])
+
+
+def test_the_scale_of_stored_lr_is_compared_with_the_manifest(verified, tmp_path, picture, image_bytes):
+    (tmp_path / "HR").mkdir()
+    (tmp_path / "LR").mkdir()
+    (tmp_path / "HR" / "a.png").write_bytes(image_bytes(picture(1, 32, 48)))
+    (tmp_path / "LR" / "a.png").write_bytes(image_bytes(picture(1, 16, 24)))
+    build("pairs", str(tmp_path), tmp_path / "out", {"scale": "2"})
+    assert verified(tmp_path / "out")[0] == 0
+    tree = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps({**tree, "scale": 4}))
+    assert (
+        verified(tmp_path / "out")[1][0] == "BAD manifest.json: scale is 4, but LR images in the indexes are of [2] (0 is none)"
+    )
+
+
 def test_deep_finds_an_image_that_was_broken_before_it_was_packed(verified, tmp_path, picture, image_bytes):
     (tmp_path / "images").mkdir()
     broken = bytearray(image_bytes(picture(1, 32, 32)))
@@ -130,7 +160,11 @@ def test_deep_finds_an_image_that_was_broken_before_it_was_packed(verified, tmp_
 
 def test_some_shards_can_be_verified_alone(verified, copy):
     flip(copy / "photos-000001.tar", 700)
-    assert verified(f"{copy}/photos-{{000000,000002}}.tar") == (0, ["2 of 2 shards are whole, with 16 of 16 samples"])
+    whole = (0, ["2 of 2 shards are whole, with 16 of 16 samples"])
+    assert verified(f"{copy}/photos-{{000000,000002}}.tar") == whole
+    tree = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**tree, "min_side": 16}))
+    assert verified(f"{copy}/photos-{{000000,000002}}.tar") == whole  # the smallest may be in the other one
 
 
 # ----------------------------------------------------------------------------------------------------------------- show

@@ -1,0 +1,23 @@
+"""Validation sets for tests: opened, cut into batches, loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sr_dist.data.degradations import bicubic
+from sr_dist.data.validation import Batches, Scored, load, numbers_of_this_rank, open_images
+
+
+def scored(source, scale=2, size=4, workers=0, limit=None) -> list[Scored]:
+    found = batches(source, scale, size, limit)
+    return list(load(found, numbers_of_this_rank(found), workers))
+
+
+def batches(source, scale=2, size=4, limit=None, lr=None) -> Batches:
+    images = open_images(str(source), limit, lr=lr, scale=scale)
+    return Batches(images, scale, bicubic.build(bicubic.Config(), scale), size)
+
+
+def levels(image: torch.Tensor) -> np.ndarray:
+    return (image * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
