@@ -55,6 +55,7 @@ from sr_dist.errors import UserError, first_line
 from sr_dist.files import sha256, write_whole
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
+OTHER_LR = [f"lr.{suffix}" for suffix in HR_SUFFIXES if suffix != "png"]
 MOST_CLASSES = 10_000_000  # the manifest has a name for each; numbers beyond it are no classes but identities or hashes
 
 
@@ -292,6 +293,9 @@ def row_of(sample: Sample) -> dict[str, Any]:
     images = [(place, data) for suffix, place, data in sample.members if suffix in HR_SUFFIXES]
     small = [(place, data) for suffix, place, data in sample.members if suffix == "lr.png"]
     labels = [data for suffix, _, data in sample.members if suffix == "cls"]
+    for suffix, *_ in sample.members:
+        if suffix in OTHER_LR:
+            raise Rejected(f"its LR is a .{suffix}; stored LR is PNG")
     if len(images) != 1 or len(small) > 1 or len(labels) > 1:
         raise Rejected(f"{len(images)} images, {len(small)} LR images and {len(labels)} classes where one of each can be")
     hr = readable(images[0][1])

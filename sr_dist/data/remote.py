@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sr_dist.data import format as local
 from sr_dist.data.cache import Cache, cache_of, locked, shown, small_file
-from sr_dist.data.format import Index, ShardEntry, ShardError, Shards, index_name
+from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name
 from sr_dist.errors import UserError
 from sr_dist.files import write_whole
 
@@ -83,6 +83,9 @@ def address(source: str, name: str) -> str:
 def open_shards(source: str, key: str = "shards", cache: Cache | None = None) -> Shards:
     """Shards wherever they are: a folder or a brace pattern, here or at a URL, or a command with {}."""
     if not is_remote(source):
+        if local.is_url(source) and not Path(source).exists():
+            known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            raise UserError(f"{key}: '{source}' looks like an address, but of an unknown kind; known are {known} and pipe:")
         shards = local.open_shards(source, key)
         if not (shards.manifest.tars and local.is_url(shards.manifest.tars)):
             return shards
@@ -105,13 +108,20 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(cache.folder / "locks" / folder.name):
             write_whole(folder / "manifest.json", text)
-            manifest = local.read_manifest(folder, key)
+            manifest = _manifest(source, folder, key)
             shards = RemoteShards(folder, manifest, tars=_tars(source, manifest.tars), cache=cache)
             with ThreadPoolExecutor(8) as side_by_side:
                 list(side_by_side.map(lambda entry: _fetch_index(source, folder, entry), shards.manifest.shards))
     except ShardError as problem:
         raise ShardError(f"{key}: {str(problem).removeprefix(f'{key}: ')}") from None
     return shards
+
+
+def _manifest(source: str, folder: Path, key: str) -> Manifest:
+    try:
+        return local.read_manifest(folder, key)
+    except ShardError as problem:  # it names a file of the cache
+        raise ShardError(f"'{shown(address(source, 'manifest.json'))}' is no manifest: {problem}") from None
 
 
 def _tars(source: str, stated: str | None) -> str:

@@ -86,6 +86,8 @@ def _groups(shards: Shards, portion: Portion, classes: np.ndarray, attributes: n
     """(name, count, mask) of every group; `rest` comes last, whatever its place in the recipe."""
     manifest = shards.manifest
     for name, count in sorted(portion.select.items(), key=lambda item: item[0] == "rest"):
+        if name == "each_class" and not manifest.classes:
+            raise UserError(f"{portion.key}.each_class: '{shards.folder}' has no classes")
         if name == "each_class":
             for number, class_name in enumerate(manifest.classes):
                 yield f"each_class ({class_name})", count, classes == number

@@ -329,6 +329,22 @@ def test_a_missing_manifest_and_a_damaged_index_are_said_by_their_address(photo_
             open_shards(server.url, "data.train", Cache(tmp_path / "cache", 10**9))
 
 
+def test_what_a_server_gives_for_a_manifest_is_said_by_its_address(tmp_path):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "manifest.json").write_text("<html>please log in</html>")
+    with serving(tmp_path / "served") as server:
+        said = rf"^data\.train: '{server.url}/manifest\.json' is no manifest: .*cannot be read: Expecting value"
+        with pytest.raises(ShardError, match=said):
+            open_shards(server.url, "data.train", Cache(tmp_path / "cache", 10**9))
+
+
+def test_an_address_of_an_unknown_kind_is_no_folder(tmp_path):
+    with pytest.raises(
+        UserError, match=r"^data\.train: 'htp://host/a' looks like an address, .*http://, https://, s3://.* and pipe:$"
+    ):
+        open_shards("htp://host/a", "data.train", Cache(tmp_path, 10**9))
+
+
 @settings(max_examples=20)
 @given(st.sampled_from(["$(touch x).tar", "a b.tar", "-rf.tar", "a;b.tar", "a'b.tar", "ä.tar", '"a".tar', "a\n.tar"]))
 def test_no_name_of_a_manifest_reaches_a_shell(tmp_path, name):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,13 @@ def test_equal_contents_are_told_apart_by_their_keys(tmp_path):
 def test_an_unknown_class_or_attribute_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"^data\.select\.Eyeglases: .*; did you mean 'Eyeglasses'\?$"):
         chosen(tmp_path, SAMPLES, {"Eyeglases": 1})
+
+
+def test_each_class_of_shards_without_classes_is_refused(tmp_path):
+    shards = shards_of(tmp_path, SAMPLES)
+    shards = replace(shards, manifest=shards.manifest.model_copy(update={"classes": ()}))
+    with pytest.raises(UserError, match=r"^data\.select\.each_class: '.*' has no classes$"):
+        chosen_rows(shards, Portion({"each_class": 3}))
 
 
 def test_shards_without_any_chosen_sample_have_an_empty_list(tmp_path):

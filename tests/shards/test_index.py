@@ -241,6 +241,13 @@ def test_tars_without_a_readable_image_are_refused_and_a_second_manifest_too(tmp
         adopted(tmp_path / "out", tmp_path / "a.tar")
 
 
+def test_a_stored_lr_that_is_no_png_is_not_passed_over(tmp_path, jpegs):
+    tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0]), ("a.lr.jpg", jpegs[1]), ("b.jpg", jpegs[2])])
+    shards = adopted(tmp_path / "out", tmp_path / "a.tar")
+    assert keys_of(shards) == ["b"]
+    assert rejects_of(tmp_path / "out") == {"a": "its LR is a .lr.jpg; stored LR is PNG"}
+
+
 def test_a_refusal_leaves_no_half_made_index_and_what_was_there_as_it_was(tmp_path, jpegs, photo_shards):
     tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0]), ("a.cls", b"1")])
     tar_of(tmp_path / "b.tar", [("b.jpg", jpegs[1])])
