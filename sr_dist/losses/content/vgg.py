@@ -65,8 +65,8 @@ class VGGDistance(nn.Module):
         places = _places(config.activated)
         self.taps = {places[name]: weight for name, weight in config.layers.items()}
         self.features = _vgg19_features(config)[: max(self.taps) + 1].eval().requires_grad_(False)
-        for module in self.features:
-            if isinstance(module, nn.ReLU):
+        for place, module in enumerate(self.features):
+            if place - 1 in self.taps and isinstance(module, nn.ReLU):
                 module.inplace = False  # else it would change a tapped layer behind our back
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
