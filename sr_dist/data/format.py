@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -195,6 +195,8 @@ class Index:
 @dataclass(frozen=True)
 class Shards:
     """A folder of shards, or some shards of one (a brace pattern), as its manifest describes it."""
+
+    OPEN_AT_ONCE: ClassVar[int] = 256  # a selection spreads every window of the order over many shards
 
     folder: Path
     manifest: Manifest

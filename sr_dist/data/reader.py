@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
+import resource
+import sys
 import zlib
 from collections import OrderedDict
 from contextlib import suppress
@@ -37,10 +39,9 @@ class Square(NamedTuple):
 class ShardReader:
     """Members of shards by (shard, row): pread through a bounded set of open files, checked at every read."""
 
-    OPEN_FILES = 64
-
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
+        self._most = min(shards.OPEN_AT_ONCE, _may_be_open())
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file is an open one
         self._lost: dict[int, tuple[float, ShardError]] = {}  # shards that could not be opened, and when that was
@@ -51,7 +52,7 @@ class ShardReader:
 
     def index(self, shard: int) -> Index:
         if shard not in self._indexes:
-            if len(self._indexes) >= self.OPEN_FILES:
+            if len(self._indexes) >= self._most:
                 self._indexes.popitem(last=False)
             self._indexes[shard] = self.shards.index(shard)
         self._indexes.move_to_end(shard)
@@ -138,7 +139,7 @@ class ShardReader:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        if len(self._files) >= self.OPEN_FILES:
+        if len(self._files) >= self._most:
             os.close(self._files.popitem(last=False)[1])
         try:
             self._files[shard] = self.shards.open(shard)
@@ -147,6 +148,12 @@ class ShardReader:
             self._lost[shard] = monotonic(), lost
             raise lost from None
         return self._files[shard]
+
+
+def _may_be_open() -> int:
+    """Shards: each takes two of the files that a process may have open, its tar and its index; half are left to others."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if most == resource.RLIM_INFINITY else max(most // 4, 8)
 
 
 def decode(data: bytes | bytearray, channels: int) -> Tensor:

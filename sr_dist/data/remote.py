@@ -34,6 +34,8 @@ FOLDER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.,=@+-]*(/[A-Za-z0-9_.][A-Za-z0-9_
 class RemoteShards(Shards):
     """Shards whose tars are fetched. `folder` has the manifest and the indexes."""
 
+    OPEN_AT_ONCE = 64  # what the cache has removed keeps its room on the disk while it is open
+
     tars: str  # a URL of a folder, or a command
     cache: Cache
     ledger: Path | None = None  # where every try to fetch is written down

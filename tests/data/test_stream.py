@@ -31,6 +31,7 @@ from sr_dist.data.crops import CropSource, Positions, Samples
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.format import (
     ShardError,
+    Shards,
     open_shards,
 )
 from sr_dist.data.order import CROP, Mix, Order, crop_place, draw
@@ -252,7 +253,7 @@ def test_a_source_can_be_sent_to_a_worker_at_any_time(photo_shards):
 
 
 def test_few_files_stay_open_and_the_bytes_are_right(photo_shards, photos, monkeypatch):
-    monkeypatch.setattr(ShardReader, "OPEN_FILES", 2)
+    monkeypatch.setattr(Shards, "OPEN_AT_ONCE", 2)
     reader = ShardReader(open_shards(str(photo_shards)))
     by_key = {path.relative_to(photos).with_suffix("").as_posix(): path.read_bytes() for path in photos.rglob("*.*")}
     for row in range(8):
@@ -260,6 +261,12 @@ def test_few_files_stay_open_and_the_bytes_are_right(photo_shards, photos, monke
             assert reader.read(shard, row, "hr") == by_key[reader.key(shard, row)]
             assert reader.read(shard, row, "lr") == b""
             assert len(reader._files) <= 2
+
+
+@pytest.mark.parametrize(("files", "shards"), [(8, 8), (1024, 256), (10**6, 256)])
+def test_a_reader_leaves_files_to_others(photo_shards, monkeypatch, files, shards):
+    monkeypatch.setattr(reader_module.resource, "getrlimit", lambda _: (files, files))
+    assert ShardReader(open_shards(str(photo_shards)))._most == shards
 
 
 # ------------------------------------------------------------------------------------------------------------- damage

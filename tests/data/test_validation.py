@@ -13,7 +13,6 @@ from scoring import batches, levels, scored
 from sr_dist import ranks
 from sr_dist.data.folder_images import FolderImages
 from sr_dist.data.format import ShardError, Shards, index_bytes, index_columns, open_shards
-from sr_dist.data.reader import ShardReader
 from sr_dist.data.validation import ShardImages, content, open_images
 from sr_dist.errors import UserError
 
@@ -76,7 +75,7 @@ def test_damage_in_a_shard_names_shard_and_key(photo_shards, tmp_path):
 def test_indexes_are_opened_once_however_many_shards_there_are(photo_shards, monkeypatch):
     """The sorted list goes through all shards at random, and a reader keeps few of them open."""
     opened, index = [], Shards.index
-    monkeypatch.setattr(ShardReader, "OPEN_FILES", 1)
+    monkeypatch.setattr(Shards, "OPEN_AT_ONCE", 1)
     monkeypatch.setattr(Shards, "index", lambda shards, shard: opened.append(shard) or index(shards, shard))
     images = batches(photo_shards)
     assert len(images) > 3
