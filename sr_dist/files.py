@@ -44,11 +44,11 @@ def sha256(path: Path) -> str:
 
 
 class InUse(Exception):
-    """Which process has a file locked."""
+    """Which process has claimed a file."""
 
 
-def locked(path: Path) -> IO[str]:
-    """A file that no other process can lock until this one ends in whatever way, or closes it."""
+def claimed(path: Path) -> IO[str]:
+    """A file that no other process can claim until this one ends in whatever way, or closes it."""
     lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held by whoever gets it
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and not flock, which loading processes would inherit

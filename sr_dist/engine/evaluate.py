@@ -30,12 +30,13 @@ from sr_dist.eval.parts import Parts, identity
 from sr_dist.eval.protocol import Protocol, protocol
 from sr_dist.eval.references import References, default_folder
 from sr_dist.eval.run import score
-from sr_dist.files import InUse, locked, sha256
+from sr_dist.files import InUse, claimed, sha256
 from sr_dist.labels import check_fits
 from sr_dist.models import weights
 from sr_dist.models.frozen import FrozenClassifier
 from sr_dist.recipe import PACKAGES
 
+LOCK = ".evaluation.lock"  # and not .lock, which is the training's where OUT is a run folder
 OTHERS = ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")  # whose versions numbers depend on
 
 
@@ -162,7 +163,7 @@ def alone(out: Path) -> Iterator[None]:
     if ranks.is_first():
         try:
             out.mkdir(parents=True, exist_ok=True)
-            lock = locked(out / ".lock")
+            lock = claimed(out / LOCK)
         except OSError as caught:
             problem = f"out: '{out}' cannot be made or written: {caught.strerror}"
         except InUse as by:
@@ -173,7 +174,7 @@ def alone(out: Path) -> Iterator[None]:
         yield
     finally:
         if lock:
-            (out / ".lock").unlink(missing_ok=True)
+            (out / LOCK).unlink(missing_ok=True)
             lock.close()
             with suppress(OSError):  # something is in it, as should be
                 out.rmdir()

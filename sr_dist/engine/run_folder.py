@@ -14,7 +14,7 @@ from typing import IO, Any
 from sr_dist import config, resumption
 from sr_dist.engine import checkpoint
 from sr_dist.errors import UserError
-from sr_dist.files import InUse, locked, write_whole
+from sr_dist.files import InUse, claimed, write_whole
 from sr_dist.sections import Recipe
 
 PACKAGES = ("sr_dist", "torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
@@ -26,7 +26,7 @@ def claim(folder: Path) -> IO[str] | None:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return locked(folder / ".lock")
+        return claimed(folder / ".lock")
     except OSError as problem:
         raise UserError(f"name: the run folder '{folder}' cannot be written: {problem.strerror}") from None
     except InUse as by:

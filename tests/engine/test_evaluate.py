@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sr_dist.commands import Evaluation
-from sr_dist.engine.evaluate import alone, everyone, everything, vacant
+from sr_dist.engine.evaluate import LOCK, alone, everyone, everything, vacant
 from sr_dist.errors import UserError
 from sr_dist.eval.chosen import open_metrics
 from sr_dist.eval.opinions import Judge
@@ -68,8 +68,8 @@ def test_a_report_on_other_images_is_not_written_over(tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
-from sr_dist.files import locked
-lock = locked(Path(sys.argv[1]))
+from sr_dist.files import claimed
+lock = claimed(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -80,15 +80,15 @@ def test_two_evaluations_do_not_write_into_one_folder(tmp_path):
     with alone(out):
         (out / "report.json").write_text("{}")
     assert [path.name for path in out.iterdir()] == ["report.json"]
-    words = [sys.executable, "-c", HOLDER, str(out / ".lock")]
+    words = [sys.executable, "-c", HOLDER, str(out / LOCK)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=rf"^out: '.*out' is in use by process {holder.pid} on .*give another"), alone(out):
             pytest.fail("another evaluation writes there")
-        assert (out / ".lock").is_file()
+        assert (out / LOCK).is_file()
         holder.communicate("")
     with alone(out):
-        assert (out / ".lock").read_text().startswith("process ")
+        assert (out / LOCK).read_text().startswith("process ")
 
 
 def test_an_evaluation_that_fails_leaves_no_folder(tmp_path):
