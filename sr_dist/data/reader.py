@@ -37,18 +37,20 @@ class Square(NamedTuple):
 
 
 class ShardReader:
-    """Members of shards by (shard, row): pread through a bounded set of open files, checked at every read."""
+    """Members of shards by (shard, row): pread through a bounded set of open files, checked at every read. It shares what a
+    process may open with the process's other `readers`: by default one trains and one validates.
+    """
 
-    def __init__(self, shards: Shards) -> None:
-        self.shards = shards
-        self._most = min(shards.OPEN_AT_ONCE, _may_be_open())
+    def __init__(self, shards: Shards, readers: int = 2) -> None:
+        self.shards, self.readers = shards, readers
+        self._most = min(shards.OPEN_AT_ONCE, max(_may_be_open() // readers, 2))
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file is an open one
         self._lost: dict[int, tuple[float, ShardError]] = {}  # shards that could not be opened, and when that was
         self._renewed: set[int] = set()  # shards whose copy was damaged and made again
 
     def __reduce__(self) -> tuple:
-        return ShardReader, (self.shards,)  # open files and maps stay in their process
+        return ShardReader, (self.shards, self.readers)  # open files and maps stay in their process
 
     def index(self, shard: int) -> Index:
         if shard not in self._indexes:
@@ -151,9 +153,9 @@ class ShardReader:
 
 
 def _may_be_open() -> int:
-    """Shards: each takes two of the files that a process may have open, its tar and its index; half are left to others."""
+    """Shards: each takes two of the files that a process may have open, its tar and its index; a quarter is left to others."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if most == resource.RLIM_INFINITY else max(most // 4, 8)
+    return sys.maxsize if most == resource.RLIM_INFINITY else most * 3 // 8
 
 
 def decode(data: bytes | bytearray, channels: int) -> Tensor:

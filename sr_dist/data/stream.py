@@ -66,7 +66,12 @@ class Stream:
         self.node_of = ranks.nodes() if self.remote else [0] * ranks.size()
         self._ledger = Ledger(folder, self.node_of[ranks.rank()])
         parts = [
-            Samples(ShardReader(self._ledger.noted(part)), seed_of(seed, number), settings.window, settings.portion(0))
+            Samples(
+                ShardReader(self._ledger.noted(part), len(shards) + 1),
+                seed_of(seed, number),
+                settings.window,
+                settings.portion(0),
+            )
             for number, part in enumerate(shards)
         ]
         mix = Mix(whole_weights(settings.weights))

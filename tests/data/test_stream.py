@@ -263,10 +263,14 @@ def test_few_files_stay_open_and_the_bytes_are_right(photo_shards, photos, monke
             assert len(reader._files) <= 2
 
 
-@pytest.mark.parametrize(("files", "shards"), [(8, 8), (1024, 256), (10**6, 256)])
-def test_a_reader_leaves_files_to_others(photo_shards, monkeypatch, files, shards):
+@pytest.mark.parametrize(
+    ("files", "readers", "shards"), [(8, 2, 2), (1024, 2, 192), (1024, 4, 96), (10**6, 2, 256), (-1, 9, 256)]
+)
+def test_all_readers_of_a_process_together_leave_files_to_others(photo_shards, monkeypatch, files, readers, shards):
     monkeypatch.setattr(reader_module.resource, "getrlimit", lambda _: (files, files))
-    assert ShardReader(open_shards(str(photo_shards)))._most == shards
+    reader = ShardReader(open_shards(str(photo_shards)), readers)
+    assert reader._most == pickle.loads(pickle.dumps(reader))._most == shards
+    assert files < 16 or readers * 2 * shards <= files * 3 / 4
 
 
 # ------------------------------------------------------------------------------------------------------------- damage
