@@ -22,6 +22,8 @@ class Batch:
     label: Tensor  # (B,) class numbers; -1 where a sample has none
     keys: tuple[str, ...]  # the samples' names
     attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
+    step: int = 0  # of the run, counted from 1
+    share: float = 1.0  # of the global batch: its images over those of all micro-batches of all ranks
 
     def __len__(self) -> int:
         return len(self.hr)

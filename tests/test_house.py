@@ -137,15 +137,3 @@ def test_nothing_is_left_behind():
     notes = re.compile(r"\b(T[O]DO|F[I]XME|X[X]X|H[A]CK)\b")  # written so that it does not find itself: tests are searched too
     for path in [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "launch").rglob("*.sh"), *(ROOT / "configs").glob("*.yaml")]:
         assert not notes.search((ROOT / path).read_text()), path
-
-
-def test_readme_lists_every_file_and_no_other():
-    """The file list is the block after the heading `Every file`; a folder of parts is listed file by file too."""
-    text = (ROOT / "README.md").read_text().split("## Every file", 1)[1].split("\n## ", 1)[0]
-    listed = set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
-    wanted = {str(path) for path in FILES if path.name != "__init__.py"}
-    others = [path for pattern in ("launch/**/*", "configs/*.yaml") for path in ROOT.glob(pattern) if path.is_file()]
-    wanted |= {str(path.relative_to(ROOT)) for path in others}
-    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "sr_dist").rglob("*.html")}
-    assert wanted - listed == set(), "not in the README"
-    assert listed - wanted == set(), "in the README, but not there"

@@ -145,7 +145,7 @@ def test_large_recipes_follow_the_rule_that_they_state(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_twin_of_every_recipe_learns_one_batch(path, shards, classifiers, tmp_path):
-    from sr_dist.engine.loop import train_step
+    from sr_dist.engine.loop import advance
     from sr_dist.engine.setup import set_up
 
     thin = recipe.complete(recipe.load(path, twin(path, shards, tmp_path, classifiers)))
@@ -154,7 +154,7 @@ def test_the_twin_of_every_recipe_learns_one_batch(path, shards, classifiers, tm
     run = set_up(thin)
     try:
         _, batches = next(iter(run.stream.steps(1)))
-        found = [train_step(run, step, batches)[0] for step in range(1, STEPS + 1)]
+        found = [advance(run, step, batches)[0] for step in range(1, STEPS + 1)]
     finally:
         run.stop.close()
         run.log.close()

@@ -85,7 +85,7 @@ class Stream:
     def steps(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         for step, crops in self.crops(first):
             self._ledger.replaced(step, [swap for part in crops for swap in part.facts.replaced])
-            yield step, [self._on_device(part) for part in crops]
+            yield step, [self._on_device(part, step) for part in crops]
             self._say_traffic(step)
 
     def crops(self, first: int) -> Iterator[tuple[int, list[Crops]]]:
@@ -176,7 +176,7 @@ class Stream:
         places = range(min(count, self.samples))
         return [self._on_device(self._received(self.source[range(place, place + 1)])) for place in places]
 
-    def _on_device(self, crops: Crops) -> Batch:
+    def _on_device(self, crops: Crops, step: int = 0) -> Batch:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         flip, rotate = self.settings.flip, self.settings.rotate
         facts = crops.facts
@@ -189,7 +189,8 @@ class Stream:
         names = self.source.parts[0].reader.shards.manifest.attributes  # all data sets have the same
         columns = self._sent(torch.from_numpy(facts.attributes)).float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
-        return Batch(lr.contiguous(memory_format=layout), hr, label, facts.keys, attributes)
+        share = len(hr) / self.settings.batch
+        return Batch(lr.contiguous(memory_format=layout), hr, label, facts.keys, attributes, step, share)
 
     def _sent(self, numbers: Tensor) -> Tensor:
         """To the device. A GPU fetches them later, from memory of their own: nobody waits, and slots are filled anew."""

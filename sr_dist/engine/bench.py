@@ -16,8 +16,8 @@ from sr_dist import ranks, recipe
 from sr_dist.data.pace import FAR, measured
 from sr_dist.data.stream import Stream
 from sr_dist.engine.log import peak_memory_gb
-from sr_dist.engine.loop import seed_everything, train_step
-from sr_dist.engine.run import Run
+from sr_dist.engine.loop import advance
+from sr_dist.engine.run import Run, close
 from sr_dist.engine.setup import open_stream, set_up
 from sr_dist.engine.train import check_launch
 from sr_dist.sections import Data, Init, Log, Recipe
@@ -39,7 +39,7 @@ def bench_step(asked: Recipe, steps: int, as_json: bool) -> None:
                 if as_json:
                     print(json.dumps(found), flush=True)
         finally:
-            _close(run)
+            close(run)
 
 
 def bench_data(asked: Recipe, images: int, rounds: int, as_json: bool) -> None:
@@ -99,13 +99,10 @@ def timed(run: Run) -> dict[str, Any]:
         begun = time.perf_counter()
         step, micro_batches = next(arriving)
         waited.append(time.perf_counter() - begun)
-        run.watchdog.beat(f"training step {step}")
-        seed_everything(run.recipe.seed, step)
-        terms, _ = train_step(run, step, micro_batches)
+        terms, _ = advance(run, step, micro_batches)
         _settle(run)
         seconds.append(time.perf_counter() - begun)
         losses.append(terms)
-        run.step = step
     values = [ranks.total(torch.stack([value.double() for value in terms.values()])).tolist() for terms in losses]
     speeds = [run.recipe.data.batch / second for second in seconds[WARM_UP:]]
     return {
@@ -142,12 +139,3 @@ def said(found: dict[str, Any]) -> str:
         f"data wait {100 * found['data_wait']:.0f} %, peak memory {found['memory_gb']:.2f} GiB, "
         f"losses {'finite' if found['finite'] else 'NOT FINITE'}"
     )
-
-
-def _close(run: Run) -> None:
-    run.stream.close()
-    run.stop.close()
-    run.watchdog.close()
-    run.log.close()
-    run.accelerator.end_training()
-    ranks.leave()

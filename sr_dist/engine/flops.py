@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sr_dist.batch import Batch, Reading, Terms
+from sr_dist.engine.step import Precision, take_step
 from sr_dist.errors import first_line
 from sr_dist.sections import Recipe
 
@@ -87,25 +87,25 @@ def per_image(chosen: Recipe) -> float:
         objective, networks = memory.parts(once)
         batch = memory.random_batch(once, IMAGES, torch.device("meta"))
     with FlopCounterMode(display=False) as counted:
-        _step(objective, networks, batch)
+        engines = {name: GradientsOnly(network) for name, network in networks.items()}
+        take_step(objective, engines, [batch], Precision("no", "meta"), dict.fromkeys(engines, 0.0))
     return counted.get_total_flops() / IMAGES
 
 
-def _step(objective: Any, networks: dict[str, nn.Module], batch: Batch) -> None:
-    """Forward and backward of all phases, as in `loop.train_step`."""
-    (name, network), *critics = networks.items()
-    critic = critics[0][1] if critics else None
-    outputs = objective(network, batch)
-    _backward(getattr(objective, f"{name}_loss")(critic, batch, outputs), network)
-    for name, network in critics:
-        _backward(getattr(objective, f"{name}_loss")(network, batch, outputs.detach()), network)
+class GradientsOnly:
+    """An engine that computes gradients and keeps none, so that tensors without numbers do."""
 
+    def __init__(self, network: nn.Module) -> None:
+        self.network = self.bare = network
 
-def _backward(terms: Terms, network: nn.Module) -> None:
-    """Gradients of this network alone: of the frozen critic's weights none are made."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    values = [value for value in terms.values() if not isinstance(value, Reading)]
-    torch.autograd.grad(torch.stack(values).sum(), trained, allow_unused=True)
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        torch.autograd.grad(loss, [p for p in self.bare.parameters() if p.requires_grad], allow_unused=True)
+
+    def step(self, learning_rate: float) -> Tensor:
+        return torch.zeros(())
 
 
 def peak(device: str, precision: str, tf32: bool) -> float | None:

@@ -6,21 +6,21 @@ and logs each under its name, so that the total, the log and the paper cannot di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sr_dist import ranks
-from sr_dist.batch import Batch, Reading, Terms
+from sr_dist.batch import Batch
 from sr_dist.data.order import NOISE, draw
 from sr_dist.data.validation import Batches
 from sr_dist.engine import classification, run_folder
 from sr_dist.engine.log import peak_memory_gb, progress, spread
-from sr_dist.engine.run import Findings, Run, check_saves, save
+from sr_dist.engine.run import Findings, Run, check_saves, close, save
 from sr_dist.engine.samples import draw_samples
 from sr_dist.engine.schedule import factor
+from sr_dist.engine.step import StepResult, take_step
 from sr_dist.eval.classification import BETTER
 from sr_dist.eval.parts import Abandoned
 from sr_dist.eval.protocol import protocol
@@ -41,10 +41,7 @@ def fit(run: Run) -> bool:
         save(run)
     run.watchdog.beat("waiting for the first images")
     for step, micro_batches in run.clock.steps(run.stream.steps(run.step + 1)):
-        run.watchdog.beat(f"training step {step}")
-        seed_everything(recipe.seed, step)
-        losses, norms = train_step(run, step, micro_batches)
-        run.step = step
+        losses, norms = advance(run, step, micro_batches)
         run.log.advance(step)
         stopping = run.stop.agreed()
         for batch in micro_batches:
@@ -68,70 +65,22 @@ def fit(run: Run) -> bool:
     return run.step >= recipe.steps and run.state["validated"]
 
 
+def advance(run: Run, step: int, micro_batches: list[Batch]) -> StepResult:
+    """Takes one step. All ranks must call."""
+    run.watchdog.beat(f"training step {step}")
+    seed_everything(run.recipe.seed, step)
+    rates = {name: learning_rate(run, name, step) for name in run.phases}
+    result = take_step(run.objective, run.phases, micro_batches, run.precision, rates, run.clock.alone)
+    run.ema.update()
+    run.step = step
+    if step % min(run.recipe.log_every, run.recipe.max_skipped) == 0:
+        check_divergence(run)
+    return result
+
+
 def due(run: Run, period: int | None) -> bool:
     """Every so many steps, and always at the end."""
     return run.step == run.recipe.steps or (period is not None and run.step % period == 0)
-
-
-def train_step(run: Run, step: int, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One pass of all phases: -> (this rank's part of every loss, gradient norm of every network).
-
-    The generator goes first, against the critic of the step before; the critic then learns from the same images,
-    detached. So every sample costs one generator forward, with any number of micro-batches.
-    """
-    recipe, objective, (name, *critics) = run.recipe, run.objective, run.phases
-    engine = run.phases[name]
-    critic = run.phases["discriminator"].bare if critics else None
-    outputs: list[Tensor] = []
-    losses: dict[str, Tensor] = {}
-    norms: dict[str, Tensor] = {}
-
-    with frozen(critic):  # the bare critic: gradients pass through it, none stay in it
-        for i, batch in enumerate(micro_batches):
-            with engine.accumulating(last=i == len(micro_batches) - 1):
-                with run.autocast():
-                    with run.clock.alone():
-                        output = objective(engine.network, batch)
-                    terms = getattr(objective, f"{name}_loss")(critic, batch, output)
-                engine.backward(weighted_sum(run, terms, batch, losses))
-            outputs.append(output.detach())
-    norms[name] = engine.step(learning_rate(run, name, step))
-    run.ema.update()
-
-    for name in critics:
-        engine = run.phases[name]
-        for i, (batch, output) in enumerate(zip(micro_batches, outputs, strict=True)):
-            with engine.accumulating(last=i == len(micro_batches) - 1):
-                with run.autocast():
-                    terms = getattr(objective, f"{name}_loss")(engine.network, batch, output)
-                engine.backward(weighted_sum(run, terms, batch, losses))
-        norms[name] = engine.step(learning_rate(run, name, step))
-    if step % min(recipe.log_every, recipe.max_skipped) == 0:
-        check_divergence(run)
-    return losses, norms
-
-
-def weighted_sum(run: Run, terms: Terms, batch: Batch, losses: dict[str, Tensor]) -> Tensor:
-    """The loss of a micro-batch, scaled so that gradients averaged over ranks and added over micro-batches are those of
-    the mean over the global batch, also where it does not divide. Adds each term's part to `losses`, and each reading's."""
-    share = len(batch) / run.recipe.data.batch
-    for name, term in terms.items():
-        key, value = (f"reading/{name}", term.value) if isinstance(term, Reading) else (name, term)
-        losses[key] = losses.get(key, 0) + share * value.detach()
-    return torch.stack([term for term in terms.values() if not isinstance(term, Reading)]).sum() * share * ranks.size()
-
-
-@contextmanager
-def frozen(network: nn.Module | None) -> Iterator[None]:
-    """The network's parameters ask for no gradient inside."""
-    trained = [p for p in network.parameters() if p.requires_grad] if network is not None else []
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def learning_rate(run: Run, phase: str, step: int) -> float:
@@ -148,7 +97,7 @@ def check_divergence(run: Run) -> None:
     for name, engine in run.phases.items():
         if (count := int(engine.skipped)) >= run.recipe.max_skipped:
             raise Diverged(
-                f"the gradients of the {name} were not finite for {count} steps in a row (max_skipped), to step {run.step + 1}; "
+                f"the gradients of the {name} were not finite for {count} steps in a row (max_skipped), to step {run.step}; "
                 f"a lower optimizer.learning_rate, optimizer.clip or precision=no usually helps"
             )
 
@@ -255,9 +204,4 @@ def finish(run: Run, done: bool) -> None:
         run.log.say(f"done after {run.step} steps")
     else:
         run.log.preempted(f"stopped after step {run.step}{reason}; the same command continues")
-    run.stop.close()
-    run.watchdog.close()
-    run.log.close(code=0 if done else 1)
-    ranks.wait()
-    run.accelerator.end_training()
-    ranks.leave()
+    close(run, code=0 if done else 1)

@@ -17,7 +17,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +30,7 @@ from sr_dist.batch import Batch
 from sr_dist.engine import setup
 from sr_dist.engine.backends import ddp, deepspeed
 from sr_dist.engine.ema import Ema
-from sr_dist.engine.log import Clock
-from sr_dist.engine.loop import frozen, train_step
-from sr_dist.engine.run import Run
+from sr_dist.engine.step import Precision, take_step
 from sr_dist.errors import UserError
 from sr_dist.sections import Optimizer, Part, Recipe
 
@@ -187,23 +185,36 @@ def activations(chosen: Recipe, images: int) -> dict[str, int]:
 
 def _saved(chosen: Recipe, images: int, watched: tuple[str, ...]) -> dict[str, Saved]:
     """Runs the forward passes of a step on tensors without numbers."""
-    with FakeTensorMode(), ExitStack() as stack:
+    with FakeTensorMode():
         objective, networks = parts(chosen)
-        first, *critics = networks
+        first = next(iter(networks))
         if chosen.checkpointing and first != "discriminator":
             setup.remake_activations(networks[first], chosen.checkpointing)
-        critic = networks[critics[0]] if critics else None
+        known = (objective, *networks.values())
+        segments = outermost(networks[first], watched)
+        engines = {
+            name: ForwardOnly(network, Saved(*known), segments if name == first else {}) for name, network in networks.items()
+        }
         batch = random_batch(chosen, images, torch.device("cpu"))
-        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=chosen.precision != "no"))
-        found = {first: Saved(objective, *networks.values())}
-        with frozen(critic), found[first].counting(outermost(networks[first], watched)):
-            output = objective(networks[first], batch)
-            getattr(objective, f"{first}_loss")(critic, batch, output)
-        for phase in critics:
-            found[phase] = Saved(objective, *networks.values())
-            with found[phase].counting({}):
-                getattr(objective, f"{phase}_loss")(networks[phase], batch, output.detach())
-        return found
+        precision = Precision("no" if chosen.precision == "no" else "bf16", "cpu")
+        take_step(objective, engines, [batch], precision, dict.fromkeys(engines, 0.0))
+        return {name: engine.saved for name, engine in engines.items()}
+
+
+class ForwardOnly:
+    """An engine that counts what its forward passes save and goes no further."""
+
+    def __init__(self, network: nn.Module, saved: Saved, segments: dict[str, nn.Module]) -> None:
+        self.network = self.bare = network
+        self.saved, self._segments = saved, segments
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        return self.saved.counting(self._segments)
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def step(self, learning_rate: float) -> Tensor:
+        return torch.zeros(())
 
 
 def parts(chosen: Recipe) -> tuple[Any, dict[str, nn.Module]]:
@@ -220,7 +231,7 @@ def random_batch(chosen: Recipe, images: int, device: torch.device) -> Batch:
         torch.rand(images, channels, s, s, device=device).contiguous(memory_format=layout) for s in (crop // chosen.scale, crop)
     )
     attributes: dict[str, Tensor] = defaultdict(lambda: torch.zeros(images, device=device))  # whichever are asked for
-    return Batch(lr, hr, torch.zeros(images, dtype=torch.long, device=device), (), attributes)
+    return Batch(lr, hr, torch.zeros(images, dtype=torch.long, device=device), (), attributes, share=images / chosen.data.batch)
 
 
 def without_weights(chosen: Recipe) -> Recipe:
@@ -251,7 +262,7 @@ def quiet() -> Iterator[None]:
 
 
 def one_step(chosen: Recipe, images: int) -> dict[str, Tensor]:
-    """The losses of one real step of one process on random images, through the loop's own function."""
+    """The losses of one real step of one process on random images, with the EMA that training keeps."""
     accelerator = setup.open_accelerator(chosen.precision)
     objective, networks = parts(chosen)
     objective = objective.to(accelerator.device)
@@ -259,11 +270,12 @@ def one_step(chosen: Recipe, images: int) -> dict[str, Tensor]:
     ema = Ema(networks[first], chosen.ema.decay)
     ema.network.to(accelerator.device)
     networks = {phase: setup.prepared(network, chosen, phase, accelerator.device) for phase, network in networks.items()}
-    phases = {phase: ddp.Engine(accelerator, network, chosen, phase) for phase, network in networks.items()}
-    ema.follow(phases[first])
-    no: Any = None  # data, log and the rest take no part in a step
-    run = Run(chosen, accelerator, objective, phases, ema, no, no, no, no, no, Clock(), no, no, no)
-    losses, _ = train_step(run, 1, [random_batch(chosen, images, accelerator.device)])
+    engines = {phase: ddp.Engine(accelerator, network, chosen, phase) for phase, network in networks.items()}
+    ema.follow(engines[first])
+    rates = {phase: chosen.optimizer_of(phase).learning_rate for phase in engines}
+    batch = random_batch(chosen, images, accelerator.device)
+    losses, _ = take_step(objective, engines, [batch], Precision(chosen.precision, accelerator.device.type), rates)
+    ema.update()
     return losses
 
 

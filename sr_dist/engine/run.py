@@ -19,6 +19,7 @@ from sr_dist.engine.ema import Ema
 from sr_dist.engine.log import Clock, Log, Trace
 from sr_dist.engine.restore import Upscale, for_any_colour
 from sr_dist.engine.signals import StopRequest
+from sr_dist.engine.step import Precision
 from sr_dist.engine.watchdog import Watchdog
 from sr_dist.eval.chosen import Metrics
 from sr_dist.labels import Labels, labels_of
@@ -75,10 +76,9 @@ class Run:
     def device(self) -> torch.device:
         return self.accelerator.device
 
-    def autocast(self) -> torch.autocast:
-        """Our own and not the accelerator's, which does nothing under DeepSpeed; the bare critic needs it too."""
-        dtype = torch.float16 if self.recipe.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype, enabled=self.recipe.precision != "no")
+    @property
+    def precision(self) -> Precision:
+        return Precision(self.recipe.precision, self.device.type)
 
 
 def save(run: Run) -> None:
@@ -144,3 +144,14 @@ def restore(run: Run, found: checkpoint.Checkpoint) -> None:
         engine.skipped_in_all += state["skipped"][name]
     run.step = found.step
     run.state = {**run.state, **{key: state[key] for key in ("best", "validated")}}
+
+
+def close(run: Run, code: int = 0) -> None:
+    """Ends everything that a run holds, and the process group. All ranks must call."""
+    run.stream.close()
+    run.stop.close()
+    run.watchdog.close()
+    run.log.close(code=code)
+    ranks.wait()
+    run.accelerator.end_training()
+    ranks.leave()

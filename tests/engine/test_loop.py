@@ -67,7 +67,7 @@ def test_each_phase_leaves_the_other_network_alone(tiny, monkeypatch, accumulate
     run = tiny(accumulate=accumulate)
     seen = gradients_at_each_update(run, monkeypatch)
     for step, batches in run.stream.steps(1):
-        loop.train_step(run, step, batches)
+        loop.advance(run, step, batches)
     assert (
         seen
         == [
@@ -90,7 +90,7 @@ def generator_gradient(run) -> torch.Tensor:
 
     engine.step = noting
     step, batches = next(iter(run.stream.steps(1)))
-    loop.train_step(run, step, batches)
+    loop.advance(run, step, batches)
     return caught["gradient"]
 
 
@@ -115,7 +115,7 @@ def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monk
             monkeypatch.setattr(run.objective, "generator_loss", right)
         before = {name: value.clone() for name, value in engine.bare.state_dict().items()}
         count = int(next(iter(engine.optimizer.state.values()))["step"]) if engine.optimizer.state else 0
-        _, norms = loop.train_step(run, step, batches)
+        _, norms = loop.advance(run, step, batches)
         moved = any(not value.equal(before[name]) for name, value in engine.bare.state_dict().items())
         assert moved == (number != 2)
         assert torch.isfinite(norms["generator"]) == (number != 2)
@@ -141,7 +141,7 @@ def test_clipping_bounds_the_update(tiny):
     run = tiny(**{"optimizer.clip": "1e-3", "optimizer.learning_rate": "1.0"})
     before = torch.cat([p.detach().clone().flatten() for p in run.phases["generator"].bare.parameters()])
     step, batches = next(iter(run.stream.steps(1)))
-    _, norms = loop.train_step(run, step, batches)
+    _, norms = loop.advance(run, step, batches)
     after = torch.cat([p.detach().flatten() for p in run.phases["generator"].bare.parameters()])
     assert norms["generator"] > 1e-3
     assert (after - before).norm() == pytest.approx(1e-3, rel=1e-2)

@@ -43,25 +43,25 @@ def train(chosen: Recipe) -> None:
 @contextmanager
 def planted(fault: str | None):
     """A mistake that a training loop could have, to show that the comparison would see it."""
-    from sr_dist.engine import loop
+    from sr_dist.engine import step
     from sr_dist.engine.backends.ddp import Engine
 
     @contextmanager
     def nothing(*_, **__):
         yield
 
-    def undivided(run, terms, batch, losses):
-        return right[1](run, terms, batch, losses) * run.stream.accumulate
+    def undivided(terms, batch, losses):
+        return right[1](terms, batch, losses) * 2  # the faulty jobs have two micro-batches
 
     def silent(self, last):
         return right[2](self, False)
 
-    right = loop.frozen, loop.weighted_sum, Engine.accumulating
+    right = step.frozen, step.weighted_sum, Engine.accumulating
     faults = {"critic not frozen": (nothing, right[1], right[2]), "loss not divided": (right[0], undivided, right[2])}
     faults["gradients not reduced"] = (right[0], right[1], silent)
-    loop.frozen, loop.weighted_sum, Engine.accumulating = faults.get(fault, right)
+    step.frozen, step.weighted_sum, Engine.accumulating = faults.get(fault, right)
     yield
-    loop.frozen, loop.weighted_sum, Engine.accumulating = right
+    step.frozen, step.weighted_sum, Engine.accumulating = right
 
 
 if __name__ == "__main__":

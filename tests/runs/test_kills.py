@@ -258,5 +258,5 @@ def test_rank_that_hangs_ends_the_job_with_a_stack_dump(photo_shards, tmp_path):
     assert code != 0
     assert "rank 0 made no progress for 6 s: " in complaints
     assert "rank-001: last seen" in complaints
-    assert "train_step" in complaints
+    assert "take_step" in complaints
     shutil.rmtree(folder)
