@@ -52,11 +52,11 @@ from shards.pixels import Preparation
 from shards.plan import BEGUN, Plan, chosen_order, facts
 from shards.work import finished_shards
 from shards.writer import Making, read_file
-from sr_dist import config, door, plugins
-from sr_dist.config import Absent, Settings
+from sr_dist.core import cli, config, plugins
+from sr_dist.core.config import Absent, Settings
+from sr_dist.core.errors import UserError, nearest
 from sr_dist.data.format import Manifest, read_manifest
 from sr_dist.data.order import share
-from sr_dist.errors import UserError, nearest
 
 SOURCES = "shards.sources"
 PER_SHARD, PER_SHARD_OF_TILES = 1000, 50
@@ -86,8 +86,8 @@ class Build(Settings):
         return int(found[1]), int(found[2])
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    source, root, out = door.only(words, "SOURCE", "INPUT", "OUT")
+def main(words: cli.Words, options: cli.Options) -> None:
+    source, root, out = cli.only(words, "SOURCE", "INPUT", "OUT")
     try:
         build(source, root, Path(out), options)
     except OSError as problem:
@@ -172,4 +172,4 @@ def _sorted_out(source: str, options: dict[str, str], *takers: type[Settings]) -
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -32,8 +32,10 @@ from shards.merge import duplicates, write_lines
 from shards.pixels import Found, Preparation, Rejected, found
 from shards.plan import tools
 from shards.work import in_processes, with_progress
-from sr_dist import config, door
-from sr_dist.config import Absent, Settings
+from sr_dist.core import cli, config
+from sr_dist.core.config import Absent, Settings
+from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.files import sha256, write_whole
 from sr_dist.data.format import (
     FORMAT,
     HR_SUFFIXES,
@@ -51,8 +53,6 @@ from sr_dist.data.format import (
     is_url,
     write_manifest,
 )
-from sr_dist.errors import UserError, first_line
-from sr_dist.files import sha256, write_whole
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 OTHER_LR = [f"lr.{suffix}" for suffix in HR_SUFFIXES if suffix != "png"]
@@ -85,8 +85,8 @@ class Sample:
     members: list[tuple[str, int, bytes]]
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    out, first, *others = words if len(words) > 1 else door.only(words, "OUT", "TARS")
+def main(words: cli.Words, options: cli.Options) -> None:
+    out, first, *others = words if len(words) > 1 else cli.only(words, "OUT", "TARS")
     try:
         adopt(Path(out), [first, *others], config.typed(Adopting, options))
     except OSError as problem:
@@ -356,4 +356,4 @@ def manifest_of(adopted: list[Adopted], names: tuple[str, ...] | None, tars: str
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from sr_dist.errors import UserError
+from sr_dist.core.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 LONGEST_KEY = 78  # bytes; with the place of a tile and a member's suffix it fits the 100 of a tar header

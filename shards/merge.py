@@ -13,9 +13,9 @@ import numpy as np
 
 from shards.plan import Plan
 from shards.writer import WrittenShard
+from sr_dist.core.errors import UserError
+from sr_dist.core.files import write_whole
 from sr_dist.data.format import FORMAT, Index, Manifest, ShardEntry, index_name, index_rows, write_manifest
-from sr_dist.errors import UserError
-from sr_dist.files import write_whole
 
 
 def merge(plan: Plan, written: list[WrittenShard], dedupe: bool) -> Manifest:

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
-from sr_dist.config import Absent, Settings
+from sr_dist.core.config import Absent, Settings
+from sr_dist.core.errors import UserError, first_line
 from sr_dist.data.format import MODES
-from sr_dist.errors import UserError, first_line
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}

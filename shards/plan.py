@@ -20,12 +20,12 @@ import numpy as np
 
 from shards.items import Item, Listing
 from shards.writer import WrittenShard
-from sr_dist import __version__
-from sr_dist.config import flat
+from sr_dist.core.config import flat
+from sr_dist.core.errors import UserError
+from sr_dist.core.files import write_whole
+from sr_dist.core.version import __version__
 from sr_dist.data.format import Index, index_name
 from sr_dist.data.order import permutation, share
-from sr_dist.errors import UserError
-from sr_dist.files import write_whole
 
 BEGUN = ".build.json"
 LISTS = ("manifest.json", "rejects.jsonl", "duplicates.jsonl")

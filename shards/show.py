@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
-from sr_dist import config, door
-from sr_dist.config import Settings
+from sr_dist.core import cli, config
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError, first_line
 from sr_dist.data.format import MODES, Index, ShardError, Shards, attribute_values, open_shards
-from sr_dist.errors import UserError, first_line
 
 LARGEST, WORDS = 160, 16  # pixels of a cell's picture, and of the line below it
 
@@ -31,8 +31,8 @@ class Show(Settings):
     picture: str | None = None
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    (folder,) = door.only(words, "OUT")
+def main(words: cli.Words, options: cli.Options) -> None:
+    (folder,) = cli.only(words, "OUT")
     chosen = config.typed(Show, options)
     shards = open_shards(folder, "OUT")
     shards.check_indexes()
@@ -134,4 +134,4 @@ def member(shards: Shards, shard: int, index: Index, row: int, kind: str) -> Ima
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -15,17 +15,17 @@ from typing import IO
 
 import numpy as np
 
-from sr_dist import door
+from sr_dist.core import cli
+from sr_dist.core.files import sha256
 from sr_dist.data.format import Index, ShardError, Shards, open_shards, read_manifest
-from sr_dist.files import sha256
 
 MOST_LINES = 20  # of one shard
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    (folder,) = door.only(words, "OUT")
-    deep = door.flag(options, "deep")
-    door.none_left(options, "deep")
+def main(words: cli.Words, options: cli.Options) -> None:
+    (folder,) = cli.only(words, "OUT")
+    deep = cli.flag(options, "deep")
+    cli.none_left(options, "deep")
     shards = open_shards(folder, "OUT")
     entries = shards.manifest.shards
     whole = [number for number in range(len(entries)) if not said(shards, number, deep)]
@@ -106,4 +106,4 @@ def _member_problems(tar: IO[bytes], index: Index, row: int, member: str, deep: 
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

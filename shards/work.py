@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from shards.items import Item
 from shards.plan import Plan, part_file
 from shards.writer import Making, WrittenShard, write_shard
-from sr_dist.children import end_with_parent
+from sr_dist.core.child_processes import end_with_parent
+from sr_dist.core.errors import UserError
 from sr_dist.data.order import share
-from sr_dist.errors import UserError
 
 Result = TypeVar("Result")
 EVERY = 30  # seconds between lines where nobody looks at a bar

@@ -14,10 +14,10 @@ from typing import IO, Any
 
 from shards.items import Item
 from shards.pixels import Picture, Preparation, Prepared, Rejected, prepared
-from sr_dist.config import typed
+from sr_dist.core.config import typed
+from sr_dist.core.errors import UserError
+from sr_dist.core.files import write_whole
 from sr_dist.data.format import MODES, ShardEntry, attribute_bits, content_hash, index_bytes, index_name, member_header
-from sr_dist.errors import UserError
-from sr_dist.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,3 @@
 """Distributed training of super-resolution GANs."""
 
-__version__ = "0.1.0"
+from sr_dist.core.version import __version__ as __version__

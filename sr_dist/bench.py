@@ -29,52 +29,53 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import door, recipe
-from sr_dist.errors import UserError
+from sr_dist.core import cli
+from sr_dist.core.errors import UserError
+from sr_dist.data import data_checks
 
 MEASURED = ("data", "step", "eval")
 
 
-def main(words: door.Words, options: door.Options) -> None:
+def main(words: cli.Words, options: cli.Options) -> None:
     if words[:1] == ["eval"]:
         return evaluation(words, options)
-    what, path = door.only(words, "WHAT", "RECIPE")
+    what, path = cli.only(words, "WHAT", "RECIPE")
     if what not in MEASURED:
         raise UserError(f"WHAT: '{what}' is nothing that is measured; there is: {', '.join(MEASURED)}")
-    as_json, memory = door.flag(options, "json"), door.flag(options, "memory")
+    as_json, memory = cli.flag(options, "json"), cli.flag(options, "memory")
     if what == "data":
-        images, rounds = door.count(options, "images", 1000), door.count(options, "rounds", 7)
-        chosen = recipe.load(path, options)
+        images, rounds = cli.count(options, "images", 1000), cli.count(options, "rounds", 7)
+        chosen = data_checks.load(path, options)
 
-        from sr_dist.engine.bench import bench_data  # torch from here on
+        from sr_dist.tools.bench import bench_data  # torch from here on
 
         bench_data(chosen, images, rounds, as_json)
     elif memory:
-        gpus = door.count(options, "gpus", 8)
-        chosen = recipe.load_without_data(path, options)
+        gpus = cli.count(options, "gpus", 8)
+        chosen = data_checks.load_without_data(path, options)
 
-        from sr_dist.engine.memory import show_memory  # torch from here on
+        from sr_dist.tools.memory import show_memory  # torch from here on
 
         show_memory(chosen, gpus, as_json)
     else:
-        steps = door.count(options, "steps", 5)
-        chosen = recipe.load(path, options)
+        steps = cli.count(options, "steps", 5)
+        chosen = data_checks.load(path, options)
 
-        from sr_dist.engine.bench import bench_step  # torch from here on
+        from sr_dist.tools.bench import bench_step  # torch from here on
 
         bench_step(chosen, steps, as_json)
 
 
-def evaluation(words: door.Words, options: door.Options) -> None:
-    door.only(words, "WHAT")
-    as_json, images, width = door.flag(options, "json"), door.count(options, "images", 10_000), door.count(options, "width", 2048)
-    rounds = door.count(options, "rounds", 3)
-    door.none_left(options, "json", "images", "width", "rounds")
+def evaluation(words: cli.Words, options: cli.Options) -> None:
+    cli.only(words, "WHAT")
+    as_json, images, width = cli.flag(options, "json"), cli.count(options, "images", 10_000), cli.count(options, "width", 2048)
+    rounds = cli.count(options, "rounds", 3)
+    cli.none_left(options, "json", "images", "width", "rounds")
 
-    from sr_dist.eval.bench import bench_frechet
+    from sr_dist.tools.distance_speed import bench_frechet
 
     bench_frechet(images, width, rounds, as_json)
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from sr_dist import plugins
-from sr_dist.config import Absent, Names, Settings, SettingsType, listed, section, typed
-from sr_dist.data.remote import is_remote, open_shards
+from sr_dist.core import plugins
+from sr_dist.core.config import Absent, Names, Settings, SettingsType, listed, section, typed
+from sr_dist.core.config import OptionalText as Text
+from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import PARTS, Portion
-from sr_dist.errors import UserError, nearest
-from sr_dist.recipe import METRICS, PACKAGES
-from sr_dist.sections import Split, Text
+from sr_dist.recipe.sections import Split
 
 Positive = Annotated[int, Field(gt=0)]
 Scale = Annotated[Positive | None, Absent]  # for weights that do not show it
@@ -73,7 +74,7 @@ class Evaluation(Settings):
         self._check_part()
         plugins.check(PACKAGES["degradation"], self.degradation, {}, "degradation")
         for name in self.metrics:
-            plugins.locate(METRICS, name, "metrics")
+            plugins.locate(PACKAGES["metric"], name, "metrics")
         if self.scale is None and set(self.methods) <= set(BASELINES):
             raise UserError("scale: no METHOD says it; give --scale=N")
 
@@ -93,7 +94,7 @@ class Evaluation(Settings):
     def all_metrics(self) -> list[str]:
         """Those that are asked for, or all: the familiar ones first."""
         order = {name: place for place, name in enumerate(FAMILIAR)}
-        return list(self.metrics) or sorted(plugins.names(METRICS), key=lambda name: order.get(name, len(order)))
+        return list(self.metrics) or sorted(plugins.names(PACKAGES["metric"]), key=lambda name: order.get(name, len(order)))
 
 
 class Exporting(Settings):

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import commands, door
+from sr_dist import commands
+from sr_dist.core import cli
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    (project,) = door.only(words, "ENTITY/PROJECT")
+def main(words: cli.Words, options: cli.Options) -> None:
+    (project,) = cli.only(words, "ENTITY/PROJECT")
     chosen = commands.asked(commands.Boarding, options, project=project)
     chosen.check()
 
-    from sr_dist.engine.dashboard import publish  # wandb from here on
+    from sr_dist.tools.dashboard import publish  # wandb from here on
 
     print(publish(chosen))
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import commands, door
+from sr_dist import commands
+from sr_dist.core import cli
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    door.only(words)
+def main(words: cli.Words, options: cli.Options) -> None:
+    cli.only(words)
     chosen = commands.asked(commands.Examination, options)
     chosen.check()
 
-    from sr_dist.engine.doctor import examine  # loads torch piece by piece
+    from sr_dist.tools.doctor import examine  # loads torch piece by piece
 
     sys.exit(examine(chosen))
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

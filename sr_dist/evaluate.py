@@ -37,19 +37,19 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import config, door
 from sr_dist.commands import Evaluation
+from sr_dist.core import cli, config
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    (methods,) = door.only(words, "METHOD")
+def main(words: cli.Words, options: cli.Options) -> None:
+    (methods,) = cli.only(words, "METHOD")
     chosen = config.typed(Evaluation, {**options, "methods": methods})
     chosen.check()
 
-    from sr_dist.engine.evaluate import evaluate  # torch from here on
+    from sr_dist.evaluation.run import evaluate  # torch from here on
 
     evaluate(chosen)
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

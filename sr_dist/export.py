@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import door
 from sr_dist.commands import Exporting, asked
+from sr_dist.core import cli
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    source, out = door.only(words, "RUN", "OUT")
+def main(words: cli.Words, options: cli.Options) -> None:
+    source, out = cli.only(words, "RUN", "OUT")
     chosen = asked(Exporting, options, source=source, out=out)
     chosen.check()
 
@@ -29,4 +29,4 @@ def main(words: door.Words, options: door.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import door
 from sr_dist.commands import Interpolating, asked
+from sr_dist.core import cli
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    a, b, out = door.only(words, "A", "B", "OUT")
+def main(words: cli.Words, options: cli.Options) -> None:
+    a, b, out = cli.only(words, "A", "B", "OUT")
     chosen = asked(Interpolating, options, a=a, b=b, out=out)
     chosen.check()
 
@@ -27,4 +27,4 @@ def main(words: door.Words, options: door.Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

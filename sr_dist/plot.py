@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import commands, door
+from sr_dist import commands
+from sr_dist.core import cli
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    (runs,) = door.only(words, "RUN")
+def main(words: cli.Words, options: cli.Options) -> None:
+    (runs,) = cli.only(words, "RUN")
     chosen = commands.asked(commands.Plotting, options, runs=runs)
     chosen.check()
 
-    from sr_dist.engine.plot import plot  # matplotlib from here on
+    from sr_dist.tools.plot import plot  # matplotlib from here on
 
     plot(chosen)
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import door, recipe
+from sr_dist.core import cli
+from sr_dist.data import data_checks
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    (path,) = door.only(words, "RECIPE")
-    dry_run = door.flag(options, "dry_run")
-    chosen = recipe.load(path, options)
+def main(words: cli.Words, options: cli.Options) -> None:
+    (path,) = cli.only(words, "RECIPE")
+    dry_run = cli.flag(options, "dry_run")
+    chosen = data_checks.load(path, options)
 
-    from sr_dist.engine.train import train  # torch from here on
+    from sr_dist.training.train import train  # torch from here on
 
     train(chosen, dry_run)
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

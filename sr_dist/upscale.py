@@ -19,20 +19,20 @@ from __future__ import annotations
 
 import sys
 
-from sr_dist import door
 from sr_dist.commands import Upscaling, asked
+from sr_dist.core import cli
 
 
-def main(words: door.Words, options: door.Options) -> None:
-    source, given, output = door.only(words, "RUN_OR_WEIGHTS", "INPUT", "OUTPUT")
+def main(words: cli.Words, options: cli.Options) -> None:
+    source, given, output = cli.only(words, "RUN_OR_WEIGHTS", "INPUT", "OUTPUT")
     chosen = asked(Upscaling, options, source=source, input=given, output=output)
     chosen.check()
 
-    from sr_dist.engine.upscale import upscale  # torch from here on
+    from sr_dist.models.upscaling import upscale  # torch from here on
 
     if not upscale(chosen):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(door.run(main))
+    sys.exit(cli.run(main))

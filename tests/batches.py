@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sr_dist.batch import Batch
+from sr_dist.core.batch import Batch
 
 
 def against(hr: Tensor, label: list[int] | None = None, **attributes: list[int]) -> Batch:

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sr_dist import plugins
-from sr_dist.labels import Labels
-from sr_dist.models import weights
+from sr_dist.core import plugins
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.models import trained
+from sr_dist.recipe.labels import Labels
 
 TINY = {"widths": (4, 6, 8), "features": (8, 8), "norm": "none", "dropout": 0.0}
 
@@ -18,12 +19,12 @@ def finished(path: Path, labels: Labels, size: int = 8, seed: int = 0, name: str
     """A weights file at `path`: -> its name as a recipe gives it."""
     torch.manual_seed(seed)
     own = {**(TINY | {"size": size} if name == "digit_cnn" else {}), "outputs": len(labels.names), **options}
-    module, settings = plugins.resolve(weights.CLASSIFIERS, name, own, "classifier")
+    module, settings = plugins.resolve(PACKAGES["classifier"], name, own, "classifier")
     network = module.build(settings)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3)  # else they all but agree about everything
-    about = weights.classifier_metadata({"name": name, **settings.model_dump(mode="json")}, labels, size)
+    about = trained.classifier_metadata({"name": name, **settings.model_dump(mode="json")}, labels, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), path, about)
     return str(path)

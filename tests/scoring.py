@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sr_dist.data.degradations import bicubic
-from sr_dist.data.validation import Batches, Scored, load, numbers_of_this_rank, open_images
+from sr_dist.data.images import Batches, Scored, load, numbers_of_this_rank, open_images
 
 
 def scored(source, scale=2, size=4, workers=0, limit=None) -> list[Scored]:

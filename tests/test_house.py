@@ -42,22 +42,22 @@ LEAVES = {
     "__init__",
 }
 FORMAT = "sr_dist.data.format"  # torch-free, as what is in PURE; recipes and shards read manifests through it
-PURE = {FORMAT, "sr_dist.data.order", "sr_dist.data.cache", "sr_dist.data.remote", "sr_dist.data.select"}
+PURE = {FORMAT, "sr_dist.data.order", "sr_dist.data.remote.cache", "sr_dist.data.remote.sources", "sr_dist.data.select"}
 
 HOMES = {
     "accelerate": ("sr_dist/engine/",),
     "deepspeed": ("sr_dist/engine/",),
-    "wandb": ("sr_dist/engine/mirror.py",),
-    "wandb_workspaces": ("sr_dist/engine/dashboard.py",),
-    "matplotlib": ("sr_dist/engine/plot.py",),
-    "tqdm": ("sr_dist/engine/terminal.py", "shards/work.py"),
+    "wandb": ("sr_dist/training/trackers/wandb.py",),
+    "wandb_workspaces": ("sr_dist/tools/dashboard.py",),
+    "matplotlib": ("sr_dist/tools/plot.py",),
+    "tqdm": ("sr_dist/training/terminal.py", "shards/work.py"),
     "webdataset": ("sr_dist/data/", "shards/"),
     "torchmetrics": ("sr_dist/eval/metrics/",),
-    "cleanfid": ("sr_dist/eval/extractor.py", "sr_dist/eval/bench.py"),
+    "cleanfid": ("sr_dist/evaluation/distances/extractor.py", "sr_dist/tools/distance_speed.py"),
     "lpips": ("sr_dist/eval/metrics/", "sr_dist/losses/content/"),
-    "fire": ("sr_dist/door.py",),
-    "yaml": ("sr_dist/config.py",),
-    "torch.distributed": ("sr_dist/ranks.py",),
+    "fire": ("sr_dist/core/cli.py",),
+    "yaml": ("sr_dist/core/config.py",),
+    "torch.distributed": ("sr_dist/core/ranks.py",),
     "onnxruntime": ("sr_dist/models/export.py",),
     "skimage": ("shards/sources/",),
 }
@@ -114,7 +114,7 @@ def test_every_library_has_one_home(library):
 
 def test_doors_import_no_torch_before_they_work():
     for path in FILES:
-        if "door.run(main)" in (ROOT / path).read_text():
+        if "cli.run(main)" in (ROOT / path).read_text():
             tree = ast.parse((ROOT / path).read_text())
             top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
             top |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}

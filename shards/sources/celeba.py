@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from shards.items import Files, Listing, image_names
-from sr_dist.config import Absent, Settings
-from sr_dist.errors import UserError
+from sr_dist.core.config import Absent, Settings
+from sr_dist.core.errors import UserError
 
 PARTS = ("train", "validation", "test")
 

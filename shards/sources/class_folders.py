@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from shards.items import Files, Listing, image_names
-from sr_dist.config import Settings
-from sr_dist.errors import UserError
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError
 
 
 class Config(Settings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shards.items import Files, Listing, image_names
-from sr_dist.config import Settings
+from sr_dist.core.config import Settings
 
 
 class Config(Settings):

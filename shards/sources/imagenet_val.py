@@ -16,8 +16,8 @@ from typing import Annotated
 import numpy as np
 
 from shards.items import Files, Listing, image_names
-from sr_dist.config import Absent, Settings
-from sr_dist.errors import UserError
+from sr_dist.core.config import Absent, Settings
+from sr_dist.core.errors import UserError
 
 WNID = re.compile(r"n\d{8}")
 

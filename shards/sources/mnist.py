@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from shards.items import Item, Listing
-from sr_dist.config import Settings
-from sr_dist.errors import UserError
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError
 
 FILES = {"train": "train", "test": "t10k"}
 FOLDERS = (".", "MNIST/raw", "raw")

@@ -13,8 +13,8 @@ from typing import Annotated
 from pydantic import Field
 
 from shards.items import Item, Listing, fit, image_names
-from sr_dist.config import Absent, Settings
-from sr_dist.errors import UserError
+from sr_dist.core.config import Absent, Settings
+from sr_dist.core.errors import UserError
 
 MARK = re.compile(r"(?:[._ -](?:hr|lr|gt|hq|lq)\d*|[._ -]?x\d+)+$", re.IGNORECASE)
 LR_MARK = re.compile(r"[._ -](?:lr|lq)\d*(?:[._ -]?x\d+)?$", re.IGNORECASE)

@@ -15,8 +15,8 @@ from PIL import Image
 from pydantic import Field
 
 from shards.items import Item, Listing
-from sr_dist.config import Settings
-from sr_dist.errors import UserError, nearest
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError, nearest
 
 PHOTOS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg",

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from sr_dist.core.errors import UserError
 from sr_dist.data.format import ShardError
 from sr_dist.data.order import CROP, DEGRADE, TURN, Mix, Order, crop_place, draw, micro_batch, near_home, share
 from sr_dist.data.reader import ShardReader, Square
-from sr_dist.data.ring import Ring, Slot
 from sr_dist.data.select import Portion, portion_rows
-from sr_dist.errors import UserError
+from sr_dist.data.shared_batches import Ring, Slot
 
 
 class Replaced(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from sr_dist.core.errors import UserError, first_line, nearest
+from sr_dist.core.files import sha256
 from sr_dist.data.reader import decode, to_tensor
-from sr_dist.errors import UserError, first_line, nearest
-from sr_dist.files import sha256
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I")

@@ -25,9 +25,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sr_dist.config import Settings, typed
-from sr_dist.errors import UserError, nearest
-from sr_dist.files import write_whole
+from sr_dist.core.config import Settings, typed
+from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.files import write_whole
+from sr_dist.recipe.labels import LabelNames
 
 FORMAT = 1
 URLS = ("http://", "https://", "s3://")  # of tars, as a manifest may name them; a pipe: would be a command from a data file
@@ -200,6 +201,10 @@ class Shards:
 
     folder: Path
     manifest: Manifest
+
+    @property
+    def label_names(self) -> LabelNames:
+        return LabelNames(str(self.folder), self.manifest.classes, self.manifest.attributes)
 
     def path(self, shard: int) -> Path:
         tars = self.manifest.tars or "."

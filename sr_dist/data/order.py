@@ -12,16 +12,12 @@ Permutations sort raw Philox output, whose bits never change between numpy versi
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-
-WINDOW = 8192  # samples that are mixed together; a window's shards are what a node must hold at one time
-LONGEST_PATTERN = 10_000  # of a mix of data sets: the sum of its whole weights
 
 # What a random number is for; part of its key, so that uses do not repeat each other.
 SHARDS, SAMPLES, CROP, TURN, DEGRADE, NOISE, DATASET = range(7)
@@ -47,7 +43,7 @@ class Order:
     `sizes` are the samples per shard. Memory is a few numbers per shard and one window.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: int, window: int = WINDOW) -> None:
+    def __init__(self, sizes: Sequence[int], seed: int, window: int) -> None:
         self.sizes = np.asarray(sizes, np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])  # number of each shard's first sample
         self.samples = int(self.starts[-1])
@@ -128,15 +124,6 @@ class Mix:
         """The first position in a data set that comes at this position of the run or later."""
         q, r = divmod(position, len(self.pattern))
         return q * self.weights[number] + sum(which == number for which, _ in self.pattern[:r])
-
-
-def whole_weights(weights: Sequence[float]) -> list[int]:
-    """The smallest whole numbers in the same proportions; 0.7 means seven tenths."""
-    exact = [Fraction(repr(weight)) for weight in weights]
-    common = math.lcm(*(weight.denominator for weight in exact))
-    whole = [int(weight * common) for weight in exact]
-    divisor = math.gcd(*whole)
-    return [weight // divisor for weight in whole]
 
 
 def seed_of(seed: int, number: int) -> int:

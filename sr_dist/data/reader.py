@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode  # here, for W&B watches imports and fails in a forked worker; it brings the operator
 
-from sr_dist.data.bands import band
+from sr_dist.core.errors import first_line
 from sr_dist.data.format import Index, ShardError, Shards, attribute_values
-from sr_dist.errors import first_line
+from sr_dist.data.jpeg_rows import band
 
 JPEG = b"\xff\xd8"
 ASK_AGAIN = 600.0  # seconds after which a shard that could not be opened is asked for again

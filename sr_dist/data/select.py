@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from sr_dist.core.errors import UserError, nearest
 from sr_dist.data.format import Shards, attribute_values
-from sr_dist.errors import UserError, nearest
-from sr_dist.labels import CLASS, Labels
+from sr_dist.recipe.labels import CLASS, Labels
+from sr_dist.recipe.sections import Data
 
 PARTS = ("training", "validation", "test")
 
@@ -40,6 +41,14 @@ class Portion:
 
     def describe(self) -> dict[str, Any]:
         return {"select": dict(self.select), "split": list(self.split), "part": PARTS[self.part] if self.split else None}
+
+
+def portion_of(data: Data, part: int = 0) -> Portion:
+    """The samples of data.train for training (0), validation (1) or the final test (2)."""
+    part = part if data.split else 0
+    for name, (with_it, without_it) in data.balance.items():
+        return Portion({name: with_it, "rest": without_it}, data.split, part, "data.balance")
+    return Portion(data.select, data.split, part)
 
 
 def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sr_dist import ranks
+from sr_dist.core import ranks
+from sr_dist.core.launch_env import Launch
 
 
 def says_real(logits: Tensor) -> Tensor:
@@ -82,10 +83,10 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.float().square().sum((1, 2, 3)).mean()
 
 
-def r1_refuses(weight: float, zero_stage: int) -> str | None:
+def r1_refuses(weight: float, launch: Launch) -> str | None:
     """Why a recipe with this weight cannot run, or None."""
-    if weight and zero_stage:
-        return f"r1_weight: its double backward does not run under ZeRO (stage {zero_stage}); use DDP or r1_weight=0"
+    if weight and launch.stage:
+        return f"r1_weight: its double backward does not run under ZeRO (stage {launch.stage}); use DDP or r1_weight=0"
     return None
 
 

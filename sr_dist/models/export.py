@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save
 
 from sr_dist.commands import Exporting
-from sr_dist.errors import UserError
-from sr_dist.files import write_whole
-from sr_dist.models import layouts, weights
-from sr_dist.models.containers import Tensors
-from sr_dist.models.weights import METADATA, Restorer
+from sr_dist.core.errors import UserError
+from sr_dist.core.files import write_whole
+from sr_dist.models import layouts, trained
+from sr_dist.models.trained import METADATA, Restorer
+from sr_dist.models.weights_files import Tensors
 
 TRIED_ON = ((2, 24, 20), (1, 17, 31), (3, 1, 1))  # images, height and width that an exported graph is compared on
 TOLERANCE = 1e-4
@@ -32,14 +32,14 @@ TOLERANCE = 1e-4
 
 def export(asked: Exporting) -> str:
     """Writes what a run or a weights file holds: -> a line that says what was written."""
-    restorer = weights.open_restorer(asked.source, "RUN", asked.scale)
+    restorer = trained.open_restorer(asked.source, "RUN", asked.scale)
     return write(restorer, raw_weights(asked.source, "RUN"), Path(asked.out))
 
 
 def raw_weights(source: str, key: str) -> Tensors | None:
     """The weights as the optimizer left them: a run has them beside their average, a file does not."""
     run = Path(source)
-    return weights.read(weights.newest_weights(run, "generator", key), key)[0] if weights.is_run(run) else None
+    return trained.read(trained.newest_weights(run, "generator", key), key)[0] if trained.is_run(run) else None
 
 
 def write(restorer: Restorer, raw: Tensors | None, out: Path) -> str:
@@ -52,7 +52,7 @@ def write(restorer: Restorer, raw: Tensors | None, out: Path) -> str:
 
 
 def _safetensors(restorer: Restorer, raw: Tensors | None) -> tuple[bytes, str]:
-    about = weights.metadata(restorer.generator, restorer.scale)
+    about = trained.metadata(restorer.generator, restorer.scale)
     return save({name: value.contiguous() for name, value in restorer.network.state_dict().items()}, about), "with metadata"
 
 
@@ -61,7 +61,7 @@ def _pth(restorer: Restorer, raw: Tensors | None) -> tuple[bytes, str]:
     content: dict[str, Any] = {"params": tensors} if raw is None else {"params": raw, "params_ema": tensors}
     note = " and ".join(content)
     if not _shown(restorer):
-        content |= weights.metadata(restorer.generator, restorer.scale)
+        content |= trained.metadata(restorer.generator, restorer.scale)
         note += f", options as JSON under {METADATA}"
     file = io.BytesIO()
     torch.save(content, file)
@@ -72,7 +72,7 @@ def _shown(restorer: Restorer) -> bool:
     """Whether the tensors alone are enough to build the generator again."""
     try:
         found = layouts.recognise(dict(restorer.network.state_dict()), restorer.file, "OUT")
-        return found.scale == restorer.scale and weights.complete(found.generator, "OUT") == restorer.generator
+        return found.scale == restorer.scale and trained.complete(found.generator, "OUT") == restorer.generator
     except UserError:
         return False
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from torch import Tensor
 
 from sr_dist.commands import Interpolating
-from sr_dist.errors import UserError
-from sr_dist.models import weights
-from sr_dist.models.containers import Tensors
+from sr_dist.core.errors import UserError
+from sr_dist.models import trained
 from sr_dist.models.export import write
-from sr_dist.models.weights import Restorer
+from sr_dist.models.trained import Restorer
+from sr_dist.models.weights_files import Tensors
 
 
 def interpolate(asked: Interpolating) -> str:
     """Writes the network between A and B: -> a line that says what was written."""
-    a, b = (weights.open_restorer(name, key, asked.scale) for name, key in ((asked.a, "A"), (asked.b, "B")))
+    a, b = (trained.open_restorer(name, key, asked.scale) for name, key in ((asked.a, "A"), (asked.b, "B")))
     refuse_unlike(a, b)
     out = Path(asked.out)
     if out.exists() and out.samefile(b.file):

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from sr_dist.errors import UserError
-from sr_dist.models.containers import Tensors
+from sr_dist.core.errors import UserError
+from sr_dist.models.weights_files import Tensors
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]  # a pattern of a whole name, and ours
 WB = r"\.(weight|bias)"

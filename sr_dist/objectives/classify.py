@@ -14,12 +14,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch, Reading, Terms
-from sr_dist.config import Names, Settings
-from sr_dist.errors import UserError
-from sr_dist.labels import CLASS
-from sr_dist.losses.classes import accuracy, balancing, cross_entropy, targets
-from sr_dist.sections import Recipe
+from sr_dist.core.batch import Batch, Reading, Terms
+from sr_dist.core.config import Names, Settings
+from sr_dist.core.errors import UserError
+from sr_dist.losses.classification import accuracy, balancing, cross_entropy, targets
+from sr_dist.recipe.labels import CLASS
+from sr_dist.recipe.sections import Recipe
 
 
 class Config(Settings):

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch, Terms
-from sr_dist.config import Settings
-from sr_dist.losses.terms import ContentTerms
+from sr_dist.core.batch import Batch, Terms
+from sr_dist.core.config import Settings
+from sr_dist.losses.content_terms import ContentTerms
 
 
 class Config(Settings):

@@ -18,12 +18,13 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch, Terms
-from sr_dist.config import Settings
+from sr_dist.core.batch import Batch, Terms
+from sr_dist.core.config import Settings
+from sr_dist.core.launch_env import Launch
 from sr_dist.losses.adversarial import FORMS, FormName, r1_penalty, r1_refuses
-from sr_dist.losses.terms import ContentTerms
-from sr_dist.recipe import refuse_classes
-from sr_dist.sections import Recipe
+from sr_dist.losses.content_terms import ContentTerms
+from sr_dist.recipe.checks import refuse_classes
+from sr_dist.recipe.sections import Recipe
 
 
 class Config(Settings):
@@ -37,8 +38,8 @@ def check(config: Config, recipe: Recipe) -> None:
     refuse_classes(recipe)
 
 
-def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
-    return r1_refuses(config.r1_weight, zero_stage)
+def refuses(config: Config, launch: Launch) -> str | None:
+    return r1_refuses(config.r1_weight, launch)
 
 
 class Objective(nn.Module):

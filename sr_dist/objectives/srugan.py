@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch, Reading, Terms
-from sr_dist.config import Settings
+from sr_dist.core.batch import Batch, Reading, Terms
+from sr_dist.core.config import Settings
 from sr_dist.losses.adversarial import says_class, says_fake, says_real
-from sr_dist.losses.classes import accuracy
-from sr_dist.losses.terms import ContentTerms
+from sr_dist.losses.classification import accuracy
+from sr_dist.losses.content_terms import ContentTerms
 
 
 class Config(Settings):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sr_dist.data.augment import tilted, to_float, turned, varied
-from sr_dist.sections import Augment
+from sr_dist.recipe.sections import Augment
 
 
 def image(height, width, channels=3):
@@ -121,8 +121,8 @@ def test_so_many_images_lose_a_rectangle():
 
 def test_training_images_are_varied_before_lr_is_made(photo_shards):
     from sr_dist.data.format import open_shards
-    from sr_dist.data.stream import Stream
-    from sr_dist.sections import Data
+    from sr_dist.data.loader import Stream
+    from sr_dist.recipe.sections import Data
 
     def first(**options):
         data = Data(train=str(photo_shards), crop=16, batch=4, workers=0, **options)

@@ -25,8 +25,8 @@ from sr_dist.data.order import (
     permutation,
     seed_of,
     share,
-    whole_weights,
 )
+from sr_dist.recipe.sections import whole_weights
 
 sizes = st.lists(st.integers(0, 30), min_size=1, max_size=8).filter(any)
 seeds = st.integers(-(2**63), 2**64 - 1)
@@ -102,7 +102,7 @@ def test_the_order_has_no_history(sizes, seed, window, positions):
 
 @given(sizes)
 def test_a_sample_is_found_in_its_shard(sizes):
-    order = Order(sizes, 0)
+    order = Order(sizes, 0, 8192)
     expected = [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
     assert [order.locate(sample) for sample in range(sum(sizes))] == expected
 
@@ -277,7 +277,7 @@ def test_on_one_node_ranks_take_consecutive_parts_as_ever(batch, ranks):
 
 def test_what_a_node_fetches_falls_with_the_number_of_nodes():
     """128 shards of 1,000 samples, batches of 256: shards that an average node needs in an epoch."""
-    order = Order([1000] * 128, 0)
+    order = Order([1000] * 128, 0, 8192)
     shards = [order.locate(sample)[0] for _, sample in order(range(128_000))]
     needed = {}
     for nodes in (1, 2, 4):

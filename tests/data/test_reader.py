@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from made_shards import handmade
 from PIL import Image
 
-from sr_dist.data.bands import band
 from sr_dist.data.format import ShardError, open_shards
+from sr_dist.data.jpeg_rows import band
 from sr_dist.data.reader import ShardReader, Square, decode
 
 # ------------------------------------------------------------------------------------------------------------- decoding
@@ -67,7 +67,7 @@ def test_a_png_that_claims_to_be_huge_is_an_error_with_its_name(image_bytes, pic
 
 READ_ALL = """
 import sys
-from sr_dist.data.bands import band
+from sr_dist.data.jpeg_rows import band
 from sr_dist.data.format import ShardError, open_shards
 from sr_dist.data.reader import ShardReader, Square
 reader = ShardReader(open_shards(sys.argv[1]))

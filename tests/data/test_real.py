@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from sr_dist import config
-from sr_dist.data import jpeg
+from sr_dist.core import config
+from sr_dist.data import jpeg_compression
 from sr_dist.data.degradations import real
 
 SEEDS = torch.tensor([5, 2**62 + 1, 0, 77, 123456789, 9])
@@ -35,7 +35,7 @@ def canvas(images: torch.Tensor) -> real.Canvas:
 @pytest.mark.parametrize("quality", [30, 49, 50, 75, 95])
 def test_jpeg_is_what_pillow_writes_and_reads(quality, channels):
     images = photos(2, 96, channels).double()
-    ours = jpeg.jpeg(images, torch.tensor([quality, quality]))
+    ours = jpeg_compression.jpeg(images, torch.tensor([quality, quality]))
     for image, our in zip(images, ours, strict=True):
         pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
         file = io.BytesIO()
@@ -50,15 +50,15 @@ def test_jpeg_is_what_pillow_writes_and_reads(quality, channels):
 
 def test_each_image_has_its_own_quality():
     images = photos(1, 64).double().expand(3, -1, -1, -1)
-    found = jpeg.jpeg(images, torch.tensor([30.0, 60.0, 95.0]))
+    found = jpeg_compression.jpeg(images, torch.tensor([30.0, 60.0, 95.0]))
     errors = (found - images).abs().mean((1, 2, 3))
     assert errors[0] > errors[1] > errors[2] > 0
-    assert torch.equal(found[1:2], jpeg.jpeg(images[1:2], torch.tensor([60.0])))
+    assert torch.equal(found[1:2], jpeg_compression.jpeg(images[1:2], torch.tensor([60.0])))
 
 
 def test_flat_grey_survives_jpeg():
     images = torch.full((1, 3, 16, 16), 128 / 255, dtype=torch.float64)
-    assert torch.equal(jpeg.jpeg(images, torch.tensor([30.0])), images)
+    assert torch.equal(jpeg_compression.jpeg(images, torch.tensor([30.0])), images)
 
 
 def test_kernels_sum_to_one_and_keep_to_their_size():

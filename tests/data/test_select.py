@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sr_dist.core.errors import UserError
 from sr_dist.data.format import Manifest, ShardEntry, Shards, attribute_bits, index_bytes, open_shards
 from sr_dist.data.select import Portion, chosen_rows
-from sr_dist.errors import UserError
 
 CLASSES, ATTRIBUTES = ("chow", "tench"), ("Eyeglasses", "Smiling")
 

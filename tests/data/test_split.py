@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_select import hash_of, shards_of
 
+from sr_dist.core.errors import UserError
 from sr_dist.data import select
 from sr_dist.data.crops import CropSource, Samples
+from sr_dist.data.images import open_images
 from sr_dist.data.order import Mix
 from sr_dist.data.reader import ShardReader
-from sr_dist.data.select import Portion, part_of, portion_rows, shares
-from sr_dist.data.validation import open_images
-from sr_dist.errors import UserError
-from sr_dist.labels import Labels
-from sr_dist.sections import Data
+from sr_dist.data.select import Portion, part_of, portion_of, portion_rows, shares
+from sr_dist.recipe.labels import Labels
+from sr_dist.recipe.sections import Data
 
 SPLIT = (0.7, 0.15, 0.15)
 SAMPLES = [(f"image{i}", i % 2, i % 3 == 0, i % 5 == 0) for i in range(400)]
@@ -77,10 +77,10 @@ def test_the_first_half_of_the_hash_says_nothing_about_the_part():
 
 def test_training_and_validation_take_their_parts_of_the_same_shards(photo_shards):
     data = Data(train=str(photo_shards), crop=16, batch=4, split=(0.5, 0.5))
-    everything = Samples(ShardReader(open_images(str(photo_shards)).reader.shards), 0, 8192, data.portion(0))
+    everything = Samples(ShardReader(open_images(str(photo_shards)).reader.shards), 0, 8192, portion_of(data))
     source = CropSource([everything], Mix([1]), 2, 16, 3)
     trained = {source.key(place) for place in range(source.samples)}
-    seen = set(open_images(str(photo_shards), portion=data.portion(1)).names)
+    seen = set(open_images(str(photo_shards), portion=portion_of(data, 1)).names)
     assert trained and seen and not trained & seen
     assert trained | seen == set(open_images(str(photo_shards)).names)
 
@@ -92,8 +92,8 @@ def test_folders_of_images_have_no_parts(photos):
 
 def test_a_balance_is_a_selection_with_and_without(tmp_path):
     data = Data(train="x", crop=16, batch=4, balance={"Eyeglasses": ["30", "50"]}, split=SPLIT)
-    assert data.portion(2) == Portion({"Eyeglasses": 30, "rest": 50}, SPLIT, 2, "data.balance")
-    assert Data(train="x", crop=16, batch=4).portion(1) == Portion()
+    assert portion_of(data, 2) == Portion({"Eyeglasses": 30, "rest": 50}, SPLIT, 2, "data.balance")
+    assert portion_of(Data(train="x", crop=16, batch=4), 1) == Portion()
     with pytest.raises(UserError, match=r"^data\.balance\.rest: 5000 samples wanted, \d+ are there"):
         names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 5000}, key="data.balance"))
     chosen = names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 50}))

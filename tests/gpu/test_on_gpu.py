@@ -115,8 +115,8 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(photo_shards, accumulate):
     import torch
 
     from sr_dist.data.format import open_shards
-    from sr_dist.data.stream import Stream
-    from sr_dist.sections import Data
+    from sr_dist.data.loader import Stream
+    from sr_dist.recipe.sections import Data
 
     def stream(device: str, workers: int) -> Stream:
         data = Data(train=str(photo_shards), crop=24, batch=12, workers=workers)

@@ -7,13 +7,16 @@ import torch.nn.functional as F
 from batches import against
 from finished import finished
 
-from sr_dist import plugins, recipe
-from sr_dist.batch import Reading
-from sr_dist.errors import UserError
-from sr_dist.labels import Labels
+from sr_dist.core import plugins
+from sr_dist.core.batch import Reading
+from sr_dist.core.errors import UserError
+from sr_dist.data import data_checks
 from sr_dist.losses.content import classifier as term
-from sr_dist.losses.terms import ContentTerms
-from sr_dist.models import weights
+from sr_dist.losses.content_terms import ContentTerms
+from sr_dist.models import trained
+from sr_dist.recipe import checks
+from sr_dist.recipe.labels import Labels
+from sr_dist.training import needed_files
 
 CLASSES = Labels("class", ("boats", "cats", "dunes"))
 FACTS = Labels("attributes", ("Male", "Smiling"))
@@ -54,7 +57,7 @@ def binary_loss(logits, facts):
 
 def test_by_class_it_is_the_difference_of_two_cross_entropies(by_class):
     (sr, hr), labels = pair(), [2, 0, 1, 1]
-    network = weights.open_classifier(by_class, "x").network
+    network = trained.open_classifier(by_class, "x").network
     expected_sr, expected_hr = softmax_loss(network(sr), labels).mean(), softmax_loss(network(hr), labels).mean()
     value, readings = build(by_class)(sr, against(hr, labels))
     assert value.item() == pytest.approx(expected_sr - expected_hr, rel=1e-4)
@@ -69,7 +72,7 @@ def test_by_class_it_is_the_difference_of_two_cross_entropies(by_class):
 def test_by_attributes_it_is_the_mean_over_them(by_fact):
     sr, hr = pair()
     male, smiling = [1, 0, 1, 0], [0, 0, 1, 1]
-    network = weights.open_classifier(by_fact, "x").network
+    network = trained.open_classifier(by_fact, "x").network
     facts = list(zip(male, smiling, strict=True))
     expected = (binary_loss(network(sr), facts) - binary_loss(network(hr), facts)).mean()
     value, _ = build(by_fact)(sr, against(hr, Smiling=smiling, Young=[1, 1, 1, 1], Male=male))  # by name, in any order
@@ -90,7 +93,7 @@ def test_the_gradient_is_that_of_the_first_part_and_lowers_it(by_class):
     (sr, hr), labels = pair(), [2, 0, 1, 1]
     value, _ = build(by_class)(sr, against(hr, labels))
     (gradient,) = torch.autograd.grad(value, sr)
-    network = weights.open_classifier(by_class, "x").network
+    network = trained.open_classifier(by_class, "x").network
     (expected,) = torch.autograd.grad(F.cross_entropy(network(sr), torch.tensor(labels)), sr)
     torch.testing.assert_close(gradient, expected)
     assert gradient.abs().max() > 1e-6
@@ -101,7 +104,7 @@ def test_the_gradient_is_that_of_the_first_part_and_lowers_it(by_class):
 def test_the_prediction_on_hr_can_be_the_target_and_then_no_labels_are_needed(by_class, by_fact):
     sr, hr = pair()
     for run in (by_class, by_fact):
-        network = weights.open_classifier(run, "x").network
+        network = trained.open_classifier(run, "x").network
         said = network(hr).argmax(1).tolist() if run == by_class else (network(hr) > 0).int().tolist()
         loss = softmax_loss if run == by_class else binary_loss
         value, _ = build(run, target="prediction")(sr, against(hr))
@@ -110,7 +113,7 @@ def test_the_prediction_on_hr_can_be_the_target_and_then_no_labels_are_needed(by
 
 def test_absolute_is_taken_of_every_image(by_class):
     (sr, hr), labels = pair(), [2, 0, 1, 1]
-    network = weights.open_classifier(by_class, "x").network
+    network = trained.open_classifier(by_class, "x").network
     difference = softmax_loss(network(sr), labels) - softmax_loss(network(hr), labels)
     assert min(difference) < 0 < max(difference)
     value, _ = build(by_class, absolute=True)(sr, against(hr, labels))
@@ -160,8 +163,8 @@ def test_a_classifier_never_changes(name, tmp_path):
 
 def test_images_come_to_the_size_and_channels_of_the_classifier(tmp_path):
     """Twice as large and grey: as if the means of four pixels were shown three times over."""
-    colour = weights.open_classifier(finished(tmp_path / "colour.safetensors", CLASSES, size=8), "x")
-    grey = weights.open_classifier(finished(tmp_path / "grey.safetensors", CLASSES, size=8, channels=1), "x")
+    colour = trained.open_classifier(finished(tmp_path / "colour.safetensors", CLASSES, size=8), "x")
+    grey = trained.open_classifier(finished(tmp_path / "grey.safetensors", CLASSES, size=8, channels=1), "x")
     picture = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(colour(picture), colour(picture.repeat(1, 3, 1, 1)))
     red_green_blue = torch.rand(2, 3, 8, 8)
@@ -179,24 +182,24 @@ def test_images_come_to_the_size_and_channels_of_the_classifier(tmp_path):
 
 def conditioned(write_recipe, *runs, **options):
     content = {"l1": 1.0, "classifier": {"weight": 0.1, "runs": list(runs), **options}}
-    return recipe.complete(recipe.load(write_recipe(objective={"name": "pixel", "content": content}), {}))
+    return checks.complete(data_checks.load(write_recipe(objective={"name": "pixel", "content": content}), {}))
 
 
 def test_a_classifier_that_the_shards_suit_is_taken(write_recipe, by_class):
-    recipe.find_weights(conditioned(write_recipe, by_class))
+    needed_files.find_weights(conditioned(write_recipe, by_class))
 
 
 def test_classes_and_attributes_that_the_shards_lack_are_refused_by_name(write_recipe, by_fact, tmp_path):
     with pytest.raises(
         UserError, match=r"runs: '.*faces\.safetensors': the shards in '.*' have no attribute 'Male'; they have none"
     ):
-        recipe.find_weights(conditioned(write_recipe, by_fact))
+        needed_files.find_weights(conditioned(write_recipe, by_fact))
     other = finished(tmp_path / "digits.safetensors", Labels("class", ("one", "two")))
     with pytest.raises(
-        UserError, match=r"it tells apart 2 classes \(one, two\), the shards in '.*' have 3 \(boats, cats, dunes\)"
+        UserError, match=r"the classifier distinguishes 2 classes \(one, two\), the shards in '.*' have 3 \(boats, cats, dunes\)"
     ):
-        recipe.find_weights(conditioned(write_recipe, other))
-    recipe.find_weights(conditioned(write_recipe, other, target="prediction"))  # which asks the shards nothing
+        needed_files.find_weights(conditioned(write_recipe, other))
+    needed_files.find_weights(conditioned(write_recipe, other, target="prediction"))  # which asks the shards nothing
 
 
 def test_files_that_are_no_classifiers_are_refused_by_name(write_recipe, by_class, tmp_path):
@@ -207,9 +210,9 @@ def test_files_that_are_no_classifiers_are_refused_by_name(write_recipe, by_clas
     with pytest.raises(
         UserError, match=r"no run folder or weights file '.*animal\.safetensors'; did you mean '.*animals\.safetensors'"
     ):
-        recipe.find_weights(conditioned(write_recipe, by_class.replace("animals", "animal")))
-    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", weights.metadata({"name": "srcnn"}, 2))
+        needed_files.find_weights(conditioned(write_recipe, by_class.replace("animals", "animal")))
+    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", trained.metadata({"name": "srcnn"}, 2))
     with pytest.raises(UserError, match=r"g\.safetensors' is no weights file of a classifier"):
-        recipe.find_weights(conditioned(write_recipe, str(tmp_path / "g.safetensors")))
+        needed_files.find_weights(conditioned(write_recipe, str(tmp_path / "g.safetensors")))
     with pytest.raises(UserError, match=r"animals\.safetensors' holds a classifier, not a generator"):
-        weights.open_restorer(by_class)
+        trained.open_restorer(by_class)

@@ -9,12 +9,12 @@ from batches import against
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from sr_dist import plugins
-from sr_dist.errors import UserError
-from sr_dist.files import sha256
+from sr_dist.core import plugins
+from sr_dist.core.errors import UserError
+from sr_dist.core.files import sha256
 from sr_dist.losses.content import l1, mse, vgg
-from sr_dist.losses.terms import ContentTerms
-from sr_dist.pretrained import MissingWeights
+from sr_dist.losses.content_terms import ContentTerms
+from sr_dist.models.pretrained import MissingWeights
 
 PACKAGE = "sr_dist.losses.content"
 LAYERS = [f"conv{i}_{j}" for i, count in enumerate((2, 2, 4, 4, 4), 1) for j in range(1, count + 1)]

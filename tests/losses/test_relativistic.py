@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sr_dist import plugins, ranks
-from sr_dist.batch import Batch, Verdict
+from sr_dist.core import plugins, ranks
+from sr_dist.core.batch import Batch, Verdict
 from sr_dist.losses.adversarial import relative
 
 IMAGES, PARTS = 5, (slice(0, 2), slice(2, 5))

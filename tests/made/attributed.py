@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shards.items import Item, Listing
-from sr_dist.config import Settings
+from sr_dist.core.config import Settings
 
 ATTRIBUTES = ["Eyeglasses", "Male", "Smiling", "Wearing_Hat"]
 

@@ -8,15 +8,17 @@ import torchvision
 from finished import finished
 from safetensors.torch import load_file, save_file
 
-from sr_dist import plugins, pretrained
-from sr_dist.errors import UserError
-from sr_dist.files import sha256
-from sr_dist.labels import Labels
-from sr_dist.models import weights
+from sr_dist.core import plugins
+from sr_dist.core.errors import UserError
+from sr_dist.core.files import sha256
+from sr_dist.core.launch_env import Launch
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.models import pretrained, trained
 from sr_dist.models.classifiers import resnet18
-from sr_dist.models.frozen import FrozenClassifier
+from sr_dist.models.frozen_classifier import FrozenClassifier
+from sr_dist.recipe.labels import Labels
 
-PACKAGE = weights.CLASSIFIERS
+PACKAGE = PACKAGES["classifier"]
 SMALL = {
     "digit_cnn": {"widths": (4, 6, 8), "features": (8, 8), "size": 32},
     "resnet18": {"stem": "small"},
@@ -89,13 +91,13 @@ def test_an_unknown_torchvision_name_offers_the_nearest():
 
 
 def test_batch_normalisation_is_refused_on_several_cpu_ranks():
-    world = {"zero_stage": 0, "cuda": False, "ranks": 2}
+    world = Launch(ranks=2)
     for name, options in (("digit_cnn", {}), ("resnet18", {}), ("torchvision", {"arch": "resnet18"})):
         module, config = plugins.resolve(PACKAGE, name, options, "classifier")
-        assert "batch normalisation" in module.refuses(config, **world)
+        assert "batch normalisation" in module.refuses(config, world)
     for name, options in (("digit_cnn", {"norm": "none"}), ("torchvision", {"arch": "squeezenet1_1"})):
         module, config = plugins.resolve(PACKAGE, name, options, "classifier")
-        assert module.refuses(config, **world) is None
+        assert module.refuses(config, world) is None
 
 
 # ---- published weights
@@ -138,7 +140,7 @@ def started(path: str, **options) -> tuple[torch.nn.Module, str]:
     )
     torch.manual_seed(9)
     network = module.build(config)
-    return network, weights.start(network, {"name": "digit_cnn", **config.model_dump()}, path, "classifier", "init.classifier")
+    return network, trained.start(network, {"name": "digit_cnn", **config.model_dump()}, path, "classifier", "init.classifier")
 
 
 def test_another_number_of_outputs_begins_with_a_new_head_and_says_so(tmp_path):
@@ -156,7 +158,7 @@ def test_weights_that_fit_nowhere_are_refused(tmp_path):
     path = finished(tmp_path / "glasses.safetensors", GLASSES, widths=(4, 6, 10))
     with pytest.raises(UserError, match=r"^init\.classifier: '.*' does not fit: 0 tensors missing, .* 3 of another shape"):
         started(path, outputs=1)
-    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", weights.metadata({"name": "srcnn"}, 2))
+    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", trained.metadata({"name": "srcnn"}, 2))
     with pytest.raises(UserError, match=r"holds a generator, not a classifier"):
         started(str(tmp_path / "g.safetensors"))
 
@@ -166,12 +168,12 @@ def test_torchvisions_own_file_is_a_beginning_for_resnet18(tmp_path):
     module, config = plugins.resolve(PACKAGE, "resnet18", {"outputs": 2}, "classifier")
     network = module.build(config)
     section = {"name": "resnet18", **config.model_dump()}
-    note = weights.start(network, section, str(tmp_path / "theirs.pth"), "classifier", "init.classifier")
+    note = trained.start(network, section, str(tmp_path / "theirs.pth"), "classifier", "init.classifier")
     assert "its head (fc.bias, fc.weight)" in note
 
 
 def test_a_weights_file_says_what_it_tells_apart_and_how_large_its_images_are(tmp_path):
-    opened = weights.open_classifier(finished(tmp_path / "k.safetensors", GLASSES, size=12), "runs")
+    opened = trained.open_classifier(finished(tmp_path / "k.safetensors", GLASSES, size=12), "runs")
     assert (opened.labels, opened.size, opened.channels, opened.name) == (GLASSES, 12, 3, "k")
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sr_dist import plugins
-from sr_dist.batch import Verdict
+from sr_dist.core import plugins
+from sr_dist.core.batch import Verdict
 
 PACKAGE = "sr_dist.models.discriminators"
 SMALL = {

@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sr_dist.commands import Exporting
-from sr_dist.errors import UserError
-from sr_dist.models import weights
+from sr_dist.core.errors import UserError
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.models import trained
 from sr_dist.models.export import export
 
 SECTIONS = {
@@ -37,7 +38,7 @@ SELF_EVIDENT = {"rrdb", "rrdb x2", "rrdb x2 without unshuffle", "msrresnet", "sr
 def network(case, seed=0):
     torch.manual_seed(seed)
     section, scale = SECTIONS[case]
-    built = weights.build(weights.GENERATORS, section, scale, "generator")
+    built = trained.build(PACKAGES["generator"], section, scale, "generator")
     with torch.no_grad():
         for value in built.state_dict().values():
             if value.is_floating_point():
@@ -56,7 +57,7 @@ def make_run(tmp_path):
         place.mkdir(parents=True)
         (place.parent.parent / "recipe.yaml").write_text(f"name: {name}\n")
         save_file(raw.state_dict(), place / "generator.safetensors")
-        about = weights.metadata(weights.complete(section, "generator"), scale)
+        about = trained.metadata(trained.complete(section, "generator"), scale)
         save_file(ema.state_dict(), place / "generator.ema.safetensors", about)
         return place.parent.parent, raw, ema
 
@@ -80,7 +81,7 @@ def test_what_is_exported_is_read_back_as_the_same_network(case, suffix, make_ru
     run, _, ema = make_run(case)
     line = written(run, tmp_path / f"out{suffix}")
     assert line.startswith(f"{tmp_path / f'out{suffix}'}: {SECTIONS[case][0]['name']} x{SECTIONS[case][1]}, ")
-    found = weights.open_restorer(str(tmp_path / f"out{suffix}"))
+    found = trained.open_restorer(str(tmp_path / f"out{suffix}"))
     lr = images(case, 7, 6)
     assert found.scale == SECTIONS[case][1]
     assert torch.equal(found.network(lr), ema(lr))

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from sr_dist.errors import UserError
-from sr_dist.models import containers, layouts, weights
-from sr_dist.resize import imresize
+from sr_dist.core.errors import UserError
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.core.resize import imresize
+from sr_dist.models import layouts, trained, weights_files
 
 # ---- plain networks in the layouts of others
 
@@ -291,7 +292,7 @@ def test_a_foreign_network_comes_back_as_the_same_function(layout, tmp_path):
     make, scale, options = NETWORKS[layout]
     theirs = random_weights(make())
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    ours = weights.open_restorer(str(tmp_path / "theirs.pth"))
+    ours = trained.open_restorer(str(tmp_path / "theirs.pth"))
     assert ours.scale == scale and ours.name == "theirs"
     assert {key: ours.generator[key] for key in options} == options
     lr = torch.rand(2, ours.channels, 8, 12)
@@ -309,8 +310,8 @@ def test_srcnn_needs_to_be_told_its_scale(channels, kernels, tmp_path):
     with pytest.raises(
         UserError, match=r"^METHOD: '.*srcnn_x3\.pth' is srcnn, whose tensors do not show the scale; give --scale=N"
     ):
-        weights.open_restorer(str(path), "METHOD")
-    ours = weights.open_restorer(str(path), scale=3)
+        trained.open_restorer(str(path), "METHOD")
+    ours = trained.open_restorer(str(path), scale=3)
     lr = torch.rand(1, channels, 7, 5)
     equal(ours.network(lr), theirs(imresize(lr, 3)))
     assert ours.generator["kernels"] == list(kernels)
@@ -321,12 +322,12 @@ def test_old_files_without_the_counts_of_batch_normalisation_load(tmp_path):
     theirs = random_weights(FiveBlockSRResNet())
     torch.save({k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}, tmp_path / "old.pth")
     lr = torch.rand(1, 3, 6, 6)
-    equal(weights.open_restorer(str(tmp_path / "old.pth")).network(lr), theirs(lr))
+    equal(trained.open_restorer(str(tmp_path / "old.pth")).network(lr), theirs(lr))
 
 
 def test_half_precision_files_become_fp32(tmp_path):
     torch.save(random_weights(NamedRRDB()).half().state_dict(), tmp_path / "half.pth")
-    found = weights.open_restorer(str(tmp_path / "half.pth")).network
+    found = trained.open_restorer(str(tmp_path / "half.pth")).network
     assert {value.dtype for value in found.state_dict().values()} == {torch.float32}
 
 
@@ -334,7 +335,7 @@ def test_a_safetensors_file_of_others_is_recognised_too(tmp_path):
     theirs = random_weights(NumberedRRDB())
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     lr = torch.rand(1, 3, 5, 5)
-    equal(weights.open_restorer(str(tmp_path / "theirs.safetensors")).network(lr), theirs(lr))
+    equal(trained.open_restorer(str(tmp_path / "theirs.safetensors")).network(lr), theirs(lr))
 
 
 # ---- what is put around tensors
@@ -350,7 +351,7 @@ def prefixed(prefix, tensors=RRDB):
 def read_back(loaded, tmp_path, suffix=".pth", kind="generator"):
     path = tmp_path / f"wrapped{suffix}"
     torch.save(loaded, path)
-    return containers.bare_names(containers.read(path, "k")[0], kind)
+    return weights_files.bare_names(weights_files.read(path, "k")[0], kind)
 
 
 def same(found, expected=RRDB):
@@ -401,7 +402,7 @@ def test_every_suffix_of_a_pickle_is_read(suffix, tmp_path):
 
 def test_torch_s_old_file_format_is_read(tmp_path):
     torch.save({"params": RRDB}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert same(containers.read(tmp_path / "old.pth", "k")[0])
+    assert same(weights_files.read(tmp_path / "old.pth", "k")[0])
 
 
 def test_the_numbers_of_the_first_names_are_kept(tmp_path):
@@ -415,7 +416,7 @@ def test_the_numbers_of_the_first_names_are_kept(tmp_path):
     prefixes=st.lists(
         st.sampled_from(["module.", "_orig_mod.", "_forward_module.", "model.", "generator.", "netG."]), max_size=4
     ),
-    envelopes=st.lists(st.sampled_from([*containers.ENVELOPES, "anything"]), max_size=4),
+    envelopes=st.lists(st.sampled_from([*weights_files.ENVELOPES, "anything"]), max_size=4),
     noise=st.booleans(),
 )
 def test_wrappers_in_any_order_and_depth(prefixes, envelopes, noise):
@@ -425,7 +426,7 @@ def test_wrappers_in_any_order_and_depth(prefixes, envelopes, noise):
     loaded = tensors
     for envelope in envelopes:
         loaded = {envelope: loaded, **({"epoch": 3, "best": None} if noise else {})}
-    assert same(containers.bare_names(containers.unwrapped(loaded, "f", "k")[0]))
+    assert same(weights_files.bare_names(weights_files.unwrapped(loaded, "f", "k")[0]))
 
 
 def test_a_critic_is_chosen_for_a_critic(tmp_path):
@@ -435,7 +436,7 @@ def test_a_critic_is_chosen_for_a_critic(tmp_path):
 
 TOY = """
 from torch import nn
-from sr_dist.config import Settings
+from sr_dist.core.config import Settings
 
 class Config(Settings):
     pass
@@ -459,11 +460,11 @@ def test_a_network_of_one_s_own_may_be_called_like_a_wrapper(tmp_path, monkeypat
     (tmp_path / "toys" / "wrapped.py").write_text(TOY)
     monkeypatch.syspath_prepend(tmp_path)
     section = {"name": "toys.wrapped"}
-    toy = weights.build(weights.GENERATORS, section, 1, "generator")
-    save_file(toy.state_dict(), tmp_path / "said.safetensors", weights.metadata(section, 1))
-    assert "net.weight" in weights.open_restorer(str(tmp_path / "said.safetensors")).network.state_dict()
+    toy = trained.build(PACKAGES["generator"], section, 1, "generator")
+    save_file(toy.state_dict(), tmp_path / "said.safetensors", trained.metadata(section, 1))
+    assert "net.weight" in trained.open_restorer(str(tmp_path / "said.safetensors")).network.state_dict()
     save_file(toy.state_dict(), tmp_path / "unsaid.safetensors")
-    weights.start(toy, section, str(tmp_path / "unsaid.safetensors"), "generator", "init.generator")
+    trained.start(toy, section, str(tmp_path / "unsaid.safetensors"), "generator", "init.generator")
 
 
 # ---- what is refused
@@ -471,7 +472,7 @@ def test_a_network_of_one_s_own_may_be_called_like_a_wrapper(tmp_path, monkeypat
 
 def refused(path, **options):
     with pytest.raises(UserError) as caught:
-        weights.open_restorer(str(path), "METHOD", **options)
+        trained.open_restorer(str(path), "METHOD", **options)
     message = str(caught.value)
     assert message.startswith(f"METHOD: '{path}' ") and "\n" not in message
     return message
@@ -579,7 +580,7 @@ SECTION = {"name": "rrdb", "channels": 3, "num_blocks": 1, "width": 4, "growth":
 
 def ours(**changes):
     torch.manual_seed(0)
-    return weights.build(weights.GENERATORS, {**SECTION, **changes}, 4, "generator")
+    return trained.build(PACKAGES["generator"], {**SECTION, **changes}, 4, "generator")
 
 
 @pytest.mark.parametrize("layout", ["new", "old"])
@@ -587,7 +588,7 @@ def test_training_can_start_from_a_foreign_file(layout, tmp_path):
     theirs = random_weights(NamedRRDB(num_blocks=1, width=4, growth=2) if layout == "new" else NumberedRRDB(3, 1, 4, 2))
     torch.save({"params_ema": prefixed("module.", theirs.state_dict())}, tmp_path / "theirs.pth")
     network = ours()
-    said = weights.start(network, SECTION, str(tmp_path / "theirs.pth"), "generator", "init.generator")
+    said = trained.start(network, SECTION, str(tmp_path / "theirs.pth"), "generator", "init.generator")
     assert said == f"generator starts from {tmp_path / 'theirs.pth'}"
     lr = torch.rand(1, 3, 4, 6)
     with torch.no_grad():
@@ -597,14 +598,14 @@ def test_training_can_start_from_a_foreign_file(layout, tmp_path):
 def test_another_generator_than_the_recipe_s_is_refused(tmp_path):
     torch.save(random_weights(NamedMSRResNet("recon_trunk", hr="HRconv")).state_dict(), tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"^init\.generator: '.*other\.pth' holds msrresnet, but generator\.name is rrdb$"):
-        weights.start(ours(), SECTION, str(tmp_path / "other.pth"), "generator", "init.generator")
+        trained.start(ours(), SECTION, str(tmp_path / "other.pth"), "generator", "init.generator")
 
 
 def test_options_that_no_tensor_shows_are_noted(tmp_path):
     torch.save(random_weights(FiveBlockSRResNet()).state_dict(), tmp_path / "left.pth")
     section = {"name": "srresnet", "channels": 3, "num_blocks": 5, "width": 6, "output": "linear"}
-    network = weights.build(weights.GENERATORS, section, 4, "generator")
-    said = weights.start(network, section, str(tmp_path / "left.pth"), "generator", "init.generator")
+    network = trained.build(PACKAGES["generator"], section, 4, "generator")
+    said = trained.start(network, section, str(tmp_path / "left.pth"), "generator", "init.generator")
     assert said.endswith("; it was made with output tanh, not linear")
 
 
@@ -614,8 +615,8 @@ def test_partial_loading_counts_what_fits_and_leaves_the_rest(tmp_path):
     network = ours(num_blocks=2, width=4)
     fresh = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(UserError, match="30 tensors missing, 0 unexpected, 0 of another shape"):
-        weights.start(network, {**SECTION, "num_blocks": 2}, str(tmp_path / "one.pth"), "generator", "init.generator")
-    said = weights.start(
+        trained.start(network, {**SECTION, "num_blocks": 2}, str(tmp_path / "one.pth"), "generator", "init.generator")
+    said = trained.start(
         network, {**SECTION, "num_blocks": 2}, str(tmp_path / "one.pth"), "generator", "init.generator", partial=True
     )
     assert (
@@ -629,7 +630,7 @@ def test_partial_loading_counts_what_fits_and_leaves_the_rest(tmp_path):
 def test_partial_loading_goes_by_shape_too(tmp_path):
     grey = random_weights(NamedRRDB(channels=1, num_blocks=1, width=4, growth=2)).state_dict()
     torch.save({**grey, "conv_extra.weight": torch.zeros(1)}, tmp_path / "grey.pth")
-    said = weights.start(ours(), SECTION, str(tmp_path / "grey.pth"), "generator", "init.generator", partial=True)
+    said = trained.start(ours(), SECTION, str(tmp_path / "grey.pth"), "generator", "init.generator", partial=True)
     assert (
         "39 of 42 tensors matched" in said and "0 tensors missing, 1 unexpected, 3 of another shape (such as 'conv_extra" in said
     )
@@ -638,7 +639,7 @@ def test_partial_loading_goes_by_shape_too(tmp_path):
 def test_partial_loading_of_nothing_is_refused(tmp_path):
     torch.save({"attn.weight": torch.zeros(3)}, tmp_path / "swin.pth")
     with pytest.raises(UserError, match=r"init\.generator: '.*swin\.pth' has nothing that fits: 0 of 42 tensors matched"):
-        weights.start(ours(), SECTION, str(tmp_path / "swin.pth"), "generator", "init.generator", partial=True)
+        trained.start(ours(), SECTION, str(tmp_path / "swin.pth"), "generator", "init.generator", partial=True)
 
 
 # ---- the judge from outside
@@ -660,7 +661,7 @@ def test_spandrel_reads_the_same_function(case, tmp_path):
     }[case]()
     torch.save(random_weights(theirs).state_dict(), tmp_path / "theirs.pth")
     judge = spandrel.ModelLoader().load_from_file(tmp_path / "theirs.pth")
-    found = weights.open_restorer(str(tmp_path / "theirs.pth"))
+    found = trained.open_restorer(str(tmp_path / "theirs.pth"))
     assert (judge.scale, judge.input_channels) == (found.scale, found.channels)
     lr = torch.rand(1, found.channels, 8, 12)
     equal(found.network(lr), judge.model.eval()(lr))

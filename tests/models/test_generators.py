@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from sr_dist import plugins
-from sr_dist.errors import UserError
-from sr_dist.resize import imresize
+from sr_dist.core import plugins
+from sr_dist.core.errors import UserError
+from sr_dist.core.resize import imresize
 
 PACKAGE = "sr_dist.models.generators"
 SMALL = {

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sr_dist import plugins
-from sr_dist.errors import UserError
+from sr_dist.core import plugins
+from sr_dist.core.errors import UserError
+from sr_dist.core.launch_env import Launch
+from sr_dist.core.resize import imresize
 from sr_dist.models.generators import rrdb, srresnet
-from sr_dist.resize import imresize
 
 
 def build(kind, name, scale=4, **options):
@@ -205,13 +206,13 @@ def test_a_dense_head_refuses_other_sizes():
         ("discriminator", "patch", {"norm": "none"}, {"ranks": 2}, None),
         ("discriminator", "srgan_vgg", {}, {"ranks": 3}, "3 CPU ranks"),
         ("discriminator", "srgan_vgg", {"norm": "none"}, {"ranks": 3}, None),
-        ("discriminator", "unet_sn", {}, {"zero_stage": 3, "cuda": True}, "ZeRO-3"),
-        ("discriminator", "unet_sn", {}, {"zero_stage": 2, "ranks": 2}, None),
+        ("discriminator", "unet_sn", {}, {"stage": 3, "cuda": True}, "ZeRO-3"),
+        ("discriminator", "unet_sn", {}, {"stage": 2, "ranks": 2}, None),
     ],
 )
 def test_networks_say_what_they_cannot_run_under(kind, name, options, where, refused):
     module, config = plugins.resolve(f"sr_dist.models.{kind}s", name, options, kind)
-    reason = module.refuses(config, **{"zero_stage": 0, "cuda": False, "ranks": 1, **where})
+    reason = module.refuses(config, Launch(**where))
     assert reason is None if refused is None else refused in reason
 
 

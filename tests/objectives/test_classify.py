@@ -7,9 +7,11 @@ import pytest
 import torch
 from batches import against
 
-from sr_dist import plugins, recipe
-from sr_dist.errors import UserError
-from sr_dist.losses.classes import balancing
+from sr_dist.core import plugins
+from sr_dist.core.errors import UserError
+from sr_dist.data import data_checks
+from sr_dist.losses.classification import balancing
+from sr_dist.recipe import checks
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.3, -2.0], [1.0, 1.5, 1.0], [-0.5, 0.0, 0.25]])
 
@@ -94,13 +96,13 @@ def classifier(write_recipe):
         tree = yaml.safe_load(path.read_text())
         tree["objective"] = {"name": "classify", **changes.get("objective", {})}
         path.write_text(yaml.safe_dump(tree))
-        return recipe.load(path, options or {})
+        return data_checks.load(path, options or {})
 
     return load
 
 
 def test_outputs_and_shares_come_from_the_shards(classifier):
-    loaded = recipe.complete(classifier({"data.split": "[]"}, objective={"balance": "weights"}))
+    loaded = checks.complete(classifier({"data.split": "[]"}, objective={"balance": "weights"}))
     assert loaded.classifier.options["outputs"] == 3 and loaded.channels == 3
     assert len(loaded.objective.options["shares"]) == 3 and sum(loaded.objective.options["shares"]) == pytest.approx(1, abs=1e-4)
 
@@ -137,4 +139,4 @@ def test_what_does_not_fit_is_refused_before_torch(classifier, options, complain
 )
 def test_parts_that_do_not_fit_each_other_are_refused(classifier, options, complaint):
     with pytest.raises(UserError, match=complaint):
-        recipe.complete(classifier(options))
+        checks.complete(classifier(options))

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sr_dist import plugins, recipe
-from sr_dist.batch import Batch, Verdict
-from sr_dist.errors import UserError
+from sr_dist.core import plugins
+from sr_dist.core.batch import Batch, Verdict
+from sr_dist.core.errors import UserError
+from sr_dist.core.launch_env import Launch
+from sr_dist.data import data_checks
+from sr_dist.recipe import checks
 
 CONTENT = {"mse": {"weight": 2.0, "range": "-1..1"}}
 
@@ -157,9 +160,9 @@ def test_r1_is_the_squared_norm_of_the_critics_gradient_on_real_images(name, pat
 @pytest.mark.parametrize("name", ["srgan", "esrgan"])
 def test_r1_says_that_it_does_not_run_under_zero(name):
     module, config = plugins.resolve("sr_dist.objectives", name, {"r1_weight": "5"}, "objective")
-    assert module.refuses(config, zero_stage=0, cuda=True, ranks=8) is None
-    assert "double backward" in module.refuses(config, zero_stage=1, cuda=True, ranks=8)
-    assert module.refuses(module.Config(), zero_stage=3, cuda=True, ranks=8) is None
+    assert module.refuses(config, Launch(ranks=8, cuda=True)) is None
+    assert "double backward" in module.refuses(config, Launch("deepspeed", 1, ranks=8, cuda=True))
+    assert module.refuses(module.Config(), Launch("deepspeed", 3, ranks=8, cuda=True)) is None
 
 
 def test_defaults_are_the_papers():
@@ -190,9 +193,9 @@ def test_recipes_that_cannot_be_right_are_refused(write_recipe, options, said):
     critic = {} if "discriminator.name" in options else {"widths": [8, 8]}
     parts = {**ESRGAN, "discriminator": {"name": "patch", **critic}}
     with pytest.raises(UserError, match=said):
-        recipe.complete(recipe.load(write_recipe(**parts), options))
+        checks.complete(data_checks.load(write_recipe(**parts), options))
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": "2", "objective.batch_mean": "local"}])
 def test_recipes_that_are_right_are_not(write_recipe, options):
-    assert recipe.complete(recipe.load(write_recipe(**ESRGAN), options)).objective.options["halved"] is False
+    assert checks.complete(data_checks.load(write_recipe(**ESRGAN), options)).objective.options["halved"] is False

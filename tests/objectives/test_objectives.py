@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sr_dist import plugins
-from sr_dist.batch import Batch, Reading, Verdict
+from sr_dist.core import plugins
+from sr_dist.core.batch import Batch, Reading, Verdict
 
 PACKAGE = "sr_dist.objectives"
 NAMES = plugins.names(PACKAGE)

@@ -10,13 +10,15 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from sr_dist import ranks, recipe
-from sr_dist.sections import Recipe
+from sr_dist.core import ranks
+from sr_dist.data import data_checks
+from sr_dist.recipe import checks
+from sr_dist.recipe.sections import Recipe
 
 
 def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        chosen = recipe.complete(recipe.load(job["recipe"], job["options"]))
+        chosen = checks.complete(data_checks.load(job["recipe"], job["options"]))
         with planted(job["fault"]):
             train(chosen)
     ranks.wait()
@@ -25,9 +27,9 @@ def main() -> None:
 
 def train(chosen: Recipe) -> None:
     """What `engine.train` does, without leaving the process group."""
-    from sr_dist.engine import classification
-    from sr_dist.engine.loop import fit
-    from sr_dist.engine.setup import set_up
+    from sr_dist.training import classification
+    from sr_dist.training.build import set_up
+    from sr_dist.training.loop import fit
 
     run = set_up(chosen)
     frozen = {name: value.clone() for name, value in run.objective.state_dict().items()}
@@ -43,8 +45,8 @@ def train(chosen: Recipe) -> None:
 @contextmanager
 def planted(fault: str | None):
     """A mistake that a training loop could have, to show that the comparison would see it."""
-    from sr_dist.engine import step
-    from sr_dist.engine.backends.ddp import Engine
+    from sr_dist.training import step
+    from sr_dist.training.ddp import Engine
 
     @contextmanager
     def nothing(*_, **__):

@@ -11,9 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
-from sr_dist import door
-from sr_dist.engine import checkpoint
+from sr_dist.core import cli
 from sr_dist.train import main
+from sr_dist.training import checkpoint
 
 STAGES = ("first tensors", "before state", "before manifest", "before rename", "after rename", "while pruning")
 
@@ -80,4 +80,4 @@ def arm(stage: str, step: int) -> None:
 
 if __name__ == "__main__":
     arm(sys.argv[1], int(sys.argv[2]))
-    sys.exit(door.run(main, sys.argv[3:]))
+    sys.exit(cli.run(main, sys.argv[3:]))

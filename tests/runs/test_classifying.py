@@ -14,10 +14,10 @@ from safetensors import safe_open
 from test_recipes import ROOT
 from wandb_records import history
 
+from sr_dist.data.images import open_images
 from sr_dist.data.select import Portion
-from sr_dist.data.validation import open_images
-from sr_dist.labels import Labels
-from sr_dist.models import weights
+from sr_dist.models import trained
+from sr_dist.recipe.labels import Labels
 
 TINY = "{name: digit_cnn, size: 16, widths: [4, 6, 8], features: [8, 8], norm: none, dropout: 0}"
 SPLIT = ["--data.split=[0.5, 0.25, 0.25]", "--data.select={}", "--data.balance={}"]
@@ -66,7 +66,7 @@ def test_a_classifier_learns_is_chosen_by_validation_reported_and_listened_to(sh
     assert all("reading/accuracy" in row for row in metrics(folder))
     head = tree["heads"]["class"]
     assert head["accuracy"] >= 0.9 and list(head["per_class"]) == ["bright", "dark"]
-    opened = weights.open_classifier(str(folder), "x")
+    opened = trained.open_classifier(str(folder), "x")
     assert (opened.labels, opened.size, opened.file.parent.name) == (Labels("class", ("bright", "dark")), 16, f"{best:07d}")
     with safe_open(opened.file, "pt") as file:
         assert json.loads(file.metadata()["sr_dist"])["size"] == 16

@@ -12,7 +12,7 @@ from finished import finished
 from processes import DEMO, LONGEST, ROOT, environment, losses
 from safetensors.torch import load_file
 
-from sr_dist.labels import Labels
+from sr_dist.recipe.labels import Labels
 
 BATCH, STEPS = 8, 5
 TINY = "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1, skip: bicubic}"

@@ -19,7 +19,7 @@ from PIL import Image
 from processes import LONGEST, environment, finish, kill, run, start, wait_for
 
 from sr_dist.data.format import open_shards
-from sr_dist.labels import Labels
+from sr_dist.recipe.labels import Labels
 
 WORDS = ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr,ssim,fid,kid,patch_fid,class_fid", "--cache=none"]
 
@@ -131,10 +131,10 @@ def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, 
 SETS = """
 import json, sys
 import numpy as np, torch
-from sr_dist import ranks
-from sr_dist.engine.setup import open_accelerator
-from sr_dist.eval.features import Features, dealt, distances, halves, jackknifed
-from sr_dist.eval.metrics import class_fid, kid
+from sr_dist.core import ranks
+from sr_dist.training.build import open_accelerator
+from sr_dist.evaluation.distances.features import Features, dealt, distances, halves, jackknifed
+from sr_dist.evaluation.metrics import class_fid, kid
 
 accelerator = open_accelerator("no")
 draw = np.random.default_rng(0)

@@ -150,7 +150,7 @@ def test_changed_recipe_is_refused_by_name(shards, tmp_path):
 TOY = """
 import torch.nn.functional as F
 from torch import nn
-from sr_dist.config import Settings
+from sr_dist.core.config import Settings
 
 class Config(Settings):
     width: int = 4

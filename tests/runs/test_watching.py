@@ -15,7 +15,7 @@ SLOW = """
 import os, time
 from torch import nn
 import torch.nn.functional as F
-from sr_dist.config import Settings
+from sr_dist.core.config import Settings
 
 class Config(Settings):
     pass

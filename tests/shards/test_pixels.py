@@ -12,8 +12,8 @@ from made_shards import built, contents, keys_of, rejects_of
 from PIL import Image
 
 from shards.pixels import ORIENTATION, Preparation, Rejected, geometry, header, plain_jpeg, prepared, tiles
-from sr_dist.data.bands import band
-from sr_dist.errors import UserError
+from sr_dist.core.errors import UserError
+from sr_dist.data.jpeg_rows import band
 
 
 def opened(data: bytes) -> Image.Image:

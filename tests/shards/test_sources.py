@@ -12,8 +12,8 @@ import pytest
 from made_shards import built, contents, keys_of, rejects_of
 from PIL import Image
 
+from sr_dist.core.errors import UserError
 from sr_dist.data.format import attribute_values
-from sr_dist.errors import UserError
 
 
 def rows(shards, *columns):

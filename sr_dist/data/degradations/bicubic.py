@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sr_dist.config import Settings
-from sr_dist.resize import imresize
+from sr_dist.core.config import Settings
+from sr_dist.core.resize import imresize
 
 
 class Config(Settings):

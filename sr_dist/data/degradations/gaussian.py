@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sr_dist.config import Settings
-from sr_dist.resize import rounded
+from sr_dist.core.config import Settings
+from sr_dist.core.resize import rounded
 
 
 class Config(Settings):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sr_dist.config import Settings
-from sr_dist.errors import UserError
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError
 
 
 class Config(Settings):

@@ -28,10 +28,10 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from sr_dist.config import Settings
-from sr_dist.data.draws import Draws
-from sr_dist.data.jpeg import jpeg
-from sr_dist.resize import rounded
+from sr_dist.core.config import Settings
+from sr_dist.core.resize import rounded
+from sr_dist.data.jpeg_compression import jpeg
+from sr_dist.data.keyed_random import Draws
 
 MODES = 3  # area, bilinear, bicubic, alike in probability
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch
-from sr_dist.config import Settings
+from sr_dist.core.batch import Batch
+from sr_dist.core.config import Settings
 
 
 class Config(Settings):

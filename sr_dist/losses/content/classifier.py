@@ -15,14 +15,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch, Reading
-from sr_dist.config import Names, Settings
-from sr_dist.errors import UserError
-from sr_dist.labels import CLASS, check_fits
-from sr_dist.losses.classes import accuracy, cross_entropy, targets
-from sr_dist.models import weights
-from sr_dist.models.frozen import FrozenClassifier
-from sr_dist.sections import Recipe
+from sr_dist.core.batch import Batch, Reading
+from sr_dist.core.config import Names, Settings
+from sr_dist.core.errors import UserError
+from sr_dist.losses.classification import accuracy, cross_entropy, targets
+from sr_dist.models import trained
+from sr_dist.models.frozen_classifier import FrozenClassifier
+from sr_dist.recipe.labels import CLASS, LabelNames, check_fits
+from sr_dist.recipe.sections import Recipe
 
 KEY = "objective.content.classifier.runs"
 
@@ -42,20 +42,19 @@ def check(config: Config, recipe: Recipe) -> None:
         raise UserError(f"{KEY}: names no classifier; say one or more run folders or weights files")
 
 
-def check_runs(config: Config, recipe: Recipe) -> None:
-    """Every classifier is there, and tells apart what the shards have."""
-    shards = recipe.data.opened()[0]
+def check_labels(config: Config, available: LabelNames) -> None:
+    """Every classifier exists, and the shards have the labels that it distinguishes."""
     for path in config.runs:
-        found = weights.open_classifier(path, KEY)
+        classifier = trained.open_classifier(path, KEY)
         if config.target == "label":
-            check_fits(found.labels, shards, f"{KEY}: '{path}'")
+            check_fits(classifier.labels, available, f"{KEY}: '{path}'")
 
 
 class ClassKnowledge(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.classifiers = nn.ModuleList(weights.open_classifier(path, KEY) for path in config.runs)
+        self.classifiers = nn.ModuleList(trained.open_classifier(path, KEY) for path in config.runs)
 
     def forward(self, sr: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Reading]]:
         values, readings = [], {}
@@ -71,7 +70,7 @@ class ClassKnowledge(nn.Module):
         with torch.no_grad():
             original = classifier(batch.hr)  # (B, labels)
         if self.config.target == "label":
-            y = targets(classifier.labels.wanted, batch)
+            y = targets(classifier.labels.words, batch)
         else:
             y = original.argmax(1) if classifier.labels.kind == CLASS else (original > 0).to(original.dtype)
         restored = classifier(sr)

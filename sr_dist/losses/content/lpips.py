@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sr_dist import pretrained
-from sr_dist.batch import Batch
-from sr_dist.config import Settings
-from sr_dist.errors import UserError, first_line
-from sr_dist.sections import Recipe
+from sr_dist.core.batch import Batch
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError, first_line
+from sr_dist.models import pretrained
+from sr_dist.recipe.sections import Recipe
 
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 SMALLEST = 31  # pixels: below, AlexNet's last pooling has nothing left

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sr_dist.batch import Batch
-from sr_dist.config import Settings
+from sr_dist.core.batch import Batch
+from sr_dist.core.config import Settings
 
 
 class Config(Settings):

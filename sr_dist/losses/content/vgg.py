@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from sr_dist import pretrained
-from sr_dist.batch import Batch
-from sr_dist.config import Settings
-from sr_dist.errors import UserError, first_line, nearest
+from sr_dist.core.batch import Batch
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError, first_line, nearest
+from sr_dist.models import pretrained
 
 FILE = "vgg19-dcbb9e9d.pth"
 LAYERS = [f"conv{i}_{j}" for i, count in enumerate((2, 2, 4, 4, 4), 1) for j in range(1, count + 1)]

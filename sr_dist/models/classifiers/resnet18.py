@@ -13,9 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from sr_dist.config import Settings, Whole
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
-from sr_dist.models.published import as_imagenet, load_published
+from sr_dist.models.imagenet import as_imagenet, load_published
 
 FILE = "resnet18-f37072fd.pth"
 
@@ -39,8 +40,8 @@ def files(config: Config) -> list[str]:
     return [FILE] if config.weights == "imagenet" else []
 
 
-def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
-    return limits.batch_norm(cuda, ranks)
+def refuses(config: Config, launch: Launch) -> str | None:
+    return limits.batch_norm(launch)
 
 
 class ResNet18(ResNet):

@@ -13,10 +13,11 @@ import torchvision.models as published
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings, Whole
-from sr_dist.errors import nearest
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.errors import nearest
+from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
-from sr_dist.models.published import as_imagenet, load_published
+from sr_dist.models.imagenet import as_imagenet, load_published
 
 NAMES = published.list_models(module=published)
 SECOND_HEADS = ("googlenet", "inception_v3")  # which answer with several tensors in training, unless they are left out
@@ -48,9 +49,9 @@ def files(config: Config) -> list[str]:
     return [PurePosixPath(address).name] if config.weights == "imagenet" else []
 
 
-def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
+def refuses(config: Config, launch: Launch) -> str | None:
     normed = any(isinstance(module, nn.BatchNorm2d) for module in Published(config).modules())
-    return limits.batch_norm(cuda, ranks) if normed else None
+    return limits.batch_norm(launch) if normed else None
 
 
 class Published(nn.Module):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.batch import Verdict
-from sr_dist.config import Absent, Settings, Whole
+from sr_dist.core.batch import Verdict
+from sr_dist.core.config import Absent, Settings, Whole
 
 Positive = Annotated[int, Field(gt=0)]
 

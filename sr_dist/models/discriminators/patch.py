@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.batch import Verdict
-from sr_dist.config import Settings, Whole
+from sr_dist.core.batch import Verdict
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 
 Positive = Annotated[int, Field(gt=0)]
@@ -29,8 +30,8 @@ def build(config: Config, scale: int) -> nn.Module:
     return PatchCritic(config)
 
 
-def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
-    return limits.batch_norm(cuda, ranks) if config.norm == "batch" else None
+def refuses(config: Config, launch: Launch) -> str | None:
+    return limits.batch_norm(launch) if config.norm == "batch" else None
 
 
 class PatchCritic(nn.Module):

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.batch import Verdict
-from sr_dist.config import Settings, Whole
-from sr_dist.errors import UserError
+from sr_dist.core.batch import Verdict
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.errors import UserError
+from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 from sr_dist.models.discriminators.patch import stages
-from sr_dist.sections import Recipe
+from sr_dist.recipe.sections import Recipe
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -44,8 +45,8 @@ def check(config: Config, recipe: Recipe) -> None:
         )
 
 
-def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
-    return limits.batch_norm(cuda, ranks) if config.norm == "batch" else None
+def refuses(config: Config, launch: Launch) -> str | None:
+    return limits.batch_norm(launch) if config.norm == "batch" else None
 
 
 class SRGANCritic(nn.Module):

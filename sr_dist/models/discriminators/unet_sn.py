@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
-from sr_dist.batch import Verdict
-from sr_dist.config import Settings, Whole
+from sr_dist.core.batch import Verdict
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 
 Positive = Annotated[int, Field(gt=0)]
@@ -33,8 +34,8 @@ def build(config: Config, scale: int) -> nn.Module:
     return UNetCritic(config)
 
 
-def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
-    return limits.spectral_norm(zero_stage)
+def refuses(config: Config, launch: Launch) -> str | None:
+    return limits.spectral_norm(launch)
 
 
 class UNetCritic(nn.Module):

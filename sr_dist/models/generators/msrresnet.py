@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings, Whole
-from sr_dist.errors import UserError
-from sr_dist.models import initial
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.errors import UserError
+from sr_dist.models import initialization
 
 Positive = Annotated[int, Field(gt=0)]
 STEPS = {2: (2,), 3: (3,), 4: (2, 2)}  # what each pixel shuffle enlarges by
@@ -48,7 +48,7 @@ class MSRResNet(nn.Module):
             self.upconv2 = nn.Conv2d(width, width * 4, 3, padding=1)
         self.conv_hr = nn.Conv2d(width, width, 3, padding=1)
         self.conv_last = nn.Conv2d(width, config.channels, 3, padding=1)
-        initial.kaiming(self.modules(), 0.1)
+        initialization.kaiming(self.modules(), 0.1)
 
     def forward(self, lr: Tensor) -> Tensor:
         """(B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)."""

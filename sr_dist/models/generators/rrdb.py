@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings, Whole
-from sr_dist.errors import UserError
-from sr_dist.models import initial
-from sr_dist.resize import imresize
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.errors import UserError
+from sr_dist.core.resize import imresize
+from sr_dist.models import initialization
 
 Positive = Annotated[int, Field(gt=0)]
 FOLD = {1: 4, 2: 2, 4: 1, 8: 1}
@@ -60,7 +60,7 @@ class RRDBNet(nn.Module):
             self.add_module(name, nn.Conv2d(width, width, 3, padding=1))
         self.conv_hr = nn.Conv2d(width, width, 3, padding=1)
         self.conv_last = nn.Conv2d(width, config.channels, 3, padding=1)
-        initial.kaiming(self.body.modules(), 0.1)
+        initialization.kaiming(self.body.modules(), 0.1)
 
     def forward(self, lr: Tensor) -> Tensor:
         """(B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)."""

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings, Whole
-from sr_dist.errors import UserError
-from sr_dist.resize import imresize
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.errors import UserError
+from sr_dist.core.resize import imresize
 
 Positive = Annotated[int, Field(gt=0)]
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.config import Settings, Whole
-from sr_dist.errors import UserError
+from sr_dist.core.config import Settings, Whole
+from sr_dist.core.errors import UserError
+from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 
 Positive = Annotated[int, Field(gt=0)]
@@ -36,8 +37,8 @@ def build(config: Config, scale: int) -> nn.Module:
     return SRResNet(config, scale)
 
 
-def refuses(config: Config, *, zero_stage: int, cuda: bool, ranks: int) -> str | None:
-    return limits.batch_norm(cuda, ranks)
+def refuses(config: Config, launch: Launch) -> str | None:
+    return limits.batch_norm(launch)
 
 
 class SRResNet(nn.Module):

@@ -1,0 +1,174 @@
+"""YAML and `--key=value` -> frozen typed settings. Every value arrives as text, from the file as from the command line,
+and is typed once, by the field that takes it: `1e-4` is a number, `no` is the word no, `2024_01` stays a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from sr_dist.core.errors import UserError, nearest
+
+Tree = dict[str, Any]  # nested sections; leaves are text or lists of text
+
+
+class Settings(BaseModel):
+    """A section of a recipe or the options of a door: frozen, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def _absent(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in ("", "none", "null", "~") else value
+
+
+def listed(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip())
+    return () if value is None else value
+
+
+def section(value: Any) -> Any:
+    """A section in YAML's short form, `{a: 1}`, where it comes as text."""
+    try:
+        return parse(value) if isinstance(value, str) and value.startswith("{") else value
+    except yaml.YAMLError:
+        raise ValueError(f"'{value}' is not a section in YAML's short form, such as {{a: 1, b: 2}}") from None
+
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Whole = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literal[1, 3]
+Absent = BeforeValidator(_absent)  # Annotated[int | None, Absent]: `none`, `null` and nothing mean None
+OptionalText = Annotated[str | None, Absent]
+OptionalPositive = Annotated[Positive | None, Absent]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed)]  # `a,b` or [a, b]
+
+
+class _UniqueKeys(yaml.BaseLoader):
+    """Text for every scalar, and a refusal where a key stands twice (plain YAML keeps the last without a word)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise UserError(f"line {key.start_mark.line + 1}: the key '{key.value}' stands twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse(text: str) -> Any:
+    """YAML with every scalar as text."""
+    return yaml.load(text, _UniqueKeys)
+
+
+def read(path: str | Path) -> Tree:
+    """The sections of a YAML file, all scalars as text."""
+    path = Path(path)
+    try:
+        tree = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = [str(path.parent / p.name) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise UserError(f"no recipe '{path}'{nearest(str(path), names)}") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"'{path}' cannot be read: {problem}") from None
+    except UserError as mistake:
+        raise UserError(f"'{path}': {mistake}") from None
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"'{path}'{where} is not YAML: {getattr(problem, 'problem', problem)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"'{path}' holds no sections (key: value)")
+    return tree
+
+
+def override(tree: Tree, options: Mapping[str, str]) -> Tree:
+    """A copy of the tree with `{"data.batch": "8"}` set in it. Values that open with [ or { are lists and sections."""
+    tree = _copy(tree)
+    for key, text in options.items():
+        *sections, last = key.split(".")
+        place = tree
+        for depth, name in enumerate(sections):
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{key}: '{'.'.join(sections[: depth + 1])}' is not a section")
+        place[last] = _parsed(key, text)
+    return tree
+
+
+def _copy(tree: Any) -> Any:
+    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _parsed(key: str, text: str) -> Any:
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return parse(text)
+    except yaml.YAMLError:
+        raise UserError(f"{key}: '{text}' is not a list or section in YAML's short form") from None
+
+
+def typed(model: type[SettingsType], tree: Mapping[str, Any], where: str = "") -> SettingsType:
+    """The tree as settings, or a UserError about its first mistake. `where` is the section's own key in the recipe."""
+    try:
+        return model.model_validate(dict(tree))
+    except ValidationError as problem:
+        raise UserError(_one_line(model, problem, where)) from None
+
+
+def _one_line(model: type[BaseModel], problem: ValidationError, where: str) -> str:
+    errors = problem.errors(include_url=False)
+    # An unknown key is the likelier cause of a missing one: say it first.
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    # Tags that pydantic adds for members of a union are no keys of the user's.
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple[", "literal["))]
+    key = ".".join([where, *path] if where else path)
+    if first["type"] == "extra_forbidden":
+        inner = _model_at(model, path[:-1])
+        return f"{key}: unknown key{nearest(path[-1], inner.model_fields, key.removesuffix(path[-1]))}"
+    if first["type"] == "missing":
+        return f"{key}: this key is missing"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    return f"{key}: {first['msg'][0].lower() + first['msg'][1:]}; got {first['input']!r}"
+
+
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
+    for name in path:
+        if name.isdigit():
+            continue  # the place in a list
+        for candidate in _members(model.model_fields[name].annotation):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return model
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for member in get_args(annotation):
+        yield from _members(member)
+
+
+def text(settings: Settings) -> str:
+    """The settings as YAML that `read` takes back."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections -> {"data.batch": 8, ...}, to compare two recipes key by key."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return found

@@ -1,0 +1,52 @@
+"""What a launcher says in environment variables, read in one place. Importing this does not load torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a recipe is about to run. Networks, losses and objectives are asked whether they can (`refuses`)."""
+
+    backend: Literal["ddp", "deepspeed"] = "ddp"
+    stage: int = 0  # of ZeRO; 0 without DeepSpeed
+    ranks: int = 1
+    cuda: bool = False
+    compiled: bool = False  # by torch.compile
+
+
+def launch(compiled: bool = False) -> Launch:
+    """The launch of this process."""
+    return Launch("deepspeed" if under_deepspeed() else "ddp", zero_stage(), ranks(), uses_cuda(), compiled)
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """The rank's number on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def under_deepspeed() -> bool:
+    """Whether the launcher's configuration asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def zero_stage() -> int:
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if under_deepspeed() else 0
+
+
+def uses_cuda() -> bool:
+    """Whether there is a GPU and the launcher does not forbid it."""
+    import torch  # here, because the commands that need no torch import this module too
+
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")

@@ -1,0 +1,68 @@
+"""What a PSNR or SSIM is measured on. A number without its protocol says little: RGB without a border is 1 to 3 dB lower."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.resize import rounded
+
+BEST_PSNR = 100.0  # what identical images count as; infinity would swallow the mean
+
+
+@dataclass(frozen=True)
+class Protocol:
+    name: str
+    scale: int
+    border: int  # pixels left out on every side
+    eight_bit: bool  # restored images are rounded as a file would keep them
+    rounded_luma: bool  # MATLAB's rgb2ycbcr on 8-bit images rounds, BasicSR's does not
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "channel": "Y (BT.601, studio range; images stored grey are their own Y) and RGB, each under its name",
+            "mean": f"of per-image values; identical images count as {BEST_PSNR:g} dB",
+            "ssim": "Gaussian 11 x 11, sigma 1.5, K 0.01 0.03, valid positions",
+        }
+
+
+PRESETS = {  # border (in scales), 8 bit, rounded luma
+    "matlab-y": (1, True, True),
+    "basicsr": (1, True, False),
+    "rgb-float": (0, False, False),
+}
+
+
+def protocol(name: str, scale: int) -> Protocol:
+    if name not in PRESETS:
+        raise UserError(f"protocol: no '{name}'{nearest(name, PRESETS)}")
+    border, eight_bit, rounded_luma = PRESETS[name]
+    return Protocol(name, scale, border * scale, eight_bit, rounded_luma)
+
+
+def kept(images: Tensor, protocol: Protocol) -> Tensor:
+    """(B, 3, H, W) in [0, 1] as a file would keep them: clipped, 8 bit, float64."""
+    images = images.to(torch.float64).clamp(0, 1)
+    return rounded(images) if protocol.eight_bit else images
+
+
+def pictures(images: Tensor, protocol: Protocol) -> Tensor:
+    """The same without border."""
+    images, edge = kept(images, protocol), protocol.border
+    return images[..., edge:-edge, edge:-edge] if edge else images
+
+
+def luma(images: Tensor, protocol: Protocol, grey: bool) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> Y (B, 1, H, W) in [0, 255]."""
+    red, green, blue = images.unbind(1)
+    if grey:
+        y = 255 * (0.299 * red + 0.587 * green + 0.114 * blue)  # of three equal channels: the channel
+    else:
+        y = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
+    y = y[:, None]
+    return (y + 0.5).floor() if protocol.rounded_luma else y

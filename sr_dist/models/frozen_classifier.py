@@ -1,0 +1,57 @@
+"""A finished classifier on images of any size and colour: what losses and reports ask for its opinion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sr_dist.core.errors import UserError
+from sr_dist.recipe.labels import Labels
+
+LUMA = (0.299, 0.587, 0.114)  # BT.601
+
+
+class FrozenClassifier(nn.Module):
+    """In evaluation mode for good, and no gradient stays in it; one passes through it to the images."""
+
+    def __init__(self, network: nn.Module, name: str, file: Path, labels: Labels, size: int | None, channels: int) -> None:
+        super().__init__()
+        self.network, self.name, self.file, self.labels, self.size, self.channels = network, name, file, labels, size, channels
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FrozenClassifier:
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1 or 3, H, W) in [0, 1] -> logits (B, labels). Images come to the size and the channels that it was trained on."""
+        return self.network(self._as_trained(images)).float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """The same images -> (B, width): what the last layer makes the logits of; of a map the mean over places."""
+        given: list[Tensor] = []
+        hook = self.last_layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        try:
+            self(images)
+        finally:
+            hook.remove()
+        (found,) = given
+        return (found.flatten(2).mean(2) if found.ndim == 4 else found).float()
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """That with an output per label."""
+        layers = [module for module in self.network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        if not layers or len(layers[-1].weight) != len(self.labels.names):
+            raise UserError(f"extractor: '{self.file}' does not end in a dense or convolutional layer for {self.labels}")
+        return layers[-1]
+
+    def _as_trained(self, images: Tensor) -> Tensor:
+        if images.shape[1] == 3 and self.channels == 1:
+            images = (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        elif images.shape[1] == 1 and self.channels == 3:
+            images = images.expand(-1, 3, -1, -1)
+        if self.size and images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        return images

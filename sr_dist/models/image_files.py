@@ -1,0 +1,134 @@
+"""Picture files in and out, with what they carry: 8 or 16 bits, grey or colour, alpha, colour profile, EXIF rotation."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from sr_dist.core.files import write_whole
+
+
+class Unreadable(Exception):
+    """A picture that cannot be read, or not be written in the form that is asked for."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    pixels: Tensor  # (1 or 3, H, W) float in [0, 1]
+    alpha: Tensor | None  # (1, H, W)
+    bits: int  # 8 or 16
+    profile: bytes | None  # ICC
+
+
+def read(path: Path) -> Picture:
+    try:
+        with Image.open(path) as image:
+            profile = image.info.get("icc_profile")
+            if image.format == "PNG" and _depth(path) == 16:
+                return _picture(_png_16(path), 16, profile)
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):
+                return _picture(np.asarray(image, np.int32).clip(0, 65535), 16, profile)
+            return _picture(np.asarray(image.convert(_plain_mode(image))), 8, profile)
+    except Exception as problem:  # decoders fail in as many ways as files are damaged
+        said = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise Unreadable(said[0]) from None
+
+
+def _plain_mode(image: Image.Image) -> str:
+    """Palettes, CMYK and the like become RGB; two levels become grey."""
+    if image.mode == "F":
+        raise Unreadable("floating-point images have no white that is known here")
+    alpha = image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info
+    grey = image.mode in ("1", "L", "LA", "La")
+    return ("LA" if grey else "RGBA") if alpha else ("L" if grey else "RGB")
+
+
+def _picture(array: np.ndarray, bits: int, profile: bytes | None) -> Picture:
+    """(H, W) or (H, W, 1 to 4): grey, grey and alpha, RGB, RGB and alpha."""
+    planes = torch.from_numpy(array.astype(np.float32) / (2**bits - 1)).reshape(*array.shape[:2], -1).permute(2, 0, 1)
+    colours = 3 if planes.shape[0] >= 3 else 1
+    return Picture(planes[:colours], planes[colours:] if planes.shape[0] in (2, 4) else None, bits, profile)
+
+
+def _depth(path: Path) -> int:
+    with open(path, "rb") as file:
+        return file.read(25)[24]
+
+
+def _png_16(path: Path) -> np.ndarray:
+    """Pillow keeps 8 bits of colour. torchvision keeps 16, but ends the process on damage: Pillow looks first."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    with Image.open(path) as image:
+        image.verify()  # every chunk's checksum
+    with Image.open(path) as image:
+        image.load()
+        turn = image.getexif().get(0x0112, 1)
+    data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    planes = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    return _turned(planes, turn)
+
+
+def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) as EXIF says that it is to be seen: 2 to 4 mirror or turn by half, 5 to 8 swap the axes first."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)
+
+
+def write(picture: Picture, path: Path) -> None:
+    """By suffix. Only PNG holds 16 bits of colour; the others get 8. JPEG holds no alpha."""
+    kind = path.suffix.lower()
+    planes = picture.pixels if picture.alpha is None else torch.cat([picture.pixels, picture.alpha])
+    if kind in (".jpg", ".jpeg") and picture.alpha is not None:
+        raise Unreadable("it has an alpha channel, which JPEG does not hold; use --format=png")
+    bits = picture.bits if kind == ".png" else 8
+    whole = (planes.clamp(0, 1) * (2**bits - 1) + 0.5).floor().permute(1, 2, 0).numpy()
+    if bits == 16:
+        content = png_16(whole.astype(">u2"), picture.profile)
+    else:
+        content = _encoded(whole.astype(np.uint8), kind, picture.profile)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+
+
+def _encoded(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
+    file = io.BytesIO()
+    options: dict[str, dict[str, Any]] = {
+        ".jpg": {"quality": 95, "subsampling": 0},
+        ".webp": {"lossless": True},
+        ".tif": {"compression": "tiff_lzw"},
+    }
+    about: dict[str, Any] = {"icc_profile": profile} if profile else {}
+    form = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF"}[kind]
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    image.save(file, format=form, **options.get(kind.replace("jpeg", "jpg"), {}), **about)
+    return file.getvalue()
+
+
+def png_16(array: np.ndarray, profile: bytes | None = None) -> bytes:
+    """(H, W, 1 to 4) big-endian 16 bits -> PNG, which Pillow writes for grey only. A row is the difference to the one above."""
+    height, width, planes = array.shape
+    rows = array.reshape(height, -1).view(np.uint8)  # (H, 2 W planes)
+    above = np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
+    filtered = np.hstack([np.full((height, 1), 2, np.uint8), rows - above])  # 2: the filter "up"
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[planes], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
+    if profile:
+        chunks.insert(1, (b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+    signed = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(signed)

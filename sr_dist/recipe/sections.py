@@ -1,0 +1,335 @@
+"""The sections of a recipe: every key with its type, its default and one sentence. No torch, no disk, no network.
+
+A run writes all of it, defaults included, into its `recipe.yaml`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction as Ratio
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole
+
+LONGEST_PATTERN = 10_000  # the largest sum of whole weights when data sets are mixed
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Period = Annotated[Positive | None, Absent]  # in steps; none means never
+
+
+def _sums_to_one(split: tuple[float, ...]) -> tuple[float, ...]:
+    if split and not (len(split) in (2, 3) and math.isclose(sum(split), 1, abs_tol=1e-6)):
+        raise ValueError(f"{list(split)} are not two or three shares that make 1, such as [0.7, 0.15, 0.15]")
+    return split
+
+
+Split = Annotated[tuple[Share, ...], AfterValidator(_sums_to_one)]  # into training, validation and test
+
+
+class Part(Settings):
+    """A section that names a plug-in file. The file's own `Config` types the other keys."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+    """The name of a file of the package, or a dotted name of your own."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+    def with_options(self, **changes: Any) -> Part:
+        return Part(name=self.name, **{**self.options, **changes})
+
+
+def whole_weights(weights: Sequence[float]) -> list[int]:
+    """The smallest whole numbers in the same proportions; 0.7 means seven tenths."""
+    exact = [Ratio(repr(weight)) for weight in weights]
+    common = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * common) for weight in exact]
+    divisor = math.gcd(*whole)
+    return [weight // divisor for weight in whole]
+
+
+def _sources(value: Any) -> Any:
+    """One source, or several with weights."""
+    if isinstance(value, list | tuple):
+        raise ValueError(f"{list(value)} is a list; several data sets come with weights, such as {{data/a: 3, data/b: 1}}")
+    if not str(value).strip():
+        raise ValueError("is empty; name a folder of shards, a brace pattern or a URL")
+    if not isinstance(value, Mapping):
+        return value
+    weights = {}
+    for source, weight in value.items():
+        if not str(source).strip():
+            raise ValueError("one of the data sets has no name")
+        try:
+            weights[str(source)] = float(weight)
+        except (TypeError, ValueError):
+            raise ValueError(f"'{source}': {weight!r} is not a weight (a number)") from None
+        if not 0 < weights[str(source)] < math.inf:
+            raise ValueError(f"'{source}': the weight {weight} is not a number above 0")
+    if not weights:
+        raise ValueError("names no shards")
+    if (length := sum(whole_weights(list(weights.values())))) > LONGEST_PATTERN:
+        raise ValueError(f"weights in the proportion of whole numbers that add up to {length} are too fine; round them")
+    return weights
+
+
+class Augment(Settings):
+    """Changes to training images before LR is made of them. Each draws random numbers of its own."""
+
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """The largest rotation to either side."""
+    contrast: Fraction = 0.0
+    """0.2 means a factor from 0.8 to 1.2."""
+    brightness: Fraction = 0.0
+    """0.2 means up to 0.2 darker or lighter."""
+    erase: Fraction = 0.0
+    """The share of images that lose a rectangle."""
+
+
+class Data(Settings):
+    train: Annotated[str | dict[str, float], BeforeValidator(_sources)]
+    """Shards: a folder, a brace pattern, a URL of a folder, or `pipe:` and a command; or several of them with weights."""
+    validation: OptionalText = None
+    """Shards, or a folder of images."""
+    validation_limit: Annotated[Positive | None, Absent] = None
+    """Use only the first N validation images."""
+    select: dict[str, Positive] = {}
+    """Sample counts per class, per attribute, for `each_class` or for the `rest`, chosen by content hash."""
+    balance: dict[str, tuple[Positive, Positive]] = {}
+    """One attribute with two counts: samples with it and samples without it, chosen by content hash."""
+    split: Split = ()
+    """Shares of data.train for training, validation and test, chosen by content hash."""
+    crop: Annotated[Positive | None, Absent]
+    """The side of HR crops in pixels; none means whole images, one per micro-batch."""
+    small: Literal["refuse", "replicate"] = "refuse"
+    """What happens to images smaller than the crop."""
+    on_corrupt: Literal["fail", "substitute"] = "fail"
+    """What happens to samples that cannot be read; substitute takes the next sample and records it."""
+    cache: OptionalText = None
+    """This node's folder for fetched shards; the default is in the folder for temporary files."""
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0
+    """The size limit of the cache."""
+    batch: Positive
+    """Images per step, over all ranks."""
+    flip: bool = True
+    """Flip images at random."""
+    rotate: bool = True
+    """Rotate images by quarter turns at random."""
+    augment: Augment = Augment()
+    degradation: Part = Part(name="bicubic")
+    """How LR is made where the shards store none."""
+    window: Positive = 8192
+    """The number of samples that are shuffled together; a node must hold the shards of one window at a time."""
+    workers: Annotated[int, Field(ge=0, le=256)] = 2
+    """Loader worker processes per rank."""
+    trace: bool = False
+    """Record the keys of every micro-batch."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(self.train) if isinstance(self.train, dict) else (self.train,)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(self.train.values()) if isinstance(self.train, dict) else (1.0,)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Data:
+        if self.balance and (self.select or len(self.balance) > 1):
+            raise ValueError("balance takes one attribute and no select beside it; select alone takes any number of groups")
+        if self.split and self.validation:
+            raise ValueError("validation: with a split it is the second part of data.train; leave one of them out")
+        return self
+
+
+class Init(Settings):
+    generator: OptionalText = None
+    """A run folder or a weights file, of sr_dist or of another project."""
+    discriminator: OptionalText = None
+    """The same for the discriminator."""
+    classifier: OptionalText = None
+    """The same for the classifier."""
+    partial: bool = False
+    """Load the tensors that fit, log how many, and leave the others as initialized."""
+    freeze: Names = ()
+    """Name patterns of parameters of the generator that are not trained, such as body.*"""
+
+
+class Optimizer(Settings):
+    name: str = "adam"
+    """A file of training/optimizers (adam, adamw, sgd), or a dotted name of your own."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Of adam and adamw."""
+    momentum: float = 0.0
+    """Of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = None
+    """The largest gradient norm."""
+
+
+class Schedule(Settings):
+    """The learning rate as a function of the step: warm-up, then constant, reduced at milestones, or a cosine."""
+
+    name: Literal["constant", "milestones", "cosine"] = "constant"
+    warmup: NonNegative = 0
+    """Steps of linear warm-up."""
+    milestones: tuple[int, ...] = ()
+    """Steps after which the learning rate is multiplied by `factor`."""
+    factor: float = 0.5
+    period: Period = None
+    """The length of the cosine in steps."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Schedule:
+        if self.name == "cosine" and not self.period:
+            raise ValueError("a cosine needs schedule.period (steps)")
+        if self.name == "milestones" and not self.milestones:
+            raise ValueError("needs schedule.milestones, such as [50000, 100000]")
+        return self
+
+
+class Ema(Settings):
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """The decay of the exponential moving average of weights."""
+
+
+class Keep(Settings):
+    """The checkpoints that are not deleted."""
+
+    last: Positive = 3
+    """The last N."""
+    best: OptionalText = None
+    """The best by this validation metric."""
+    every: Period = None
+    """Every N steps."""
+
+
+class Zero(Settings):
+    """Only for DeepSpeed."""
+
+    discriminator: Annotated[Literal[1, 2, 3] | None, Absent, Whole] = None
+    """The discriminator's ZeRO stage, where it differs from the launcher's configuration."""
+    persistence_threshold: NonNegative = 0
+    """Parameters up to this size stay whole on every rank under stage 3."""
+
+
+class Log(Settings):
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Whether W&B gets the rows of metrics.jsonl."""
+    project: str = "sr_dist"
+    """The W&B project."""
+    artifacts: bool = False
+    """Send every checkpoint to W&B."""
+
+
+class Resume(Settings):
+    allow: Names = ()
+    """Keys that may differ from those the run began with."""
+
+
+def _keep(value: Any) -> Any:
+    return {"last": value} if isinstance(value, str | int) else value
+
+
+class Recipe(Settings):
+    name: str
+    """The name of the run folder."""
+    seed: int = 0
+    scale: Annotated[Literal[1, 2, 3, 4, 8], Whole]
+    """HR size over LR size."""
+    steps: Positive
+    """The last step."""
+    runs: str = "runs"
+    """The folder of run folders."""
+    data: Data
+    generator: Annotated[Part | None, Absent] = None
+    discriminator: Annotated[Part | None, Absent] = None
+    classifier: Annotated[Part | None, Absent] = None
+    """A classifier to train, in place of a generator."""
+    objective: Part
+    init: Init = Init()
+    """Starting weights."""
+    optimizer: Optimizer
+    discriminator_optimizer: Annotated[Optimizer | None, Absent] = None
+    """The default is the generator's."""
+    schedule: Schedule = Schedule()
+    ema: Ema = Ema()
+    accumulate: Positive = 1
+    """Micro-batches per step and rank."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of the forward passes."""
+    max_skipped: Positive = 20
+    """The run stops after this many steps in a row with gradients that are not finite."""
+    compile: bool = False
+    """Use torch.compile for both networks."""
+    channels_last: bool = False
+    """Use the channels-last memory layout, which suits tensor cores."""
+    checkpointing: Names = ()
+    """Name patterns of modules of the generator whose activations are recomputed in the backward pass."""
+    tf32: bool = True
+    """Allow TF32 products (10 bits of mantissa) on GPUs that have them."""
+    save_every: Period = 1000
+    """The period of checkpoints in steps."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What happens when a checkpoint cannot be written."""
+    hang_timeout: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = 1800.0
+    """Seconds without progress after which a rank ends the job."""
+    keep: Annotated[Keep, BeforeValidator(_keep)] = Keep()
+    validate_every: Period = 1000
+    """The period of validation in steps."""
+    metrics: Names = ("psnr", "ssim")
+    """Validation metrics: files of evaluation/metrics, or dotted names of your own."""
+    extractor: OptionalText = None
+    """The network behind set distances: a trained classifier or a TorchScript file; the default is the FID Inception."""
+    log_every: Positive = 50
+    """The period of log rows in steps."""
+    log: Log = Log()
+    zero: Zero = Zero()
+    resume: Resume = Resume()
+    allow_download: bool = False
+    """Allow downloading published weights that a loss or a metric needs."""
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not value or value.startswith(".") or "/" in value or value != value.strip():
+            raise ValueError(f"'{value}' cannot be the name of a run folder")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+    @property
+    def channels(self) -> int:
+        """The channels of training images: the generator's or the classifier's."""
+        part = self.generator or self.classifier
+        return int(part.options.get("channels", 3)) if part else 3
+
+    @property
+    def discriminator_classes(self) -> str:
+        """The discriminator's class head as the recipe states it: `manifest`, a count, or `none`."""
+        stated = str(self.discriminator.options.get("classes", "none")) if self.discriminator else "none"
+        return "none" if stated in ("null", "None") else stated
+
+    def optimizer_of(self, phase: str) -> Optimizer:
+        return self.discriminator_optimizer or self.optimizer if phase == "discriminator" else self.optimizer
+
+    def parts(self) -> dict[str, Part]:
+        """Every part by its key; content terms belong to the objective."""
+        parts = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "classifier": self.classifier,
+            "objective": self.objective,
+            "data.degradation": self.data.degradation,
+        }
+        return {key: part for key, part in parts.items() if part is not None}

@@ -1,0 +1,104 @@
+"""One training step, on any backend: `take_step` is what `fit`, the benchmark, the memory table and the operation count call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sr_dist.core import ranks
+from sr_dist.core.batch import Batch, Reading, Terms
+
+
+class StepResult(NamedTuple):
+    losses: dict[str, Tensor]  # this rank's part of every term and reading; their sum over ranks is the global batch's mean
+    norms: dict[str, Tensor]  # gradient norm of every network
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of forward passes, as a recipe names it."""
+
+    name: Literal["no", "bf16", "fp16"]
+    device_type: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """torch's own, because the accelerator's does nothing under DeepSpeed and the bare discriminator needs one too."""
+        if self.name == "no":
+            return nullcontext()
+        return torch.autocast(self.device_type, torch.float16 if self.name == "fp16" else torch.bfloat16)
+
+
+def take_step(
+    objective: Any, engines: Mapping[str, Any], batches: Sequence[Batch], precision: Precision,
+    learning_rates: Mapping[str, float], timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> StepResult:  # fmt: skip
+    """Updates every network once from the micro-batches of one step. All ranks must call.
+
+    The generator (or the classifier) goes first, against the discriminator of the step before. The discriminator then learns
+    from the same outputs, detached. So every sample costs one generator forward, with any number of micro-batches.
+    `timed` is entered around the first network's forward pass.
+    """
+    first, *others = engines
+    discriminator = engines["discriminator"].bare if others else None
+    result = StepResult({}, {})
+    outputs: list[Tensor] = []
+
+    with frozen(discriminator):  # the bare module: gradients pass through it, none stay in it
+        for engine, batch in accumulated(engines[first], batches):
+            with precision.autocast():
+                with timed():
+                    output = objective(engine.network, batch)
+                terms = loss_of(objective, first)(discriminator, batch, output)
+            engine.backward(weighted_sum(terms, batch, result.losses))
+            outputs.append(output.detach())
+    result.norms[first] = engines[first].step(learning_rates[first])
+
+    for name in others:
+        for (engine, batch), output in zip(accumulated(engines[name], batches), outputs, strict=True):
+            with precision.autocast():
+                terms = loss_of(objective, name)(engine.network, batch, output)
+            engine.backward(weighted_sum(terms, batch, result.losses))
+        result.norms[name] = engines[name].step(learning_rates[name])
+    return result
+
+
+def accumulated(engine: Any, batches: Sequence[Batch]) -> Iterator[tuple[Any, Batch]]:
+    """The engine with each micro-batch. Only the last one lets the ranks exchange gradients."""
+    for i, batch in enumerate(batches):
+        with engine.accumulating(last=i == len(batches) - 1):
+            yield engine, batch
+
+
+def loss_of(objective: Any, phase: str) -> Callable[..., Terms]:
+    """`generator_loss`, `discriminator_loss` or `classifier_loss` of an objective."""
+    return getattr(objective, f"{phase}_loss")
+
+
+def weighted_sum(terms: Terms, batch: Batch, losses: dict[str, Tensor]) -> Tensor:
+    """The loss of a micro-batch, scaled by its share of the global batch and by the number of ranks.
+
+    Gradients are then averaged over ranks and added over micro-batches, which gives those of the mean over the global batch,
+    also where it does not divide. Adds every term and reading to `losses`.
+    """
+    for name, term in terms.items():
+        key, value = (f"reading/{name}", term.value) if isinstance(term, Reading) else (name, term)
+        losses[key] = losses.get(key, 0) + batch.share * value.detach()
+    return torch.stack([term for term in terms.values() if not isinstance(term, Reading)]).sum() * batch.share * ranks.size()
+
+
+@contextmanager
+def frozen(network: nn.Module | None) -> Iterator[None]:
+    """The network's parameters require no gradient inside."""
+    trained = [p for p in network.parameters() if p.requires_grad] if network is not None else []
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -1,0 +1,78 @@
+"""What tests of evaluation share: stand-ins for the Inception file, and folders of made photographs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+
+class Layers(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.AvgPool2d(23), nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class StandIn(nn.Module):
+    """Pictures (B, 3, 299, 299) in [0, 255] -> (B, width); its `layers` take [-1, 1], as those of the Inception file do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = Layers(width)
+        for parameter in self.parameters():  # larger than they start: features that differ from image to image
+            nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(parameter.numel()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers((x - 128) / 128).flatten(1)
+
+
+def save_stand_in(path: Path, width: int) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(StandIn(width).eval(), torch.rand(2, 3, 299, 299)).save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory) -> Path:
+    """An extractor of 12 numbers per picture."""
+    return save_stand_in(tmp_path_factory.mktemp("extractor") / "toy.pt", 12)
+
+
+@pytest.fixture
+def inception(tmp_path, monkeypatch) -> Path:
+    """The weights folder with a stand-in in place of the Inception file, which is taken for it."""
+    from sr_dist.core.files import sha256
+    from sr_dist.models import pretrained
+
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    path = save_stand_in(folder / "inception-2015-12-05.pt", 2048)
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(folder))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.setitem(pretrained.SHA256, path.name, sha256(path))
+    return path
+
+
+@pytest.fixture
+def photographs(tmp_path, picture):
+    """`photographs(5, 40, 48)` -> a folder of so many."""
+
+    def make(count: int, height: int = 40, width: int = 48) -> Path:
+        folder = tmp_path / f"photographs{count}"
+        folder.mkdir()
+        for i in range(count):
+            Image.fromarray(picture(i, height, width)).save(folder / f"{i:02d}.png")
+        return folder
+
+    return make

@@ -1,0 +1,113 @@
+"""The report in a real browser, without a screen and without a network."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from test_attributes import seen
+from test_report import reported, store, write
+
+from sr_dist.evaluation.distances.extractor import torchscript
+from sr_dist.evaluation.metric_set import open_metrics
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium with its chromedriver here")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1600"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def opened(browser, tmp_path_factory, stand_in):
+    """A report of six images and two trained methods, with a classifier's opinion of two, open in the browser."""
+    root = tmp_path_factory.mktemp("page")
+    for i in range(6):
+        store(root / "images" / f"tile{i}.png", (64, 96), seed=i)
+    metrics = open_metrics(["psnr", "ssim", "fid", "kid"], CPU, own=torchscript(stand_in, "clean", CPU))
+    found, batches, methods = reported(root / "images", "other", "mine", metrics=metrics)
+    found = seen(found, "bicubic", "mine")
+    write(root / "out", found, batches, methods)
+    browser.get((root / "out" / "report.html").as_uri())
+    return found, browser
+
+
+def elements(browser, selector):
+    return browser.find_elements("css selector", selector)
+
+
+def rows_of(table):
+    return table.find_elements("css selector", "tbody tr")
+
+
+@pytest.mark.slow
+def test_the_page_works_in_a_browser(opened):
+    found, browser = opened
+    from selenium.webdriver import ActionChains
+
+    # the slider follows a click and a drag
+    stage = elements(browser, ".stage")[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", stage)
+    for place in (0.25, 0.8):
+        ActionChains(browser).move_to_element_with_offset(stage, int((place - 0.5) * stage.size["width"]), 0).click().perform()
+        cut = float(stage.get_dom_attribute("style").split("--cut:")[1].strip(" ;%"))
+        assert cut == pytest.approx(100 * place, abs=1)
+    far = int(0.2 * stage.size["width"])
+    ActionChains(browser).click_and_hold(stage).move_by_offset(far, 0).release().perform()
+    assert float(stage.get_dom_attribute("style").split("--cut:")[1].strip(" ;%")) == pytest.approx(70, abs=1)
+
+    # a button changes what is on the left
+    figure = elements(browser, "figure")[0]
+    assert [
+        image.get_attribute("data-label") for image in figure.find_elements("css selector", ".over") if image.is_displayed()
+    ] == ["mine"]
+    next(button for button in figure.find_elements("css selector", ".choice button") if button.text == "LR").click()
+    shown = [image for image in figure.find_elements("css selector", ".over") if image.is_displayed()]
+    assert [image.get_attribute("data-label") for image in shown] == ["LR"]
+    assert figure.find_element("css selector", ".tag.left").text == "LR, 48 x 32"
+    assert all(image.get_property("naturalWidth") == 96 for image in figure.find_elements("css selector", "img"))
+
+    # a column sorts, downwards and upwards
+    head = [button.text for button in elements(browser, "#scores th button")]
+    column = head.index("ssim_y")
+    for reverse in (True, False):
+        browser.execute_script("arguments[0].click()", elements(browser, "#scores th button")[column])
+        names = [row.find_element("css selector", "td").text for row in elements(browser, "#scores tbody tr")]
+        assert names == sorted(found.order, key=lambda name: found.methods[name]["ssim_y"], reverse=reverse)
+
+    # what classifiers see: the tables, each of which sorts by itself
+    tables = elements(browser, "table[data-name]")
+    assert [table.get_dom_attribute("data-name") for table in tables] == ["ranking", "facts/Male", "facts/Smiling", "pairs"]
+    lost = [[cell.text for cell in row.find_elements("css selector", "td")] for row in rows_of(tables[0])]
+    assert [row[0] for row in lost] == ["Male", "Smiling"] and lost[0][4].startswith("+25.00 [")
+    true_positives = tables[1].find_elements("css selector", "th button")[1]
+    for expected in (["3", "2", "1"], ["1", "2", "3"]):
+        browser.execute_script("arguments[0].click()", true_positives)
+        assert [row.find_elements("css selector", "td")[1].text for row in rows_of(tables[1])] == expected
+    assert [row.find_element("css selector", "td").text for row in rows_of(tables[2])] == ["HR", "bicubic", "mine"]
+
+    # what else there is to see
+    assert len(elements(browser, "#trade-offs .dot")) == 2 * len(found.order)
+    assert len(elements(browser, "#histograms svg")) == len(found.image_columns)
+    assert len(elements(browser, "#extremes tbody tr")) == len(found.image_columns)
+    assert len(elements(browser, "#differences tbody tr")) == 3 + 3 + 1  # of each trained method to the others
+    assert "n" in [row.find_element("css selector", "td").text for row in elements(browser, "#distances tbody tr")]
+
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    asked = [entry["message"] for entry in browser.get_log("performance") if 'Network.requestWillBeSent"' in entry["message"]]
+    assert [message for message in asked if '"url":"http' in message] == []

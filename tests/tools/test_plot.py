@@ -1,0 +1,216 @@
+"""Curves from a metrics.jsonl whose numbers are known; the page in a real browser."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sr_dist.commands import Plotting
+from sr_dist.core.errors import UserError
+from sr_dist.tools.plot import columns_of, labels, plot, read, smoothed, summary
+
+
+def written(folder, rows=6, **changes):
+    """A run of so many logged steps, with a validation at the end and one row that is still being written."""
+    folder.mkdir(parents=True)
+    lines = []
+    for step in range(1, rows + 1):
+        row = {"step": step, "images": 8 * step, "learning_rate": 1e-4, "images_per_second": 10.0 + step, "data_wait": 0.1}
+        row |= {"memory_gb": 2.0, "loss/l1": 1 / step, "grad_norm/generator": 2.0, "skipped/generator": 0}
+        lines.append(row | changes)
+    lines.append({"step": rows, "images": 8 * rows, "validation/psnr_y": 30.0, "validation/lpips_alex": None})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 7, "ima')
+    return str(folder)
+
+
+def test_a_run_becomes_pictures_and_a_page_that_needs_nothing_else(tmp_path, capsys):
+    run = written(tmp_path / "mine")
+    plot(Plotting(runs=(run,)))
+    out = tmp_path / "mine" / "curves"
+    names = {"losses.png", "validation.png", "speed.png", "gradients.png", "curves.html"}
+    assert {path.name for path in out.iterdir()} == names
+    assert str(out) in capsys.readouterr().out
+    for name in names - {"curves.html"}:
+        with Image.open(out / name) as picture:
+            assert picture.width > 500
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20, f"{name} is empty"
+    page = (out / "curves.html").read_text()
+    links = re.findall(r"""(?:src|href)=["'](?!#)|url\((?!#)|@import""", page)
+    assert not [link for link in links if "xmlns" not in link]
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert {identity for identity in ids if identity.endswith("--run0")} == {
+        f"{column}--run0" for column in (
+            "loss/l1", "validation/psnr_y", "validation/lpips_alex", "images_per_second", "data_wait", "memory_gb",
+            "grad_norm/generator", "learning_rate",
+        )
+    }  # fmt: skip
+
+
+def test_several_runs_lie_over_each_other_where_both_have_a_curve(tmp_path):
+    one, other = written(tmp_path / "a" / "gan"), written(tmp_path / "b" / "gan", **{"loss/adversarial": 0.1})
+    plot(Plotting(runs=(one, other), out=str(tmp_path / "out")))
+    page = (tmp_path / "out" / "curves.html").read_text()
+    assert 'id="loss/l1--run0"' in page
+    assert 'id="loss/l1--run1"' in page
+    assert 'id="loss/adversarial--run0"' not in page
+    assert 'id="loss/adversarial--run1"' in page
+    assert page.count('type="checkbox"') == 2
+    assert not (tmp_path / "out" / "readings.png").exists()
+    assert labels((one, other)) == [one, other]  # the folders' names are alike
+    assert labels((one, str(tmp_path / "out"))) == ["gan", "out"]
+
+
+def test_what_is_measured_beside_the_losses_has_a_picture_of_its_own(tmp_path):
+    name = "reading/classifier_digits_accuracy"
+    run = written(tmp_path / "guided", **{name: 0.9})
+    plot(Plotting(runs=(run,)))
+    with Image.open(tmp_path / "guided" / "curves" / "readings.png") as picture:
+        assert picture.width > 500
+    assert f'id="{name}--run0"' in (tmp_path / "guided" / "curves" / "curves.html").read_text()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, kept."""
+    found = []
+
+    class Kept(Figure):
+        def savefig(self, *words, **options):
+            found.append(self)
+            super().savefig(*words, **options)
+
+    monkeypatch.setattr("sr_dist.tools.plot.Figure", Kept)
+    return found
+
+
+def test_names_stand_in_the_legend_as_they_are(tmp_path, figures):
+    """Matplotlib leaves out what begins with _, and reads what is between two $ as a formula; a single { is then an error."""
+    names = ["_mine", "cost$5$", "a$\\frac{$", "plain"]
+    runs = [written(tmp_path / name) for name in names]
+    plot(Plotting(runs=tuple(runs), out=str(tmp_path / "out")))
+    sheets = [figure for figure in figures if figure.legends]
+    assert len(sheets) == 4
+    for sheet in sheets:
+        (legend,) = sheet.legends
+        assert [text.get_text() for text in legend.get_texts()] == names
+        assert not any(text.get_parse_math() for text in legend.get_texts())
+        assert len({line.get_color() for line in legend.get_lines()}) == 4
+
+
+def test_a_level_curve_is_not_cut_by_the_frame(tmp_path, figures):
+    """Memory, which rises early by a little and stays, is drawn from 0 and with room above it."""
+    folder = tmp_path / "mine"
+    plot(Plotting(runs=(written(folder), written(tmp_path / "other", memory_gb=2.01)), out=str(tmp_path / "out")))
+    panels = [axes for figure in figures for axes in figure.axes if axes.get_title(loc="left") == "memory, GB"]
+    assert len(panels) == 2  # in the picture and on the page
+    for low, high in (axes.get_ylim() for axes in panels):
+        assert low == 0
+        assert 2.01 * 1.05 < high < 2.01 * 1.2
+
+
+def test_the_points_are_those_of_the_file(tmp_path):
+    """Values that were not finite are gaps, and the row that is still being written is none."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 1, "images": 4, "loss/l1": 0.5}\n{"step": 2, "images": 8, "loss/l1": null}\n'
+        '{"step": 2, "images": 8, "validation/psnr_y": 30}\n{"st'
+    )
+    images, values = read(folder, "mine").points("loss/l1")
+    assert images == [4, 8]
+    assert values[0] == 0.5
+    assert math.isnan(values[1])
+
+
+def test_counts_of_skipped_updates_are_shown_once_there_are_any(tmp_path):
+    quiet, troubled = written(tmp_path / "quiet"), written(tmp_path / "troubled", **{"skipped/generator": 2})
+    assert "skipped/generator" not in columns_of("gradients", [read(tmp_path / "quiet", "quiet")])
+    assert "skipped/generator" in columns_of("gradients", [read(tmp_path / name, name) for name in ("quiet", "troubled")])
+    assert quiet != troubled
+
+
+def test_the_table_has_the_best_and_the_last_by_each_metrics_own_sense(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = [(1, 29.0, 0.9), (2, 31.0, 0.8), (3, 30.0, None)]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": s, "images": s, "validation/psnr_y": p, "validation/ssim_y": q}) + "\n" for s, p, q in rows)
+    )
+    assert summary(read(folder, "mine"))["scores"] == [
+        {"name": "psnr_y", "best": 31.0, "step": 2, "last": 30.0}, {"name": "ssim_y", "best": 0.9, "step": 1, "last": 0.8},
+    ]  # fmt: skip
+
+
+def test_smoothing_is_never_late_and_skips_gaps():
+    """A straight line stays one where there are neighbours on both sides; a gap takes its neighbours' mean."""
+    line = [float(i) for i in range(400)]
+    assert smoothed(line)[10:-10] == pytest.approx(line[10:-10])
+    assert smoothed([1.0, math.nan, 3.0])[1] == 2.0
+    assert math.isnan(smoothed([math.nan] * 3)[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda run: None, "nothing is at"),
+        (lambda run: run.mkdir(), "no run folder"),
+        (lambda run: (run.mkdir(), (run / "metrics.jsonl").touch()), "no rows yet"),
+    ],
+)
+def test_what_is_no_run_or_has_nothing_to_show_is_said(tmp_path, make, said):
+    make(tmp_path / "mine")
+    with pytest.raises(UserError, match=said):
+        Plotting(runs=(str(tmp_path / "mine"),)).check()
+
+
+def test_a_run_is_named_once_however_it_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"^RUN: '.*' names a run twice$"):
+        Plotting(runs=(f"{tmp_path}/mine", f"{tmp_path}/mine/")).check()
+
+
+@pytest.mark.slow
+def test_the_page_hides_a_run_and_shows_it_again(tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("no chromium and chromedriver here")
+    runs = (written(tmp_path / "a", rows=150), written(tmp_path / "b", rows=6))
+    plot(Plotting(runs=runs, out=str(tmp_path / "out")))
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        page.get((tmp_path / "out" / "curves.html").as_uri())
+        first, second = page.find_elements(By.CSS_SELECTOR, "[data-run]")
+
+        def shown(identity):
+            return page.find_element(By.ID, identity).value_of_css_property("display") != "none"
+
+        curves = ("loss/l1--run0", "raw-loss/l1--run0", "loss/l1--run1")
+        assert [shown(curve) for curve in curves] == [True, True, True]
+        first.click()
+        assert [shown(curve) for curve in curves] == [False, False, True]
+        first.click(), second.click()
+        assert [shown(curve) for curve in curves] == [True, True, False]
+        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.get_log("browser") == []
+    finally:
+        page.quit()
+
+
+@pytest.mark.parametrize("line", ['{"step": 7, "ima', "[1]"])
+def test_a_damaged_row_is_named(tmp_path, line):
+    run = written(tmp_path / "mine")
+    with open(tmp_path / "mine" / "metrics.jsonl", "a") as file:
+        file.write("\n" + line + "\n")
+    with pytest.raises(UserError, match=r"^RUN: line 8 of '.*mine/metrics.jsonl' is no row of metrics"):
+        plot(Plotting(runs=(run,)))

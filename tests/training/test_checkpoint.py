@@ -1,0 +1,196 @@
+import json
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sr_dist.models import trained
+from sr_dist.recipe.sections import Keep
+from sr_dist.training import checkpoint
+
+
+def save(folder, step, value=None, about=None):
+    tensors = {"generator": {"w": torch.full((4, 3), float(value or step))}, "generator.optimizer": {"w/step": torch.tensor(3.0)}}
+    return checkpoint.save(folder, step, tensors, {"step": step, "best": None}, about)
+
+
+def found(folder):
+    """The newest whole checkpoint's step, and what was said on the way."""
+    said = []
+    newest = checkpoint.newest(folder, said.append)
+    return (newest.step if newest else None), said
+
+
+def test_what_is_saved_is_found(tmp_path):
+    save(tmp_path, 5)
+    save(tmp_path, 12)
+    newest = checkpoint.newest(tmp_path, print)
+    assert (newest.step, newest.folder.name, newest.state) == (12, "0000012", {"step": 12, "best": None})
+    assert torch.equal(newest.tensors("generator")["w"], torch.full((4, 3), 12.0))
+    assert newest.tensors("generator.optimizer")["w/step"] == 3
+    assert checkpoint.steps(tmp_path) == [5, 12]
+
+
+def test_the_manifest_lists_every_file_with_size_and_sha256(tmp_path):
+    import hashlib
+
+    place = save(tmp_path, 1)
+    manifest = json.loads((place / "manifest.json").read_text())
+    assert set(manifest["files"]) == {p.name for p in place.iterdir()} - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        data = (place / name).read_bytes()
+        assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_an_empty_or_absent_folder_has_none(tmp_path):
+    assert found(tmp_path) == (None, [])
+    assert found(tmp_path / "nothing") == (None, [])
+
+
+def test_steps_are_numbers_not_text(tmp_path):
+    for step in (9_999_999, 10_000_000):
+        save(tmp_path, step)
+    assert found(tmp_path)[0] == 10_000_000
+
+
+def test_tensors_of_any_layout_come_back(tmp_path):
+    tensors = {
+        "t": torch.arange(6.0).view(2, 3).t(), "last": torch.rand(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "half": torch.ones(2, dtype=torch.bfloat16), "count": torch.tensor(7), "grown": torch.ones(2, requires_grad=True),
+    }  # fmt: skip
+    checkpoint.save(tmp_path, 1, {"g": tensors}, {})
+    back = checkpoint.newest(tmp_path, print).tensors("g")
+    assert all(torch.equal(value, back[key]) and value.dtype == back[key].dtype for key, value in tensors.items())
+
+
+def test_metadata_goes_where_it_belongs(tmp_path):
+    place = save(tmp_path, 1, about={"generator": {"sr_dist": "{}"}})
+    assert trained.read(place / "generator.safetensors", "k")[1] == {"sr_dist": "{}"}
+    assert trained.read(place / "generator.optimizer.safetensors", "k")[1] == {}
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "generator.optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["cut", "emptied", "gone"])
+def test_a_damaged_newest_falls_back_with_a_line(tmp_path, name, harm):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20) / name
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: -3 if harm == "cut" else 0])
+    step, said = found(tmp_path)
+    assert step == 10
+    assert len(said) == 1 and "0000020 is damaged" in said[0] and name in said[0] and "\n" not in said[0]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["generator.safetensors", "state.json"]), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7)
+)
+def test_one_turned_bit_is_noticed(tmp_path, name, place, bit):
+    if not (tmp_path / "0000020").exists():
+        save(tmp_path, 10), save(tmp_path, 20)
+    path = tmp_path / "0000020" / name
+    whole = path.read_bytes()
+    data = bytearray(whole)
+    data[int(place * len(data))] ^= 1 << bit
+    path.write_bytes(data)
+    step, said = found(tmp_path)
+    path = restored(tmp_path) / name
+    path.write_bytes(whole)
+    assert step == 10 and f"{name} does not match its sha256" in said[0]
+    assert found(tmp_path) == (20, [])
+
+
+def restored(folder):
+    """The newest checkpoint back in its place, from where a damaged one is set aside."""
+    aside = folder / "0000020.damaged"
+    return aside.rename(folder / "0000020") if aside.exists() else folder / "0000020"
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_a_good_one(tmp_path):
+    """Damaged 30, resumed from 20, saved 25, keep the last: 25 stays."""
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    (tmp_path / "0000030" / "state.json").unlink()
+    assert found(tmp_path)[0] == 20
+    save(tmp_path, 25)
+    checkpoint.prune(tmp_path, Keep(last=1), None)
+    assert checkpoint.steps(tmp_path) == [25]
+    assert found(tmp_path) == (25, [])
+
+
+def test_killed_between_the_two_renames_of_a_second_save(tmp_path):
+    save(tmp_path, 10).rename(tmp_path / "0000010.before")
+    assert found(tmp_path) == (10, [])
+
+
+def test_a_turned_bit_in_the_manifest_never_raises(tmp_path):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20) / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 5):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        assert found(tmp_path)[0] in (10, 20)  # 20 where the bit lies in white space
+        restored(tmp_path)
+
+
+def test_when_all_are_damaged_each_is_named(tmp_path):
+    for step in (1, 2):
+        (save(tmp_path, step) / "state.json").unlink()
+    step, said = found(tmp_path)
+    assert step is None and ["0000002" in said[0], "0000001" in said[1]] == [True, True]
+
+
+@pytest.mark.parametrize("breaks", ["save_file", "write_whole"])
+def test_a_save_that_breaks_off_leaves_nothing_to_see(tmp_path, monkeypatch, breaks):
+    save(tmp_path, 10)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, breaks, full)
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, 20)
+    assert checkpoint.steps(tmp_path) == [10] and found(tmp_path) == (10, [])
+    save(tmp_path, 20)  # the next try is not in its own way
+    assert found(tmp_path) == (20, [])
+
+
+def test_pruning_removes_what_was_never_finished(tmp_path):
+    save(tmp_path, 10)
+    (tmp_path / ".0000020.unfinished").mkdir()
+    (tmp_path / ".0000020.unfinished" / "generator.safetensors").write_bytes(b"half")
+    assert found(tmp_path) == (10, [])
+    checkpoint.prune(tmp_path, Keep(), None)
+    assert [p.name for p in tmp_path.iterdir()] == ["0000010"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 10, value=1)
+    save(tmp_path, 10, value=2)
+    assert checkpoint.newest(tmp_path, print).tensors("generator")["w"].mean() == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["0000010"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "stay"),
+    [
+        (Keep(last=1), None, [100]),
+        (Keep(last=3), None, [80, 90, 100]),
+        (Keep(last=2), 20, [20, 90, 100]),
+        (Keep(last=2), 100, [90, 100]),
+        (Keep(last=2, every=30), 20, [20, 30, 60, 90, 100]),
+        (Keep(last=50), None, list(range(10, 101, 10))),
+        (Keep(last=1), 55, [100]),  # the best one is gone already
+    ],
+)
+def test_the_last_the_best_and_every_so_many_stay(tmp_path, keep, best, stay):
+    for step in range(10, 101, 10):
+        (tmp_path / f"{step:07d}").mkdir()
+    checkpoint.prune(tmp_path, keep, best)
+    assert checkpoint.steps(tmp_path) == stay

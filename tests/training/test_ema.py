@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+
+from sr_dist.training.ema import Ema
+
+
+class Engine:
+    """A backend that keeps all weights whole, as far as the average is concerned."""
+
+    def __init__(self, network):
+        self.bare = network
+
+    def held(self):
+        return list(self.bare.parameters())
+
+    def whole(self, held):
+        return held
+
+
+def following(network, decay):
+    ema = Ema(network, decay)
+    ema.follow(Engine(network))
+    return ema
+
+
+class Network(nn.Module):
+    def __init__(self, value=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((3,), value))
+        self.norm = nn.BatchNorm2d(2)
+
+    def set(self, value):
+        with torch.no_grad():
+            self.weight.fill_(value)
+        return self
+
+
+def test_the_first_updates_forget_the_start():
+    """Decays (1 + n) / (10 + n): 2/11, 3/12, 4/13. What is left of a start at 1, when all is 0 after, is their product."""
+    network = Network(1.0)
+    ema = following(network, 0.999)
+    network.set(0.0)
+    left = 1.0
+    for decay in (2 / 11, 3 / 12, 4 / 13):
+        ema.update()
+        left *= decay
+        assert ema.network.weight.tolist() == pytest.approx([left] * 3, rel=1e-6)
+    assert ema.updates == 3
+
+
+def test_the_decay_rises_to_its_value_and_stays():
+    network = Network(1.0)
+    ema = following(network, 0.2)
+    network.set(0.0)
+    for left in (2 / 11, 2 / 11 * 0.2, 2 / 11 * 0.2**2):
+        ema.update()
+        assert ema.network.weight.tolist() == pytest.approx([left] * 3, rel=1e-6)
+
+
+def test_it_is_the_weighted_mean_of_what_came():
+    network = Network(5.0)
+    ema = following(network, 0.999)
+    network.set(2.0)  # 2/11 of 5, 9/11 of 2
+    ema.update()
+    network.set(-1.0)  # 3/12 of that, 9/12 of -1
+    ema.update()
+    assert ema.network.weight[0].item() == pytest.approx(0.25 * (2 / 11 * 5 + 9 / 11 * 2) - 0.75, rel=1e-6)
+
+
+def test_no_decay_is_the_network_itself():
+    network = Network()
+    ema = following(network, 0.0)
+    network.set(0.123)
+    ema.update()
+    assert torch.equal(ema.network.weight, network.weight)
+
+
+def test_a_slow_average_moves_in_fp32():
+    """In bf16 an average with decay 0.999 would stand still."""
+    network = Network(1.0)
+    ema = following(network, 0.999)
+    ema.updates = 10**6
+    network.set(1.01)
+    ema.update()
+    assert ema.network.weight[0].item() == pytest.approx(1.00001, abs=2e-7)
+    assert ema.network.weight[0] > 1
+
+
+def test_buffers_are_copied_whole_numbers_too():
+    network = Network()
+    ema = following(network, 0.999)
+    network.norm(torch.rand(4, 2, 3, 3) + 5)
+    ema.update()
+    assert torch.equal(ema.network.norm.running_mean, network.norm.running_mean) and network.norm.running_mean.min() > 0.4
+    assert ema.network.norm.num_batches_tracked == 1 and ema.network.norm.num_batches_tracked.dtype == torch.int64
+    network.norm(torch.rand(4, 2, 3, 3))
+    assert ema.network.norm.num_batches_tracked == 1  # a copy, not the same tensor
+
+
+def test_the_average_is_apart_from_the_network():
+    network = Network(1.0).train()
+    ema = following(network, 0.999)
+    network.set(7.0)
+    assert ema.network.weight.tolist() == [1, 1, 1]
+    assert not ema.network.training and not any(p.requires_grad for p in ema.network.parameters())
+    ema.update()
+    assert network.weight.tolist() == [7, 7, 7] and network.weight.requires_grad and network.training
+
+
+def test_it_continues_where_it_was_loaded():
+    network = Network(1.0)
+    whole, first = following(network, 0.999), following(network, 0.999)
+    values = [0.5, -2.0, 3.0, 0.25]
+    for value in values[:2]:
+        network.set(value), whole.update(), first.update()
+    second = following(network, 0.999)
+    second.load({key: value.clone() for key, value in first.network.state_dict().items()}, first.updates)
+    for value in values[2:]:
+        network.set(value), whole.update(), second.update()
+    assert all(torch.equal(value, second.network.state_dict()[key]) for key, value in whole.network.state_dict().items())
+    assert whole.updates == second.updates == 4

@@ -1,0 +1,166 @@
+"""One step, looked at from inside: whose gradients go where."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+
+from sr_dist.data import data_checks
+from sr_dist.evaluation.distances.extractor import torchscript
+from sr_dist.evaluation.metric_set import open_metrics
+from sr_dist.recipe import checks
+from sr_dist.training import loop
+from sr_dist.training.build import set_up
+
+RECIPE = """
+name: tiny
+scale: 2
+steps: 4
+data: {{train: {shards}, validation: none, crop: 32, batch: 4, workers: 0}}
+generator: {{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1}}
+discriminator: {{name: acgan, classes: manifest, widths: [8, 12], features: 16}}
+objective: {{name: srugan, content: {{mse: 1.0}}, adversarial_weight: {weight}}}
+optimizer: {{name: sgd, learning_rate: 0.1}}
+log: {{wandb: off}}
+"""
+
+
+@pytest.fixture
+def tiny(photo_shards, tmp_path):
+    """A run of two phases on the CPU, with the adversarial weight that is asked for."""
+    opened = []
+
+    def make(weight: float = 0.1, **options: str):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(RECIPE.format(shards=photo_shards, weight=weight))
+        runs = str(tmp_path / f"runs{len(opened)}")
+        run = set_up(checks.complete(data_checks.load(path, {"runs": runs, **options})))
+        opened.append(run)
+        return run
+
+    yield make
+    for run in opened:
+        run.stop.close()
+        run.watchdog.close()
+        run.log.close()
+
+
+def gradients_at_each_update(run, monkeypatch) -> list[tuple[str, dict[str, bool]]]:
+    """What has a gradient, network by network, when each phase makes its update."""
+    seen = []
+    for name, engine in run.phases.items():
+
+        def noting(learning_rate, name=name, step=engine.step):
+            present = {other: any(p.grad is not None for p in phase.bare.parameters()) for other, phase in run.phases.items()}
+            seen.append((name, present))
+            return step(learning_rate)
+
+        monkeypatch.setattr(engine, "step", noting)
+    return seen
+
+
+@pytest.mark.parametrize("accumulate", ["1", "3"])
+def test_each_phase_leaves_the_other_network_alone(tiny, monkeypatch, accumulate):
+    """The critic's gradient is exactly nothing after the generator's part, and the generator's after the critic's."""
+    run = tiny(accumulate=accumulate)
+    seen = gradients_at_each_update(run, monkeypatch)
+    for step, batches in run.stream.steps(1):
+        loop.advance(run, step, batches)
+    assert (
+        seen
+        == [
+            ("generator", {"generator": True, "discriminator": False}),
+            ("discriminator", {"generator": False, "discriminator": True}),
+        ]
+        * 4
+    )
+    assert all(p.requires_grad for p in run.phases["discriminator"].bare.parameters())
+
+
+def generator_gradient(run) -> torch.Tensor:
+    caught = {}
+    engine = run.phases["generator"]
+    right = engine.step
+
+    def noting(learning_rate):
+        caught["gradient"] = torch.cat([p.grad.flatten() for p in engine.bare.parameters()])
+        return right(learning_rate)
+
+    engine.step = noting
+    step, batches = next(iter(run.stream.steps(1)))
+    loop.advance(run, step, batches)
+    return caught["gradient"]
+
+
+def test_the_adversarial_gradient_reaches_the_generator(tiny):
+    """Twice the weight moves the gradient twice as far from that of the content alone."""
+    none, one, two = (generator_gradient(tiny(weight)) for weight in (0.0, 0.1, 0.2))
+    assert (one - none).norm() > 1e-4 * none.norm()
+    assert (two - none - 2 * (one - none)).norm() < 1e-3 * (two - none).norm()
+
+
+def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monkeypatch):
+    """A loss of nan in step 2: weights and optimizer stand still, step and data go on, the third step trains again."""
+    run = tiny(**{"optimizer.name": "adam", "optimizer.learning_rate": "1e-3"})
+    engine = run.phases["generator"]
+    right = run.objective.generator_loss
+    steps = run.stream.steps(1)
+    for number in (1, 2, 3):
+        step, batches = next(steps)
+        if number == 2:
+            monkeypatch.setattr(run.objective, "generator_loss", lambda *w: {"mse": right(*w)["mse"] * float("nan")})
+        else:
+            monkeypatch.setattr(run.objective, "generator_loss", right)
+        before = {name: value.clone() for name, value in engine.bare.state_dict().items()}
+        count = int(next(iter(engine.optimizer.state.values()))["step"]) if engine.optimizer.state else 0
+        _, norms = loop.advance(run, step, batches)
+        moved = any(not value.equal(before[name]) for name, value in engine.bare.state_dict().items())
+        assert moved == (number != 2)
+        assert torch.isfinite(norms["generator"]) == (number != 2)
+        assert int(next(iter(engine.optimizer.state.values()))["step"]) == count + (number != 2)
+        assert int(engine.skipped) == (number == 2)
+    assert int(engine.skipped_in_all) == 1
+    assert all(torch.isfinite(value).all() for value in run.ema.network.state_dict().values())
+
+
+def test_too_many_skipped_updates_end_the_run_with_a_diagnosis(tiny, monkeypatch):
+    run = tiny(max_skipped="2")
+    monkeypatch.setattr(run.objective, "generator_loss", lambda critic, batch, sr: {"mse": sr.sum() * float("inf")})
+    with pytest.raises(loop.Diverged, match=r"generator were not finite for 2 steps in a row .* lower optimizer.learning_rate"):
+        loop.fit(run)
+
+
+def test_activations_that_are_made_again_change_no_gradient(tiny):
+    kept, again = generator_gradient(tiny()), generator_gradient(tiny(checkpointing="[dense*,encoder.*]"))
+    assert kept.equal(again)
+
+
+def test_clipping_bounds_the_update(tiny):
+    run = tiny(**{"optimizer.clip": "1e-3", "optimizer.learning_rate": "1.0"})
+    before = torch.cat([p.detach().clone().flatten() for p in run.phases["generator"].bare.parameters()])
+    step, batches = next(iter(run.stream.steps(1)))
+    _, norms = loop.advance(run, step, batches)
+    after = torch.cat([p.detach().flatten() for p in run.phases["generator"].bare.parameters()])
+    assert norms["generator"] > 1e-3
+    assert (after - before).norm() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_validation_measures_what_the_recipe_names_and_notes_the_best(tiny, photos, tmp_path):
+    """With an extractor of three numbers per picture in place of the Inception file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        means = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        torch.jit.trace(means, torch.rand(2, 3, 299, 299)).save(str(tmp_path / "means.pt"))
+    options = {"data.validation": str(photos), "data.validation_limit": "4", "metrics": "psnr,ssim", "keep.best": "ssim_y"}
+    run = tiny(**options)
+    assert list(run.metrics.better) == ["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb"]
+    run.metrics = open_metrics(["ssim", "fid"], run.device, own=torchscript(tmp_path / "means.pt", "clean", run.device))
+    assert loop.validate(run)
+    row = json.loads((run.recipe.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"validation/ssim_y", "validation/fd_means"} <= row.keys()
+    assert run.state["best"] == {"metric": "ssim_y", "value": row["validation/ssim_y"], "step": 0, "by": None}
+    assert "(n 4, floor" in (run.recipe.folder / "log.txt").read_text()
+    assert not loop.validate(run)  # no better than itself
