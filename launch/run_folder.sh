@@ -4,9 +4,9 @@ folder() {  # RECIPE [--key=value ...] [--dry_run] -> its run folder; needs no d
   local code='import sys
 from sr_dist.core import cli
 from sr_dist.recipe import checks
-def main(words, options):
-    cli.flag(options, "dry_run")
+def work(words, options):
+    options.pop("dry_run", None)
     print(checks.stated(*cli.only(words, "RECIPE"), options).folder)
-sys.exit(cli.run(main))'
+sys.exit(cli.run_words(work, str))'
   "${python[@]}" -c "$code" "$@"
 }

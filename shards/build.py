@@ -40,8 +40,10 @@ OUT/duplicates.jsonl the samples that have the bytes of another.
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,7 +88,11 @@ class Build(Settings):
         return int(found[1]), int(found[2])
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run_words(work, lambda: inspect.cleandoc(__doc__ or ""), argv)
+
+
+def work(words: cli.Words, options: cli.Options) -> None:
     source, root, out = cli.only(words, "SOURCE", "INPUT", "OUT")
     try:
         build(source, root, Path(out), options)
@@ -172,4 +178,4 @@ def _sorted_out(source: str, options: dict[str, str], *takers: type[Settings]) -
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

@@ -14,13 +14,14 @@ Images that training could not read are left out of the index and listed with th
 
 from __future__ import annotations
 
+import inspect
 import os
 import stat
 import sys
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,11 @@ class Sample:
     members: list[tuple[str, int, bytes]]
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run_words(work, lambda: inspect.cleandoc(__doc__ or ""), argv)
+
+
+def work(words: cli.Words, options: cli.Options) -> None:
     out, first, *others = words if len(words) > 1 else cli.only(words, "OUT", "TARS")
     try:
         adopt(Path(out), [first, *others], config.typed(Adopting, options))
@@ -356,4 +361,4 @@ def manifest_of(adopted: list[Adopted], names: tuple[str, ...] | None, tars: str
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

@@ -1,9 +1,4 @@
-"""A contact sheet of some samples with their labels, and a summary of what the shards hold.
-
-    python -m shards.show OUT [--num=16] [--picture=FILE.png]
-
-The picture is OUT/contact_sheet.png unless --picture says otherwise. Samples are spread evenly over the shards.
-"""
+"""The command `python -m shards.show`."""
 
 from __future__ import annotations
 
@@ -11,15 +6,16 @@ import io
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
 
-from sr_dist.core import cli, config
-from sr_dist.core.config import Settings
+from sr_dist.core import cli
+from sr_dist.core.cli import Word
+from sr_dist.core.config import Positive, Settings
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.data.format import MODES, Index, ShardError, Shards, attribute_values, open_shards
 
@@ -27,14 +23,25 @@ LARGEST, WORDS = 160, 16  # pixels of a cell's picture, and of the line below it
 
 
 class Show(Settings):
-    num: Annotated[int, Field(gt=0)] = 16
+    """Draws a contact sheet of some samples with their labels, and prints a summary of the shards.
+
+    The samples are spread evenly over the shards.
+    """
+
+    folder: Annotated[str, Word("OUT")]
+    """A folder of shards."""
+    num: Positive = 16
+    """How many samples are drawn."""
     picture: str | None = None
+    """The PNG file to write; OUT/contact_sheet.png where it is not given."""
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    (folder,) = cli.only(words, "OUT")
-    chosen = config.typed(Show, options)
-    shards = open_shards(folder, "OUT")
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Show, show, argv)
+
+
+def show(chosen: Show) -> None:
+    shards = open_shards(chosen.folder, "OUT")
     shards.check_indexes()
     print(summary(shards))
     path = Path(chosen.picture or Path(shards.folder) / "contact_sheet.png")
@@ -134,4 +141,4 @@ def member(shards: Shards, shard: int, index: Index, row: int, kind: str) -> Ima
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

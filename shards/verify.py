@@ -1,41 +1,50 @@
-"""Checks shards: sizes and checksums of tars and indexes, what the manifest says of them, and with --deep every image.
-
-    python -m shards.verify OUT [--deep]
-
-Says of every bad shard what is wrong, by sample where only some are; exit code 1 if there is any.
-"""
+"""The command `python -m shards.verify`."""
 
 from __future__ import annotations
 
 import io
 import sys
 import zlib
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Sequence
+from typing import IO, Annotated
 
 import numpy as np
 
 from sr_dist.core import cli
+from sr_dist.core.cli import Word
+from sr_dist.core.config import Settings
 from sr_dist.core.files import sha256
 from sr_dist.data.format import Index, ShardError, Shards, open_shards, read_manifest
 
 MOST_LINES = 20  # of one shard
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    (folder,) = cli.only(words, "OUT")
-    deep = cli.flag(options, "deep")
-    cli.none_left(options, "deep")
-    shards = open_shards(folder, "OUT")
+class Verify(Settings):
+    """Checks shards: sizes and checksums of tars and indexes, what the manifest says of them, and with --deep every image.
+
+    Prints for every bad shard what is wrong, sample by sample where only some are; the exit code is then 1.
+    """
+
+    folder: Annotated[str, Word("OUT")]
+    """A folder of shards."""
+    deep: bool = False
+    """Decode every image."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Verify, verify, argv)
+
+
+def verify(options: Verify) -> int:
+    shards = open_shards(options.folder, "OUT")
     entries = shards.manifest.shards
-    whole = [number for number in range(len(entries)) if not said(shards, number, deep)]
+    whole = [number for number in range(len(entries)) if not said(shards, number, options.deep)]
     wrong = list(manifest_problems(shards, whole))
     for problem in wrong:
         print(f"BAD manifest.json: {problem}")
     samples = sum(entries[number].samples for number in whole)
     print(f"{len(whole)} of {len(entries)} shards are whole, with {samples} of {shards.manifest.samples} samples")
-    if wrong or len(whole) < len(entries):
-        sys.exit(1)
+    return int(bool(wrong) or len(whole) < len(entries))
 
 
 def manifest_problems(shards: Shards, whole: list[int]) -> Iterator[str]:
@@ -106,4 +115,4 @@ def _member_problems(tar: IO[bytes], index: Index, row: int, member: str, deep: 
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

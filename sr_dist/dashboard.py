@@ -1,30 +1,46 @@
-"""Makes a W&B workspace with the curves of training, quality, speed and hardware of all runs of a project.
-
-  python -m sr_dist.dashboard ENTITY/PROJECT [--name=sr_dist]
-
-ENTITY/PROJECT     your W&B user or team, and `log.project` of the recipes
---name=sr_dist     the workspace's name
-
-Needs `pip install 'sr_dist[dashboard]'` and `wandb login`. Prints the address of the workspace.
-"""
+"""The command `python -m sr_dist.dashboard`."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+from collections.abc import Sequence
+from typing import Annotated
 
-from sr_dist import commands
 from sr_dist.core import cli
+from sr_dist.core.cli import Word
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    (project,) = cli.only(words, "ENTITY/PROJECT")
-    chosen = commands.asked(commands.Boarding, options, project=project)
-    chosen.check()
+class Dashboard(Settings):
+    """Makes a W&B workspace with the curves of training, quality, speed and hardware of all runs of a project.
 
-    from sr_dist.tools.dashboard import publish  # wandb from here on
+    Needs `pip install 'sr_dist[dashboard]'` and `wandb login`. Prints the address of the workspace.
+    """
 
-    print(publish(chosen))
+    project: Annotated[str, Word("ENTITY/PROJECT")]
+    """Your W&B user or team, and `log.project` of the recipes."""
+    name: str = "sr_dist"
+    """The name of the workspace."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Dashboard, dashboard, argv)
+
+
+def dashboard(options: Dashboard) -> None:
+    names = [part for part in options.project.split("/") if part]
+    if len(names) != 2:
+        raise UserError(f"ENTITY/PROJECT: '{options.project}' is not a W&B user or team and a project with / between them")
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError("ENTITY/PROJECT: this needs wandb-workspaces: pip install 'sr_dist[dashboard]'")
+
+    from sr_dist.tools.dashboard import publish  # loads wandb, which the checks above do without
+
+    entity, project = names
+    print(publish(entity, project, options.name))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

@@ -1,32 +1,42 @@
-"""Says what works on this machine, what is missing, and how to mend it.
-
-  python -m sr_dist.doctor [--runs=runs]
-  accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.doctor
-
---runs=runs        the folder of run folders whose disk is tried
-
-One line per thing: `ok`, `missing` (something that only some recipes or machines need) or `BROKEN` (nothing trains without
-it). Under a launcher all ranks also talk to each other, and their bandwidth is measured. Nothing is downloaded, and no
-network is needed. Exit codes: 0 when nothing is broken, else 1.
-"""
+"""The command `python -m sr_dist.doctor`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from sr_dist import commands
 from sr_dist.core import cli
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    cli.only(words)
-    chosen = commands.asked(commands.Examination, options)
-    chosen.check()
+class Doctor(Settings):
+    """Reports what works on this machine, what is missing, and how to fix it.
+
+    Under a launcher (accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.doctor) all ranks also exchange data,
+    and their bandwidth is measured.
+
+    One line per check: `ok`, `missing` (something that only some recipes or machines need) or `BROKEN` (nothing trains without
+    it). Nothing is downloaded, and no network is needed. Exit codes: 0 when nothing is broken, else 1.
+    """
+
+    runs: str = "runs"
+    """The folder of run folders, whose disk is measured."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Doctor, doctor, argv)
+
+
+def doctor(options: Doctor) -> int:
+    if Path(options.runs).exists() and not Path(options.runs).is_dir():
+        raise UserError(f"runs: '{options.runs}' is a file; run folders need a folder")
 
     from sr_dist.tools.doctor import examine  # loads torch piece by piece
 
-    sys.exit(examine(chosen))
+    return examine(Path(options.runs))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

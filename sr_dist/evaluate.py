@@ -1,55 +1,152 @@
-"""Scores trained networks beside nearest, bilinear and bicubic on the same images, and writes a report.
-
-    python -m sr_dist.evaluate METHOD[,METHOD] --data=SHARDS_OR_FOLDER [--option=value ...]
-    accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.evaluate ...
-
-  METHOD             a run folder (its newest EMA), a weights file, or `bicubic`, `bilinear`, `nearest`
-  --data=PLACE       a folder of shards, a brace pattern of some, or a folder of images; files that are called
-                     *_HR.png and *_LR.png are pairs, otherwise LR is made from HR
-  --scale=N          needed where no METHOD says it
-  --protocol=NAME    matlab-y (default; the published tables), basicsr, rgb-float
-  --degradation=NAME how LR is made for images without one; default bicubic (MATLAB's)
-  --lr=FOLDER        the LR of a folder of HR images, under the same names (or 0801x4 for 0801); a folder that holds HR/
-                     and LR/ (or LR_bicubic/X4/) says so itself
-  --split=0.7,0.15,0.15 --part=test   of shards, the part (training, validation, test) that a recipe with this data.split
-                     has kept for it; --select={NAME: N, rest: N} as in data.select
-  --attributes=RUN,RUN   finished classifiers (runs or weights files), which say what they see in HR and in what every
-                     method made of it: accuracy, agreement with HR, what was lost, McNemar's test
-  --limit=N          only the first N images
-  --metrics=A,B      psnr, ssim, lpips, fid, kid, patch_fid, class_fid; default: all. What cannot be computed, such as for
-                     want of published weights, is null with its reason, and the others are computed
-  --resize=clean     how clean-fid squeezes images to 299 pixels for FID and KID; or legacy_pytorch
-  --extractor=FILE   a TorchScript file (pictures of 299 pixels in [0, 255] -> rows), or a finished classifier (a run or a
-                     weights file; the features before its last layer), instead of the FID Inception: its distances are
-                     called fd_FILE, kd_FILE, ..., and never fid
-  --allow_download   fetch published weights that are not here
-  --cache=FOLDER     where features of HR are kept for the next evaluation on the same images; default in the user's
-                     cache folder; none keeps none
-  --out=FOLDER       where the report goes; default RUN/eval/STEP of the first run, else eval/; with -2, -3, ... where that
-                     holds a report on other images or by another protocol
-  --batch=8 --workers=0   images of one size restored together; loading processes per rank
-
-Writes report.json, report.md, report.html (one file, pictures inside) and images.jsonl. The numbers do not depend on
-the number of ranks. The same command continues an evaluation that was killed, on another number of ranks too.
-"""
+"""The command `python -m sr_dist.evaluate`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
 
-from sr_dist.commands import Evaluation
-from sr_dist.core import cli, config
+from pydantic import BeforeValidator
+
+from sr_dist.core import cli, plugins
+from sr_dist.core.cli import Word
+from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, listed, section
+from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.files import exists, same_place_twice
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.data.remote.sources import is_remote, open_shards
+from sr_dist.data.select import PARTS, Portion
+from sr_dist.evaluation.presets import BASELINES, PROTOCOLS
+from sr_dist.recipe.sections import Split
+
+FIRST_METRICS = ("psnr", "ssim", "lpips", "fid", "kid")  # the order of columns; others follow
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    (methods,) = cli.only(words, "METHOD")
-    chosen = config.typed(Evaluation, {**options, "methods": methods})
-    chosen.check()
+class Evaluate(Settings):
+    """Scores trained networks beside nearest, bilinear and bicubic on the same images, and writes a report.
 
-    from sr_dist.evaluation.run import evaluate  # torch from here on
+    Under a launcher: accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.evaluate METHOD ...
 
-    evaluate(chosen)
+    Writes report.json, report.md, report.html (one file, images inside) and images.jsonl. The numbers do not depend on the
+    number of ranks. The same command continues an evaluation that was killed, also on another number of ranks.
+    """
+
+    methods: Annotated[Names, Word("METHOD[,METHOD]")]
+    """Run folders (their newest EMA), weights files, or bicubic, bilinear, nearest."""
+    data: str
+    """A folder of shards, a brace pattern, a URL, or a folder of images. Files named *_HR.png and *_LR.png are pairs;
+    otherwise LR is made from HR."""
+    scale: OptionalPositive = None
+    """Needed where no METHOD has a scale of its own."""
+    protocol: str = "matlab-y"
+    """matlab-y (that of the published tables), basicsr, or rgb-float."""
+    degradation: str = "bicubic"
+    """How LR is made for images without one; bicubic is MATLAB's."""
+    lr: OptionalText = None
+    """The folder of LR images for a folder of HR images, under the same names (or 0801x4 for 0801). A folder that holds HR/ and
+    LR/ (or LR_bicubic/X4/) needs no --lr."""
+    split: Annotated[Split, BeforeValidator(listed)] = ()
+    """The data.split of a recipe, for --part."""
+    part: Literal["training", "validation", "test"] | None = None
+    """The part of the split to score."""
+    select: Annotated[dict[str, Positive], BeforeValidator(section)] = {}
+    """A selection of samples, as data.select of a recipe."""
+    limit: OptionalPositive = None
+    """Score only the first N images."""
+    attributes: Names = ()
+    """Trained classifiers (runs or weights files) that judge HR and every method's output: accuracy, agreement with HR, losses,
+    McNemar's test."""
+    metrics: Names = ()
+    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid; none means all. A metric that cannot be computed, such as for lack of
+    published weights, is null with its reason."""
+    resize: Literal["clean", "legacy_pytorch"] = "clean"
+    """How clean-fid resizes images to 299 pixels for FID and KID."""
+    extractor: OptionalText = None
+    """A TorchScript file (images of 299 pixels in [0, 255] -> rows), or a trained classifier (the features before its last
+    layer), in place of the FID Inception. Its distances are called fd_NAME, kd_NAME, never fid."""
+    cache: str = ""
+    """The folder for features of HR, which the next evaluation of the same images reuses; the default is in the user's cache
+    folder; `none` keeps none."""
+    allow_download: bool = False
+    """Download published weights that are missing."""
+    out: str | None = None
+    """The report's folder; the default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... where that holds a report
+    of other images or another protocol."""
+    batch: Positive = 8
+    """Images of one size that a network sees together."""
+    workers: NonNegative = 0
+    """Loader worker processes per rank."""
+
+    @property
+    def portion(self) -> Portion | None:
+        if not self.split and not self.select:
+            return None
+        return Portion(self.select, self.split, PARTS.index(self.part) if self.part else 0, "select")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Evaluate, evaluate, argv)
+
+
+def evaluate(options: Evaluate) -> None:
+    check(options)
+
+    from sr_dist.evaluation import run  # loads torch, which the checks above do without
+
+    images = run.ImageSet(
+        options.data, options.lr, options.limit, options.portion, options.degradation, options.batch, options.workers
+    )
+    measures = run.Measures(
+        options.protocol, all_metrics(options.metrics), options.attributes, options.resize, options.extractor, options.cache,
+        options.allow_download,
+    )  # fmt: skip
+    run.evaluate(options.methods, images, measures, options.scale, options.out)
+
+
+def check(options: Evaluate) -> None:
+    """Reports what can be known to be wrong before torch is loaded."""
+    if not options.methods:
+        raise UserError("METHOD: name a run folder, a weights file, or bicubic")
+    if options.protocol not in PROTOCOLS:
+        raise UserError(f"protocol: no '{options.protocol}'{nearest(options.protocol, PROTOCOLS)}")
+    if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
+        raise UserError(f"out: '{options.out}' is a file; a report needs a folder")
+    if same_place_twice(options.methods, BASELINES):
+        raise UserError(f"METHOD: '{','.join(options.methods)}' names a method twice")
+    for name in options.methods:
+        if name not in BASELINES and not Path(name).exists():
+            near = [str(p) for p in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
+            raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
+    if is_remote(options.data) or (not Path(options.data).exists() and "{" not in options.data):
+        open_shards(options.data, "data")  # names what is missing, and the nearest name
+    for key, path in (("lr", options.lr), ("extractor", options.extractor), *(("attributes", run) for run in options.attributes)):
+        if path:
+            exists(path, key)
+    if same_place_twice(options.attributes):
+        raise UserError(f"attributes: '{','.join(options.attributes)}' names a classifier twice")
+    check_part(options)
+    plugins.check(PACKAGES["degradation"], options.degradation, {}, "degradation")
+    for name in options.metrics:
+        plugins.locate(PACKAGES["metric"], name, "metrics")
+    if options.scale is None and set(options.methods) <= set(BASELINES):
+        raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
+
+
+def check_part(options: Evaluate) -> None:
+    parts = PARTS[: len(options.split)]
+    if options.part and not parts:
+        raise UserError(f"part: {options.part} of what? Give --split as data.split in the recipe that was trained")
+    if parts and options.part not in parts:
+        raise UserError(f"part: {options.part or 'missing'}; the split {list(options.split)} has {', '.join(parts)}")
+
+
+def all_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The metrics that are requested, or all."""
+    order = {name: place for place, name in enumerate(FIRST_METRICS)}
+    everything = sorted(plugins.names(PACKAGES["metric"]), key=lambda name: order.get(name, len(order)))
+    return tuple(metrics) or tuple(everything)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

@@ -1,32 +1,49 @@
-"""Writes a trained generator as a file that other programs read.
-
-  python -m sr_dist.export RUN OUT [--scale=N]
-
-RUN                a run folder (its newest checkpoint) or a weights file, of ours or of others
-OUT                its suffix chooses the form:
-                   .safetensors  the moving average (EMA), with metadata that says the generator and the scale
-                   .pth          params (the raw weights) and params_ema (the EMA), in BasicSR's names for rrdb and msrresnet
-                   .onnx         the EMA as a graph for images of any size, compared in onnxruntime before it is written
---scale=N          for weights whose tensors do not show it (SRCNN's)
-"""
+"""The command `python -m sr_dist.export`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
-from sr_dist.commands import Exporting, asked
 from sr_dist.core import cli
+from sr_dist.core.cli import Word
+from sr_dist.core.config import OptionalPositive, Settings
+from sr_dist.core.files import exists
+from sr_dist.models.weights_formats import check_out_file
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    source, out = cli.only(words, "RUN", "OUT")
-    chosen = asked(Exporting, options, source=source, out=out)
-    chosen.check()
+class Export(Settings):
+    """Writes a trained generator as a file that other programs read.
 
-    from sr_dist.models.export import export  # torch from here on
+    The suffix of OUT chooses the format:
 
-    print(export(chosen))
+      .safetensors  the moving average (EMA), with metadata that names the generator and the scale
+      .pth          params (the raw weights) and params_ema (the EMA), in BasicSR's names for rrdb and msrresnet
+      .onnx         the EMA as a graph for images of any size, compared in onnxruntime before it is written
+    """
+
+    source: Annotated[str, Word("RUN")]
+    """A run folder (its newest checkpoint) or a weights file, of sr_dist or of another project."""
+    out: Annotated[str, Word("OUT")]
+    """The file to write."""
+    scale: OptionalPositive = None
+    """For weights whose tensors do not show it (SRCNN's)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Export, export, argv)
+
+
+def export(options: Export) -> None:
+    exists(options.source, "RUN")
+    check_out_file(options.out)
+
+    from sr_dist.models.export import export as write  # loads torch, which the checks above do without
+
+    print(write(options.source, Path(options.out), options.scale))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

@@ -1,30 +1,47 @@
-"""Writes the network between two: (1 - alpha) A + alpha B for every tensor, as ESRGAN does with its PSNR and GAN stages.
-
-  python -m sr_dist.interpolate A B OUT --alpha=0.8 [--scale=N]
-
-A, B               run folders (their newest EMA) or weights files of one generator with the same options
-OUT                .safetensors, .pth or .onnx
---alpha=0.8        from 0 (A) to 1 (B)
---scale=N          for weights whose tensors do not show it (SRCNN's)
-"""
+"""The command `python -m sr_dist.interpolate`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
-from sr_dist.commands import Interpolating, asked
 from sr_dist.core import cli
+from sr_dist.core.cli import Word
+from sr_dist.core.config import Fraction, OptionalPositive, Settings
+from sr_dist.core.files import exists
+from sr_dist.models.weights_formats import check_out_file
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    a, b, out = cli.only(words, "A", "B", "OUT")
-    chosen = asked(Interpolating, options, a=a, b=b, out=out)
-    chosen.check()
+class Interpolate(Settings):
+    """Writes the network between two: (1 - alpha) A + alpha B for every tensor, as ESRGAN does with its PSNR and GAN stages."""
 
-    from sr_dist.models.interpolate import interpolate  # torch from here on
+    a: Annotated[str, Word("A")]
+    """A run folder (its newest EMA) or a weights file."""
+    b: Annotated[str, Word("B")]
+    """Another one of the same generator with the same options."""
+    out: Annotated[str, Word("OUT")]
+    """A .safetensors, .pth or .onnx file."""
+    alpha: Fraction
+    """From 0 (A) to 1 (B)."""
+    scale: OptionalPositive = None
+    """For weights whose tensors do not show it (SRCNN's)."""
 
-    print(interpolate(chosen))
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Interpolate, interpolate, argv)
+
+
+def interpolate(options: Interpolate) -> None:
+    exists(options.a, "A")
+    exists(options.b, "B")
+    check_out_file(options.out)
+
+    from sr_dist.models.interpolate import interpolate as write  # loads torch, which the checks above do without
+
+    print(write(options.a, options.b, Path(options.out), options.alpha, options.scale))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

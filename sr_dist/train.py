@@ -1,34 +1,51 @@
-"""Trains the networks of a recipe; continues by itself when the run folder holds a checkpoint.
-
-    python -m sr_dist.train RECIPE [--key.sub=value ...]
-    accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.train RECIPE [--key.sub=value ...]
-
-  RECIPE             a YAML file such as configs/demo.yaml; every key of it can be overridden
-  --data.batch=8     one such override; --name=x --runs=folder choose the run folder
-  --dry_run          print the resolved recipe and stop
-  --resume.allow=a,b continue a run although these keys differ from those it began with
-
-Stops and saves on SIGTERM, SIGINT, SIGUSR1 or a file STOP in the run folder; the same command continues.
-Exit codes: 0 done or saved, 2 a mistake in the command or recipe, 1 anything else.
-"""
+"""The command `python -m sr_dist.train`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Annotated
 
-from sr_dist.core import cli
+from sr_dist.core import cli, config
+from sr_dist.core.cli import Overrides, Word
+from sr_dist.core.config import Settings
 from sr_dist.data import data_checks
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    (path,) = cli.only(words, "RECIPE")
-    dry_run = cli.flag(options, "dry_run")
-    chosen = data_checks.load(path, options)
+class Train(Settings):
+    """Trains the networks of a recipe. Continues by itself when the run folder holds a checkpoint.
 
-    from sr_dist.training.train import train  # torch from here on
+    Under a launcher: accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.train RECIPE [--key=value ...]
 
-    train(chosen, dry_run)
+    Every key of the recipe can be overridden: --data.batch=8, --name=x, --runs=folder. --resume.allow=a,b continues a run
+    although these keys differ from those it began with. SIGTERM, SIGINT, SIGUSR1 or a file STOP in the run folder stop and save;
+    the same command continues. Exit codes: 0 done or saved, 2 a mistake in the command or recipe, 1 anything else.
+    """
+
+    recipe: Annotated[str, Word("RECIPE")]
+    """A YAML file such as configs/demo.yaml."""
+    dry_run: bool = False
+    """Print the resolved recipe and stop."""
+    overrides: Annotated[dict[str, str], Overrides()] = {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Train, train, argv)
+
+
+def train(options: Train) -> None:
+    recipe = data_checks.load(options.recipe, options.overrides)
+
+    from sr_dist.recipe import checks  # loads torch, which the checks above do without
+    from sr_dist.tools import flops
+    from sr_dist.training import train as training
+
+    recipe = checks.complete(recipe)
+    if options.dry_run:
+        print(config.text(recipe), end="")
+    else:
+        training.train(recipe, flops.per_image_once)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

@@ -1,38 +1,74 @@
-"""Enlarges pictures with a trained network: one file, or a folder and what is below it.
-
-    python -m sr_dist.upscale RUN_OR_WEIGHTS INPUT OUTPUT [--option=value ...]
-
-  RUN_OR_WEIGHTS     a run folder (its newest EMA) or a weights file, of ours or of others
-  INPUT, OUTPUT      a picture and a picture, or a folder and a folder; any size
-  --tile=256         enlarge in tiles of so many pixels (of INPUT), for pictures that do not fit into memory
-  --overlap=32       pixels that a tile sees beyond its own; results equal those without tiles for networks that look no
-                     further than half of it, and are blended over its width for others
-  --format=png       of the pictures in a folder: png (default), jpg, webp, tif
-  --overwrite        replace pictures that are there; without it they are an error before anything is done
-  --scale=N          for weights whose tensors do not show it (SRCNN's)
-
-Grey stays grey, 16-bit PNG stays 16-bit, colour profiles are kept, EXIF rotation is applied. An alpha channel is enlarged by
-bicubic interpolation. Pictures that cannot be read are listed and the others done; the exit code is then 1.
-"""
+"""The command `python -m sr_dist.upscale`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
 
-from sr_dist.commands import Upscaling, asked
 from sr_dist.core import cli
+from sr_dist.core.cli import Word
+from sr_dist.core.config import NonNegative, OptionalPositive, Settings
+from sr_dist.core.errors import UserError
+from sr_dist.core.files import exists
+
+FORMATS = ("png", "jpg", "webp", "tif")
 
 
-def main(words: cli.Words, options: cli.Options) -> None:
-    source, given, output = cli.only(words, "RUN_OR_WEIGHTS", "INPUT", "OUTPUT")
-    chosen = asked(Upscaling, options, source=source, input=given, output=output)
-    chosen.check()
+class Upscale(Settings):
+    """Enlarges images with a trained network: one file, or a folder and everything below it.
 
-    from sr_dist.models.upscaling import upscale  # torch from here on
+    Grey stays grey, 16-bit PNG stays 16-bit, colour profiles are kept, EXIF rotation is applied. An alpha channel is enlarged by
+    bicubic interpolation. Images that cannot be read are listed and the others done; the exit code is then 1.
+    """
 
-    if not upscale(chosen):
-        sys.exit(1)
+    source: Annotated[str, Word("RUN_OR_WEIGHTS")]
+    """A run folder (its newest EMA) or a weights file, of sr_dist or of another project."""
+    input: Annotated[str, Word("INPUT")]
+    """An image or a folder of images of any size."""
+    output: Annotated[str, Word("OUTPUT")]
+    """An image for an image, a folder for a folder."""
+    tile: OptionalPositive = None
+    """Enlarge in tiles of this many pixels of INPUT, for images that do not fit into memory."""
+    overlap: NonNegative = 32
+    """Pixels that a tile sees beyond its own. Results equal those without tiles for networks whose receptive field reaches no
+    further than half of it, and are blended over its width for others."""
+    format: Literal["png", "jpg", "webp", "tif"] | None = None
+    """The format of the images in a folder; png where it is not given."""
+    overwrite: bool = False
+    """Replace existing images; without it they are an error before anything is done."""
+    scale: OptionalPositive = None
+    """For weights whose tensors do not show it (SRCNN's)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Upscale, upscale, argv)
+
+
+def upscale(options: Upscale) -> int:
+    check(options)
+
+    from sr_dist.models import upscaling  # loads torch, which the checks above do without
+
+    pairs = upscaling.targets(Path(options.input), Path(options.output), options.format or "png")
+    upscaling.refuse_existing(pairs, options.overwrite)
+    tiles = upscaling.Tiles(options.tile, options.overlap)
+    return 0 if upscaling.upscale(options.source, pairs, tiles, options.scale) else 1
+
+
+def check(options: Upscale) -> None:
+    exists(options.source, "RUN_OR_WEIGHTS")
+    exists(options.input, "INPUT")
+    out, suffix = Path(options.output), Path(options.output).suffix.lower().replace("jpeg", "jpg")
+    if Path(options.input).is_dir():
+        if out.exists() and not out.is_dir():
+            raise UserError(f"OUTPUT: '{out}' is a file, but INPUT is a folder; name a folder")
+    elif not out.is_dir() and suffix.lstrip(".") not in FORMATS:
+        raise UserError(f"OUTPUT: '{out}' has no suffix of an image ({', '.join('.' + name for name in FORMATS)})")
+    elif not out.is_dir() and options.format and suffix != f".{options.format}":
+        raise UserError(f"format: {options.format}, but OUTPUT is '{out}'; leave one of them out")
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main())

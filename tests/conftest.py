@@ -113,13 +113,12 @@ class Answer:
 _OPEN_DOORS = """
 import contextlib, importlib, io, json, sys, traceback
 HEAVY = ("torch", "torchvision", "webdataset", "deepspeed", "accelerate", "wandb")
-from sr_dist.core import cli
 answers = []
 for module, words in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = cli.run(importlib.import_module(module).main, words)
+            code = importlib.import_module(module).main(words)
         except SystemExit as end:
             code = end.code
         except Exception:

@@ -1,4 +1,4 @@
-"""The rules of the house, read from the syntax trees: who imports whom, one home per library, no shared drawers."""
+"""The rules of the house, read from the syntax trees: who imports whom, one home per library, sizes, no leftovers."""
 
 from __future__ import annotations
 
@@ -10,69 +10,48 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for package in ("sr_dist", "shards") for path in (ROOT / package).rglob("*.py"))
-
-# Rooms from the top of the house to the ground; a file imports its own room's and lower ones'.
-ROOMS = ("doors", "engine", "objectives", "eval", "data", "losses", "models", "leaves")
-BELOW = {
-    "doors": {"engine", "eval", "data", "models", "leaves"},
-    "engine": {"objectives", "eval", "data", "losses", "models", "leaves"},
-    "objectives": {"losses", "leaves"},
-    "eval": {"data", "losses", "leaves"},
-    "data": {"leaves"},
-    "losses": {"models", "leaves"},  # frozen classifiers: models/weights.py opens them, and reads files only
-    "models": {"leaves"},
-    "leaves": set(),
-}
-LEAVES = {
-    "batch",
-    "config",
-    "plugins",
-    "errors",
-    "resize",
-    "ranks",
-    "children",
-    "door",
-    "files",
-    "pretrained",
-    "sections",
-    "recipe",
-    "resumption",
-    "commands",
-    "labels",
-    "__init__",
-}
-FORMAT = "sr_dist.data.format"  # torch-free, as what is in PURE; recipes and shards read manifests through it
-PURE = {FORMAT, "sr_dist.data.order", "sr_dist.data.remote.cache", "sr_dist.data.remote.sources", "sr_dist.data.select"}
-
+FLOORS = {  # a file imports its own room and rooms of lower floors, never upward or sideways
+    "core": 0, "recipe": 1, "models": 2, "losses": 3, "data": 4, "evaluation": 5, "objectives": 5, "training": 6, "tools": 7,
+    "commands": 8,
+}  # fmt: skip
+FOR_SHARDS = ("sr_dist.core", "sr_dist.data.format", "sr_dist.data.order")
 HOMES = {
-    "accelerate": ("sr_dist/engine/",),
-    "deepspeed": ("sr_dist/engine/",),
+    "accelerate": ("sr_dist/core/ranks.py", "sr_dist/training/"),
+    "deepspeed": ("sr_dist/training/deepspeed.py",),
     "wandb": ("sr_dist/training/trackers/wandb.py",),
     "wandb_workspaces": ("sr_dist/tools/dashboard.py",),
     "matplotlib": ("sr_dist/tools/plot.py",),
-    "tqdm": ("sr_dist/training/terminal.py", "shards/work.py"),
-    "webdataset": ("sr_dist/data/", "shards/"),
-    "torchmetrics": ("sr_dist/eval/metrics/",),
+    "tqdm": ("sr_dist/training/", "shards/work.py"),
+    "webdataset": ("sr_dist/data/", "sr_dist/tools/data_speed.py"),
+    "torchmetrics": ("sr_dist/evaluation/metrics/",),
     "cleanfid": ("sr_dist/evaluation/distances/extractor.py", "sr_dist/tools/distance_speed.py"),
-    "lpips": ("sr_dist/eval/metrics/", "sr_dist/losses/content/"),
+    "lpips": ("sr_dist/evaluation/metrics/", "sr_dist/losses/content/"),
     "fire": ("sr_dist/core/cli.py",),
     "yaml": ("sr_dist/core/config.py",),
     "torch.distributed": ("sr_dist/core/ranks.py",),
     "onnxruntime": ("sr_dist/models/export.py",),
     "skimage": ("shards/sources/",),
 }
+HEAVY = ("torch", "torchvision", "accelerate", "webdataset", "matplotlib", "wandb_workspaces")
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+def modules_of(node: ast.AST) -> set[str]:
+    """The modules that an import statement names."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module and node.module != "__future__":
+        inside = {f"{node.module}.{alias.name}" for alias in node.names}
+        return {name for name in inside if _is_module(name)} or {node.module}
+    return set()
 
 
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, at the top or inside a function."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module != "__future__":
-            inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name for name in inside if _is_module(name)} or {node.module}
-    return found
+    return {name for node in ast.walk(tree(path)) for name in modules_of(node)}
 
 
 def _is_module(name: str) -> bool:
@@ -82,9 +61,7 @@ def _is_module(name: str) -> bool:
 
 def room(module: str) -> str:
     parts = module.split(".")
-    if len(parts) > 1 and parts[1] in ROOMS:
-        return parts[1]
-    return "leaves" if parts[-1] in LEAVES or len(parts) == 1 else "doors"
+    return parts[1] if len(parts) > 1 and parts[1] in FLOORS else "commands"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "sr_dist"], ids=str)
@@ -92,16 +69,31 @@ def test_imports_go_down_only(path):
     here = room(".".join(path.with_suffix("").parts))
     for module in imports(path):
         assert not module.startswith("shards"), f"{path} imports {module}; the library does not know the tool"
-        if module.startswith("sr_dist") and module not in PURE:
+        if module.startswith("sr_dist") and path != Path("sr_dist/__init__.py"):
+            assert module != "sr_dist", f"{path} imports from sr_dist itself"
             there = room(module)
-            assert there == here or there in BELOW[here], f"{path} ({here}) imports {module} ({there})"
+            assert there == here or FLOORS[there] < FLOORS[here], f"{path} ({here}) imports {module} ({there})"
+
+
+def test_no_circle_of_imports():
+    graph = {".".join(path.with_suffix("").parts): imports(path) for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+        if module in graph and module not in done:
+            for name in graph[module]:
+                visit(name, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "shards"], ids=str)
-def test_shards_need_only_the_format_and_leaves(path):
+def test_shards_need_only_the_format_the_order_and_the_core(path):
     for module in imports(path):
-        if module.startswith("sr_dist"):
-            assert module in PURE or room(module) == "leaves", f"{path} imports {module}"
+        assert not module.startswith("sr_dist") or module.startswith(FOR_SHARDS), f"{path} imports {module}"
         assert not module.startswith("torch"), f"{path} imports {module}: shards are built on machines without torch"
 
 
@@ -112,19 +104,38 @@ def test_every_library_has_one_home(library):
             assert str(path).startswith(HOMES[library]), f"{path} imports {library}"
 
 
-def test_doors_import_no_torch_before_they_work():
+def test_imports_inside_functions_are_of_what_loads_slowly():
+    """Such an import hides no circle: the module above is found first, and a comment says what it spares."""
     for path in FILES:
-        if "cli.run(main)" in (ROOT / path).read_text():
-            tree = ast.parse((ROOT / path).read_text())
-            top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-            top |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
-            assert not {name for name in top if name.split(".")[0] in ("torch", "torchvision", "accelerate", "webdataset")}, path
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        for function in [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)]:
+            inside = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+            ours = [node for node in inside if any(name.startswith(("sr_dist", "shards")) for name in modules_of(node))]
+            assert not ours or any("#" in lines[node.lineno - 1] for node in ours), f"{path}:{ours[0].lineno}"
+
+
+def test_commands_import_nothing_heavy_before_they_work():
+    for path in FILES:
+        if "def main(argv" in (ROOT / path).read_text(encoding="utf-8"):
+            top = {name for node in tree(path).body for name in modules_of(node)}
+            assert not {name for name in top if name.split(".")[0] in HEAVY}, path
 
 
 def test_plugin_folders_have_empty_inits():
     for path in FILES:
         if path.name == "__init__.py" and path.parts != ("sr_dist", "__init__.py"):
             assert not (ROOT / path).read_text().strip(), f"{path}: a new part must not need a line in it"
+
+
+def test_files_functions_and_constructors_are_small():
+    """450 lines to a file, 6 parameters to a function, 8 to a constructor; dataclasses and settings have fields instead."""
+    for path in FILES:
+        assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= 450, path
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef):
+                names = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                count = len([name for name in names if name.arg not in ("self", "cls")])
+                assert count <= (8 if node.name == "__init__" else 6), f"{path}: {node.name} takes {count} parameters"
 
 
 def test_no_file_is_a_drawer_for_everything():

@@ -29,11 +29,11 @@ class Batch:
         return len(self.hr)
 
 
-class Verdict(NamedTuple):
-    """What every discriminator says about images."""
+class DiscriminatorOutput(NamedTuple):
+    """The logits of a discriminator. Large means real."""
 
-    realness: Tensor  # logits: (B,) for whole images, (B, h, w) for patches
-    classes: Tensor | None  # logits (B, K), or None where there is no class head
+    logits: Tensor  # (B,) for whole images, (B, h, w) for patches or pixels
+    class_logits: Tensor | None = None  # (B, K), or None without a class head
 
 
 class Reading(NamedTuple):

@@ -7,9 +7,13 @@ import fcntl
 import hashlib
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from sr_dist.core.errors import UserError, nearest
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # as some clusters mount Lustre and NFS
 
 
@@ -62,3 +66,20 @@ def claimed(path: Path) -> IO[str]:
     lock.write(f"process {os.getpid()} on {platform.node()}")
     lock.flush()
     return lock
+
+
+def exists(path: str, key: str) -> None:
+    """Refuses a path where nothing is, with the nearest name beside it. `key` names it in the error."""
+    if not Path(path).exists():
+        near = [str(p) for p in Path(path).parent.glob("*")] if Path(path).parent.is_dir() else []
+        raise UserError(f"{key}: nothing is at '{path}'{nearest(path, near)}")
+
+
+def same_place_twice(names: Sequence[str], words: Sequence[str] = ()) -> bool:
+    """Whether two names lead to one place, however they are written; `words` are not places."""
+    return len({name if name in words else str(Path(name).resolve()) for name in names}) < len(names)
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sr_dist"

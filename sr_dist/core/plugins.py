@@ -32,6 +32,7 @@ PACKAGES = {  # kind of part -> the package of its files
 
 MOVED = {  # modules and names of 0.1 that plug-in files import -> where they are now
     "sr_dist.batch": "sr_dist.core.batch",
+    "sr_dist.batch.Verdict": "sr_dist.core.batch.DiscriminatorOutput",
     "sr_dist.config": "sr_dist.core.config",
     "sr_dist.errors": "sr_dist.core.errors",
     "sr_dist.ranks": "sr_dist.core.ranks",

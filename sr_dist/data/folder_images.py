@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line, nearest
-from sr_dist.core.files import sha256
+from sr_dist.core.files import IMAGE_SUFFIXES, sha256
 from sr_dist.data.reader import decode, to_tensor
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I")
 
 
@@ -25,7 +24,9 @@ class FolderImages:
         high = (_within(folder, "HR") if low and not lr else None) or folder
         files = [p for p in _files(high) if low is None or low == high or low not in p.parents]
         if not files:
-            raise UserError(f"{key}: no images in '{high}' (looked for {' '.join(SUFFIXES)}), and no manifest.json of shards")
+            raise UserError(
+                f"{key}: no images in '{high}' (looked for {' '.join(IMAGE_SUFFIXES)}), and no manifest.json of shards"
+            )
         named = [p for p in files if p.stem.upper().endswith("_HR")]
         if not named and not lr and all(p.stem.upper().endswith("_LR") for p in files):
             raise UserError(
@@ -80,7 +81,7 @@ def _mode(image: Any) -> str:
 
 def _files(folder: Path) -> list[Path]:
     """Hidden ones, such as macOS' `._a.png`, are no images."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.resize import rounded
+from sr_dist.evaluation.presets import PROTOCOLS
 
 BEST_PSNR = 100.0  # what identical images count as; infinity would swallow the mean
 
@@ -31,18 +32,11 @@ class Protocol:
         }
 
 
-PRESETS = {  # border (in scales), 8 bit, rounded luma
-    "matlab-y": (1, True, True),
-    "basicsr": (1, True, False),
-    "rgb-float": (0, False, False),
-}
-
-
 def protocol(name: str, scale: int) -> Protocol:
-    if name not in PRESETS:
-        raise UserError(f"protocol: no '{name}'{nearest(name, PRESETS)}")
-    border, eight_bit, rounded_luma = PRESETS[name]
-    return Protocol(name, scale, border * scale, eight_bit, rounded_luma)
+    if name not in PROTOCOLS:
+        raise UserError(f"protocol: no '{name}'{nearest(name, PROTOCOLS)}")
+    preset = PROTOCOLS[name]
+    return Protocol(name, scale, preset.border * scale, preset.eight_bit, preset.rounded_luma)
 
 
 def kept(images: Tensor, protocol: Protocol) -> Tensor:

@@ -7,13 +7,13 @@ import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sr_dist.commands import BASELINES, Evaluation
 from sr_dist.core import plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import InUse, claimed, sha256
@@ -27,6 +27,7 @@ from sr_dist.evaluation.distances.own_extractor import open_own
 from sr_dist.evaluation.distances.reference_cache import References, default_folder
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.evaluation.partial_results import Parts, identity
+from sr_dist.evaluation.presets import BASELINES
 from sr_dist.evaluation.protocol import Protocol, protocol
 from sr_dist.evaluation.report import report
 from sr_dist.evaluation.report.page import page, pictures
@@ -40,41 +41,67 @@ LOCK = ".evaluation.lock"  # and not .lock, which is the training's where OUT is
 OTHERS = ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")  # whose versions numbers depend on
 
 
-def evaluate(asked: Evaluation) -> None:
-    """All ranks must call. Whatever can be wrong with the words is said before any image is read."""
-    restorers = [trained.open_restorer(name, "METHOD", asked.scale) for name in asked.methods if name not in BASELINES]
-    scale = common_scale(asked.scale, restorers)
-    rules = protocol(asked.protocol, scale)
-    images = open_images(asked.data, asked.limit, "data", lr=asked.lr, scale=scale, portion=asked.portion)
+@dataclass(frozen=True)
+class ImageSet:
+    """The images to score, and how they reach a network."""
+
+    data: str
+    lr: str | None = None
+    limit: int | None = None
+    portion: Portion | None = None
+    degradation: str = "bicubic"
+    batch: int = 8
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured."""
+
+    protocol: str
+    metrics: tuple[str, ...]
+    classifiers: tuple[str, ...] = ()
+    resize: str = "clean"
+    extractor: str | None = None
+    cache: str = ""
+    allow_download: bool = False
+
+
+def evaluate(names: Sequence[str], source: ImageSet, measures: Measures, scale: int | None, out: str | None) -> None:
+    """Scores methods by name and writes the report. All ranks must call. Mistakes are reported before any image is read."""
+    restorers = [trained.open_generator(name, "METHOD", scale) for name in names if name not in BASELINES]
+    scale = common_scale(scale, restorers)
+    rules = protocol(measures.protocol, scale)
+    images = open_images(source.data, source.limit, "data", lr=source.lr, scale=scale, portion=source.portion)
     if not images.names:
-        raise UserError(f"data: no image of '{asked.data}' is in {asked.portion}")
-    classifiers = open_classifiers(asked.attributes, images)
-    module, options = plugins.resolve(PACKAGES["degradation"], asked.degradation, {}, "degradation")
-    batches = Batches(images, scale, module.build(options, scale), asked.batch)
-    out = output_folder(asked, restorers)
+        raise UserError(f"data: no image of '{source.data}' is in {source.portion}")
+    classifiers = open_classifiers(measures.classifiers, images)
+    module, options = plugins.resolve(PACKAGES["degradation"], source.degradation, {}, "degradation")
+    batches = Batches(images, scale, module.build(options, scale), source.batch)
+    folder = Path(out) if out else output_folder(names, restorers, source, measures)
 
     accelerator = ranks.open_accelerator("no")
     repeatable()
     device = accelerator.device
-    own = open_own(asked.extractor, device, asked.resize)
-    metrics = open_metrics(asked.all_metrics(), device, asked.resize, own, asked.allow_download, judges(classifiers, device))
+    own = open_own(measures.extractor, device, measures.resize)
+    metrics = open_metrics(measures.metrics, device, measures.resize, own, measures.allow_download, judges(classifiers, device))
     methods, sources = everyone(restorers, scale, device)
-    facts = everything(asked, rules, content(images), metrics, sources)
-    with alone(out):
-        parts = Parts(out / ".partial" / identity(facts))
+    facts = everything(source, rules, content(images), metrics, sources)
+    with alone(folder):
+        parts = Parts(folder / ".partial" / identity(facts))
         try:
-            cached = references(asked, facts)
-            scores = score(methods, batches, rules, device, metrics, asked.workers, parts=parts, references=cached)
+            cached = references(measures.cache, source.batch, facts)
+            scores = score(methods, batches, rules, device, metrics, source.workers, parts=parts, references=cached)
         except UserError:
             parts.leave()
             raise
         if ranks.is_first():
             found = report.Report(
-                rules, asked.data, images.names, list(methods), scores, sources, metrics, batches.notes(), asked.portion
+                rules, source.data, images.names, list(methods), scores, sources, metrics, batches.notes(), source.portion
             )
-            report.write(out, found, page(found, pictures(found, batches, methods, device)))
+            report.write(folder, found, page(found, pictures(found, batches, methods, device)))
             print(report.markdown(found))
-            print(f"report: {out / 'report.html'}")
+            print(f"report: {folder / 'report.html'}")
         ranks.wait()
         parts.remove()
     accelerator.end_training()
@@ -102,7 +129,9 @@ def judges(classifiers: list[FrozenClassifier], device: torch.device) -> list[Ju
     return list(found.values())
 
 
-def everyone(restorers: list[trained.Restorer], scale: int, device: torch.device) -> tuple[dict[str, Upscale], dict[str, Any]]:
+def everyone(
+    restorers: list[trained.TrainedGenerator], scale: int, device: torch.device
+) -> tuple[dict[str, Upscale], dict[str, Any]]:
     """The methods by name, interpolation first, and where the trained ones come from."""
     methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
     sources: dict[str, Any] = {}
@@ -119,7 +148,7 @@ def repeatable() -> None:
     torch.set_float32_matmul_precision("highest")
 
 
-def source(restorer: trained.Restorer) -> dict[str, Any]:
+def source(restorer: trained.TrainedGenerator) -> dict[str, Any]:
     return {
         "weights": str(restorer.file),
         "sha256": sha256(restorer.file),
@@ -129,30 +158,30 @@ def source(restorer: trained.Restorer) -> dict[str, Any]:
 
 
 def everything(
-    asked: Evaluation, rules: Protocol, images: str, metrics: Metrics, sources: dict[str, dict[str, Any]]
+    source: ImageSet, rules: Protocol, images: str, metrics: Metrics, sources: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """All that the numbers depend on."""
     return {
         "images": images,
-        "portion": str(asked.portion or Portion()),
-        "degradation": asked.degradation,
+        "portion": str(source.portion or Portion()),
+        "degradation": source.degradation,
         "protocol": rules.describe(),
-        "batch": asked.batch,
+        "batch": source.batch,
         "columns": metrics.better,
         "missing": sorted(metrics.missing),
         "features": metrics.extractor.describe() if metrics.extractor else None,
-        "methods": [[name, source["sha256"]] for name, source in sources.items()],  # in order: arrays lie under their numbers
+        "methods": [[name, about["sha256"]] for name, about in sources.items()],  # in order: arrays lie under their numbers
         "classifiers": [[judge.name, judge.about["sha256"]] for judge in metrics.judges],
         "versions": {"sr_dist": __version__, **{name: metadata.version(name) for name in OTHERS}},
     }
 
 
-def references(asked: Evaluation, facts: dict[str, Any]) -> References | None:
-    """HR features that an evaluation of the same images has left; they depend on no method."""
-    if asked.cache == "none" or not facts["features"]:
+def references(cache: str, batch: int, facts: dict[str, Any]) -> References | None:
+    """HR features that an earlier evaluation of the same images kept; they depend on no method."""
+    if cache == "none" or not facts["features"]:
         return None
-    folder = Path(asked.cache) if asked.cache else default_folder()
-    about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": asked.batch, **facts["features"]}
+    folder = Path(cache) if cache else default_folder()
+    about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": batch, **facts["features"]}
     return References(folder, about)
 
 
@@ -180,7 +209,7 @@ def alone(out: Path) -> Iterator[None]:
                 out.rmdir()
 
 
-def common_scale(asked: int | None, restorers: list[trained.Restorer]) -> int:
+def common_scale(asked: int | None, restorers: list[trained.TrainedGenerator]) -> int:
     scales = {restorer.scale: restorer.name for restorer in restorers}
     if len(scales) > 1:
         raise UserError(f"METHOD: methods of unlike scale: {', '.join(f'{name} x{scale}' for scale, name in scales.items())}")
@@ -191,21 +220,18 @@ def common_scale(asked: int | None, restorers: list[trained.Restorer]) -> int:
     return asked or next(iter(scales))
 
 
-def output_folder(asked: Evaluation, restorers: list[trained.Restorer]) -> Path:
-    if asked.out:
-        return Path(asked.out)
-    runs = [
-        (Path(name), restorer) for name, restorer in zip([m for m in asked.methods if m not in BASELINES], restorers, strict=True)
-    ]
-    for place, restorer in runs:
-        if trained.is_run(place):
-            return vacant(place / "eval" / f"{restorer.step:07d}", asked)
-    return vacant(Path("eval"), asked)
+def output_folder(
+    names: Sequence[str], restorers: list[trained.TrainedGenerator], source: ImageSet, measures: Measures
+) -> Path:  # fmt: skip
+    """RUN/eval/STEP of the first run, else eval/."""
+    runs = zip([Path(name) for name in names if name not in BASELINES], restorers, strict=True)
+    folder = next((run / "eval" / f"{restorer.step:07d}" for run, restorer in runs if trained.is_run(run)), Path("eval"))
+    return vacant(folder, source, measures)
 
 
-def vacant(place: Path, asked: Evaluation) -> Path:
+def vacant(place: Path, source: ImageSet, measures: Measures) -> Path:
     """A report on other images or by another protocol stays where it is; this one then lies beside it."""
-    question = [asked.data, asked.protocol, asked.portion.describe() if asked.portion else None]
+    question = [source.data, measures.protocol, source.portion.describe() if source.portion else None]
     for number in itertools.count(2):
         with suppress(OSError, ValueError, KeyError):
             there = json.loads((place / "report.json").read_text(encoding="utf-8"))
@@ -221,5 +247,5 @@ def unlike(name: str, taken: Collection[str]) -> str:
     return name if name not in taken else next(f"{name} ({i})" for i in range(2, 1000) if f"{name} ({i})" not in taken)
 
 
-def bare(restorer: trained.Restorer, device: torch.device) -> Upscale:
+def bare(restorer: trained.TrainedGenerator, device: torch.device) -> Upscale:
     return for_any_colour(copy.deepcopy(restorer.network).to(device).eval(), restorer.channels, restorer.scale)

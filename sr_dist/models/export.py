@@ -19,21 +19,20 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from sr_dist.commands import Exporting
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
 from sr_dist.models import layouts, trained
-from sr_dist.models.trained import METADATA, Restorer
+from sr_dist.models.trained import METADATA, TrainedGenerator
 from sr_dist.models.weights_files import Tensors
 
 TRIED_ON = ((2, 24, 20), (1, 17, 31), (3, 1, 1))  # images, height and width that an exported graph is compared on
 TOLERANCE = 1e-4
 
 
-def export(asked: Exporting) -> str:
-    """Writes what a run or a weights file holds: -> a line that says what was written."""
-    restorer = trained.open_restorer(asked.source, "RUN", asked.scale)
-    return write(restorer, raw_weights(asked.source, "RUN"), Path(asked.out))
+def export(source: str, out: Path, scale: int | None = None) -> str:
+    """Writes the generator of a run or a weights file: -> a line that says what was written."""
+    restorer = trained.open_generator(source, "RUN", scale)
+    return write(restorer, raw_weights(source, "RUN"), out)
 
 
 def raw_weights(source: str, key: str) -> Tensors | None:
@@ -42,7 +41,7 @@ def raw_weights(source: str, key: str) -> Tensors | None:
     return trained.read(trained.newest_weights(run, "generator", key), key)[0] if trained.is_run(run) else None
 
 
-def write(restorer: Restorer, raw: Tensors | None, out: Path) -> str:
+def write(restorer: TrainedGenerator, raw: Tensors | None, out: Path) -> str:
     if out.exists() and out.samefile(restorer.file):
         raise UserError(f"OUT: '{out}' is the file that is read; name another")
     content, note = WRITERS[out.suffix](restorer, raw)
@@ -51,12 +50,12 @@ def write(restorer: Restorer, raw: Tensors | None, out: Path) -> str:
     return f"{out}: {restorer.generator['name']} x{restorer.scale}, {len(content) / 2**20:.1f} MiB, {note}"
 
 
-def _safetensors(restorer: Restorer, raw: Tensors | None) -> tuple[bytes, str]:
+def _safetensors(restorer: TrainedGenerator, raw: Tensors | None) -> tuple[bytes, str]:
     about = trained.metadata(restorer.generator, restorer.scale)
     return save({name: value.contiguous() for name, value in restorer.network.state_dict().items()}, about), "with metadata"
 
 
-def _pth(restorer: Restorer, raw: Tensors | None) -> tuple[bytes, str]:
+def _pth(restorer: TrainedGenerator, raw: Tensors | None) -> tuple[bytes, str]:
     tensors = dict(restorer.network.state_dict())
     content: dict[str, Any] = {"params": tensors} if raw is None else {"params": raw, "params_ema": tensors}
     note = " and ".join(content)
@@ -68,7 +67,7 @@ def _pth(restorer: Restorer, raw: Tensors | None) -> tuple[bytes, str]:
     return file.getvalue(), note
 
 
-def _shown(restorer: Restorer) -> bool:
+def _shown(restorer: TrainedGenerator) -> bool:
     """Whether the tensors alone are enough to build the generator again."""
     try:
         found = layouts.recognise(dict(restorer.network.state_dict()), restorer.file, "OUT")
@@ -77,7 +76,7 @@ def _shown(restorer: Restorer) -> bool:
         return False
 
 
-def _onnx(restorer: Restorer, raw: Tensors | None) -> tuple[bytes, str]:
+def _onnx(restorer: TrainedGenerator, raw: Tensors | None) -> tuple[bytes, str]:
     network, images = restorer.network, torch.rand(TRIED_ON[0][0], restorer.channels, *TRIED_ON[0][1:])
     any_size = torch.export.Dim.DYNAMIC
     try:
@@ -108,7 +107,7 @@ def _quietly() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _difference(content: bytes, restorer: Restorer) -> float:
+def _difference(content: bytes, restorer: TrainedGenerator) -> float:
     """The largest difference between graph and network, in parts of the largest value where that is above one."""
     import onnxruntime
 
@@ -125,7 +124,7 @@ def _difference(content: bytes, restorer: Restorer) -> float:
     return worst
 
 
-WRITERS: dict[str, Callable[[Restorer, Tensors | None], tuple[bytes, str]]] = {
+WRITERS: dict[str, Callable[[TrainedGenerator, Tensors | None], tuple[bytes, str]]] = {
     ".safetensors": _safetensors,
     ".pth": _pth,
     ".onnx": _onnx,

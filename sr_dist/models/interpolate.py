@@ -9,26 +9,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sr_dist.commands import Interpolating
 from sr_dist.core.errors import UserError
 from sr_dist.models import trained
 from sr_dist.models.export import write
-from sr_dist.models.trained import Restorer
+from sr_dist.models.trained import TrainedGenerator
 from sr_dist.models.weights_files import Tensors
 
 
-def interpolate(asked: Interpolating) -> str:
+def interpolate(path_a: str, path_b: str, out: Path, alpha: float, scale: int | None = None) -> str:
     """Writes the network between A and B: -> a line that says what was written."""
-    a, b = (trained.open_restorer(name, key, asked.scale) for name, key in ((asked.a, "A"), (asked.b, "B")))
+    a, b = trained.open_generator(path_a, "A", scale), trained.open_generator(path_b, "B", scale)
     refuse_unlike(a, b)
-    out = Path(asked.out)
     if out.exists() and out.samefile(b.file):
         raise UserError(f"OUT: '{out}' is the file that is read; name another")
-    a.network.load_state_dict(between(dict(a.network.state_dict()), dict(b.network.state_dict()), asked.alpha))
-    return f"{1 - asked.alpha:g} * {a.name} + {asked.alpha:g} * {b.name} -> {write(a, None, out)}"
+    a.network.load_state_dict(between(dict(a.network.state_dict()), dict(b.network.state_dict()), alpha))
+    return f"{1 - alpha:g} * {a.name} + {alpha:g} * {b.name} -> {write(a, None, out)}"
 
 
-def refuse_unlike(a: Restorer, b: Restorer) -> None:
+def refuse_unlike(a: TrainedGenerator, b: TrainedGenerator) -> None:
     """Weights between two different networks mean nothing."""
     if a.scale != b.scale:
         raise UserError(f"B: '{b.file}' enlarges by {b.scale}, but A, '{a.file}', by {a.scale}")

@@ -27,7 +27,7 @@ METADATA = "sr_dist"
 
 
 @dataclass(frozen=True)
-class Restorer:
+class TrainedGenerator:
     """A trained generator, ready to use: fp32, in evaluation mode, on the CPU."""
 
     name: str
@@ -79,7 +79,7 @@ def is_run(path: Path) -> bool:
     return (path / "recipe.yaml").is_file()
 
 
-def open_restorer(path: str, key: str = "method", scale: int | None = None) -> Restorer:
+def open_generator(path: str, key: str = "method", scale: int | None = None) -> TrainedGenerator:
     """The generator of a run folder (the EMA of its newest checkpoint) or of a weights file, ours or foreign.
 
     `scale` is for files that do not show theirs (SRCNN's).
@@ -99,7 +99,7 @@ def open_restorer(path: str, key: str = "method", scale: int | None = None) -> R
         raise UserError(f"{key}: '{file}' cannot be used: {mistake}") from None
     load_strictly(network, tensors, file, key)
     name, step = called(place, file)
-    return Restorer(name, step, scale, network.eval().requires_grad_(False), file, section)
+    return TrainedGenerator(name, step, scale, network.eval().requires_grad_(False), file, section)
 
 
 def called(place: Path, file: Path) -> tuple[str, int | None]:

@@ -75,14 +75,14 @@ class Objective(nn.Module):
 
     def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         with torch.no_grad():
-            real = discriminator(batch.hr).realness  # the same for every generator
-        fake, over = discriminator(sr).realness, self.config.batch_mean
+            real = discriminator(batch.hr).logits  # the same for every generator
+        fake, over = discriminator(sr).logits, self.config.batch_mean
         fooled = says_fake(relative(real, fake, over)) + says_real(relative(fake, real, over))
         return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.factor * fooled}
 
     def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
-        real, fake, over = discriminator(hr).realness, discriminator(sr).realness, self.config.batch_mean
+        real, fake, over = discriminator(hr).logits, discriminator(sr).logits, self.config.batch_mean
         terms: Terms = {
             "real": self.factor * says_real(relative(real, fake, over)),
             "fake": self.factor * says_fake(relative(fake, real, over)),

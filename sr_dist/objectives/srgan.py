@@ -55,12 +55,12 @@ class Objective(nn.Module):
         return generator(batch.lr)
 
     def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
-        fake = discriminator(sr).realness
+        fake = discriminator(sr).logits
         return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.form.fool(fake)}
 
     def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
-        real, fake = discriminator(hr).realness, discriminator(sr).realness
+        real, fake = discriminator(hr).logits, discriminator(sr).logits
         terms: Terms = {"real": self.form.real(real), "fake": self.form.fake(fake)}
         if self.config.r1_weight:
             terms["r1"] = self.config.r1_weight * r1_penalty(real, hr)

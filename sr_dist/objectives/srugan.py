@@ -44,17 +44,17 @@ class Objective(nn.Module):
     def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         fake = discriminator(sr)
         terms = self.content(sr, batch)
-        terms["adversarial"] = self.config.adversarial_weight * says_real(fake.realness)
-        if fake.classes is not None and self.config.generator_class_weight:
-            terms["class"] = self.config.generator_class_weight * says_class(fake.classes, batch.label)
+        terms["adversarial"] = self.config.adversarial_weight * says_real(fake.logits)
+        if fake.class_logits is not None and self.config.generator_class_weight:
+            terms["class"] = self.config.generator_class_weight * says_class(fake.class_logits, batch.label)
         return terms
 
     def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
         real, fake = discriminator(batch.hr), discriminator(sr)
-        terms: Terms = {"real": says_real(real.realness), "fake": says_fake(fake.realness)}
-        if real.classes is not None:
-            terms["class_real"] = self.config.class_weight * says_class(real.classes, batch.label)
-            terms["class_fake"] = self.config.class_weight * says_class(fake.classes, batch.label)
-            terms["accuracy_real"] = Reading(accuracy(real.classes, batch.label))
-            terms["accuracy_fake"] = Reading(accuracy(fake.classes, batch.label))
+        terms: Terms = {"real": says_real(real.logits), "fake": says_fake(fake.logits)}
+        if real.class_logits is not None:
+            terms["class_real"] = self.config.class_weight * says_class(real.class_logits, batch.label)
+            terms["class_fake"] = self.config.class_weight * says_class(fake.class_logits, batch.label)
+            terms["accuracy_real"] = Reading(accuracy(real.class_logits, batch.label))
+            terms["accuracy_fake"] = Reading(accuracy(fake.class_logits, batch.label))
         return terms

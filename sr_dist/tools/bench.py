@@ -20,10 +20,10 @@ from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Data, Init, Log, Recipe
 from sr_dist.tools.data_speed import FAR, measured
 from sr_dist.training.build import open_stream, set_up
-from sr_dist.training.log import peak_memory_gb
 from sr_dist.training.loop import advance
 from sr_dist.training.needed_files import find_weights
 from sr_dist.training.run import Run, close
+from sr_dist.training.throughput import peak_memory_gb
 
 WARM_UP = 1  # steps before the clock runs: kernels are chosen, states are made
 

@@ -7,7 +7,6 @@ from typing import Any
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
-from sr_dist.commands import Boarding
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.recipe.columns import all_columns
 from sr_dist.training.trackers.wandb import AXIS
@@ -63,14 +62,14 @@ def every(title: str, names: str, x: str = AXIS, log: bool = False) -> reports.L
     return reports.LinePlot(title=title, x=x, metric_regex=names, log_y=log)
 
 
-def publish(asked: Boarding) -> str:
-    entity, project = (part for part in asked.project.split("/") if part)
-    board = workspace(entity, project, asked.name)
+def publish(entity: str, project: str, name: str) -> str:
+    """Saves the workspace: -> its address."""
+    board = workspace(entity, project, name)
     try:
         board.save()
     except Exception as problem:
         raise UserError(
-            f"ENTITY/PROJECT: W&B did not take the workspace for '{asked.project}' ({first_line(problem)}); "
+            f"ENTITY/PROJECT: W&B did not take the workspace for '{entity}/{project}' ({first_line(problem)}); "
             f"`wandb login` once, and check both names"
         ) from None
     return board.url

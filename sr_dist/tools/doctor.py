@@ -22,7 +22,6 @@ from statistics import median
 from typing import Literal
 from urllib.parse import urlparse
 
-from sr_dist.commands import Examination
 from sr_dist.core.errors import UserError, first_line
 
 PYTHON = (3, 10)
@@ -50,11 +49,11 @@ class Finding:
         return f"{self.status:7}  {self.what:16}  {self.said}"
 
 
-def examine(asked: Examination) -> int:
+def examine(runs: Path) -> int:
     """Says everything; -> the exit code. Under a launcher all ranks must call, and the first one speaks."""
     speaks = os.environ.get("RANK", "0") == "0"
     worst = 0
-    for finding in findings(asked):
+    for finding in findings(runs):
         worst = max(worst, int(finding.status == "BROKEN"))
         if speaks:
             print(finding, flush=True)
@@ -63,7 +62,7 @@ def examine(asked: Examination) -> int:
     return worst
 
 
-def findings(asked: Examination) -> Iterator[Finding]:
+def findings(runs: Path) -> Iterator[Finding]:
     yield python()
     torch_is_there = torch()
     yield torch_is_there
@@ -76,7 +75,7 @@ def findings(asked: Examination) -> Iterator[Finding]:
         yield deepspeed()
         yield from weights()
         yield from between_ranks()
-    yield disk(Path(asked.runs))
+    yield disk(runs)
     yield login()
     yield slurm()
 

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from sr_dist.commands import Plotting
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
 from sr_dist.recipe.columns import better_direction
@@ -71,9 +70,8 @@ class Curves:
         return [row.get("images", row["step"]) for row in rows], values
 
 
-def plot(asked: Plotting) -> None:
-    runs = [read(Path(run), name) for run, name in zip(asked.runs, labels(asked.runs), strict=True)]
-    out = asked.folder
+def plot(folders: tuple[str, ...], out: Path) -> None:
+    runs = [read(Path(run), name) for run, name in zip(folders, labels(folders), strict=True)]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -27,9 +27,10 @@ from sr_dist.models import trained
 from sr_dist.recipe.sections import Data, Part, Recipe, whole_weights
 from sr_dist.training import checkpoint, ddp, deepspeed, run_folder
 from sr_dist.training.ema import Ema
-from sr_dist.training.log import Clock, Log, Trace
-from sr_dist.training.run import Run, restore
+from sr_dist.training.log import Log, Trace
+from sr_dist.training.run import Run, resume
 from sr_dist.training.stop_request import StopRequest
+from sr_dist.training.throughput import Clock
 from sr_dist.training.watchdog import Watchdog
 
 VALIDATION_BATCH = 8  # images of one size that validation restores together
@@ -68,7 +69,7 @@ def set_up(recipe: Recipe) -> Run:
         state={"manifest": digest, "best": None, "validated": True},
     )  # fmt: skip
     if resumed:
-        restore(run, resumed)
+        resume(run, resumed)
     for note in notes:
         log.say(note)
     _introduce(run)

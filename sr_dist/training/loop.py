@@ -20,11 +20,11 @@ from sr_dist.evaluation.partial_results import Abandoned
 from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.scoring import Scores, score
 from sr_dist.training import classification, run_folder
-from sr_dist.training.log import peak_memory_gb, progress, spread
 from sr_dist.training.run import Findings, Run, check_saves, close, save
 from sr_dist.training.samples import draw_samples
 from sr_dist.training.schedule import factor
 from sr_dist.training.step import StepResult, take_step
+from sr_dist.training.throughput import peak_memory_gb, progress, spread
 
 
 class Diverged(RuntimeError):
@@ -158,7 +158,7 @@ def validate(run: Run) -> bool:
 def restored(run: Run, batches: Batches, give_up: Callable[[], bool]) -> Findings:
     """The EMA on the validation images. All ranks must call."""
     rules = protocol("matlab-y", run.recipe.scale)
-    scores = score({"ema": run.restore}, batches, rules, run.device, run.metrics, give_up=give_up)
+    scores = score({"ema": run.upscaler}, batches, rules, run.device, run.metrics, give_up=give_up)
     return Findings(len(scores.rows), scores.means("ema"), summary(scores), scores.rows)
 
 

@@ -21,9 +21,10 @@ from sr_dist.recipe.sections import Part, Recipe
 from sr_dist.training import checkpoint
 from sr_dist.training.ddp import Engine
 from sr_dist.training.ema import Ema
-from sr_dist.training.log import Clock, Log, Trace
+from sr_dist.training.log import Log, Trace
 from sr_dist.training.step import Precision
 from sr_dist.training.stop_request import StopRequest
+from sr_dist.training.throughput import Clock
 from sr_dist.training.watchdog import Watchdog
 
 
@@ -62,7 +63,7 @@ class Run:
         return next(iter(self.phases))
 
     @property
-    def restore(self) -> Upscale:
+    def upscaler(self) -> Upscale:
         """The EMA on pictures, which are colour even where the network is grey."""
         return for_any_colour(self.ema.network, self.recipe.channels, self.recipe.scale)
 
@@ -134,7 +135,7 @@ def check_saves(run: Run, last: bool = False) -> None:
         raise checkpoint.SaveFailed(problem)
 
 
-def restore(run: Run, found: checkpoint.Checkpoint) -> None:
+def resume(run: Run, found: checkpoint.Checkpoint) -> None:
     """All ranks must call: everyone reads the files."""
     state = dict(found.state)
     run.ema.load(found.tensors(f"{run.primary}.ema"), state["ema_updates"])

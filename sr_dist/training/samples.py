@@ -37,7 +37,7 @@ def draw_samples(run: Run) -> Samples | None:
     side = SIDE // scale * scale
     for name, lr, hr in _pairs(run):
         hr, lr = hr[..., :side, :side], lr[..., : side // scale, : side // scale]
-        sr, zoom = run.restore(lr.to(run.device)), max(1, SIDE // max(hr.shape[-2:]))  # digits are too small to look at
+        sr, zoom = run.upscaler(lr.to(run.device)), max(1, SIDE // max(hr.shape[-2:]))  # digits are too small to look at
         views[name] = {
             "LR": enlarged(to_pil(lr[0]), scale * zoom),
             "bicubic": enlarged(to_pil(baseline("bicubic", scale)(lr)[0]), zoom),

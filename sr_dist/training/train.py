@@ -1,44 +1,41 @@
-"""From a checked recipe to an ended run."""
+"""From a checked recipe to a finished run."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
-from sr_dist.core import config, launch_env
+from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training import run_folder
+from sr_dist.training import classification, run_folder
+from sr_dist.training.build import set_up
+from sr_dist.training.loop import finish, fit
 from sr_dist.training.needed_files import find_weights
+from sr_dist.training.throughput import work
 
 
-def train(chosen: Recipe, dry_run: bool = False) -> None:
-    """All ranks must call. Whatever the user could have got wrong is said before the process group starts."""
-    chosen = checks.complete(chosen)
-    if dry_run:
-        print(config.text(chosen), end="")
-        return
-    checks.check_launch(chosen, launch_env.launch(chosen.compile))
-    find_weights(chosen)
-    lock = run_folder.claim(chosen.folder)
-    run_folder.check_recipe(chosen.folder, chosen)
+def train(recipe: Recipe, flops_of: Callable[[Recipe], float | None] = lambda recipe: None) -> None:
+    """Trains a complete recipe. All ranks must call. A user's mistakes are reported before the process group starts.
 
-    from sr_dist.core import ranks
-    from sr_dist.tools import flops
-    from sr_dist.training import classification
-    from sr_dist.training.build import set_up
-    from sr_dist.training.loop import finish, fit
+    `flops_of` counts the operations per image for the log.
+    """
+    checks.check_launch(recipe, launch_env.launch(recipe.compile))
+    find_weights(recipe)
+    lock = run_folder.claim(recipe.folder)
+    run_folder.check_recipe(recipe.folder, recipe)
 
-    run = set_up(chosen)
+    run = set_up(recipe)
     if ranks.is_first():
-        run.clock.work = flops.work(chosen, ranks.size(), run.device)
+        run.clock.work = work(flops_of(recipe), recipe, ranks.size(), run.device)
     try:
         done = fit(run)
         if done and run.objective.validation == "classification":
             classification.report(run)
     except Exception as caught:
         problem = run.stream.explained(caught)
-        if isinstance(problem, UserError) and ranks.size() > 1:  # the other ranks know nothing of it and cannot say it
+        if isinstance(problem, UserError) and ranks.size() > 1:  # only this rank knows of it
             print(f"error: rank {ranks.rank()}: {problem}", file=sys.stderr, flush=True)
         run.log.say(f"failed after step {run.step}: {type(problem).__name__}: {problem}")
         run.log.close(code=1)

@@ -137,10 +137,10 @@ def test_only_the_first_rank_of_a_node_says_the_error(monkeypatch, capsys):
     def main(words, options):
         raise UserError("two\nlines")
 
-    assert cli.run(main, []) == 2
+    assert main([]) == 2
     assert capsys.readouterr().err == "error: two lines\n"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert cli.run(main, []) == 2
+    assert main([]) == 2
     assert capsys.readouterr().err == ""
 
 
@@ -149,7 +149,7 @@ def test_what_is_not_a_users_mistake_keeps_its_traceback():
         raise RuntimeError("ours")
 
     with pytest.raises(RuntimeError, match="ours"):
-        cli.run(main, [])
+        main([])
 
 
 def test_a_dry_run_prints_the_resolved_recipe_and_leaves_nothing(open_doors, write_recipe, tmp_path):

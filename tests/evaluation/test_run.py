@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-
 from sr_dist.commands import Evaluation
+
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.evaluation.classifiers.classifier_answers import Judge
@@ -42,7 +42,7 @@ def test_a_file_called_hr_is_not_taken_for_the_ceiling(tmp_path):
     section = {"name": "srugan", "widths": [8, 8], "num_blocks": 1, "num_dense_blocks": 1, "reduction": 2}
     network = trained.build(PACKAGES["generator"], section, 2, "generator")
     save_file(network.state_dict(), tmp_path / "HR.safetensors", trained.metadata(section, 2))
-    restorer = trained.open_restorer(str(tmp_path / "HR.safetensors"), "METHOD", None)
+    restorer = trained.open_generator(str(tmp_path / "HR.safetensors"), "METHOD", None)
     methods, sources = everyone([restorer, restorer], 2, CPU)
     assert list(methods)[-2:] == list(sources) == ["HR (2)", "HR (3)"]
 

@@ -215,4 +215,4 @@ def test_files_that_are_no_classifiers_are_refused_by_name(write_recipe, by_clas
     with pytest.raises(UserError, match=r"g\.safetensors' is no weights file of a classifier"):
         needed_files.find_weights(conditioned(write_recipe, str(tmp_path / "g.safetensors")))
     with pytest.raises(UserError, match=r"animals\.safetensors' holds a classifier, not a generator"):
-        trained.open_restorer(by_class)
+        trained.open_generator(by_class)

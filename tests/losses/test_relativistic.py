@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sr_dist.core import plugins, ranks
-from sr_dist.core.batch import Batch, Verdict
+from sr_dist.core.batch import Batch, DiscriminatorOutput
 from sr_dist.losses.adversarial import relative
 
 IMAGES, PARTS = 5, (slice(0, 2), slice(2, 5))
@@ -29,8 +29,8 @@ class Critic(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Tanh(), nn.Conv2d(6, 1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Verdict:
-        return Verdict(20 * self.body(images).squeeze(1), None)
+    def forward(self, images: Tensor) -> DiscriminatorOutput:
+        return DiscriminatorOutput(20 * self.body(images).squeeze(1), None)
 
 
 def networks() -> tuple[nn.Module, nn.Module]:

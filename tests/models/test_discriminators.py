@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sr_dist.core import plugins
-from sr_dist.core.batch import Verdict
+from sr_dist.core.batch import DiscriminatorOutput
 
 PACKAGE = "sr_dist.models.discriminators"
 SMALL = {
@@ -33,8 +33,8 @@ def with_option(option):
 
 
 def everything(verdict):
-    classes = verdict.classes.square().mean() if verdict.classes is not None else 0
-    return verdict.realness.square().mean() + verdict.realness.mean() + classes
+    classes = verdict.class_logits.square().mean() if verdict.class_logits is not None else 0
+    return verdict.logits.square().mean() + verdict.logits.mean() + classes
 
 
 def test_there_are_discriminators():
@@ -47,23 +47,23 @@ def test_any_size_gets_one_verdict_per_image(name):
     with torch.no_grad():
         for height, width in SIZES:
             verdict = critic(torch.rand(3, 3, height, width))
-            assert isinstance(verdict, Verdict)
-            assert verdict.realness.shape[0] == 3 and verdict.realness.ndim in (1, 3)  # images or patches
-            assert verdict.realness.isfinite().all()
-            assert verdict.classes is None
+            assert isinstance(verdict, DiscriminatorOutput)
+            assert verdict.logits.shape[0] == 3 and verdict.logits.ndim in (1, 3)  # images or patches
+            assert verdict.logits.isfinite().all()
+            assert verdict.class_logits is None
 
 
 @pytest.mark.parametrize("name", with_option("channels"))
 def test_grey_images_are_judged_too(name):
-    assert build(name, channels=1)(torch.rand(2, 1, 16, 12)).realness.shape[0] == 2
+    assert build(name, channels=1)(torch.rand(2, 1, 16, 12)).logits.shape[0] == 2
 
 
 @pytest.mark.parametrize("name", with_option("classes"))
 @pytest.mark.parametrize("classes", [1, 2, 10])
 def test_a_class_head_has_a_logit_per_class(name, classes):
     verdict = build(name, classes=classes)(torch.rand(3, 3, 9, 16))
-    assert verdict.classes.shape == (3, classes)
-    assert verdict.realness.shape[0] == 3
+    assert verdict.class_logits.shape == (3, classes)
+    assert verdict.logits.shape[0] == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,8 +79,8 @@ def test_gradients_reach_every_parameter_and_the_image(name):
 def test_evaluation_is_deterministic_and_sees_each_image_alone(name):
     critic, images = build(name).eval(), torch.rand(3, 3, 20, 13)
     with torch.no_grad():
-        first, again = critic(images).realness, critic(images).realness
-        alone = torch.cat([critic(image[None]).realness for image in images])
+        first, again = critic(images).logits, critic(images).logits
+        alone = torch.cat([critic(image[None]).logits for image in images])
     assert torch.equal(first, again)
     torch.testing.assert_close(first, alone, atol=1e-5, rtol=1e-4)
     assert first.std() > 0  # it says something about the image
@@ -90,7 +90,7 @@ def test_evaluation_is_deterministic_and_sees_each_image_alone(name):
 def test_bf16_autocast_stays_finite(name):
     critic = build(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = critic(torch.rand(2, 3, 16, 16)).realness.float().square().mean()
+        loss = critic(torch.rand(2, 3, 16, 16)).logits.float().square().mean()
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in critic.parameters() if p.grad is not None)
@@ -100,8 +100,8 @@ def test_bf16_autocast_stays_finite(name):
 def test_channels_last_changes_nothing(name):
     critic, images = build(name).eval(), torch.rand(2, 3, 18, 22)
     with torch.no_grad():
-        expected = critic(images).realness
-        found = critic.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)).realness
+        expected = critic(images).logits
+        found = critic.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-
 from sr_dist.commands import Exporting
+
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.models import trained
@@ -81,7 +81,7 @@ def test_what_is_exported_is_read_back_as_the_same_network(case, suffix, make_ru
     run, _, ema = make_run(case)
     line = written(run, tmp_path / f"out{suffix}")
     assert line.startswith(f"{tmp_path / f'out{suffix}'}: {SECTIONS[case][0]['name']} x{SECTIONS[case][1]}, ")
-    found = trained.open_restorer(str(tmp_path / f"out{suffix}"))
+    found = trained.open_generator(str(tmp_path / f"out{suffix}"))
     lr = images(case, 7, 6)
     assert found.scale == SECTIONS[case][1]
     assert torch.equal(found.network(lr), ema(lr))

@@ -292,7 +292,7 @@ def test_a_foreign_network_comes_back_as_the_same_function(layout, tmp_path):
     make, scale, options = NETWORKS[layout]
     theirs = random_weights(make())
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    ours = trained.open_restorer(str(tmp_path / "theirs.pth"))
+    ours = trained.open_generator(str(tmp_path / "theirs.pth"))
     assert ours.scale == scale and ours.name == "theirs"
     assert {key: ours.generator[key] for key in options} == options
     lr = torch.rand(2, ours.channels, 8, 12)
@@ -310,8 +310,8 @@ def test_srcnn_needs_to_be_told_its_scale(channels, kernels, tmp_path):
     with pytest.raises(
         UserError, match=r"^METHOD: '.*srcnn_x3\.pth' is srcnn, whose tensors do not show the scale; give --scale=N"
     ):
-        trained.open_restorer(str(path), "METHOD")
-    ours = trained.open_restorer(str(path), scale=3)
+        trained.open_generator(str(path), "METHOD")
+    ours = trained.open_generator(str(path), scale=3)
     lr = torch.rand(1, channels, 7, 5)
     equal(ours.network(lr), theirs(imresize(lr, 3)))
     assert ours.generator["kernels"] == list(kernels)
@@ -322,12 +322,12 @@ def test_old_files_without_the_counts_of_batch_normalisation_load(tmp_path):
     theirs = random_weights(FiveBlockSRResNet())
     torch.save({k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}, tmp_path / "old.pth")
     lr = torch.rand(1, 3, 6, 6)
-    equal(trained.open_restorer(str(tmp_path / "old.pth")).network(lr), theirs(lr))
+    equal(trained.open_generator(str(tmp_path / "old.pth")).network(lr), theirs(lr))
 
 
 def test_half_precision_files_become_fp32(tmp_path):
     torch.save(random_weights(NamedRRDB()).half().state_dict(), tmp_path / "half.pth")
-    found = trained.open_restorer(str(tmp_path / "half.pth")).network
+    found = trained.open_generator(str(tmp_path / "half.pth")).network
     assert {value.dtype for value in found.state_dict().values()} == {torch.float32}
 
 
@@ -335,7 +335,7 @@ def test_a_safetensors_file_of_others_is_recognised_too(tmp_path):
     theirs = random_weights(NumberedRRDB())
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     lr = torch.rand(1, 3, 5, 5)
-    equal(trained.open_restorer(str(tmp_path / "theirs.safetensors")).network(lr), theirs(lr))
+    equal(trained.open_generator(str(tmp_path / "theirs.safetensors")).network(lr), theirs(lr))
 
 
 # ---- what is put around tensors
@@ -462,7 +462,7 @@ def test_a_network_of_one_s_own_may_be_called_like_a_wrapper(tmp_path, monkeypat
     section = {"name": "toys.wrapped"}
     toy = trained.build(PACKAGES["generator"], section, 1, "generator")
     save_file(toy.state_dict(), tmp_path / "said.safetensors", trained.metadata(section, 1))
-    assert "net.weight" in trained.open_restorer(str(tmp_path / "said.safetensors")).network.state_dict()
+    assert "net.weight" in trained.open_generator(str(tmp_path / "said.safetensors")).network.state_dict()
     save_file(toy.state_dict(), tmp_path / "unsaid.safetensors")
     trained.start(toy, section, str(tmp_path / "unsaid.safetensors"), "generator", "init.generator")
 
@@ -472,7 +472,7 @@ def test_a_network_of_one_s_own_may_be_called_like_a_wrapper(tmp_path, monkeypat
 
 def refused(path, **options):
     with pytest.raises(UserError) as caught:
-        trained.open_restorer(str(path), "METHOD", **options)
+        trained.open_generator(str(path), "METHOD", **options)
     message = str(caught.value)
     assert message.startswith(f"METHOD: '{path}' ") and "\n" not in message
     return message
@@ -661,7 +661,7 @@ def test_spandrel_reads_the_same_function(case, tmp_path):
     }[case]()
     torch.save(random_weights(theirs).state_dict(), tmp_path / "theirs.pth")
     judge = spandrel.ModelLoader().load_from_file(tmp_path / "theirs.pth")
-    found = trained.open_restorer(str(tmp_path / "theirs.pth"))
+    found = trained.open_generator(str(tmp_path / "theirs.pth"))
     assert (judge.scale, judge.input_channels) == (found.scale, found.channels)
     lr = torch.rand(1, found.channels, 8, 12)
     equal(found.network(lr), judge.model.eval()(lr))

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-
 from sr_dist.commands import Interpolating
+
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.models import trained
@@ -48,7 +48,7 @@ def test_every_tensor_is_mixed(tmp_path):
     (a, first), (b, second) = saved(tmp_path / "psnr.safetensors"), saved(tmp_path / "gan.safetensors", seed=1)
     line = mixed(a, b, tmp_path / "out.safetensors", 0.8)
     assert line.startswith("0.2 * psnr + 0.8 * gan -> ")
-    found = trained.open_restorer(str(tmp_path / "out.safetensors"))
+    found = trained.open_generator(str(tmp_path / "out.safetensors"))
     assert found.generator["name"] == "rrdb" and found.scale == 4
     for name, value in found.network.state_dict().items():
         torch.testing.assert_close(value, 0.2 * first[name] + 0.8 * second[name])
@@ -81,7 +81,7 @@ def test_runs_and_files_of_others_mix(tmp_path):
 def test_batch_normalisation_is_mixed_too(tmp_path):
     (a, first), (b, second) = (saved(tmp_path / f"{seed}.safetensors", SRRESNET, 2, seed) for seed in (0, 1))
     mixed(a, b, tmp_path / "out.safetensors", 0.5)
-    found = trained.open_restorer(str(tmp_path / "out.safetensors")).network.state_dict()
+    found = trained.open_generator(str(tmp_path / "out.safetensors")).network.state_dict()
     torch.testing.assert_close(found["bn_body.weight"], (first["bn_body.weight"] + second["bn_body.weight"]) / 2)
 
 
@@ -107,5 +107,5 @@ def test_the_door_writes_and_says_so(open_doors, tmp_path):
     (a, first), (b, _) = saved(tmp_path / "a.safetensors"), saved(tmp_path / "b.safetensors", seed=1)
     (answer,) = open_doors([("sr_dist.interpolate", [a, b, str(tmp_path / "out.safetensors"), "--alpha=0"])])
     assert answer.code == 0 and answer.out.startswith("1 * a + 0 * b -> ") and not answer.err
-    found = trained.open_restorer(str(tmp_path / "out.safetensors")).network.state_dict()
+    found = trained.open_generator(str(tmp_path / "out.safetensors")).network.state_dict()
     assert all(torch.equal(value, first[name]) for name, value in found.items())

@@ -186,9 +186,9 @@ def test_tanh_output_is_in_the_image_range():
 
 def test_patches_and_pixels_are_judged_one_by_one():
     images = torch.rand(2, 3, 28, 28)
-    assert build("discriminator", "patch", widths=(4, 4, 4, 4))(images).realness.shape == (2, 2, 2)
-    assert build("discriminator", "unet_sn", width=4)(images[..., :27, :25]).realness.shape == (2, 27, 25)
-    assert build("discriminator", "srgan_vgg", width=4, crop=28)(images).realness.shape == (2,)
+    assert build("discriminator", "patch", widths=(4, 4, 4, 4))(images).logits.shape == (2, 2, 2)
+    assert build("discriminator", "unet_sn", width=4)(images[..., :27, :25]).logits.shape == (2, 27, 25)
+    assert build("discriminator", "srgan_vgg", width=4, crop=28)(images).logits.shape == (2,)
 
 
 def test_a_dense_head_refuses_other_sizes():

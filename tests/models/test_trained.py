@@ -32,7 +32,7 @@ def a_run(folder, *steps):
 
 def test_a_weights_file_says_what_it_is(tmp_path):
     net = network()
-    found = trained.open_restorer(str(saved(tmp_path / "best.safetensors", net)))
+    found = trained.open_generator(str(saved(tmp_path / "best.safetensors", net)))
     assert (found.name, found.scale, found.step) == ("best", 2, None)
     assert not found.network.training and not any(p.requires_grad for p in found.network.parameters())
     lr = torch.rand(1, 3, 5, 4)
@@ -40,7 +40,7 @@ def test_a_weights_file_says_what_it_is(tmp_path):
 
 
 def test_a_run_is_the_ema_of_its_newest_checkpoint(tmp_path):
-    found = trained.open_restorer(str(a_run(tmp_path / "tried", 50, 100)))
+    found = trained.open_generator(str(a_run(tmp_path / "tried", 50, 100)))
     assert (found.name, found.step) == ("tried", 100)
     expected = network(seed=100).state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in found.network.state_dict().items())
@@ -49,24 +49,24 @@ def test_a_run_is_the_ema_of_its_newest_checkpoint(tmp_path):
 def test_a_checkpoint_of_a_run_says_whose_it_is_and_of_which_step(tmp_path):
     """So that several steps of several runs stay apart in one table."""
     run = a_run(tmp_path / "tried", 20, 100)
-    found = trained.open_restorer(str(run / "checkpoints" / "0000020" / "generator.ema.safetensors"))
+    found = trained.open_generator(str(run / "checkpoints" / "0000020" / "generator.ema.safetensors"))
     assert (found.name, found.step) == ("tried@20", 20)
 
 
 def test_steps_are_compared_as_numbers(tmp_path):
     """From ten million steps on the folder's name has a digit more."""
-    assert trained.open_restorer(str(a_run(tmp_path / "long", 9_999_999, 10_000_000))).step == 10_000_000
+    assert trained.open_generator(str(a_run(tmp_path / "long", 9_999_999, 10_000_000))).step == 10_000_000
 
 
 def test_unfinished_checkpoints_are_not_looked_at(tmp_path):
     run = a_run(tmp_path / "tried", 50)
     saved(run / "checkpoints" / ".0000100.unfinished" / "generator.ema.safetensors", network())
-    assert trained.open_restorer(str(run)).step == 50
+    assert trained.open_generator(str(run)).step == 50
 
 
 def test_a_run_without_checkpoints_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^METHOD: the run .*tried.* has no checkpoint"):
-        trained.open_restorer(str(a_run(tmp_path / "tried")), "METHOD")
+        trained.open_generator(str(a_run(tmp_path / "tried")), "METHOD")
 
 
 def test_a_run_of_another_kind_is_said_to_be_one(tmp_path):
@@ -86,12 +86,12 @@ def test_initial_weights_are_the_ema_for_generators_and_the_weights_for_critics(
 def test_missing_files_get_the_nearest_name(tmp_path):
     saved(tmp_path / "best.safetensors", network())
     with pytest.raises(UserError, match=r"^METHOD: no run folder or weights file .*did you mean '.*best\.safetensors'"):
-        trained.open_restorer(str(tmp_path / "bset.safetensors"), "METHOD")
+        trained.open_generator(str(tmp_path / "bset.safetensors"), "METHOD")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run's"):
-        trained.open_restorer(str(tmp_path))
+        trained.open_generator(str(tmp_path))
 
 
 @pytest.mark.parametrize("bytes_kept", [0, 4, 40, -1])
@@ -99,12 +99,12 @@ def test_a_cut_file_is_refused_by_name(tmp_path, bytes_kept):
     path = saved(tmp_path / "cut.safetensors", network())
     path.write_bytes(path.read_bytes()[:bytes_kept])
     with pytest.raises(UserError, match=r"cut\.safetensors' is no whole \.safetensors file"):
-        trained.open_restorer(str(path))
+        trained.open_generator(str(path))
 
 
 def test_a_file_that_does_not_say_its_generator_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not say which generator it fits"):
-        trained.open_restorer(str(saved(tmp_path / "foreign.safetensors", network(), about={})))
+        trained.open_generator(str(saved(tmp_path / "foreign.safetensors", network(), about={})))
 
 
 def test_what_does_not_fit_is_counted(tmp_path):

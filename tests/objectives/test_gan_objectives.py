@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_dist.core import plugins
-from sr_dist.core.batch import Batch, Verdict
+from sr_dist.core.batch import Batch, DiscriminatorOutput
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
 from sr_dist.data import data_checks
@@ -23,9 +23,9 @@ class Critic(nn.Module):
         self.conv = nn.Conv2d(3, 1, 5).double()
         self.patches = patches
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> DiscriminatorOutput:
         logits = 2 * torch.tanh(self.conv(images)).squeeze(1) - 0.3
-        return Verdict(logits if self.patches else logits.sum((1, 2)) / 4, None)
+        return DiscriminatorOutput(logits if self.patches else logits.sum((1, 2)) / 4, None)
 
 
 def a_batch() -> tuple[Batch, Tensor]:
@@ -88,7 +88,7 @@ CASES = [
 
 
 def logits(critic: nn.Module, images: Tensor) -> list[Tensor]:
-    return list(critic(images).realness.flatten())
+    return list(critic(images).logits.flatten())
 
 
 @pytest.mark.parametrize("patches", [False, True])
@@ -125,13 +125,13 @@ def test_the_critics_loss_and_gradient_are_the_papers(name, options, formula, we
 def test_a_small_step_of_the_generator_raises_what_the_critic_says_of_it(name, options, formula, weight, factor):
     (batch, sr), critic = a_batch(), Critic()
     (gradient,) = torch.autograd.grad(objective(name, **options).generator_loss(critic, batch, sr)["adversarial"], sr)
-    assert critic(sr - 1e-3 * gradient / gradient.norm()).realness.mean() > critic(sr).realness.mean()
+    assert critic(sr - 1e-3 * gradient / gradient.norm()).logits.mean() > critic(sr).logits.mean()
 
 
 def test_both_terms_of_the_relativistic_generator_loss_have_a_gradient():
     """The term of the real images reaches sr through E[C(sr)] alone; without it the gradient is another."""
     (batch, sr), critic = a_batch(), Critic()
-    real, fake = critic(batch.hr).realness.detach(), critic(sr).realness
+    real, fake = critic(batch.hr).logits.detach(), critic(sr).logits
     through_the_mean = torch.nn.functional.softplus(real - fake.mean()).mean()
     (part,) = torch.autograd.grad(through_the_mean, sr, retain_graph=True)
     assert part.abs().max() > 0
@@ -148,7 +148,7 @@ def test_r1_is_the_squared_norm_of_the_critics_gradient_on_real_images(name, pat
     norms = []
     for image in batch.hr:
         x = image[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(x).realness.mean(), x, create_graph=True)
+        (gradient,) = torch.autograd.grad(critic(x).logits.mean(), x, create_graph=True)
         norms.append((gradient**2).sum())
     expected = 5 * average(norms)
     assert terms["r1"].item() == pytest.approx(expected.item(), rel=1e-6)

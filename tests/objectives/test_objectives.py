@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sr_dist.core import plugins
-from sr_dist.core.batch import Batch, Reading, Verdict
+from sr_dist.core.batch import Batch, Reading, DiscriminatorOutput
 
 PACKAGE = "sr_dist.objectives"
 NAMES = plugins.names(PACKAGE)
@@ -24,7 +24,7 @@ class LinearCritic(nn.Module):
 
     def forward(self, images):
         x = images.flatten(1)
-        return Verdict(self.real(x).squeeze(1), self.classes(x) if self.classes else None)
+        return DiscriminatorOutput(self.real(x).squeeze(1), self.classes(x) if self.classes else None)
 
 
 def a_batch(labels=(2, 0, 1), seed=0):
@@ -116,18 +116,18 @@ def test_the_adversarial_gradient_makes_sr_more_real_to_the_critic(name):
     sr.requires_grad_()
     (gradient,) = torch.autograd.grad(found.generator_loss(critic, batch, sr)["adversarial"], sr)
     moved = sr - 1e-3 * gradient / gradient.norm()
-    assert (critic(moved).realness > critic(sr).realness).all()
+    assert (critic(moved).logits > critic(sr).logits).all()
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "discriminator" in with_small_content(n).phases])
 def test_the_critics_gradient_parts_real_from_fake(name):
     found, (batch, sr), critic = with_small_content(name), a_batch(), LinearCritic()
-    real, fake = critic(batch.hr).realness.mean().item(), critic(sr).realness.mean().item()
+    real, fake = critic(batch.hr).logits.mean().item(), critic(sr).logits.mean().item()
     sum(found.discriminator_loss(critic, batch, sr).values()).backward()
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter -= 1e-3 * parameter.grad
-        assert critic(batch.hr).realness.mean() - critic(sr).realness.mean() > real - fake
+        assert critic(batch.hr).logits.mean() - critic(sr).logits.mean() > real - fake
 
 
 # ---- pixel

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
 from sr_dist.commands import Evaluation
+
 from sr_dist.core import config
 from sr_dist.core.errors import UserError
 from sr_dist.data import data_checks

@@ -11,7 +11,6 @@ import signal
 import sys
 from pathlib import Path
 
-from sr_dist.core import cli
 from sr_dist.train import main
 from sr_dist.training import checkpoint
 
@@ -80,4 +79,4 @@ def arm(stage: str, step: int) -> None:
 
 if __name__ == "__main__":
     arm(sys.argv[1], int(sys.argv[2]))
-    sys.exit(cli.run(main, sys.argv[3:]))
+    sys.exit(main(sys.argv[3:]))

@@ -19,7 +19,6 @@ from PIL import Image
 from shards import build
 from shards.items import LONGEST_KEY, SUFFIXES, Files, fit
 from shards.sources import sample_photos
-from sr_dist.core import cli
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import MODES, open_shards
 
@@ -205,13 +204,13 @@ def test_a_pipe_that_is_called_like_an_image_is_not_waited_for(folder, tmp_path,
 
 def test_the_folder_of_the_images_is_not_where_shards_go(photos, capsys):
     before = sorted(photos.rglob("*"))
-    assert cli.run(build.main, ["class_folders", str(photos), f"{photos}/."]) == 2
+    assert build.main(["class_folders", str(photos), f"{photos}/."]) == 2
     assert capsys.readouterr().err.endswith("is INPUT; shards need a folder of their own\n")
     assert sorted(photos.rglob("*")) == before
 
 
 def test_on_bad_fail_ends_with_2_and_names_the_file(bad_images, tmp_path, capsys):
-    assert cli.run(build.main, ["folder", str(bad_images), str(tmp_path / "out"), "--on_bad=fail"]) == 2
+    assert build.main(["folder", str(bad_images), str(tmp_path / "out"), "--on_bad=fail"]) == 2
     assert not (tmp_path / "out").exists()
     message = capsys.readouterr().err
     assert message.startswith("error: on_bad: '")

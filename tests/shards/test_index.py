@@ -18,7 +18,6 @@ from made_shards import built, bytes_of, keys_of, rejects_of
 from PIL import Image
 
 from shards import build, index, show, verify
-from sr_dist.core import cli
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import ShardError, open_shards, read_manifest
 
@@ -34,7 +33,7 @@ def tar_of(path, members, form=tarfile.GNU_FORMAT):
 
 def run(door_module, *words) -> int:
     try:
-        return cli.run(door_module.main, [str(word) for word in words])
+        return door_module.main([str(word) for word in words])
     except SystemExit as end:
         return 1 if isinstance(end.code, str) else int(end.code or 0)
 

@@ -15,7 +15,6 @@ from processes import family, finish, kill, run, start, wait_for
 
 from shards import build, work
 from shards.plan import BEGUN
-from sr_dist.core import cli
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import ShardError, open_shards
 
@@ -280,7 +279,7 @@ def test_so_many_of_each_class(whole, tmp_path):
     (["--keep", "--resize=8"], "keep: "), (["--quality=101"], "quality: "), (["--resize_mode=fit"], "resize_mode: "),
 ])  # fmt: skip
 def test_options_that_cannot_be_are_refused(photos, tmp_path, capsys, options, said):
-    assert cli.run(build.main, ["folder", str(photos), str(tmp_path / "out"), *options]) == 2
+    assert build.main(["folder", str(photos), str(tmp_path / "out"), *options]) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
     assert not (tmp_path / "out").exists()
 

@@ -9,7 +9,6 @@ from PIL import Image
 
 from shards import show, verify
 from shards.build import build
-from sr_dist.core import cli
 from sr_dist.data.format import Index, open_shards
 
 
@@ -25,7 +24,7 @@ def verified(capsys):
     def run(folder, *options: str) -> tuple[int, list[str]]:
         capsys.readouterr()
         try:
-            code = cli.run(verify.main, [str(folder), *options])
+            code = verify.main([str(folder), *options])
         except SystemExit as end:
             code = int(end.code or 0)
         return code, capsys.readouterr().out.splitlines()
@@ -171,7 +170,7 @@ def test_some_shards_can_be_verified_alone(verified, copy):
 
 
 def test_show_makes_a_sheet_of_real_pictures_and_a_summary(copy, capsys):
-    assert cli.run(show.main, [str(copy), "--num=9"]) == 0
+    assert show.main([str(copy), "--num=9"]) == 0
     out = capsys.readouterr().out
     assert "24 samples in 3 shards" in out
     assert "width 36 to 48, height 32 to 48, modes: RGB 24" in out
@@ -185,7 +184,7 @@ def test_show_makes_a_sheet_of_real_pictures_and_a_summary(copy, capsys):
 
 
 def test_the_pictures_of_the_sheet_are_the_samples(copy, tmp_path, photos):
-    assert cli.run(show.main, [str(copy), "--num=1", f"--picture={tmp_path}/new/sheet.png"]) == 0
+    assert show.main([str(copy), "--num=1", f"--picture={tmp_path}/new/sheet.png"]) == 0
     sheet = np.array(Image.open(tmp_path / "new" / "sheet.png"))
     key = Index(copy / "photos-000000.idx")["key"][0].decode()
     picture = np.array(Image.open(next(photos.glob(f"{key}.*"))).convert("RGB"))
@@ -195,19 +194,19 @@ def test_the_pictures_of_the_sheet_are_the_samples(copy, tmp_path, photos):
 
 
 def test_more_pictures_than_samples_shows_them_all(copy, tmp_path):
-    assert cli.run(show.main, [str(copy), "--num=1000", f"--picture={tmp_path}/sheet.png"]) == 0
+    assert show.main([str(copy), "--num=1000", f"--picture={tmp_path}/sheet.png"]) == 0
     sheet = np.array(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape[:2] == (5 * 68 + 4, 5 * 52 + 4)  # 24 in five columns
 
 
 def test_shards_without_classes_are_shown_with_their_keys(photos, tmp_path, capsys):
     build("folder", str(photos), tmp_path / "out", {"per_shard": "10"})
-    assert cli.run(show.main, [str(tmp_path / "out")]) == 0
+    assert show.main([str(tmp_path / "out")]) == 0
     assert "boats" not in capsys.readouterr().out
     assert open_shards(str(tmp_path / "out")).manifest.classes == ()
     assert (tmp_path / "out" / "contact_sheet.png").stat().st_size > 5000
 
 
 def test_showing_leaves_the_shards_verifiable(copy, verified):
-    assert cli.run(show.main, [str(copy)]) == 0
+    assert show.main([str(copy)]) == 0
     assert verified(copy, "--deep")[0] == 0

@@ -9,7 +9,8 @@ import pytest
 from sr_dist.core import config
 from sr_dist.recipe.sections import Recipe
 from sr_dist.tools.flops import Work
-from sr_dist.training.log import Clock, Log, Trace, progress, spread
+from sr_dist.training.log import Log, Trace
+from sr_dist.training.throughput import Clock, progress, spread
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import write_whole
+from sr_dist.core.files import cache_folder, write_whole
 from sr_dist.evaluation.distances.features import Features
 from sr_dist.evaluation.distances.frechet import Array, Moments
 from sr_dist.evaluation.partial_results import identity
@@ -29,7 +28,7 @@ MOST = 50_000  # rows that are kept: 400 MB at a width of 2048
 
 
 def default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sr_dist" / "references"
+    return cache_folder() / "references"
 
 
 @dataclass(frozen=True)

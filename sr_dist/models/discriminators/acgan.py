@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.core.batch import Verdict
+from sr_dist.core.batch import DiscriminatorOutput
 from sr_dist.core.config import Absent, Settings, Whole
 
 Positive = Annotated[int, Field(gt=0)]
@@ -36,13 +36,13 @@ class ACGANCritic(nn.Module):
         self.validity = nn.Linear(config.features, 1)
         self.classes = nn.Linear(config.features, config.classes) if config.classes else None
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> DiscriminatorOutput:
         x = images * 2 - 1
         for stage in self.stages:
             x = stage(x)
         x = F.leaky_relu(self.conv(x), 0.2).mean((2, 3))  # (B, 1024)
         x = F.leaky_relu(self.dense(x), 0.2)
-        return Verdict(self.validity(x).squeeze(1), self.classes(x) if self.classes is not None else None)
+        return DiscriminatorOutput(self.validity(x).squeeze(1), self.classes(x) if self.classes is not None else None)
 
 
 class Stage(nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.core.batch import Verdict
+from sr_dist.core.batch import DiscriminatorOutput
 from sr_dist.core.config import Settings, Whole
 from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
@@ -40,9 +40,9 @@ class PatchCritic(nn.Module):
         self.stages = stages(config.channels, config.widths, config.norm == "batch")
         self.logit = nn.Conv2d(config.widths[-1], 1, 3, padding=1)
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> DiscriminatorOutput:
         logits = self.logit(self.stages(images * 2 - 1))  # (B, 1, H / 16, W / 16)
-        return Verdict(logits.squeeze(1), None)
+        return DiscriminatorOutput(logits.squeeze(1), None)
 
 
 def stages(channels: int, widths: Sequence[int], normed: bool) -> nn.Sequential:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.core.batch import Verdict
+from sr_dist.core.batch import DiscriminatorOutput
 from sr_dist.core.config import Settings, Whole
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
@@ -59,10 +59,10 @@ class SRGANCritic(nn.Module):
         self.dense = nn.Linear(widths[-1] * side**2, config.features)
         self.logit = nn.Linear(config.features, 1)
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> DiscriminatorOutput:
         if self.crop and images.shape[-2:] != (self.crop, self.crop):
             height, width = images.shape[-2:]
             raise UserError(f"discriminator.crop: the dense layer fits {self.crop} x {self.crop} pixels, not {height} x {width}")
         x = self.stages(images * 2 - 1)  # (B, 512, H / 16, W / 16)
         x = x.flatten(1) if self.crop else x.mean((2, 3))
-        return Verdict(self.logit(F.leaky_relu(self.dense(x), 0.2)).squeeze(1), None)
+        return DiscriminatorOutput(self.logit(F.leaky_relu(self.dense(x), 0.2)).squeeze(1), None)

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
-from sr_dist.core.batch import Verdict
+from sr_dist.core.batch import DiscriminatorOutput
 from sr_dist.core.config import Settings, Whole
 from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
@@ -51,7 +51,7 @@ class UNetCritic(nn.Module):
             for _ in range(15):
                 self(torch.zeros(1, config.channels, 8, 8))
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> DiscriminatorOutput:
         height, width = images.shape[-2:]
         x = F.pad(images, (0, -width % 8, 0, -height % 8), mode="replicate")
         x = F.leaky_relu(self.conv0(x), 0.2)
@@ -63,7 +63,7 @@ class UNetCritic(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = F.leaky_relu(conv(x), 0.2) + finer.pop()
         x = F.leaky_relu(self.conv8(F.leaky_relu(self.conv7(x), 0.2)), 0.2)
-        return Verdict(self.conv9(x).squeeze(1)[..., :height, :width], None)  # (B, H, W)
+        return DiscriminatorOutput(self.conv9(x).squeeze(1)[..., :height, :width], None)  # (B, H, W)
 
 
 def halving(inside: int, width: int) -> nn.Module:
