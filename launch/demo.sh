@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From photographs to a trained, evaluated SR-UGAN: makes .venv, cuts shards, trains two stages, prints the table.
-#   bash launch/demo.sh      SR_DIST_PYTHON=/path/to/python uses that environment as it is
-# Run again, it continues what was interrupted and skips what is done.
+# From photographs to a trained and evaluated SR-UGAN: creates .venv, builds shards, trains two stages, prints the table.
+#   bash launch/demo.sh      with SR_DIST_PYTHON=/path/to/python, that environment is used and nothing is installed
+# The same command continues what was interrupted and skips what is done.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 . "$ROOT/launch/environment.sh"
-prepare
+prepare_python
 cd "$ROOT"
 export SR_DIST_PYTHON=$PYTHON WANDB_SILENT=true
 
@@ -20,8 +20,8 @@ bash launch/stages.sh configs/demo_pixel.yaml configs/demo.yaml
   --num_cpu_threads_per_process "$(nproc)" -m sr_dist.evaluate runs/demo_pixel,runs/demo --data=$data/validation --out=runs/demo/eval/demo
 cat <<END
 
-shards    $data/train and $data/validation (python -m shards.show $data/train draws them)
+shards    $data/train and $data/validation (draw them with python -m shards.show $data/train)
 runs      runs/demo_pixel and runs/demo: log.txt, metrics.jsonl, checkpoints
-pictures  runs/demo/samples/
+images    runs/demo/samples/
 report    runs/demo/eval/demo/report.html
 END

@@ -1,32 +1,44 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: sets PYTHON, and makes .venv with the package in it unless SR_DIST_PYTHON names one.
-#   prepare [EXTRA]      EXTRA: dev
-prepare() {
-  local extra=${1:-}
+# Sourced by the scripts in this folder, after they have set ROOT.
+#   prepare_python [EXTRA]     sets PYTHON, and installs the package with this extra (dev) unless SR_DIST_PYTHON names a Python
+#     VENV           the virtual environment ($ROOT/.venv)
+#     BASE_PYTHON    the Python that creates it (the first that `base_python` finds)
+prepare_python() {
+  local extra=${1:-} venv=${VENV:-$ROOT/.venv}
   if [ -n "${SR_DIST_PYTHON:-}" ]; then
-    PYTHON=$(command -v "$SR_DIST_PYTHON") || { echo "error: SR_DIST_PYTHON: no '$SR_DIST_PYTHON'" >&2; return 2; }
+    PYTHON=$(command -v "$SR_DIST_PYTHON") || { echo "error: SR_DIST_PYTHON: '$SR_DIST_PYTHON' does not exist" >&2; return 2; }
     case $PYTHON in /*) ;; *) PYTHON=$PWD/$PYTHON ;; esac
-    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"   # this checkout, whatever else is installed there
+    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"   # this checkout, even if that Python has another sr_dist
     return
   fi
-  PYTHON="$ROOT/.venv/bin/python"
-  local wanted stamp="$ROOT/.venv/.installed${extra:+-$extra}"
-  wanted=$(cksum "$ROOT/pyproject.toml")
-  [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
-  echo "installing into .venv (several GB at first; some minutes)"
-  "$PYTHON" -m pip --version >/dev/null 2>&1 || "$(base_python)" -m venv --clear "$ROOT/.venv"
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check -e "$ROOT${extra:+[$extra]}"
-  echo "$wanted" >"$stamp"
+  PYTHON=$venv/bin/python
+  local checksum stamp=$venv/.installed${extra:+-$extra}
+  checksum=$(cksum "$ROOT/pyproject.toml")
+  [ -x "$PYTHON" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$checksum" ] && return
+  echo "installing into ${venv#"$ROOT/"} (several GB the first time; takes some minutes)"
+  "$PYTHON" -m pip --version >/dev/null 2>&1 || create_venv "$venv" || return
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check -e "$ROOT${extra:+[$extra]}" || return
+  echo "$checksum" >"$stamp"
+}
+
+create_venv() {  # VENV
+  local base=${BASE_PYTHON:-}
+  [ -n "$base" ] || base=$(base_python) || return
+  "$base" -m venv --clear "$1"
 }
 
 base_python() {
   local name
   for name in python3 python python3.12 python3.13 python3.11 python3.10; do
-    if command -v "$name" >/dev/null && "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    if usable "$name"; then
       echo "$name"
       return
     fi
   done
-  echo "no Python >= 3.10 with venv found" >&2
+  echo "error: no Python >= 3.10 with the modules venv and ensurepip (Debian, Ubuntu: apt-get install python3-venv)" >&2
   return 1
+}
+
+usable() {  # PYTHON: it exists, starts, is recent enough and can create environments
+  command -v "$1" >/dev/null && "$1" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
 }

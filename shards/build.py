@@ -1,99 +1,122 @@
-"""Cuts a data set into tar shards with indexes and a manifest.
-
-    python -m shards.build SOURCE INPUT OUT [--option=value ...]
-
-  SOURCE         folder          images in a folder
-                 class_folders   one folder per class, as ImageNet comes
-                 imagenet_val    ImageNet's validation images; --truth=FILE says their classes, --synsets=FILE the devkit's order
-                 pairs           HR images and, in --lr=FOLDER, LR images of the same names, --scale=4 times smaller
-                 mnist           idx files, gzipped or not; --part=train|test
-                 celeba          faces with list_attr_celeba.txt; --part=train|validation|test --images=FOLDER
-                 sample_photos   tiles of photographs that scikit-image ships; INPUT is `train` or `validation`
-  INPUT          where the source finds its images
-  OUT            the folder of shards to make
-  --workers=1        processes
-  --task=0/4         builds one of four shares of the shards (0/4, 1/4, 2/4, 3/4), on any machine that sees INPUT and OUT
-  --merge            writes the manifest when all tasks are done
-  --per_shard=1000   inputs per shard; 50 with --tile, for one image gives many samples then
-  --per_class=N      so many inputs of each class
-  --seed=0           of the order, which is permuted so that no shard is one class
-  --name=NAME        shards are called NAME-000000.tar; the name of OUT by default
-  --on_bad=skip      or `fail`: stop at the first image that cannot be a sample, and leave nothing
-  --dedupe           leaves samples with the bytes of an earlier one out of the indexes
-
-What happens to an image, in this order; without any of it (or with --keep) its bytes are stored as they are:
-  --min_side=1       smaller images are rejected
-  --max_pixels=200000000   larger ones are rejected by their header, before they are decoded
-  --centre_crop=N    the N x N pixels in the middle
-  --resize=N         --resize_mode=short (the shorter side becomes N), squash (N x N), crop (the middle square becomes N x N)
-  --tile=N           --stride=N: cut into tiles of N x N; sample_photos has tiles of 96 of its own
-  --format=png       or jpg or webp, with --quality=95; by default JPEG stays JPEG and all others become PNG
-
-CelebA as the class-conditional study has it: celeba --centre_crop=144 --resize=64 --format=png (for images of half the size: 72).
-
-CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Broken,
-moving and many-paged ones are rejected. The same input and options give the same bytes for any number of workers and tasks; a
-build that was killed is continued by the same command. OUT/rejects.jsonl lists what cannot be a sample, with the reason,
-OUT/duplicates.jsonl the samples that have the bytes of another.
-"""
+"""The command `python -m shards.build`."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from shards.build_files import PLAN_FILE
+from shards.items import Listing
 from shards.merge import merge
 from shards.pixels import Preparation
-from shards.plan import BEGUN, Plan, chosen_order, facts
-from shards.work import finished_shards
-from shards.writer import Making, read_file
-from sr_dist.core import cli, config, plugins
-from sr_dist.core.config import Absent, Settings
+from shards.plan import Plan, item_order, items_digest, tool_versions
+from shards.source import Source, load_source, reader, source_names
+from shards.workers import write_shards
+from shards.writer import WriteOptions, WrittenShard
+from sr_dist.core import cli
+from sr_dist.core.cli import Word
+from sr_dist.core.config import OptionalPositive, OptionalText, Settings, typed
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.data.format import Manifest, read_manifest
-from sr_dist.data.order import share
+from sr_dist.data.order import split_range
 
-SOURCES = "shards.sources"
 PER_SHARD, PER_SHARD_OF_TILES = 1000, 50
-Count = Annotated[int | None, Absent, Field(gt=0)]
 
 
 class Build(Settings):
-    """The options that all sources share, but for those of `Preparation`."""
+    """Cuts a data set into tar shards with indexes and a manifest.
 
+    The same input and options give the same bytes for any number of workers and tasks. A build that was killed is continued by
+    the same command. OUT/rejects.jsonl lists the inputs that cannot be samples, with the reason; OUT/duplicates.jsonl lists the
+    samples that have the bytes of another.
+
+    CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Broken
+    images and those of several frames or pages are rejected.
+
+    CelebA as the class-conditional study has it: celeba --centre_crop=144 --resize=64 --format=png (for images of half the
+    size: 72).
+    """
+
+    source: Annotated[str, Word("SOURCE")]
+    """The kind of data set: one of the sources below, or the dotted name of a module of your own."""
+    root: Annotated[str, Word("INPUT")]
+    """The place of the data set; for most sources a folder."""
+    out: Annotated[Path, Word("OUT")]
+    """The folder of shards to make."""
     name: str | None = None
-    per_shard: Count = None
-    per_class: Count = None
+    """Shards are called NAME-000000.tar and so on; the name of OUT where it is not given."""
+    per_shard: OptionalPositive = None
+    """Inputs per shard; 1000 where it is not given, or 50 with --tile, since one image then gives many samples."""
+    per_class: OptionalPositive = None
+    """Take only so many inputs of each class."""
     seed: int = 0
+    """The seed of the order, which is permuted so that no shard holds a single class."""
     on_bad: Literal["skip", "fail"] = "skip"
+    """An image that cannot be a sample is skipped, or fails the build and leaves nothing behind."""
     dedupe: bool = False
+    """Leave samples with the bytes of an earlier one out of the indexes."""
     workers: Annotated[int, Field(gt=0, le=1024)] = 1
-    task: Annotated[str | None, Absent] = None
+    """Worker processes."""
+    task: OptionalText = None
+    """Build one share of the shards, such as 0/4, 1/4, 2/4 or 3/4, on any machine that sees INPUT and OUT."""
     merge: bool = False
+    """Write the manifest when all tasks are done."""
 
-    def tasks(self) -> tuple[int, int]:
-        """(which, of how many)"""
-        found = re.fullmatch(r"(\d+)/(\d+)", self.task or "0/1")
-        if not found or not int(found[1]) < int(found[2]):
-            raise UserError(f"task: '{self.task}' is not a share such as 0/4, 1/4, 2/4 or 3/4; the first is 0")
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str | None) -> str | None:
+        numbers = re.fullmatch(r"(\d+)/(\d+)", task or "0/1")
+        if not numbers or int(numbers[1]) >= int(numbers[2]):
+            raise ValueError(f"'{task}' is not a share such as 0/4, 1/4, 2/4 or 3/4; the first is 0")
+        return task
+
+    @model_validator(mode="after")
+    def _check_merge(self) -> Build:
         if self.task and self.merge:
-            raise UserError("merge: when all tasks are done, one command without --task merges what they made")
-        return int(found[1]), int(found[2])
+            raise ValueError("merge: give it without --task, in one command when all tasks are done")
+        return self
+
+    @property
+    def shard_name(self) -> str:
+        return self.name or self.out.resolve().name
+
+    def shards_of_task(self, num_shards: int) -> range:
+        number, tasks = map(int, (self.task or "0/1").split("/"))
+        return split_range(num_shards, tasks, number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run_words(work, lambda: inspect.cleandoc(__doc__ or ""), argv)
+    return cli.run_words(work, help_text, argv)
+
+
+def help_text() -> str:
+    """The help of the command, with the options of every source in shards/sources."""
+    sources = {name: load_source(name) for name in source_names()}
+    preparation = "How each image is prepared, in this order (with none of these, or with --keep, its bytes are stored unchanged)"
+    options = cli.help_text(
+        Build, (preparation, Preparation), *((f"Options of {name}", source.Config) for name, source in sources.items())
+    )
+    lines = [line for name, source in sources.items() for line in _help_entry(name, source)]
+    return "\n".join([options, "", "Sources:", *lines])
+
+
+def _help_entry(name: str, source: Source[Any]) -> list[str]:
+    """The first paragraph of the source's docstring."""
+    about = (inspect.getdoc(source) or "").partition("\n\n")[0]
+    lines = textwrap.wrap(" ".join(about.split()), cli.WIDTH - cli.INDENT)
+    names = [f"  {name}", *[""] * len(lines)]
+    return [f"{name:<{cli.INDENT}}{line}" for name, line in zip(names, lines, strict=False)]
 
 
 def work(words: cli.Words, options: cli.Options) -> None:
-    source, root, out = cli.only(words, "SOURCE", "INPUT", "OUT")
+    source, root, out = cli.check_words(words, "SOURCE", "INPUT", "OUT")
     try:
         build(source, root, Path(out), options)
     except OSError as problem:
@@ -102,79 +125,113 @@ def work(words: cli.Words, options: cli.Options) -> None:
         sys.exit("interrupted; the same command continues")
 
 
-def build(source: str, root: str, out: Path, options: dict[str, str]) -> Manifest | None:
-    """The manifest, or None where one task of several has done its share."""
-    plan, making, chosen = planned(source, root, out, options)
-    which, tasks = chosen.tasks()
-    if (out / "manifest.json").exists():  # killed when only tidying was left
-        plan.continues()
+def build(source: str, root: str, out: Path, options: Mapping[str, str]) -> Manifest | None:
+    """The manifest, or None if one task of several has done its share."""
+    module = load_source(source)
+    own, preparing, general = _by_class(source, options, module.Config, Preparation, Build)
+    settings = cli.parse(Build, [source, root, str(out)], general)
+    preparation, config = typed(Preparation, preparing), typed(module.Config, own)
+    check_folders(settings)
+    listing = module.listing(root, config)
+    preparation.check(listing.scale)
+    check_listing(settings, listing)
+    plan = make_plan(settings, preparation, listing, _without_paths(own, config))
+    plan.source.update(name=source, options={**preparing, **_without_paths(own, config)}, **listing.about)
+    write_options = WriteOptions(
+        out, reader(module), preparation, tuple(listing.attributes), listing.scale, settings.on_bad == "fail"
+    )
+    return run_plan(plan, write_options, settings)
+
+
+def run_plan(plan: Plan, write_options: WriteOptions, settings: Build) -> Manifest | None:
+    if (plan.out / "manifest.json").exists():  # the build was killed while it tidied up
+        plan.check_continues()
         plan.tidy()
-        return read_manifest(out)
+        return read_manifest(plan.out)
     plan.begin()
     try:
-        written = finished_shards(plan, making, share(plan.num_shards, tasks, which), chosen)
+        written = build_shards(plan, write_options, settings)
     except UserError:
-        if not chosen.task and not chosen.merge:
+        if not settings.task and not settings.merge:
             plan.clear()
         raise
-    if not chosen.task:
-        return merge(plan, written, chosen.dedupe)
-    print(f"task {chosen.task}: its {len(written)} of {plan.num_shards} shards are built; when all tasks are done, --merge")
+    if not settings.task:
+        return merge(plan, written, settings.dedupe)
+    print(f"task {settings.task}: its {len(written)} of {plan.num_shards} shards are built; when all tasks are done, --merge")
     return None
 
 
-def planned(source: str, root: str, out: Path, options: dict[str, str]) -> tuple[Plan, Making, Build]:
-    """What is to be built, with every mistake in the words and options said."""
-    module = importlib.import_module(plugins.locate(SOURCES, source, "SOURCE")[0])
-    if not hasattr(module, "Config") or not hasattr(module, "listing"):
-        raise UserError(f"SOURCE: '{source}' has no Config and listing(root, config), so it is not a source")
-    own, how, shared = _sorted_out(source, options, module.Config, Preparation, Build)
-    chosen, preparation, settings = config.typed(Build, shared), config.typed(Preparation, how), config.typed(module.Config, own)
-    chosen.tasks()
-    name = chosen.name or out.resolve().name
+def build_shards(plan: Plan, write_options: WriteOptions, settings: Build) -> list[WrittenShard]:
+    """The shards of this task. Those that an earlier run has finished are not built again."""
+    numbers = settings.shards_of_task(plan.num_shards)
+    written = {number: shard for number in numbers if (shard := plan.finished(number, settings.dedupe))}
+    missing = [number for number in numbers if number not in written]
+    if missing and settings.merge:
+        raise UserError(
+            f"merge: {len(missing)} of {plan.num_shards} shards are not built, '{plan.shard(missing[0])}' among them; "
+            "without --merge this command builds them"
+        )
+    if written and missing:
+        print(f"{len(written)} of {len(numbers)} shards were built before")
+    written |= write_shards(plan, missing, write_options, settings.workers)
+    return [written[number] for number in numbers]
+
+
+def _by_class(source: str, options: Mapping[str, str], *classes: type[Settings]) -> list[dict[str, str]]:
+    """The options of each settings class. A name that several have belongs to the first: the source's own."""
+    groups: list[dict[str, str]] = [{} for _ in classes]
+    for key, value in options.items():
+        for group, settings in zip(groups, classes, strict=True):
+            if key in settings.model_fields:
+                group[key] = value
+                break
+        else:
+            known = [name for settings in classes for name in settings.model_fields if name not in ("source", "root", "out")]
+            raise UserError(f"{key}: unknown option of '{source}'{nearest(key, known)}")
+    return groups
+
+
+def check_folders(settings: Build) -> None:
+    out, name = settings.out, settings.shard_name
     if not name or "/" in name or name.startswith("."):
-        raise UserError(f"name: '{name}' cannot begin the names of shards")
-    if not root:
+        raise UserError(f"name: the names of shards cannot begin with '{name}'")
+    if not settings.root:
         raise UserError("INPUT: is empty")
     if out.exists() and not out.is_dir():
         raise UserError(f"OUT: '{out}' is a file; shards need a folder")
-    if out.exists() and Path(root).exists() and out.samefile(root):
+    if out.exists() and Path(settings.root).exists() and out.samefile(settings.root):
         raise UserError(f"OUT: '{out}' is INPUT; shards need a folder of their own")
-    if (out / "manifest.json").exists() and not (out / BEGUN).exists():
+    if (out / "manifest.json").exists() and not (out / PLAN_FILE).exists():
         raise UserError(f"OUT: '{out}' already holds shards (manifest.json); remove them or choose another folder")
-    listing = module.listing(root, settings)
-    preparation.check(listing.scale)
+
+
+def check_listing(settings: Build, listing: Listing) -> None:
     if not listing.items:
-        raise UserError(f"INPUT: no images in '{root}'")
-    if listing.rejects and chosen.on_bad == "fail":
+        raise UserError(f"INPUT: no images in '{settings.root}'")
+    if listing.rejects and settings.on_bad == "fail":
         first = listing.rejects[0]
         raise UserError(f"on_bad: '{first['path']}' ({first['key']}): {first['reason']}")
-    order = chosen_order(listing, chosen.seed, chosen.per_class)
-    per_shard = chosen.per_shard or (PER_SHARD_OF_TILES if preparation.tile else PER_SHARD)
-    # Where files lie is not part of what is built.
-    own = {key: value for key, value in own.items() if not isinstance(getattr(settings, key), Path)}
-    decided = {**preparation.model_dump(mode="json"), **own, "name": name, "per_shard": per_shard, "per_class": chosen.per_class}
-    plan = Plan(
-        root.rstrip("/"), out, name, listing, order, -(-len(order) // per_shard), facts(source, decided, chosen.seed, listing)
-    )
-    plan.source.update(name=source, options={**how, **own}, **listing.about)
-    stop = chosen.on_bad == "fail"
-    read = getattr(module, "read", read_file)
-    return plan, Making(out, read, preparation, tuple(listing.attributes), listing.scale, stop), chosen
 
 
-def _sorted_out(source: str, options: dict[str, str], *takers: type[Settings]) -> list[dict[str, str]]:
-    """The options of each taker; the source comes first, for it may give a meaning of its own to a name."""
-    found: list[dict[str, str]] = [{} for _ in takers]
-    for key, value in options.items():
-        for part, taker in zip(found, takers, strict=True):
-            if key in taker.model_fields:
-                part[key] = value
-                break
-        else:
-            known = [name for taker in takers for name in taker.model_fields]
-            raise UserError(f"{key}: unknown option of '{source}'{nearest(key, known)}")
-    return found
+def make_plan(settings: Build, preparation: Preparation, listing: Listing, own: dict[str, str]) -> Plan:
+    """`own`: the options of the source, without paths."""
+    order = item_order(listing, settings.seed, settings.per_class)
+    per_shard = settings.per_shard or (PER_SHARD_OF_TILES if preparation.tile else PER_SHARD)
+    shared = {"name": settings.shard_name, "per_shard": per_shard, "per_class": settings.per_class}
+    fingerprint = {
+        "source": settings.source,
+        "options": {**preparation.model_dump(mode="json"), **own, **shared},
+        "seed": settings.seed,
+        "inputs": {"count": len(listing.items), "digest": items_digest(listing.items)},
+        "tool": tool_versions(),
+    }
+    num_shards = -(-len(order) // per_shard)
+    return Plan(settings.root.rstrip("/"), settings.out, settings.shard_name, listing, order, num_shards, fingerprint)
+
+
+def _without_paths(own: dict[str, str], config: Settings) -> dict[str, str]:
+    """The place of files does not change what is built."""
+    return {key: value for key, value in own.items() if not isinstance(getattr(config, key), Path)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a source says of a data set: a sequence of items, light enough for millions, and the names of classes and attributes."""
+"""What a source returns: a listing of items, light enough for millions, with the names of classes and attributes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ import numpy as np
 from sr_dist.core.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-LONGEST_KEY = 78  # bytes; with the place of a tile and a member's suffix it fits the 100 of a tar header
+LONGEST_KEY = 78  # bytes; with the place of a tile and the suffix of a member it fits the 100 of a tar header
+REPLACED = {".", "\\", " "}  # by _ in keys; WebDataset cuts the name of a member at its first dot
 
 
 class Item(NamedTuple):
     """One input before it is read."""
 
-    key: str
-    path: str  # where the source's `read` finds it
+    key: str  # unique in the listing; `clean_key` makes one from any text
+    path: str  # tells the source's `read` which input this is: a file, unless the source has a `read` of its own
     label: int = -1
     attributes: tuple[bool, ...] = ()
     box: tuple[int, int, int, int] | None = None  # left, top, right, bottom: a tile of the image
@@ -37,15 +38,15 @@ class Listing:
     attributes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)  # goes into the manifest
     scale: int | None = None  # of the LR images
-    rejects: list[dict[str, str]] = field(default_factory=list)  # what cannot even be an item: key, path, reason
+    rejects: list[dict[str, str]] = field(default_factory=list)  # inputs that are no items: key, path, reason
 
 
 class Files(Sequence[Item]):
-    """Items of the files below a folder, made when they are asked for: a million of them are some 40 MB."""
+    """The files below a folder as items. An item is made when it is read, so a million files need about 40 MB."""
 
     def __init__(self, root: str | Path, names: Sequence[str], labels: Sequence[int] | np.ndarray | None = None) -> None:
-        self.root, self.names, self.labels = str(root), Texts(names), labels
-        self._keys = other_keys(self.names)
+        self.root, self.names, self.labels = str(root), PackedTexts(names), labels
+        self._unusual_keys = unusual_keys(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,16 +59,16 @@ class Files(Sequence[Item]):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         name, label = self.names[i], -1 if self.labels is None else int(self.labels[i])
-        return Item(self._keys.get(i) or natural_key(name), f"{self.root}/{name}", label)
+        return Item(self._unusual_keys.get(i) or natural_key(name), f"{self.root}/{name}", label)
 
 
-class Texts(Sequence[str]):
+class PackedTexts(Sequence[str]):
     """Many short texts in one buffer."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        raw = [text.encode("utf-8", "surrogateescape") for text in texts]
-        self._ends = np.fromiter(accumulate(map(len, raw), initial=0), np.int64, len(raw) + 1)
-        self._all = b"".join(raw)
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self._ends = np.fromiter(accumulate(map(len, encoded), initial=0), np.int64, len(encoded) + 1)
+        self._buffer = b"".join(encoded)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -81,11 +82,11 @@ class Texts(Sequence[str]):
             return [self[k] for k in range(*i.indices(len(self)))]
         if i >= len(self):
             raise IndexError(i)
-        return self._all[self._ends[i] : self._ends[i + 1]].decode("utf-8", "surrogateescape")
+        return self._buffer[self._ends[i] : self._ends[i + 1]].decode("utf-8", "surrogateescape")
 
 
 def image_names(root: str | Path) -> list[str]:
-    """Every image file below a folder, as paths from it, sorted; hidden files and folders are left out."""
+    """Every image file below a folder, as sorted relative paths. Hidden files and folders are left out."""
     if not os.path.isdir(root):
         raise UserError(f"INPUT: no folder '{root}'")
     try:
@@ -94,53 +95,50 @@ def image_names(root: str | Path) -> list[str]:
         raise UserError(f"INPUT: '{problem.filename}' cannot be listed: {problem.strerror}") from None
 
 
-def _walk(folder: str, below: str, inside: tuple[str, ...]) -> Iterator[str]:
-    """Linked folders are followed, but not back into a folder that they lie in."""
-    if (place := os.path.realpath(folder)) in inside:
+def _walk(folder: str, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
+    """Follows linked folders, but not back into a folder that contains the link."""
+    if (real := os.path.realpath(folder)) in parents:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path, f"{below}{entry.name}/", (*inside, place))
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", (*parents, real))
             elif entry.name.lower().endswith(SUFFIXES) and not stat.S_ISFIFO(entry.stat(follow_symlinks=False).st_mode):
-                yield below + entry.name  # reading from a pipe might never end
+                yield prefix + entry.name  # a named pipe is left out: reading it might never end
 
 
 def natural_key(name: str) -> str:
-    """The path of a file without its suffix, made fit for tars."""
-    return fit(name[: name.rindex(".")])
+    """The path of a file without its suffix, as a key."""
+    return clean_key(name[: name.rindex(".")])
 
 
-def other_keys(names: Sequence[str]) -> dict[int, str]:
-    """Keys of those files whose natural key an earlier one has: by suffix where that is enough, else by a hash of the name."""
+def unusual_keys(names: Sequence[str]) -> dict[int, str]:
+    """Keys of files whose natural key an earlier file has: with the suffix if that is unique, else with a hash of the name."""
     hashes = np.fromiter((hash(natural_key(name)) for name in names), np.int64, len(names))
     order = np.argsort(hashes, kind="stable")
-    repeats = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
     ordered = hashes[order]
+    repeats = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
     taken: set[str] = set()
-    found = {}
+    keys = {}
     for i in sorted(order[repeats].tolist()):
         name = names[i]
-        key = fit(f"{name[: name.rindex('.')]}-{name[name.rindex('.') + 1 :].lower()}")
+        key = clean_key(f"{name[: name.rindex('.')]}-{name[name.rindex('.') + 1 :].lower()}")
         place = np.searchsorted(ordered, hash(key))
         if key in taken or (place < len(ordered) and ordered[place] == hash(key)):
-            key = fit(f"{key}-{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}")
+            key = clean_key(f"{key}-{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).hexdigest()}")
         taken.add(key)
-        found[i] = key
-    return found
+        keys[i] = key
+    return keys
 
 
-def fit(key: str) -> str:
-    """WebDataset cuts a member's name at its first dot, so keys have none; long ones end in a hash of the whole."""
-    if key.isascii() and key.isprintable() and len(key) <= LONGEST_KEY and not _UNFIT & set(key):
-        return key
-    key = "".join("_" if c in _UNFIT or not c.isprintable() else c for c in key)
-    raw = key.encode("utf-8", "replace")
-    if len(raw) <= LONGEST_KEY:
-        return raw.decode()
-    return raw[: LONGEST_KEY - 17].decode("utf-8", "ignore") + "-" + blake2b(raw, digest_size=8).hexdigest()
-
-
-_UNFIT = {".", "\\", " "}
+def clean_key(text: str) -> str:
+    """A key of printable characters without dots. A long one ends in a hash of the whole."""
+    if text.isascii() and text.isprintable() and len(text) <= LONGEST_KEY and not REPLACED & set(text):
+        return text
+    text = "".join("_" if c in REPLACED or not c.isprintable() else c for c in text)
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= LONGEST_KEY:
+        return encoded.decode()
+    return encoded[: LONGEST_KEY - 17].decode("utf-8", "ignore") + "-" + blake2b(encoded, digest_size=8).hexdigest()

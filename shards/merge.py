@@ -1,4 +1,4 @@
-"""The end of a build: duplicates found, manifest and lists written, the rest tidied away. Killed in it, it can be done again."""
+"""The end of a build: finds duplicates, writes the manifest and the lists, and tidies up. If it is killed, it can run again."""
 
 from __future__ import annotations
 
@@ -19,57 +19,62 @@ from sr_dist.data.format import FORMAT, Index, Manifest, ShardEntry, index_name,
 
 
 def merge(plan: Plan, written: list[WrittenShard], dedupe: bool) -> Manifest:
-    listing, out = plan.listing, plan.out
-    rejects = [*listing.rejects, *(reject for shard in written for reject in shard.rejects)]
+    out = plan.out
+    rejects = [*plan.listing.rejects, *(reject for shard in written for reject in shard.rejects)]
     rejects = [{**reject, "path": reject["path"].removeprefix(f"{plan.root}/")} for reject in rejects]
     write_lines(out / "rejects.jsonl", rejects)
     if not any(shard.entry.samples for shard in written):
         plan.clear()
-        raise UserError(f"INPUT: none of {len(plan.order)} images can be a sample; the reasons are in '{out / 'rejects.jsonl'}'")
+        raise UserError(f"INPUT: none of {len(plan.order)} images can be a sample; '{out / 'rejects.jsonl'}' lists the reasons")
     entries = [shard.entry for shard in written]
-    twice = found_before(out) if dedupe else None
-    if twice is None:
-        twice = duplicates(out, entries)
-        write_lines(out / "duplicates.jsonl", twice)
+    duplicates = listed_duplicates(out) if dedupe else None
+    if duplicates is None:
+        duplicates = find_duplicates(out, entries)
+        write_lines(out / "duplicates.jsonl", duplicates)
     if dedupe:
-        entries = [leave_out(out, entry, {row["key"] for row in twice if row["shard"] == entry.name}) for entry in entries]
-    converted = sum((Counter(shard.converted) for shard in written), Counter())
-    manifest = Manifest(
-        format=FORMAT,
-        samples=sum(entry.samples for entry in entries),
-        min_side=min(shard.min_side for shard in written if shard.min_side),
-        scale=listing.scale,
-        classes=tuple(listing.classes),
-        attributes=tuple(listing.attributes),
-        order={"seed": plan.facts["seed"]},
-        shards=tuple(entries),
-        source={**plan.source, **({"converted": dict(sorted(converted.items()))} if converted else {})},
-        tool=plan.facts["tool"],
-    )
+        keys = {entry.name: {row["key"] for row in duplicates if row["shard"] == entry.name} for entry in entries}
+        entries = [remove_from_index(out, entry, keys[entry.name]) for entry in entries]
+    manifest = build_manifest(plan, written, entries)
     write_manifest(out, manifest)
     plan.tidy()
-    say(out, manifest, len(rejects), len(twice), dedupe, converted)
+    print_summary(out, manifest, len(rejects), len(duplicates), dedupe)
     return manifest
 
 
-def say(out: Path, manifest: Manifest, rejects: int, twice: int, dedupe: bool, converted: Counter) -> None:
+def build_manifest(plan: Plan, written: list[WrittenShard], entries: list[ShardEntry]) -> Manifest:
+    converted = sum((Counter(shard.converted) for shard in written), Counter())
+    return Manifest(
+        format=FORMAT,
+        samples=sum(entry.samples for entry in entries),
+        min_side=min(shard.min_side for shard in written if shard.min_side),
+        scale=plan.listing.scale,
+        classes=tuple(plan.listing.classes),
+        attributes=tuple(plan.listing.attributes),
+        order={"seed": plan.fingerprint["seed"]},
+        shards=tuple(entries),
+        source={**plan.source, **({"converted": dict(sorted(converted.items()))} if converted else {})},
+        tool=plan.fingerprint["tool"],
+    )
+
+
+def print_summary(out: Path, manifest: Manifest, rejects: int, duplicates: int, dedupe: bool) -> None:
     classes = f"{len(manifest.classes)} classes"
     print(f"{manifest.samples} samples in {len(manifest.shards)} shards, {classes}, smallest side {manifest.min_side}: {out}")
-    if converted:
-        print("converted to PNG: " + ", ".join(f"{count} {change}" for change, count in sorted(converted.items())))
+    if converted := manifest.source.get("converted"):
+        print("converted to PNG: " + ", ".join(f"{count} {reason}" for reason, count in converted.items()))
     if rejects:
-        print(f"{rejects} inputs were rejected; the reasons are in {out / 'rejects.jsonl'}")
-    if twice:
-        action = "left out" if dedupe else "there all the same; --dedupe leaves them out"
-        print(f"{twice} samples have the bytes of another ({out / 'duplicates.jsonl'}); they are {action}")
+        print(f"{rejects} inputs were rejected; {out / 'rejects.jsonl'} lists the reasons")
+    if duplicates:
+        action = "are left out" if dedupe else "stay in the shards; --dedupe leaves them out"
+        print(f"{duplicates} samples have the bytes of another ({out / 'duplicates.jsonl'}); they {action}")
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def duplicates(out: Path, entries: list[ShardEntry]) -> list[dict[str, str]]:
-    """Every sample whose bytes an earlier one has, found by the hashes in the indexes."""
+def find_duplicates(out: Path, entries: list[ShardEntry]) -> list[dict[str, str]]:
+    """Every sample with the bytes of an earlier one, by the hashes in the indexes."""
     hashes = np.concatenate(
         [np.array(Index(out / index_name(entry.name))["hash"]).view("<u8").reshape(-1, 2) for entry in entries]
     )
@@ -82,30 +87,31 @@ def duplicates(out: Path, entries: list[ShardEntry]) -> list[dict[str, str]]:
     def keys(shard: int) -> np.ndarray:
         return Index(out / index_name(entries[shard].name))["key"]
 
-    def place(sample: int) -> tuple[str, str]:
+    def locate(sample: int) -> tuple[str, str]:
+        """(name of the shard, key)"""
         shard = int(np.searchsorted(starts, sample, side="right")) - 1
         return entries[shard].name, keys(shard)[sample - starts[shard]].decode()
 
-    found = []
+    duplicates = []
     for sample, first in sorted(zip(order[1:][same].tolist(), firsts[1:][same].tolist(), strict=True)):
-        shard, key = place(sample)
-        found.append({"key": key, "shard": shard, "same_as": place(first)[1]})
-    return found
+        shard, key = locate(sample)
+        duplicates.append({"key": key, "shard": shard, "same_as": locate(first)[1]})
+    return duplicates
 
 
-def found_before(out: Path) -> list[dict[str, str]] | None:
-    """The list of a merge that was killed: indexes that it has shortened no longer tell all of it."""
+def listed_duplicates(out: Path) -> list[dict[str, str]] | None:
+    """The list that a killed merge wrote. Indexes that it has shortened no longer show all duplicates."""
     try:
         return [json.loads(line) for line in (out / "duplicates.jsonl").read_text().splitlines()]
     except (OSError, ValueError):
         return None
 
 
-def leave_out(out: Path, entry: ShardEntry, keys: set[str]) -> ShardEntry:
-    """Takes samples out of the index of a shard; its tar stays as it is."""
+def remove_from_index(out: Path, entry: ShardEntry, keys: set[str]) -> ShardEntry:
+    """Removes samples from the index of a shard. The tar does not change."""
     path = out / index_name(entry.name)
     index = Index(path)
-    stays = np.array([key.decode() not in keys for key in index["key"]], bool)
-    if not stays.all():
-        write_whole(path, index_rows(index, stays))
-    return entry.model_copy(update={"samples": int(stays.sum())})
+    remaining = np.array([key.decode() not in keys for key in index["key"]], bool)
+    if not remaining.all():
+        write_whole(path, index_rows(index, remaining))
+    return entry.model_copy(update={"samples": int(remaining.sum())})

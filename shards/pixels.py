@@ -1,88 +1,77 @@
-"""The bytes of an image -> the pictures that are stored: as they are, or cropped, resized, cut into tiles and written anew.
+"""An encoded image -> the images that are stored: its bytes unchanged, or cropped, resized, cut into tiles and encoded again.
 
-What cannot stay as it is but has a clear meaning (CMYK, palettes, 1 bit, BMP, TIFF, still GIF, photographs that EXIF turns)
-becomes an upright PNG of the same pixels in 8 bits, RGB or grey; alpha is left out, as training leaves it out.
+An image that cannot be stored unchanged but has a clear meaning (CMYK, palette, 1 bit, BMP, TIFF, still GIF, turned by EXIF)
+becomes an upright PNG of the same pixels in 8 bits, RGB or grey. Alpha is dropped, as training drops it.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import Field
 
-from sr_dist.core.config import Absent, Settings
+from shards.image_header import MAX_PIXELS, STORED_FORMATS, Rejected, SourceImage, inspect_image
+from sr_dist.core.config import Absent, OptionalPositive, Positive, Settings
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.data.format import MODES
 
-FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-NAMES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
-# Every row of blocks of a JPEG begins anew, which costs some bytes in a thousand: training decodes the rows of its crop alone.
-LIKE_THIS = {"jpg": {"restart_marker_rows": 1}}
-# A file without an ending after its (last) beginning of pixels was cut short; what some cameras write behind it is no harm.
-PIXELS = {"JPEG": b"\xff\xda", "MPO": b"\xff\xda", "PNG": b"IDAT"}
-ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-PLAIN_MARKERS = {0xC4, 0xDB, 0xDD, 0xE0, 0xED, 0xEE, 0xFE}  # tables, JFIF, Photoshop, Adobe, comment
-ORIENTATION = 0x0112  # the EXIF tag
-EIGHT_BITS = ("RGB", "L", "RGBA", "LA", "P", "PA", "1", "CMYK", "YCbCr")
-Image.MAX_IMAGE_PIXELS = None  # the pixel cap below is ours, and read from the header
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; damaged pixels are errors
+PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+# Restart markers let training decode only the rows of its crop. They cost some bytes in a thousand.
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {"jpg": {"restart_marker_rows": 1}}
 
-Result = TypeVar("Result")
-Pixels = Annotated[int | None, Absent, Field(gt=0)]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Preparation(Settings):
-    """What happens to every image between its file and its shard, in this order."""
+    """How an input becomes the images that are stored. The steps are done in the order of the fields."""
 
     keep: bool = False
-    max_pixels: Annotated[int, Field(gt=0)] = 200_000_000
-    min_side: Annotated[int, Field(gt=0)] = 1
-    centre_crop: Pixels = None
-    resize: Pixels = None
+    """Store the bytes of every image unchanged; an error together with centre_crop, resize, tile or format."""
+    max_pixels: Positive = MAX_PIXELS
+    """Images with more pixels are rejected by their header, before they are decoded."""
+    min_side: Positive = 1
+    """Images with a shorter side are rejected."""
+    centre_crop: OptionalPositive = None
+    """Take the N x N pixels in the middle."""
+    resize: OptionalPositive = None
+    """Resize to N pixels, with Pillow's bicubic filter."""
     resize_mode: Literal["short", "squash", "crop"] = "short"
-    tile: Pixels = None
-    stride: Pixels = None
+    """With --resize: the shorter side becomes N (short), N x N (squash), or the middle square becomes N x N (crop)."""
+    tile: OptionalPositive = None
+    """Cut into tiles of N x N; sample_photos has a `tile` of its own."""
+    stride: OptionalPositive = None
+    """With --tile: the distance from tile to tile; the size of a tile where it is not given."""
     format: Annotated[Literal["jpg", "png", "webp"] | None, Absent] = None
+    """Encode as this format; where it is not given, images that change become JPEG from JPEG and PNG from all others."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """The quality of JPEG and WebP."""
 
     @property
     def rewrites(self) -> bool:
         return bool(self.centre_crop or self.resize or self.tile or self.format)
 
     def check(self, scale: int | None) -> None:
-        """Refuses options that contradict each other, and sides that a stored LR could not have."""
+        """Refuses options that contradict each other, and sides that are not multiples of the scale of stored LR."""
         if self.keep and self.rewrites:
-            raise UserError("keep: the bytes of images are kept, or changed by centre_crop, resize, tile or format; not both")
+            raise UserError("keep: stores the bytes unchanged, but centre_crop, resize, tile and format change them")
         if self.stride and not self.tile:
-            raise UserError("stride: is the way from tile to tile; give --tile=PIXELS too")
+            raise UserError("stride: is the distance from tile to tile; give --tile=PIXELS too")
         if "resize_mode" in self.model_fields_set and not self.resize:
-            raise UserError("resize_mode: says how --resize=PIXELS is meant; give that too")
+            raise UserError("resize_mode: needs --resize=PIXELS")
         if "quality" in self.model_fields_set and (not self.rewrites or self.format == "png"):
-            raise UserError(
-                "quality: is of JPEG and WebP that are written anew, but none would be; give --format=jpg or webp too"
-            )
+            raise UserError("quality: applies to JPEG and WebP that are encoded again; give --format=jpg or webp too")
         for name in ("centre_crop", "resize", "tile", "stride"):
             side = getattr(self, name)
             if side and side % (scale or 1):
                 raise UserError(f"{name}: {side} is not a multiple of scale {scale}")
 
 
-class Rejected(Exception):
-    """An input that cannot become a sample; the reason goes into rejects.jsonl."""
-
-    of_lr = False  # whether the LR image of a pair is the cause
-
-
-class Picture(NamedTuple):
-    """One member of a tar."""
+class EncodedImage(NamedTuple):
+    """An image as a member of a tar."""
 
     data: bytes
     suffix: str
@@ -91,126 +80,55 @@ class Picture(NamedTuple):
     mode: str
 
 
-class Prepared(NamedTuple):
-    """A sample of an input: the input itself, or a tile of it, whose place ends its key."""
+class PreparedSample(NamedTuple):
+    """A sample: a whole input, or one tile of it."""
 
-    place: str
-    hr: Picture
-    lr: Picture | None
-    change: str | None = None  # why the bytes of HR could not be kept
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the header of an image says."""
-
-    data: bytes
-    kind: str
-    mode: str
-    width: int  # upright, as EXIF wants the image to be seen
-    height: int
-    turned: bool
-
-    @property
-    def change(self) -> str | None:
-        """Why these bytes cannot be stored as they are."""
-        if self.kind not in FORMATS:
-            return self.kind
-        return "turned by EXIF" if self.turned else None if self.mode in MODES else f"colour mode {self.mode}"
+    key_suffix: str  # the place of a tile, to be appended to the key of the input
+    hr: EncodedImage
+    lr: EncodedImage | None
+    conversion: str | None = None  # why the bytes of HR could not be stored unchanged
 
 
-def prepared(hr_data: bytes, lr_data: bytes | None, how: Preparation, scale: int = 1) -> Iterator[Prepared]:
-    """The samples of one input. A pair's LR is cropped, resized and cut like its HR, `scale` times smaller."""
-    hr = found(hr_data, how)
-    lr = of_lr(found, lr_data, how.model_copy(update={"min_side": 1})) if lr_data is not None else None
+def prepare(hr_data: bytes, lr_data: bytes | None, preparation: Preparation, scale: int = 1) -> Iterator[PreparedSample]:
+    """The samples of one input. The LR image of a pair is cropped, resized and cut like its HR, `scale` times smaller."""
+    hr, lr = inspect_image(hr_data, preparation.max_pixels, preparation.min_side), None
+    if lr_data is not None:
+        with rejection_of_lr():
+            lr = inspect_image(lr_data, preparation.max_pixels)
+        check_pair(hr, lr, scale, exact=not preparation.resize)
+    if preparation.rewrites:
+        yield from rewrite(hr, lr, preparation, scale)
+    else:
+        yield PreparedSample("", stored(hr), stored_lr(lr) if lr else None, hr.conversion)
+
+
+def rewrite(hr: SourceImage, lr: SourceImage | None, preparation: Preparation, scale: int) -> Iterator[PreparedSample]:
+    box, (width, height) = geometry(hr.width, hr.height, preparation, scale)
+    hr_pixels, lr_pixels = reshape(decode(hr), box, (width, height)), None
     if lr:
-        check_pair(hr, lr, scale, exact=not how.resize)
-    if not how.rewrites:
-        yield Prepared("", kept(hr), of_lr(stored_lr, lr) if lr else None, hr.change)
-        return
-    box, (width, height) = geometry(hr.width, hr.height, how, scale)
-    image, small = reshaped(pixels(hr), box, (width, height)), None
-    if lr:
-        place = shrunk(box, lr.width / hr.width, lr.height / hr.height)
-        small = reshaped(of_lr(pixels, lr), place, (width // scale, height // scale))
-    suffix = how.format or ("jpg" if FORMATS.get(hr.kind) == "jpg" else "png")
-    for tile in tiles(width, height, how):
-        lr_tile = encoded(small.crop(shrunk(tile, 1 / scale, 1 / scale)), "png") if small else None
-        place_in_key = f"-{tile[0]:04d}-{tile[1]:04d}" if how.tile else ""
-        yield Prepared(place_in_key, encoded(image.crop(tile), suffix, how.quality), lr_tile)
+        lr_box = scaled(box, lr.width / hr.width, lr.height / hr.height)
+        with rejection_of_lr():
+            lr_pixels = decode(lr)
+        lr_pixels = reshape(lr_pixels, lr_box, (width // scale, height // scale))
+    suffix = preparation.format or ("jpg" if STORED_FORMATS.get(hr.kind) == "jpg" else "png")
+    for tile in tiles(width, height, preparation):
+        lr_tile = encode(lr_pixels.crop(scaled(tile, 1 / scale, 1 / scale)), "png") if lr_pixels else None
+        key_suffix = f"-{tile[0]:04d}-{tile[1]:04d}" if preparation.tile else ""
+        yield PreparedSample(key_suffix, encode(hr_pixels.crop(tile), suffix, preparation.quality), lr_tile)
 
 
-def of_lr(function: Callable[..., Result], *arguments: Any) -> Result:
+@contextmanager
+def rejection_of_lr() -> Iterator[None]:
+    """Marks a rejection as one of the LR image."""
     try:
-        return function(*arguments)
-    except Rejected as problem:
-        problem.of_lr = True
+        yield
+    except Rejected as rejection:
+        rejection.of_lr = True
         raise
 
 
-def shrunk(box: Box, across: float, down: float) -> Box:
-    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
-
-
-def found(data: bytes, how: Preparation) -> Found:
-    """What the header tells, without decoding; or the reason why this is no sample."""
-    if not data:
-        raise Rejected("the file is empty")
-    image = plain_jpeg(data) or header(data)
-    if cut_short(image.kind, data):
-        raise Rejected(f"the {image.kind} data are cut short")
-    if image.mode not in EIGHT_BITS and not image.mode.startswith("I"):
-        raise Rejected(f"colour mode {image.mode} has no clear meaning in 8 bits")
-    if image.width * image.height > how.max_pixels:
-        raise Rejected(f"{image.width} x {image.height} is more than {how.max_pixels} pixels")
-    if min(image.width, image.height) < how.min_side:
-        raise Rejected(f"{image.width} x {image.height} is below min_side {how.min_side}")
-    return image
-
-
-def header(data: bytes) -> Found:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind, (width, height) = image.format or "?", image.size
-            moves = kind != "MPO" and getattr(image, "is_animated", False)
-            turn = image.getexif().get(ORIENTATION, 1) if kind == "TIFF" or "exif" in image.info else 1
-    except UnidentifiedImageError:
-        raise Rejected("not an image that Pillow knows") from None
-    except Exception as problem:  # whatever a mangled header makes Pillow raise
-        raise Rejected(f"not an image: {first_line(problem)[:120]}") from None
-    if moves:
-        raise Rejected(f"a {kind} of several pictures")
-    if turn in (5, 6, 7, 8):
-        width, height = height, width
-    return Found(data, kind, image.mode, width, height, turned=turn in range(2, 9))
-
-
-def plain_jpeg(data: bytes) -> Found | None:
-    """The header of a JPEG with nothing special in it (EXIF, a second picture, CMYK), ten times as fast as Pillow reads it."""
-    place, size = 2, None
-    while data.startswith(b"\xff\xd8") and place + 10 < len(data) and data[place] == 0xFF:
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in (0xC0, 0xC1, 0xC2) and not size:
-            bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
-            if bits != 8 or channels not in (1, 3) or not width or not height:
-                return None
-            size = "RGB" if channels == 3 else "L", width, height
-        elif marker == 0xDA:
-            return Found(data, "JPEG", *size, turned=False) if size else None
-        elif marker not in PLAIN_MARKERS or length < 2:
-            return None
-        place += 2 + length
-    return None
-
-
-def cut_short(kind: str, data: bytes) -> bool:
-    if kind == "WEBP":
-        return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    return kind in ENDINGS and not data.endswith(ENDINGS[kind]) and data.find(ENDINGS[kind], data.rfind(PIXELS[kind])) < 0
-
-
-def check_pair(hr: Found, lr: Found, scale: int, exact: bool) -> None:
-    """The sides must be `scale` apart; where both will be resized, it is enough that their shapes agree to a pixel or 2 %."""
+def check_pair(hr: SourceImage, lr: SourceImage, scale: int, exact: bool) -> None:
+    """The sides must be `scale` apart. If both are resized later, shapes that agree to a pixel or 2 % are enough."""
     sizes = f"HR {hr.width} x {hr.height}, LR {lr.width} x {lr.height}"
     if exact and (hr.width, hr.height) != (lr.width * scale, lr.height * scale):
         raise Rejected(f"the pair is not {scale} times apart: {sizes}")
@@ -218,25 +136,27 @@ def check_pair(hr: Found, lr: Found, scale: int, exact: bool) -> None:
         raise Rejected(f"the pair has two shapes: {sizes}")
 
 
-def kept(image: Found) -> Picture:
-    if image.change:
-        return encoded(pixels(image), "png")
-    return Picture(image.data, FORMATS[image.kind], image.width, image.height, image.mode)
+def stored(image: SourceImage) -> EncodedImage:
+    """The image with its own bytes if possible, else as PNG."""
+    if image.conversion:
+        return encode(decode(image), "png")
+    return EncodedImage(image.data, STORED_FORMATS[image.kind], image.width, image.height, image.mode)
 
 
-def stored_lr(image: Found) -> Picture:
+def stored_lr(image: SourceImage) -> EncodedImage:
     """LR members are PNG."""
-    return kept(image) if image.kind == "PNG" else encoded(pixels(image), "png")
+    with rejection_of_lr():
+        return stored(image) if image.kind == "PNG" else encode(decode(image), "png")
 
 
-def pixels(image: Found) -> Image.Image:
+def decode(image: SourceImage) -> Image.Image:
     """Upright, 8 bits, RGB or grey."""
     try:
-        with Image.open(io.BytesIO(image.data)) as opened:
-            return eight_bits(ImageOps.exif_transpose(opened))
+        with Image.open(io.BytesIO(image.data)) as file:
+            return eight_bits(ImageOps.exif_transpose(file))
     except Rejected:
         raise
-    except Exception as problem:  # decoders meet damaged data with errors of many kinds
+    except Exception as problem:  # damaged data make decoders raise errors of many types
         raise Rejected(f"cannot be decoded: {first_line(problem)[:120]}") from None
 
 
@@ -249,52 +169,61 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")
 
 
-def geometry(width: int, height: int, how: Preparation, grid: int) -> tuple[Box, tuple[int, int]]:
-    """The part of an image that is used, and the size that it gets; where LR is stored, both lie on the grid of the scale."""
-    left, top, side = 0, 0, how.centre_crop
+def encode(image: Image.Image, suffix: str, quality: int = 95) -> EncodedImage:
+    file = io.BytesIO()
+    options = {**({} if suffix == "png" else {"quality": quality}), **SAVE_OPTIONS.get(suffix, {})}
+    try:
+        image.save(file, PILLOW_FORMATS[suffix], **options)
+    except (OSError, ValueError) as problem:
+        raise Rejected(f"cannot be written as {suffix}: {first_line(problem)[:120]}") from None
+    return EncodedImage(file.getvalue(), suffix, *image.size, image.mode)
+
+
+# ----------------------------------------------------------------------------------------------------- crops, sizes, tiles
+
+
+def geometry(width: int, height: int, preparation: Preparation, grid: int) -> tuple[Box, tuple[int, int]]:
+    """The box of an image that is used, and the size that it gets. Both lie on `grid`, the scale of stored LR."""
+    left, top, side = 0, 0, preparation.centre_crop
     if side and min(width, height) < side:
         raise Rejected(f"{width} x {height} is below centre_crop {side}")
-    if not side and how.resize and how.resize_mode == "crop":
+    if not side and preparation.resize and preparation.resize_mode == "crop":
         side = min(width, height)
     if side:
         left, top = ((length - side) // 2 // grid * grid for length in (width, height))
         width = height = side
     box = (left, top, left + width, top + height)
-    if not how.resize:
+    if not preparation.resize:
         return box, (width, height)
-    if how.resize_mode != "short":
-        return box, (how.resize, how.resize)
-    ratio = how.resize / min(width, height) / grid
+    if preparation.resize_mode != "short":
+        return box, (preparation.resize, preparation.resize)
+    ratio = preparation.resize / min(width, height) / grid
     return box, (max(1, round(width * ratio)) * grid, max(1, round(height * ratio)) * grid)
 
 
-def reshaped(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """Pillow's bicubic with antialiasing; pixels stay as they are where no side changes."""
+def reshape(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """Crops, and resizes with Pillow's antialiased bicubic filter if the size changes."""
     if all(edge == round(edge) for edge in box):
         image, box = image.crop(box), (0, 0, box[2] - box[0], box[3] - box[1])
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, box=box)
 
 
-def tiles(width: int, height: int, how: Preparation) -> Iterator[tuple[int, int, int, int]]:
-    """The boxes of the tiles; the last of a row or column ends at the border, so that every pixel is in one."""
-    if not how.tile:
+def scaled(box: Box, across: float, down: float) -> Box:
+    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
+
+
+def tiles(width: int, height: int, preparation: Preparation) -> Iterator[tuple[int, int, int, int]]:
+    """The boxes of the tiles. The last of a row or column ends at the border, so every pixel is in a tile."""
+    if not preparation.tile:
         yield 0, 0, width, height
         return
-    if min(width, height) < how.tile:
-        raise Rejected(f"{width} x {height} is below tile {how.tile}")
-    for top in starts(height, how.tile, how.stride or how.tile):
-        for left in starts(width, how.tile, how.stride or how.tile):
-            yield left, top, left + how.tile, top + how.tile
+    if min(width, height) < preparation.tile:
+        raise Rejected(f"{width} x {height} is below tile {preparation.tile}")
+    stride = preparation.stride or preparation.tile
+    for top in tile_starts(height, preparation.tile, stride):
+        for left in tile_starts(width, preparation.tile, stride):
+            yield left, top, left + preparation.tile, top + preparation.tile
 
 
-def starts(length: int, tile: int, stride: int) -> list[int]:
+def tile_starts(length: int, tile: int, stride: int) -> list[int]:
     return sorted({*range(0, length - tile + 1, stride), length - tile})
-
-
-def encoded(image: Image.Image, suffix: str, quality: int = 95) -> Picture:
-    out = io.BytesIO()
-    try:
-        image.save(out, NAMES[suffix], **({} if suffix == "png" else {"quality": quality}), **LIKE_THIS.get(suffix, {}))
-    except (OSError, ValueError) as problem:
-        raise Rejected(f"cannot be written as {suffix}: {first_line(problem)[:120]}") from None
-    return Picture(out.getvalue(), suffix, *image.size, image.mode)

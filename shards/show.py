@@ -19,7 +19,7 @@ from sr_dist.core.config import Positive, Settings
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.data.format import MODES, Index, ShardError, Shards, attribute_values, open_shards
 
-LARGEST, WORDS = 160, 16  # pixels of a cell's picture, and of the line below it
+LARGEST_IMAGE, LINE_HEIGHT = 160, 16  # pixels of an image, and of the line of text below it
 
 
 class Show(Settings):
@@ -31,21 +31,21 @@ class Show(Settings):
     folder: Annotated[str, Word("OUT")]
     """A folder of shards."""
     num: Positive = 16
-    """How many samples are drawn."""
+    """The number of samples."""
     picture: str | None = None
-    """The PNG file to write; OUT/contact_sheet.png where it is not given."""
+    """The image file to write; OUT/contact_sheet.png where it is not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(Show, show, argv)
 
 
-def show(chosen: Show) -> None:
-    shards = open_shards(chosen.folder, "OUT")
+def show(options: Show) -> None:
+    shards = open_shards(options.folder, "OUT")
     shards.check_indexes()
     print(summary(shards))
-    path = Path(chosen.picture or Path(shards.folder) / "contact_sheet.png")
-    contact_sheet(shards, chosen.num, path)
+    path = Path(options.picture or Path(shards.folder) / "contact_sheet.png")
+    contact_sheet(shards, options.num, path)
     print(f"picture: {path}")
 
 
@@ -71,33 +71,33 @@ def summary(shards: Shards) -> str:
     if len(manifest.classes) > 20:
         lines.append(f"  ... {len(manifest.classes)} classes, {min(counts.values())} to {max(counts.values())} samples each")
     if manifest.attributes:
-        held = sum(
+        counts_with = sum(
             attribute_values(shards.index(number)["attributes"], len(manifest.attributes)).sum(0, dtype=np.int64)
             for number in range(len(manifest.shards))
         )
-        lines += [f"  {count:>8} with {name}" for name, count in zip(manifest.attributes, held, strict=True)]
+        lines += [f"  {count:>8} with {name}" for name, count in zip(manifest.attributes, counts_with, strict=True)]
     return "\n".join(lines)
 
 
 def contact_sheet(shards: Shards, num: int, path: Path) -> None:
-    """Evenly spread samples; where LR is stored, it stands enlarged at the right of its HR."""
+    """Samples spread evenly over the shards. Stored LR is enlarged and drawn to the right of its HR."""
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])])
     cells = []
     for sample in np.linspace(0, starts[-1] - 1, min(num, int(starts[-1]))).astype(int):
         shard = int(np.searchsorted(starts, sample, side="right")) - 1
         cells.append(cell(shards, shard, int(sample - starts[shard])))
     columns = min(8, max(1, int(np.ceil(np.sqrt(len(cells))))))
-    beside = 2 if shards.manifest.scale else 1
-    height = max(max(picture.width // beside, picture.height) for picture, _ in cells)
-    width = height * beside
+    num_beside = 2 if shards.manifest.scale else 1
+    height = max(max(image.width // num_beside, image.height) for image, _ in cells)
+    width = height * num_beside
     sheet = Image.new(
-        "RGB", (columns * (width + 4) + 4, -(-len(cells) // columns) * (height + WORDS + 4) + 4), (250, 250, 248)
+        "RGB", (columns * (width + 4) + 4, -(-len(cells) // columns) * (height + LINE_HEIGHT + 4) + 4), (250, 250, 248)
     )  # fmt: skip
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for place, (picture, words) in enumerate(cells):
-        left, top = 4 + place % columns * (width + 4), 4 + place // columns * (height + WORDS + 4)
-        sheet.paste(picture, (left, top))
-        pen.text((left, top + height + 1), words[:26], (40, 40, 40), font)
+    for number, (image, text) in enumerate(cells):
+        left, top = 4 + number % columns * (width + 4), 4 + number // columns * (height + LINE_HEIGHT + 4)
+        sheet.paste(image, (left, top))
+        pen.text((left, top + height + 1), text[:26], (40, 40, 40), font)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
@@ -106,12 +106,12 @@ def contact_sheet(shards: Shards, num: int, path: Path) -> None:
 
 
 def cell(shards: Shards, shard: int, row: int) -> tuple[Image.Image, str]:
-    """A sample as a small picture, and its class or key."""
+    """A sample as a small image, and its class or key."""
     index = shards.index(shard)
     key, label = index["key"][row].decode("utf-8", "replace"), int(index["class"][row])
-    hr, lr = (member(shards, shard, index, row, kind) for kind in ("hr", "lr"))
+    hr, lr = (member_image(shards.path(shard), index, row, member) for member in ("hr", "lr"))
     assert hr
-    hr.thumbnail((LARGEST, LARGEST))
+    hr.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE))
     if lr:
         both = Image.new("RGB", (2 * hr.width, hr.height))
         both.paste(hr, (0, 0))
@@ -120,24 +120,24 @@ def cell(shards: Shards, shard: int, row: int) -> tuple[Image.Image, str]:
     return hr, shards.manifest.classes[label] if 0 <= label < len(shards.manifest.classes) else key
 
 
-def member(shards: Shards, shard: int, index: Index, row: int, kind: str) -> Image.Image | None:
-    """One image of a sample in 8 bits and colours, as a screen shows it; None where there is none."""
-    path, size = shards.path(shard), int(index[f"{kind}_bytes"][row])
+def member_image(path: Path, index: Index, row: int, member: str) -> Image.Image | None:
+    """One image of a sample in 8 bits RGB; None if it is not stored."""
+    size = int(index[f"{member}_bytes"][row])
     if not size:
         return None
     try:
         with open(path, "rb") as tar:
-            tar.seek(int(index[f"{kind}_offset"][row]))
+            tar.seek(int(index[f"{member}_offset"][row]))
             data = tar.read(size)
-        if zlib.crc32(data) != int(index[f"{kind}_crc32"][row]):
+        if zlib.crc32(data) != int(index[f"{member}_crc32"][row]):
             raise ShardError("its bytes do not match their checksum")
         image = Image.open(io.BytesIO(data))
         if image.mode.startswith("I"):
             image = image.point(lambda level: level / 257).convert("L")  # type: ignore[assignment]
         return image.convert("RGB")
-    except Exception as problem:  # decoders meet damaged data with errors of many kinds
+    except Exception as problem:  # damaged data make decoders raise errors of many types
         key = index["key"][row].decode("utf-8", "replace")
-        raise ShardError(f"'{path}': the {kind} image of '{key}' cannot be shown: {first_line(problem)}") from None
+        raise ShardError(f"'{path}': the {member} image of '{key}' cannot be shown: {first_line(problem)}") from None
 
 
 if __name__ == "__main__":

@@ -18,35 +18,37 @@ BENCHMARKS = ("data", "step", "eval")
 
 
 class Bench(Settings):
-    """Measures the cost of a recipe: the speed of its data (data) and of its training steps (step), or of evaluation (eval).
+    """Measures the speed of a recipe's data (data) or training steps (step), or of a Fréchet distance (eval).
 
     Under a launcher: accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.bench step RECIPE ...
 
-    `data` measures images/s of the loader with one worker process, as a share of decoding whole files alone (share_of_decode) and
-    as a multiple of WebDataset's own pipeline with PIL (ratio_to_webdataset, and ratio_to_webdataset_with_lr where LR is made on
-    the CPU in both); and the seconds to open the shards, to the first batch, and to the first batch after a million steps.
+    `data` measures images/s of the loader with one worker process. It compares them with decoding the whole files
+    (share_of_decode) and with WebDataset's own pipeline with PIL (ratio_to_webdataset; ratio_to_webdataset_with_lr if both make
+    LR on the CPU). It also measures the seconds to open the shards, to the first batch, and to the first batch after a million
+    steps.
 
-    `step` times training steps after one of warm-up: images/s (median, minimum, maximum), the share of time spent waiting for
+    `step` times training steps after one warm-up step: images/s (median, minimum, maximum), the share of time spent waiting for
     data, peak memory, and whether the losses are finite. It does not touch the recipe's run folder and needs no starting
-    weights. With --memory it prints a table of memory per rank for DDP and ZeRO 1, 2, 3 (and 2 with the optimizer on the host)
-    instead: computed (weights and what goes with them), estimated (activations), measured (one step, with a GPU). That needs
-    neither data nor weights; where the recipe says `classes: manifest`, give --discriminator.classes=1000.
+    weights.
 
-    `eval` times the Fréchet distance of random features beside clean-fid's: seconds of both, their ratio and their difference.
+    `step --memory` prints a table of memory per rank instead, for DDP, ZeRO 1, 2, 3, and ZeRO 2 with the optimizer on the host:
+    computed (weights, gradients, optimizer, EMA, buffers), estimated (activations), and measured (one step, with a GPU). It
+    needs neither data nor weights. If the recipe says `classes: manifest`, give --discriminator.classes=1000.
 
-    Every key of the recipe can be overridden: --data.batch=8.
+    `eval` computes the Fréchet distance of random features with our code and with clean-fid: seconds of both, their ratio and
+    the difference of the results.
     """
 
     benchmark: Annotated[str, Word("BENCHMARK")]
     """data, step or eval."""
     recipe: Annotated[str | None, Word("RECIPE")] = None
-    """A YAML file; not for eval."""
+    """A YAML file; eval has none."""
     images: OptionalPositive = None
-    """Images per round; 1000 for data and 10000 for eval where it is not given."""
+    """Images per round; without it 1000 for data and 10000 for eval."""
     rounds: OptionalPositive = None
-    """Rounds, of which the median counts; 7 for data and 3 for eval where it is not given."""
+    """Rounds, of which the median counts; without it 7 for data and 3 for eval."""
     steps: Positive = 5
-    """Steps that are timed."""
+    """The number of timed steps."""
     memory: bool = False
     """Print the memory table of `step`."""
     gpus: Positive = 8
@@ -56,6 +58,7 @@ class Bench(Settings):
     as_json: Annotated[bool, Field(alias="json")] = False
     """Print one JSON object as the last line."""
     overrides: Annotated[dict[str, str], Overrides()] = {}
+    """Override any key of the recipe: --data.batch=8."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +72,7 @@ def bench(options: Bench) -> None:
         bench_eval(options)
         return
     if options.recipe is None:
-        raise UserError("RECIPE is missing; --help shows how to call this")
+        raise UserError("RECIPE is missing; see --help")
     if options.memory and options.benchmark == "step":
         recipe = data_checks.load_without_data(options.recipe, options.overrides)
 
@@ -88,7 +91,7 @@ def bench(options: Bench) -> None:
 
 
 def bench_eval(options: Bench) -> None:
-    cli.only([options.recipe] if options.recipe else [])
+    cli.check_words([options.recipe] if options.recipe else [])
     for name in options.overrides:
         raise UserError(f"{name}: unknown option{nearest(name, ('images', 'rounds', 'width', 'json'))}")
 

@@ -14,7 +14,7 @@ from sr_dist.core.errors import UserError
 
 
 class Dashboard(Settings):
-    """Makes a W&B workspace with the curves of training, quality, speed and hardware of all runs of a project.
+    """Creates a W&B workspace with the curves of training, quality, speed and hardware of all runs of a project.
 
     Needs `pip install 'sr_dist[dashboard]'` and `wandb login`. Prints the address of the workspace.
     """
@@ -30,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dashboard(options: Dashboard) -> None:
-    names = [part for part in options.project.split("/") if part]
+    names = [name for name in options.project.split("/") if name]
     if len(names) != 2:
-        raise UserError(f"ENTITY/PROJECT: '{options.project}' is not a W&B user or team and a project with / between them")
+        raise UserError(f"ENTITY/PROJECT: '{options.project}' must be a W&B user or team and a project, such as lab/faces")
     if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError("ENTITY/PROJECT: this needs wandb-workspaces: pip install 'sr_dist[dashboard]'")
+        raise UserError("ENTITY/PROJECT: wandb-workspaces is not installed; pip install 'sr_dist[dashboard]'")
 
     from sr_dist.tools.dashboard import publish  # loads wandb, which the checks above do without
 

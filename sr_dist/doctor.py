@@ -9,6 +9,7 @@ from pathlib import Path
 from sr_dist.core import cli
 from sr_dist.core.config import Settings
 from sr_dist.core.errors import UserError
+from sr_dist.tools.doctor import examine
 
 
 class Doctor(Settings):
@@ -17,12 +18,12 @@ class Doctor(Settings):
     Under a launcher (accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.doctor) all ranks also exchange data,
     and their bandwidth is measured.
 
-    One line per check: `ok`, `missing` (something that only some recipes or machines need) or `BROKEN` (nothing trains without
-    it). Nothing is downloaded, and no network is needed. Exit codes: 0 when nothing is broken, else 1.
+    Every check prints one line: `ok`, `missing` (only some recipes or machines need it) or `BROKEN` (nothing trains without
+    it). Nothing is downloaded, and no network is needed. Exit codes: 0 if nothing is broken, else 1.
     """
 
     runs: str = "runs"
-    """The folder of run folders, whose disk is measured."""
+    """The folder of run folders. The speed of its disk is measured."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def doctor(options: Doctor) -> int:
     if Path(options.runs).exists() and not Path(options.runs).is_dir():
         raise UserError(f"runs: '{options.runs}' is a file; run folders need a folder")
-
-    from sr_dist.tools.doctor import examine  # loads torch piece by piece
-
     return examine(Path(options.runs))
 
 

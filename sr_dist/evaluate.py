@@ -11,16 +11,16 @@ from pydantic import BeforeValidator
 
 from sr_dist.core import cli, plugins
 from sr_dist.core.cli import Word
-from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, listed, section
+from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list, parse_section
 from sr_dist.core.errors import UserError, nearest
-from sr_dist.core.files import exists, same_place_twice
+from sr_dist.core.files import check_exists, same_place_twice
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import PARTS, Portion
 from sr_dist.evaluation.presets import BASELINES, PROTOCOLS
 from sr_dist.recipe.sections import Split
 
-FIRST_METRICS = ("psnr", "ssim", "lpips", "fid", "kid")  # the order of columns; others follow
+FIRST_METRICS = ("psnr", "ssim", "lpips", "fid", "kid")  # the order of columns; the others follow
 
 
 class Evaluate(Settings):
@@ -46,35 +46,35 @@ class Evaluate(Settings):
     lr: OptionalText = None
     """The folder of LR images for a folder of HR images, under the same names (or 0801x4 for 0801). A folder that holds HR/ and
     LR/ (or LR_bicubic/X4/) needs no --lr."""
-    split: Annotated[Split, BeforeValidator(listed)] = ()
+    split: Annotated[Split, BeforeValidator(parse_list)] = ()
     """The data.split of a recipe, for --part."""
     part: Literal["training", "validation", "test"] | None = None
     """The part of the split to score."""
-    select: Annotated[dict[str, Positive], BeforeValidator(section)] = {}
+    select: Annotated[dict[str, Positive], BeforeValidator(parse_section)] = {}
     """A selection of samples, as data.select of a recipe."""
     limit: OptionalPositive = None
     """Score only the first N images."""
     attributes: Names = ()
-    """Trained classifiers (runs or weights files) that judge HR and every method's output: accuracy, agreement with HR, losses,
-    McNemar's test."""
+    """Trained classifiers (runs or weights files). They classify HR and every method's output: accuracy, agreement with HR, lost
+    accuracy, McNemar's test."""
     metrics: Names = ()
-    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid; none means all. A metric that cannot be computed, such as for lack of
-    published weights, is null with its reason."""
+    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid; the default is all. A metric that cannot be computed, for example
+    without its published weights, is null with its reason."""
     resize: Literal["clean", "legacy_pytorch"] = "clean"
     """How clean-fid resizes images to 299 pixels for FID and KID."""
     extractor: OptionalText = None
     """A TorchScript file (images of 299 pixels in [0, 255] -> rows), or a trained classifier (the features before its last
-    layer), in place of the FID Inception. Its distances are called fd_NAME, kd_NAME, never fid."""
+    layer), in place of the FID Inception. Its distances are called fd_NAME and kd_NAME, never fid."""
     cache: str = ""
-    """The folder for features of HR, which the next evaluation of the same images reuses; the default is in the user's cache
-    folder; `none` keeps none."""
+    """The folder for features of HR, which the next evaluation of the same images reuses. The default is in the user's cache
+    folder; `none` stores nothing."""
     allow_download: bool = False
     """Download published weights that are missing."""
     out: str | None = None
-    """The report's folder; the default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... where that holds a report
-    of other images or another protocol."""
+    """The report's folder. The default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... if that has a report on
+    other images or with another protocol."""
     batch: Positive = 8
-    """Images of one size that a network sees together."""
+    """Images of one size in a batch."""
     workers: NonNegative = 0
     """Loader worker processes per rank."""
 
@@ -94,18 +94,18 @@ def evaluate(options: Evaluate) -> None:
 
     from sr_dist.evaluation import run  # loads torch, which the checks above do without
 
-    images = run.ImageSet(
+    images = run.ImageOptions(
         options.data, options.lr, options.limit, options.portion, options.degradation, options.batch, options.workers
     )
-    measures = run.Measures(
+    metrics = run.MetricOptions(
         options.protocol, all_metrics(options.metrics), options.attributes, options.resize, options.extractor, options.cache,
         options.allow_download,
     )  # fmt: skip
-    run.evaluate(options.methods, images, measures, options.scale, options.out)
+    run.evaluate(options.methods, images, metrics, options.scale, options.out)
 
 
 def check(options: Evaluate) -> None:
-    """Reports what can be known to be wrong before torch is loaded."""
+    """Refuses mistakes that show before torch is loaded."""
     if not options.methods:
         raise UserError("METHOD: name a run folder, a weights file, or bicubic")
     if options.protocol not in PROTOCOLS:
@@ -119,10 +119,10 @@ def check(options: Evaluate) -> None:
             near = [str(p) for p in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
             raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
     if is_remote(options.data) or (not Path(options.data).exists() and "{" not in options.data):
-        open_shards(options.data, "data")  # names what is missing, and the nearest name
+        open_shards(options.data, "data")  # its error names the missing file and the nearest name
     for key, path in (("lr", options.lr), ("extractor", options.extractor), *(("attributes", run) for run in options.attributes)):
         if path:
-            exists(path, key)
+            check_exists(path, key)
     if same_place_twice(options.attributes):
         raise UserError(f"attributes: '{','.join(options.attributes)}' names a classifier twice")
     check_part(options)
@@ -136,16 +136,15 @@ def check(options: Evaluate) -> None:
 def check_part(options: Evaluate) -> None:
     parts = PARTS[: len(options.split)]
     if options.part and not parts:
-        raise UserError(f"part: {options.part} of what? Give --split as data.split in the recipe that was trained")
+        raise UserError(f"part: {options.part} needs --split, as data.split in the recipe that was trained")
     if parts and options.part not in parts:
         raise UserError(f"part: {options.part or 'missing'}; the split {list(options.split)} has {', '.join(parts)}")
 
 
 def all_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
-    """The metrics that are requested, or all."""
-    order = {name: place for place, name in enumerate(FIRST_METRICS)}
-    everything = sorted(plugins.names(PACKAGES["metric"]), key=lambda name: order.get(name, len(order)))
-    return tuple(metrics) or tuple(everything)
+    """The requested metrics, or all."""
+    order = {name: number for number, name in enumerate(FIRST_METRICS)}
+    return tuple(metrics) or tuple(sorted(plugins.names(PACKAGES["metric"]), key=lambda name: order.get(name, len(order))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated
 from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import OptionalPositive, Settings
-from sr_dist.core.files import exists
+from sr_dist.core.files import check_exists
 from sr_dist.models.weights_formats import check_out_file
 
 
@@ -29,7 +29,7 @@ class Export(Settings):
     out: Annotated[str, Word("OUT")]
     """The file to write."""
     scale: OptionalPositive = None
-    """For weights whose tensors do not show it (SRCNN's)."""
+    """The scale of weights whose tensors do not show it (SRCNN)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export(options: Export) -> None:
-    exists(options.source, "RUN")
+    check_exists(options.source, "RUN")
     check_out_file(options.out)
 
     from sr_dist.models.export import export as write  # loads torch, which the checks above do without

@@ -10,23 +10,23 @@ from typing import Annotated
 from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Fraction, OptionalPositive, Settings
-from sr_dist.core.files import exists
+from sr_dist.core.files import check_exists
 from sr_dist.models.weights_formats import check_out_file
 
 
 class Interpolate(Settings):
-    """Writes the network between two: (1 - alpha) A + alpha B for every tensor, as ESRGAN does with its PSNR and GAN stages."""
+    """Writes the interpolation of two networks: (1 - alpha) A + alpha B for every tensor, as in ESRGAN."""
 
     a: Annotated[str, Word("A")]
     """A run folder (its newest EMA) or a weights file."""
     b: Annotated[str, Word("B")]
-    """Another one of the same generator with the same options."""
+    """The same for another network of the same generator with the same options."""
     out: Annotated[str, Word("OUT")]
     """A .safetensors, .pth or .onnx file."""
     alpha: Fraction
-    """From 0 (A) to 1 (B)."""
+    """The weight of B, from 0 to 1."""
     scale: OptionalPositive = None
-    """For weights whose tensors do not show it (SRCNN's)."""
+    """The scale of weights whose tensors do not show it (SRCNN)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def interpolate(options: Interpolate) -> None:
-    exists(options.a, "A")
-    exists(options.b, "B")
+    check_exists(options.a, "A")
+    check_exists(options.b, "B")
     check_out_file(options.out)
 
     from sr_dist.models.interpolate import interpolate as write  # loads torch, which the checks above do without

@@ -11,21 +11,21 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, Settings
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import exists, same_place_twice
+from sr_dist.core.files import check_exists, same_place_twice
 
 
 class Plot(Settings):
     """Draws the curves of one or several runs from their metrics.jsonl: losses, readings, validation, speed, gradients.
 
-    Writes losses.png, readings.png (what is measured beside the losses, such as a classifier's answers), validation.png,
-    speed.png and gradients.png, as far as there is anything to draw, and curves.html: one page with all of it, where runs can be shown and
-    hidden, and that needs no network.
+    Writes losses.png, readings.png (measurements beside the losses, such as a classifier's answers), validation.png, speed.png
+    and gradients.png, each only if the runs have such columns. Also writes curves.html, one page with all curves, on which runs
+    can be hidden. The page needs no network.
     """
 
     runs: Annotated[Names, Word("RUN[,RUN]")]
-    """Run folders, drawn over each other; a run in progress may be drawn at any time."""
+    """Run folders. Several runs share the same axes. A run in progress can be drawn at any time."""
     out: str | None = None
-    """The folder to write to; the default is RUN/curves, or `curves` here for several runs."""
+    """The folder to write to; without it RUN/curves, or `curves` in the current folder for several runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,29 +35,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plot(options: Plot) -> None:
     check(options)
 
-    from sr_dist.tools.plot import plot as draw  # loads matplotlib, which the checks above do without
+    from sr_dist.tools.plot import plot_runs  # loads matplotlib, which the checks above do without
 
-    draw(options.runs, folder(options))
+    plot_runs(options.runs, folder(options))
 
 
 def check(options: Plot) -> None:
     if not options.runs:
-        raise UserError("RUN: name a run folder, or several with commas between them")
+        raise UserError("RUN: name a run folder, or several separated by commas")
     if same_place_twice(options.runs):
         raise UserError(f"RUN: '{','.join(options.runs)}' names a run twice")
     for run in options.runs:
-        exists(run, "RUN")
+        check_exists(run, "RUN")
         record = Path(run) / "metrics.jsonl"
         if not record.is_file():
-            raise UserError(f"RUN: '{run}' is no run folder; it has no metrics.jsonl")
+            raise UserError(f"RUN: '{run}' is not a run folder: it has no metrics.jsonl")
         if not record.read_text(encoding="utf-8").strip():
-            raise UserError(f"RUN: '{run}' has no rows yet; the first comes with step log_every of its recipe")
+            raise UserError(f"RUN: '{run}' has no rows yet; the first one is written at step log_every of its recipe")
     if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"out: '{options.out}' is a file; the curves need a folder")
 
 
 def folder(options: Plot) -> Path:
-    """The curves of one run go into its folder; those of several runs belong to none."""
+    """The curves of one run go into its own folder; those of several runs belong to none of them."""
     if options.out:
         return Path(options.out)
     return Path(options.runs[0]) / "curves" if len(options.runs) == 1 else Path("curves")

@@ -13,13 +13,12 @@ from sr_dist.data import data_checks
 
 
 class Train(Settings):
-    """Trains the networks of a recipe. Continues by itself when the run folder holds a checkpoint.
+    """Trains the networks of a recipe. Continues from the newest checkpoint if the run folder has one.
 
     Under a launcher: accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.train RECIPE [--key=value ...]
 
-    Every key of the recipe can be overridden: --data.batch=8, --name=x, --runs=folder. --resume.allow=a,b continues a run
-    although these keys differ from those it began with. SIGTERM, SIGINT, SIGUSR1 or a file STOP in the run folder stop and save;
-    the same command continues. Exit codes: 0 done or saved, 2 a mistake in the command or recipe, 1 anything else.
+    SIGTERM, SIGINT, SIGUSR1 or a file STOP in the run folder stop training after a checkpoint; the same command continues.
+    Exit codes: 0 done or saved, 2 a mistake in the command or the recipe, 1 anything else.
     """
 
     recipe: Annotated[str, Word("RECIPE")]
@@ -27,6 +26,8 @@ class Train(Settings):
     dry_run: bool = False
     """Print the resolved recipe and stop."""
     overrides: Annotated[dict[str, str], Overrides()] = {}
+    """Override any key of the recipe: --data.batch=8, --name=x, --runs=folder. --resume.allow=a,b continues a run although
+    these keys have changed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(options: Train) -> None:
     recipe = data_checks.load(options.recipe, options.overrides)
 
-    from sr_dist.recipe import checks  # loads torch, which the checks above do without
+    from sr_dist.recipe import checks  # `complete` loads torch, which the checks above do without
     from sr_dist.tools import flops
     from sr_dist.training import train as training
 

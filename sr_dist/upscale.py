@@ -11,7 +11,7 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import NonNegative, OptionalPositive, Settings
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import exists
+from sr_dist.core.files import check_exists
 
 FORMATS = ("png", "jpg", "webp", "tif")
 
@@ -19,8 +19,8 @@ FORMATS = ("png", "jpg", "webp", "tif")
 class Upscale(Settings):
     """Enlarges images with a trained network: one file, or a folder and everything below it.
 
-    Grey stays grey, 16-bit PNG stays 16-bit, colour profiles are kept, EXIF rotation is applied. An alpha channel is enlarged by
-    bicubic interpolation. Images that cannot be read are listed and the others done; the exit code is then 1.
+    Grey stays grey, 16-bit PNG stays 16-bit, colour profiles are preserved, EXIF rotation is applied. An alpha channel is
+    enlarged by bicubic interpolation. Images that cannot be read are listed, and the exit code is then 1.
     """
 
     source: Annotated[str, Word("RUN_OR_WEIGHTS")]
@@ -30,16 +30,16 @@ class Upscale(Settings):
     output: Annotated[str, Word("OUTPUT")]
     """An image for an image, a folder for a folder."""
     tile: OptionalPositive = None
-    """Enlarge in tiles of this many pixels of INPUT, for images that do not fit into memory."""
+    """Enlarge in tiles with this side in pixels of INPUT, for images that do not fit into memory."""
     overlap: NonNegative = 32
-    """Pixels that a tile sees beyond its own. Results equal those without tiles for networks whose receptive field reaches no
-    further than half of it, and are blended over its width for others."""
+    """Pixels that a tile sees beyond its own on each side. Results equal those without tiles if the network's receptive field
+    reaches no further than half of it; otherwise tiles are blended over its width."""
     format: Literal["png", "jpg", "webp", "tif"] | None = None
-    """The format of the images in a folder; png where it is not given."""
+    """The format of images that are written to a folder; without it png."""
     overwrite: bool = False
-    """Replace existing images; without it they are an error before anything is done."""
+    """Replace existing images. Without it they are an error, before anything is written."""
     scale: OptionalPositive = None
-    """For weights whose tensors do not show it (SRCNN's)."""
+    """The scale of weights whose tensors do not show it (SRCNN)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,12 +54,14 @@ def upscale(options: Upscale) -> int:
     pairs = upscaling.targets(Path(options.input), Path(options.output), options.format or "png")
     upscaling.refuse_existing(pairs, options.overwrite)
     tiles = upscaling.Tiles(options.tile, options.overlap)
-    return 0 if upscaling.upscale(options.source, pairs, tiles, options.scale) else 1
+    done, scale, generator = upscaling.upscale(options.source, pairs, tiles, options.scale)
+    print(f"{done} of {len(pairs)} images enlarged by {scale} with {generator}: {options.output}")
+    return int(done < len(pairs))
 
 
 def check(options: Upscale) -> None:
-    exists(options.source, "RUN_OR_WEIGHTS")
-    exists(options.input, "INPUT")
+    check_exists(options.source, "RUN_OR_WEIGHTS")
+    check_exists(options.input, "INPUT")
     out, suffix = Path(options.output), Path(options.output).suffix.lower().replace("jpeg", "jpg")
     if Path(options.input).is_dir():
         if out.exists() and not out.is_dir():

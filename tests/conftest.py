@@ -1,11 +1,10 @@
-"""What tests share: made photographs, shards of them, tiny recipes, and doors opened in a process of their own."""
+"""Fixtures that all tests share: synthetic photographs, shards of them, tiny recipes, and commands in another process."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from hypothesis import HealthCheck, settings
 from photographs import made_photo
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 CLASSES = ("boats", "cats", "dunes")
 SCALE = 2
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # with more, threads that share a core spin: 0.4 s of training become 40 s
 settings.register_profile(
     "house", deadline=None, derandomize=True, database=None, max_examples=40,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -30,14 +30,24 @@ settings.register_profile(
 settings.load_profile("house")
 
 
-def encoded(picture: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Under xdist's `--dist loadgroup` the tests of a file stay in one process, for they share fixtures; tests/slurm has one
+    cluster, and so all its files do."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            folder = item.path.parent.name
+            item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else str(item.path)))
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format=kind, **options)
+    Image.fromarray(pixels).save(file, format=kind, **options)
     return file.getvalue()
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., np.ndarray]:
+def make_photo() -> Callable[..., np.ndarray]:
     return made_photo
 
 
@@ -53,15 +63,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(24):
         folder = root / CLASSES[number % 3]
         folder.mkdir(exist_ok=True)
-        picture = made_photo(number, 32 + number % 5 * 4, 48 - number % 4 * 4)
+        pixels = made_photo(number, 32 + number % 5 * 4, 48 - number % 4 * 4)
         kind, suffix = ("JPEG", "jpg") if number % 9 < 3 else ("PNG", "png")
-        (folder / f"{number:02d}.{suffix}").write_bytes(encoded(picture, kind, **({"quality": 95} if kind == "JPEG" else {})))
+        (folder / f"{number:02d}.{suffix}").write_bytes(encoded(pixels, kind, **({"quality": 95} if kind == "JPEG" else {})))
     return root
 
 
 @pytest.fixture(scope="session")
 def photo_shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those images in three shards of eight. Only read it; `shutil.copytree` what is to be damaged."""
+    """Those images in three shards of eight. Only read it; damage a copy."""
     from shards.build import build
 
     out = tmp_path_factory.mktemp("shards") / "photos"
@@ -102,7 +112,7 @@ def write_recipe(tmp_path: Path, photo_shards: Path) -> Callable[..., Path]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a door did: its exit code, its two outputs, and the heavy packages that were loaded by then."""
+    """The result of a command: its exit code, its output, and the heavy packages that were loaded by then."""
 
     code: int
     out: str
@@ -110,34 +120,30 @@ class Answer:
     heavy: tuple[str, ...]
 
 
-_OPEN_DOORS = """
-import contextlib, importlib, io, json, sys, traceback
-HEAVY = ("torch", "torchvision", "webdataset", "deepspeed", "accelerate", "wandb")
-answers = []
-for module, words in json.load(sys.stdin):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = importlib.import_module(module).main(words)
-        except SystemExit as end:
-            code = end.code
-        except Exception:
-            code = 1
-            traceback.print_exc()
-    answers.append([code, out.getvalue(), err.getvalue(), [name for name in HEAVY if name in sys.modules]])
-print(json.dumps(answers))
-"""
+Calls = Sequence[tuple[str, list[str]]]
+
+
+def answers(out: str) -> list[Answer]:
+    return [Answer(code, out, err, tuple(heavy)) for code, out, err, heavy in json.loads(out.splitlines()[-1])]
 
 
 @pytest.fixture(scope="session")
-def open_doors() -> Callable[[Sequence[tuple[str, list[str]]]], list[Answer]]:
-    """Runs doors one after another in one fresh process: [(module, words)] -> their answers."""
+def run_commands() -> Callable[[Calls], list[Answer]]:
+    """Runs commands one after the other in one forked process: [(module, arguments)] -> their answers."""
 
-    def run(calls: Sequence[tuple[str, list[str]]]) -> list[Answer]:
-        done = subprocess.run(
-            [sys.executable, "-c", _OPEN_DOORS], input=json.dumps(calls), capture_output=True, text=True, cwd=ROOT, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        return [Answer(code, out, err, tuple(heavy)) for code, out, err, heavy in json.loads(done.stdout.splitlines()[-1])]
+    def run(calls: Calls) -> list[Answer]:
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        return answers(processes.run(0, "run_commands", json.dumps(calls), PYTHONPATH=path)[0])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_fresh() -> Callable[[Calls], list[Answer]]:
+    """The same in a fresh process, which shows the packages that the commands load: `Answer.heavy`."""
+
+    def run(calls: Calls) -> list[Answer]:
+        line = [sys.executable, str(ROOT / "tests" / "run_commands.py"), json.dumps(calls)]
+        return answers(processes.finish_with(0, processes.popen(line))[0])
 
     return run

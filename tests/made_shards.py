@@ -1,4 +1,4 @@
-"""What tests of shards do again and again: build, and read back with tarfile."""
+"""Helpers of the tests of shards: build them, and read them back with tarfile."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def members(path: Path) -> list[tarfile.TarInfo]:
 
 def contents(shards: Shards) -> dict[str, bytes]:
     """Name -> bytes of every member of all shards."""
-    found = {}
+    by_name = {}
     for path in shards.paths():
         with tarfile.open(path) as tar:
-            found.update({member.name: tar.extractfile(member).read() for member in tar})
-    return found
+            by_name.update({member.name: tar.extractfile(member).read() for member in tar})
+    return by_name
 
 
 def rejects_of(folder: Path) -> dict[str, str]:
@@ -49,14 +49,14 @@ def rejects_of(folder: Path) -> dict[str, str]:
 
 
 def handmade(folder: Path, images: list[bytes], lr: list[bytes] | None = None, sizes=None) -> Path:
-    """A shard of these images and, where given, their stored LR; written here, not by `shards.writer`."""
-    sizes, small = sizes or [_size(data) for data in images], [_size(data) for data in lr or ()]
+    """A shard of these images, with stored LR if it is given, written without `shards.writer`."""
+    sizes, lr_sizes = sizes or [_size(data) for data in images], [_size(data) for data in lr or ()]
     tar, rows = bytearray(), []
     for number, data in enumerate(images):
         width, height = sizes[number]
         row = {"key": f"sample{number}".encode(), "width": width, "height": height, "class": -1, "attributes": bytes(1)}
         if lr:
-            row |= {"lr_width": small[number][0], "lr_height": small[number][1]}
+            row |= {"lr_width": lr_sizes[number][0], "lr_height": lr_sizes[number][1]}
         for member, content in (("hr", data), ("lr", lr[number] if lr else b"")):
             row |= {f"{member}_offset": len(tar), f"{member}_bytes": len(content), f"{member}_crc32": zlib.crc32(content)}
             tar += content
@@ -64,10 +64,10 @@ def handmade(folder: Path, images: list[bytes], lr: list[bytes] | None = None, s
     (folder / "t-000000.tar").write_bytes(tar)
     (folder / "t-000000.idx").write_bytes(index_bytes(rows, 0))
     entry = ShardEntry(name="t-000000.tar", bytes=len(tar), samples=len(rows), sha256="")
-    facts = {"format": 1, "samples": len(rows), "min_side": min(map(min, sizes)), "order": {"seed": 0}}
+    fields = {"format": 1, "samples": len(rows), "min_side": min(map(min, sizes)), "order": {"seed": 0}}
     if lr:
-        facts["scale"] = sizes[0][0] // small[0][0]
-    write_manifest(folder, Manifest(**facts, shards=(entry,)))
+        fields["scale"] = sizes[0][0] // lr_sizes[0][0]
+    write_manifest(folder, Manifest(**fields, shards=(entry,)))
     return folder
 
 

@@ -1,16 +1,22 @@
-"""Real processes for tests: doors with and without a launcher, started, watched, killed."""
+"""Real processes for tests: commands with and without a launcher, started, watched, killed."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,31 +27,128 @@ LONGEST = 300  # seconds, for a machine that is busy with other things
 
 def environment(**extra: str) -> dict[str, str]:
     """One thread per rank, so that bits can be compared; no GPU, no network."""
-    kept = {
+    inherited = {
         k: v
         for k, v in os.environ.items()
         if not k.startswith(("WANDB_", "ACCELERATE_", "SLURM_")) and k not in ("RANK", "WORLD_SIZE")
     }
-    path = os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(ROOT), *filter(None, [inherited.get("PYTHONPATH")])])
     fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path, "WANDB_SILENT": "true"}
-    return {**kept, **fixed, **extra}
+    return {**inherited, **fixed, **extra}
 
 
 def command(ranks: int, module: str, *words: object) -> list[str]:
-    """`ranks` 0: without a launcher."""
+    """What a user types; `ranks` 0: without a launcher."""
     launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(ranks), "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     launcher += ["--multi_gpu"] if ranks > 1 else []
     return [sys.executable, *(launcher if ranks else []), "-m", module, *map(str, words)]
 
 
-def start(ranks: int, module: str, *words: object, cwd: Path | None = None, **extra: str) -> subprocess.Popen[str]:
+@cache
+def _fork_server() -> subprocess.Popen[str]:
+    line = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen(line, env=environment(), cwd=ROOT, start_new_session=True, **pipes)
+    atexit.register(server.communicate)  # which closes its stdin and thereby ends it
+    return server
+
+
+def _request(**request: Any) -> Any:
+    server = _fork_server()
+    assert server.stdin and server.stdout
+    print(json.dumps(request), file=server.stdin, flush=True)
+    answer = server.stdout.readline()
+    assert answer, "the fork server failed to start; its stderr has the reason"
+    return json.loads(answer)
+
+
+class Forked:
+    """A command in one process or in several ranks, with those methods of `subprocess.Popen` that tests use.
+
+    As under a launcher, the end of a rank that failed is the end of the others.
+    """
+
+    def __init__(self, environments: list[dict[str, str]], cwd: Path, module: str, words: list[str]) -> None:
+        self._output = tempfile.TemporaryDirectory()
+        self._out, self._err = (Path(self._output.name) / name for name in ("out", "err"))
+        self._out.touch()
+        self._err.touch()
+        same = {"module": module, "words": words, "cwd": str(cwd), "out": str(self._out), "err": str(self._err)}
+        self.pids: list[int] = [_request(env=variables, **same) for variables in environments]
+        self._codes: dict[int, int] = {}
+
+    @property
+    def pid(self) -> int:
+        return self.pids[0]
+
+    @property
+    def returncode(self) -> int | None:
+        """The first code that is not 0, when all ranks have ended."""
+        if len(self._codes) < len(self.pids):
+            return None
+        return next(filter(None, self._codes.values()), 0)
+
+    def poll(self) -> int | None:
+        for pid in self.pids:
+            if pid not in self._codes and (code := _request(poll=pid)) is not None:
+                self._codes[pid] = code
+                if code:
+                    self.kill()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        for pid in self.pids:
+            if pid not in self._codes:
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        deadline = time.monotonic() + (timeout or LONGEST)
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("forked", timeout or LONGEST)
+            time.sleep(0.02)
+        return self._out.read_text(), self._err.read_text()
+
+
+Process = subprocess.Popen[str] | Forked
+
+
+def launch(ranks: int, module: str, *words: object, cwd: Path | None = None, **extra: str) -> Process:
+    """The command as a user starts it: `accelerate launch`, or `python -m` for `ranks` 0."""
     if ranks > 1:
         extra["ACCELERATE_USE_CPU"] = "true"
+    return popen(command(ranks, module, *words), cwd, **extra)
+
+
+def popen(line: list[str], cwd: Path | None = None, **extra: str) -> Process:
     return subprocess.Popen(
-        command(ranks, module, *words), cwd=cwd or ROOT, env=environment(**extra), text=True,
+        line, cwd=cwd or ROOT, env=environment(**extra), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+
+
+def start(ranks: int, module: str, *words: object, cwd: Path | None = None, **extra: str) -> Process:
+    """The same command, forked: `ranks` have the variables of a launcher, but no launcher."""
+    variables = [environment(**extra)]
+    if ranks > 1:
+        port = free_port()
+        variables = [environment(**rank_variables(rank, ranks, port), **extra) for rank in range(ranks)]
+    return Forked(variables, cwd or ROOT, module, list(map(str, words)))
+
+
+def rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
+    of_rank = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    return {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in of_rank.items()}}
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def small_gan(train: object, runs: Path, **more: object) -> list[str]:
@@ -60,60 +163,70 @@ def small_gan(train: object, runs: Path, **more: object) -> list[str]:
     return [str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code, what was printed, what was complained about; whatever still lives after LONGEST is killed."""
+def finish(process: Process) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr. Whatever still runs after LONGEST is killed."""
     try:
-        out, complaints = process.communicate(timeout=LONGEST)
+        out, err = process.communicate(timeout=LONGEST)
     except subprocess.TimeoutExpired:
         kill(process)
-        out, complaints = process.communicate()
-        raise AssertionError(f"still running after {LONGEST} s\n{out[-3000:]}\n{complaints[-3000:]}") from None
-    return process.returncode, out, complaints
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {LONGEST} s\n{out[-3000:]}\n{err[-3000:]}") from None
+    assert process.returncode is not None
+    return process.returncode, out, err
 
 
 def run(ranks: int, module: str, *words: object, expect: int = 0, cwd: Path | None = None, **extra: str) -> tuple[str, str]:
-    code, out, complaints = finish(start(ranks, module, *words, cwd=cwd, **extra))
-    assert code == expect, f"exit code {code}\n{out[-3000:]}\n{complaints[-5000:]}"
-    return out, complaints
+    """Runs a command, forked, to its end: -> stdout, stderr."""
+    return finish_with(expect, start(ranks, module, *words, cwd=cwd, **extra))
 
 
-def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    try:
-        whole = psutil.Process(process.pid)
-        return [whole, *whole.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def finish_with(expect: int, process: Process) -> tuple[str, str]:
+    code, out, err = finish(process)
+    assert code == expect, f"exit code {code}\n{out[-3000:]}\n{err[-5000:]}"
+    return out, err
 
 
-def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
-    """The process and all that it started, at once."""
+def family(process: Process) -> list[psutil.Process]:
+    """The processes of a command and all that they started."""
+    members = []
+    for pid in process.pids if isinstance(process, Forked) else [process.pid]:
+        with suppress(psutil.NoSuchProcess):
+            whole = psutil.Process(pid)
+            members += [whole, *whole.children(recursive=True)]
+    return members
+
+
+def kill(process: Process, number: int = signal.SIGKILL) -> None:
+    """Sends a signal to the whole family at once."""
     for member in family(process):
         with suppress(psutil.NoSuchProcess):
             member.send_signal(number)
 
 
-def trainers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks: the Python processes that run the door itself (loader workers are their children)."""
-    found = []
+def trainers(process: Process) -> list[psutil.Process]:
+    """The ranks, in order: the Python processes that run the command itself (loader workers are their children)."""
+    if isinstance(process, Forked):
+        return [psutil.Process(pid) for pid in process.pids]
+    members = []
     for member in family(process):
         try:
             line = member.cmdline()
         except psutil.Error:
             continue
         if "accelerate.commands.launch" not in line and "sr_dist.train" in line:
-            found.append(member)
-    pids = {member.pid for member in found}
-    return [member for member in found if member.ppid() not in pids]
+            members.append(member)
+    pids = {member.pid for member in members}
+    return [member for member in members if member.ppid() not in pids]
 
 
-def wait_for(condition, process: subprocess.Popen[str] | None = None) -> None:
+def wait_for(condition: Callable[[], object], process: Process | None = None) -> None:
     deadline = time.monotonic() + LONGEST
     while not condition():
         if process is not None and process.poll() is not None:
-            out, complaints = process.communicate()
-            raise AssertionError(f"ended with {process.returncode} before it was time\n{out[-3000:]}\n{complaints[-3000:]}")
+            out, err = process.communicate()
+            raise AssertionError(f"ended with {process.returncode} too early\n{out[-3000:]}\n{err[-3000:]}")
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def metrics(run_folder: Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Validation sets for tests: opened, cut into batches, loaded."""
+"""Validation sets for tests, as batches."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import numpy as np
 import torch
 
 from sr_dist.data.degradations import bicubic
+from sr_dist.data.folder_images import LRFolder
 from sr_dist.data.images import Batches, Scored, load, numbers_of_this_rank, open_images
 
 
 def scored(source, scale=2, size=4, workers=0, limit=None) -> list[Scored]:
-    found = batches(source, scale, size, limit)
-    return list(load(found, numbers_of_this_rank(found), workers))
+    result = batches(source, scale, size, limit)
+    return list(load(result, numbers_of_this_rank(result), workers))
 
 
 def batches(source, scale=2, size=4, limit=None, lr=None) -> Batches:
-    images = open_images(str(source), limit, lr=lr, scale=scale)
+    images = open_images(str(source), limit, lr=LRFolder(lr, scale))
     return Batches(images, scale, bicubic.build(bicubic.Config(), scale), size)
 
 

@@ -1,4 +1,4 @@
-"""A real HTTP server over a folder that fails as networks do: `store.faults["a.tar"] = ["drop", "500"]`, one per request."""
+"""A real HTTP server of a folder, with faults: `store.faults["a.tar"] = ["drop", "500"]`, one per request."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Store(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.folder = folder
         self.faults: dict[str, list[str]] = defaultdict(list)
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()  # bytes by file
         self.released = threading.Event()  # for the fault "wait"
         self.lock = threading.Lock()
@@ -28,14 +28,14 @@ class Store(ThreadingHTTPServer):
 
     def next_fault(self, name: str) -> str:
         with self.lock:
-            self.asked[name] += 1
+            self.requests[name] += 1
             return self.faults[name].pop(0) if self.faults[name] else ""
 
     def handle_error(self, request, client_address) -> None:
-        """Clients that hang up are what is tested."""
+        """Ignores clients that close the connection: tests do this on purpose."""
 
 
-class Answer(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Store
 
     def do_GET(self) -> None:
@@ -48,13 +48,13 @@ class Answer(BaseHTTPRequestHandler):
             self.server.released.wait(60)
         data = path.read_bytes()
         length = len(data)
-        if fault == "cut":  # a whole answer, of half the file
+        if fault == "cut":  # a complete response with half of the file
             data, length = data[: len(data) // 2], len(data) // 2
         elif fault == "longer":
             data, length = data + bytes(1000), len(data) + 1000
         elif fault == "flip":
             data = data[:700] + bytes([data[700] ^ 1]) + data[701:]
-        elif fault == "drop":  # promises all and hangs up half-way
+        elif fault == "drop":  # announces the whole file and closes the connection half-way
             data = data[: len(data) // 2]
         self.send_response(200)
         self.send_header("Content-Length", str(length))

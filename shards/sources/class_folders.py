@@ -1,4 +1,4 @@
-"""One folder per class, as ImageNet comes; classes are numbered in the order of their sorted names."""
+"""INPUT has one folder per class, as ImageNet does. Classes are numbered in the order of their sorted names."""
 
 from __future__ import annotations
 

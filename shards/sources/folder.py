@@ -1,4 +1,4 @@
-"""A folder of images, with folders inside or not; no classes."""
+"""INPUT is a folder of images, with or without folders inside; no classes."""
 
 from __future__ import annotations
 

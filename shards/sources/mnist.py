@@ -1,7 +1,5 @@
-"""Handwritten digits in idx files, plain or gzipped, as MNIST and its kin come; the class is the digit.
-
-INPUT is the folder of the files, or the one that torchvision made (they are in MNIST/raw there). --part=test takes the files
-of the name t10k.
+"""MNIST and data sets of its form: INPUT is a folder of idx files, plain or gzipped, or the folder that torchvision made (with
+MNIST/raw inside). The class is the digit.
 """
 
 from __future__ import annotations
@@ -26,12 +24,13 @@ FOLDERS = (".", "MNIST/raw", "raw")
 
 class Config(Settings):
     part: Literal["train", "test"] = "train"
+    """The part; test reads the files called t10k-...."""
 
 
 def listing(root: str, config: Config) -> Listing:
     if not Path(root).is_dir():
         raise UserError(f"INPUT: no folder '{root}'")
-    images, labels = (_find(Path(root), config.part, kind) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    images, labels = (_idx_file(Path(root), config.part, kind) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
     digits = read_idx(str(labels))
     if digits.shape != read_idx(str(images)).shape[:1]:
         raise UserError(f"INPUT: '{labels}' has {len(digits)} labels, '{images}' {len(read_idx(str(images)))} images")
@@ -40,13 +39,13 @@ def listing(root: str, config: Config) -> Listing:
 
 
 def read(item: Item) -> bytes:
-    file, _, number = item.path.rpartition(":")
-    out = io.BytesIO()
-    Image.fromarray(read_idx(file)[int(number)]).save(out, "PNG")
-    return out.getvalue()
+    path, _, number = item.path.rpartition(":")
+    file = io.BytesIO()
+    Image.fromarray(read_idx(path)[int(number)]).save(file, "PNG")
+    return file.getvalue()
 
 
-def _find(root: Path, part: str, kind: str) -> Path:
+def _idx_file(root: Path, part: str, kind: str) -> Path:
     for folder in FOLDERS:
         for name in (f"{FILES[part]}-{kind}", f"{FILES[part]}-{kind.replace('-idx', '.idx')}"):
             for path in (root / folder / name, root / folder / f"{name}.gz"):
@@ -68,5 +67,5 @@ def read_idx(path: str) -> np.ndarray:
     axes = data[3] if data[:3] == b"\0\0\x08" else 0
     shape = np.frombuffer(data, ">u4", min(axes, (len(data) - 4) // 4), 4).tolist() if axes else []
     if axes not in (1, 3) or len(data) != 4 + 4 * axes + int(np.prod(shape, dtype=object)):
-        raise UserError(f"INPUT: '{path}' is no idx file of bytes, or is cut short")
+        raise UserError(f"INPUT: '{path}' is not an idx file of bytes, or is cut short")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)

@@ -1,8 +1,8 @@
-"""Tiles of the colour photographs inside scikit-image's package: real images that every installation has.
+"""Tiles of the colour photographs in scikit-image's package, which every installation has. INPUT is `train` or `validation`: the
+right quarter of every photograph is for validation, the rest for training, so no pixel is in both. The class of a tile is
+its photograph.
 
-INPUT is the part: `train` or `validation`. The right quarter of every photograph is for validation, the rest for
-training, so no pixel is in both. The class of a tile is its photograph. Of the stereo pair one picture is taken, and no
-drawings.
+Only one photograph of the stereo pair is used, and no drawings.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
-from pydantic import Field
 
 from shards.items import Item, Listing
-from sr_dist.core.config import Settings
+from sr_dist.core.config import NonNegative, Positive, Settings
 from sr_dist.core.errors import UserError, nearest
 
 PHOTOS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg",
     "ihc.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
 )  # fmt: skip
-INNER = {"retina.jpg": (300, 300, 1111, 1111)}  # the eye is round; around it all is black
+INNER = {"retina.jpg": (300, 300, 1111, 1111)}  # the eye is round, and everything around it is black
 
 
 class Config(Settings):
-    tile: int = Field(96, gt=0)  # pixels a side
-    stride: int = Field(0, ge=0)  # from tile to tile; 0: as far as a tile is wide, so that none overlap
+    tile: Positive = 96
+    """The side of a tile in pixels."""
+    stride: NonNegative = 0
+    """The distance from tile to tile; 0 means the side of a tile, so that none overlap."""
 
 
 def listing(root: str, config: Config) -> Listing:
@@ -51,9 +52,9 @@ def listing(root: str, config: Config) -> Listing:
 
 
 def read(item: Item) -> bytes:
-    out = io.BytesIO()
-    _photo(item.path).crop(item.box).save(out, format="PNG")
-    return out.getvalue()
+    file = io.BytesIO()
+    _photo(item.path).crop(item.box).save(file, format="PNG")
+    return file.getvalue()
 
 
 def _area(name: str) -> tuple[int, int, int, int]:
@@ -67,6 +68,6 @@ def _photo(name: str) -> Image.Image:
 
 
 def _folder() -> Path:
-    from skimage import data
+    from skimage import data  # spares its import in --help and in builds of other sources
 
     return Path(data.__file__).parent

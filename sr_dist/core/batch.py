@@ -1,7 +1,7 @@
-"""What flows between the rooms.
+"""What networks, losses and objectives exchange.
 
 Shapes:  B batch, C channels, h w low-resolution size, H W = scale times it, K classes.
-Images:  float in [0, 1], RGB (or one grey channel), at every module boundary.
+Images:  float in [0, 1], RGB or one grey channel, at every module boundary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Batch:
     lr: Tensor  # (B, C, h, w)
     hr: Tensor  # (B, C, H, W)
     label: Tensor  # (B,) class numbers; -1 where a sample has none
-    keys: tuple[str, ...]  # the samples' names
+    keys: tuple[str, ...]  # names of the samples
     attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
     step: int = 0  # of the run, counted from 1
     share: float = 1.0  # of the global batch: its images over those of all micro-batches of all ranks
@@ -37,9 +37,9 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A value that a loss hands to the log beside its terms, under a name of its own; nothing is trained on it."""
+    """A value that a loss reports beside its terms: it is logged under its own name and not trained on."""
 
     value: Tensor  # a mean over the micro-batch
 
 
-Terms = dict[str, Tensor | Reading]  # of a loss: weighted terms, which are added up, and readings
+Terms = dict[str, Tensor | Reading]  # of a loss: weighted terms, which are summed, and readings

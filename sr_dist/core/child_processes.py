@@ -1,4 +1,4 @@
-"""Processes that this one starts end with it, however it ends."""
+"""Child processes end when their parent ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """For a child: without it, one whose parent was killed may wait for ever, for work or for somebody to take its results."""
+    """Called in a child process. Without it, a child whose parent was killed can wait for ever on a queue."""
     parent = multiprocessing.parent_process()
     assert parent
 

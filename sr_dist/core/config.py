@@ -1,5 +1,7 @@
-"""YAML and `--key=value` -> frozen typed settings. Every value arrives as text, from the file as from the command line,
-and is typed once, by the field that takes it: `1e-4` is a number, `no` is the word no, `2024_01` stays a name.
+"""YAML and `--key=value` -> frozen typed settings.
+
+Every value is read as text, from files and from the command line, and is typed once, by its field: `1e-4` becomes a number,
+`no` stays a word where the field is text, `2024_01` stays a name.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sr_dist.core.errors import UserError, nearest
 
 Tree = dict[str, Any]  # nested sections; leaves are text or lists of text
+UNION_TAGS = ("function-", "tuple[", "literal[")  # pydantic adds these parts to the location of an error in a union
 
 
 class Settings(BaseModel):
-    """A section of a recipe or the options of a door: frozen, and no unknown keys."""
+    """A section of a recipe or the options of a command. Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -25,18 +28,19 @@ class Settings(BaseModel):
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
-def _absent(value: Any) -> Any:
+def _parse_none(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in ("", "none", "null", "~") else value
 
 
-def listed(value: Any) -> Any:
+def parse_list(value: Any) -> Any:
+    """`a,b` or `[a, b]` as text -> ("a", "b")."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.removeprefix("[").removesuffix("]").split(",") if part.strip())
     return () if value is None else value
 
 
-def section(value: Any) -> Any:
-    """A section in YAML's short form, `{a: 1}`, where it comes as text."""
+def parse_section(value: Any) -> Any:
+    """A section in YAML's short form, `{a: 1}`, if it is given as text."""
     try:
         return parse(value) if isinstance(value, str) and value.startswith("{") else value
     except yaml.YAMLError:
@@ -47,20 +51,20 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literal[1, 3]
-Absent = BeforeValidator(_absent)  # Annotated[int | None, Absent]: `none`, `null` and nothing mean None
+Absent = BeforeValidator(_parse_none)  # Annotated[int | None, Absent]: `none`, `null` and empty text mean None
 OptionalText = Annotated[str | None, Absent]
 OptionalPositive = Annotated[Positive | None, Absent]
-Names = Annotated[tuple[str, ...], BeforeValidator(listed)]  # `a,b` or [a, b]
+Names = Annotated[tuple[str, ...], BeforeValidator(parse_list)]  # `a,b` or [a, b]
 
 
 class _UniqueKeys(yaml.BaseLoader):
-    """Text for every scalar, and a refusal where a key stands twice (plain YAML keeps the last without a word)."""
+    """Every scalar becomes text. A key that occurs twice is refused; YAML itself silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise UserError(f"line {key.start_mark.line + 1}: the key '{key.value}' stands twice")
+                raise UserError(f"line {key.start_mark.line + 1}: the key '{key.value}' occurs twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -84,24 +88,24 @@ def read(path: str | Path) -> Tree:
         raise UserError(f"'{path}': {mistake}") from None
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"'{path}'{where} is not YAML: {getattr(problem, 'problem', problem)}") from None
+        line = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"'{path}'{line} is not YAML: {getattr(problem, 'problem', problem)}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"'{path}' holds no sections (key: value)")
+        raise UserError(f"'{path}' has no sections (key: value)")
     return tree
 
 
 def override(tree: Tree, options: Mapping[str, str]) -> Tree:
-    """A copy of the tree with `{"data.batch": "8"}` set in it. Values that open with [ or { are lists and sections."""
+    """A copy of the tree with options such as `{"data.batch": "8"}` set. Values that begin with [ or { are lists or sections."""
     tree = _copy(tree)
     for key, text in options.items():
         *sections, last = key.split(".")
-        place = tree
+        section = tree
         for depth, name in enumerate(sections):
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
                 raise UserError(f"{key}: '{'.'.join(sections[: depth + 1])}' is not a section")
-        place[last] = _parsed(key, text)
+        section[last] = _parse_value(key, text)
     return tree
 
 
@@ -109,7 +113,7 @@ def _copy(tree: Any) -> Any:
     return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def _parsed(key: str, text: str) -> Any:
+def _parse_value(key: str, text: str) -> Any:
     if not text.startswith(("[", "{")):
         return text
     try:
@@ -118,21 +122,20 @@ def _parsed(key: str, text: str) -> Any:
         raise UserError(f"{key}: '{text}' is not a list or section in YAML's short form") from None
 
 
-def typed(model: type[SettingsType], tree: Mapping[str, Any], where: str = "") -> SettingsType:
-    """The tree as settings, or a UserError about its first mistake. `where` is the section's own key in the recipe."""
+def typed(model: type[SettingsType], tree: Mapping[str, Any], section: str = "") -> SettingsType:
+    """The tree as settings. Raises UserError about its first mistake. `section` is the tree's key in the recipe."""
     try:
         return model.model_validate(dict(tree))
     except ValidationError as problem:
-        raise UserError(_one_line(model, problem, where)) from None
+        raise UserError(_one_line(model, problem, section)) from None
 
 
-def _one_line(model: type[BaseModel], problem: ValidationError, where: str) -> str:
+def _one_line(model: type[BaseModel], problem: ValidationError, section: str) -> str:
     errors = problem.errors(include_url=False)
-    # An unknown key is the likelier cause of a missing one: say it first.
+    # A misspelt key often leaves another one missing, so the unknown key is reported first.
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
-    # Tags that pydantic adds for members of a union are no keys of the user's.
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple[", "literal["))]
-    key = ".".join([where, *path] if where else path)
+    path = [str(part) for part in first["loc"] if not str(part).startswith(UNION_TAGS)]
+    key = ".".join([section, *path] if section else path)
     if first["type"] == "extra_forbidden":
         inner = _model_at(model, path[:-1])
         return f"{key}: unknown key{nearest(path[-1], inner.model_fields, key.removesuffix(path[-1]))}"
@@ -146,7 +149,7 @@ def _one_line(model: type[BaseModel], problem: ValidationError, where: str) -> s
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
     for name in path:
         if name.isdigit():
-            continue  # the place in a list
+            continue  # an index of a list
         for candidate in _members(model.model_fields[name].annotation):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
@@ -160,15 +163,15 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def text(settings: Settings) -> str:
-    """The settings as YAML that `read` takes back."""
+    """The settings as YAML, from which `read` and `typed` make equal settings."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Nested sections -> {"data.batch": 8, ...}, to compare two recipes key by key."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in tree.items():
-        found.update(flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return found
+        values.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return values

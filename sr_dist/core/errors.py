@@ -1,4 +1,4 @@
-"""The user's mistakes: one line that names the key, says what came, what is allowed and what to do."""
+"""Mistakes of the user: one line that names the key, the value that was given, and what is allowed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake at the door. Doors print it as one line starting `error:` and exit with 2."""
+    """A mistake in a command or a recipe. Commands print it as one line that starts with `error:` and exit with 2."""
 
 
 def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
-    """The end of an error message: `; did you mean 'srugan'?`, or what there is to choose from."""
+    """The end of an error message: `; did you mean 'srugan'?`, or the names to choose from."""
     allowed = sorted(set(allowed))
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{prefix}{close[0]}'?"
-    return f"; there are: {', '.join(allowed)}" if allowed else ""
+    return f"; choose from {', '.join(allowed)}" if allowed else ""
 
 
 def first_line(problem: BaseException) -> str:
-    """What an exception says, in one line; its kind where it says nothing."""
+    """The first line of an exception's message, or its type if there is no message."""
     return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their fingerprints."""
+"""Atomic writes, checksums, locks, and checks of paths."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from typing import IO
 from sr_dist.core.errors import UserError, nearest
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # as some clusters mount Lustre and NFS
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some clusters mount Lustre and NFS without locks
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file aside, syncs it, renames it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a temporary file, syncs it and renames it. The file is complete or absent, never partial."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(aside, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Makes sure that a file, or a folder's list of names, has reached the disk."""
+    """Flushes a file, or the list of names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,17 +48,17 @@ def sha256(path: Path) -> str:
 
 
 class InUse(Exception):
-    """Which process has claimed a file."""
+    """Another process holds the lock. The message names it."""
 
 
-def claimed(path: Path) -> IO[str]:
-    """A file that no other process can claim until this one ends in whatever way, or closes it."""
-    lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held by whoever gets it
+def lock_file(path: Path) -> IO[str]:
+    """Locks a file until it is closed or this process ends. Raises `InUse` where another process holds the lock."""
+    lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller holds it
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # and not flock, which loading processes would inherit
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would be inherited by worker processes
     except OSError as problem:
         if problem.errno in NO_LOCKS:
-            print(f"note: '{path.parent}' is on a file system without locks: no one keeps a second process from it", flush=True)
+            print(f"note: '{path.parent}' is on a file system without locks: a second process is not refused", flush=True)
             return lock
         lock.seek(0)
         raise InUse(lock.read().strip() or "another process") from None
@@ -68,18 +68,18 @@ def claimed(path: Path) -> IO[str]:
     return lock
 
 
-def exists(path: str, key: str) -> None:
-    """Refuses a path where nothing is, with the nearest name beside it. `key` names it in the error."""
+def check_exists(path: str, key: str) -> None:
+    """Refuses a path that does not exist and names the nearest one. `key` names the path in the error."""
     if not Path(path).exists():
         near = [str(p) for p in Path(path).parent.glob("*")] if Path(path).parent.is_dir() else []
         raise UserError(f"{key}: nothing is at '{path}'{nearest(path, near)}")
 
 
 def same_place_twice(names: Sequence[str], words: Sequence[str] = ()) -> bool:
-    """Whether two names lead to one place, however they are written; `words` are not places."""
+    """Whether two names are the same path, however they are written. `words` are not paths."""
     return len({name if name in words else str(Path(name).resolve()) for name in names}) < len(names)
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be made again."""
+    """The user's folder for files that can be recomputed."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sr_dist"

@@ -1,4 +1,4 @@
-"""What a launcher says in environment variables, read in one place. Importing this does not load torch."""
+"""The launcher's environment variables. Importing this module does not load torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Launch:
-    """How a recipe is about to run. Networks, losses and objectives are asked whether they can (`refuses`)."""
+    """How a recipe is launched. Networks and objectives can refuse a launch that they do not support (`refuses`)."""
 
     backend: Literal["ddp", "deepspeed"] = "ddp"
     stage: int = 0  # of ZeRO; 0 without DeepSpeed
@@ -20,7 +20,7 @@ class Launch:
 
 def launch(compiled: bool = False) -> Launch:
     """The launch of this process."""
-    return Launch("deepspeed" if under_deepspeed() else "ddp", zero_stage(), ranks(), uses_cuda(), compiled)
+    return Launch("deepspeed" if under_deepspeed() else "ddp", zero_stage(), num_ranks(), uses_cuda(), compiled)
 
 
 def rank() -> int:
@@ -32,12 +32,12 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def ranks() -> int:
+def num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def under_deepspeed() -> bool:
-    """Whether the launcher's configuration asks for DeepSpeed."""
+    """Whether the launcher's configuration uses DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
@@ -47,6 +47,6 @@ def zero_stage() -> int:
 
 def uses_cuda() -> bool:
     """Whether there is a GPU and the launcher does not forbid it."""
-    import torch  # here, because the commands that need no torch import this module too
+    import torch  # loads slowly, and commands that do without torch import this module
 
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")

@@ -1,13 +1,13 @@
 """The process group: the one home of torch.distributed, and of how accelerate opens it.
 
-Every function also answers when there is one process and no group.
+Every function also works in one process without a group.
 """
 
 from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,26 +19,29 @@ from sr_dist.core.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+Value = TypeVar("Value")
+
 
 def open_accelerator(precision: str) -> Accelerator:
-    """Devices and the process group, as the launcher asks for them. All ranks must call."""
-    from accelerate import Accelerator  # here, because it takes seconds to import and most users of this module need none
+    """Devices and the process group, as the launcher requests them. All ranks must call."""
+    from accelerate import Accelerator  # takes seconds to import, and most users of this module do not need it
     from accelerate.utils import InitProcessGroupKwargs
 
     cuda = launch_env.uses_cuda()
     if precision == "fp16" and not cuda:
         raise UserError("precision: fp16 needs a GPU; bf16 and no run on the CPU")
     if precision == "fp16" and launch_env.under_deepspeed():
-        raise UserError("precision: fp16 has no gradient scaler under ZeRO here; use bf16")
-    # The backend is named because accelerate guesses wrongly on machines without a GPU, and only for a group, because in one
-    # process the name alone makes it look for a group that does not exist.
+        raise UserError("precision: fp16 has no gradient scaler under ZeRO; use bf16")
+    # accelerate guesses the backend wrongly on machines without a GPU, so we name it. Without a group we must not name it:
+    # in one process the name alone makes accelerate look for a group that does not exist.
     group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
-    grouped = launch_env.ranks() > 1 or launch_env.under_deepspeed()
-    # Precision is ours (`step.Precision`, a gradient scaler per engine): the accelerator has one scaler for all networks.
+    grouped = launch_env.num_ranks() > 1 or launch_env.under_deepspeed()
+    # We handle precision ourselves (`step.Precision`, a gradient scaler per engine): accelerate has one scaler for all networks.
     return Accelerator(mixed_precision="no", kwargs_handlers=[group] if grouped else None)
 
 
 def size() -> int:
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -50,13 +53,19 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def wait() -> None:
-    """All ranks must call."""
+def barrier() -> None:
+    """Waits for all ranks. All ranks must call."""
     if size() > 1:
         dist.barrier()
 
 
-def total(values: Tensor) -> Tensor:
+def destroy_group() -> None:
+    """Ends the process group. Without it a run that succeeded can end with an error."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over ranks, without gradient. All ranks must call."""
     values = values.detach().clone()
     if size() > 1:
@@ -65,11 +74,11 @@ def total(values: Tensor) -> Tensor:
 
 
 def global_mean(values: Tensor) -> Tensor:
-    """The mean over the images of all ranks, (B, ...) -> a scalar with gradient, whatever each rank's share of them is.
+    """The mean over the images of all ranks, (B, ...) -> a scalar with gradient. Ranks may have different numbers of images.
 
-    A rank's gradient is what all ranks' losses together say about its values: the backward pass adds them up. With the
-    loop's scaling (share x ranks) and gradients that are averaged over ranks, it is the gradient in one process. All ranks
-    must call, and call backward, in step.
+    The backward pass adds up the gradients of all ranks' losses with respect to the mean. With the loss scaled by
+    share x ranks, and gradients averaged over ranks, the result is the gradient of one process. All ranks must call, and call
+    backward, in the same order.
     """
     if size() == 1:
         return values.float().mean()
@@ -83,93 +92,89 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return total(values)
+        return all_reduce_sum(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return total(gradient)
+        return all_reduce_sum(gradient)
 
 
-def gather(thing: Any) -> list[Any]:
-    """Everybody's thing, in rank order, on every rank; for small things. All ranks must call."""
+def all_gather(value: Value) -> list[Value]:
+    """The values of all ranks, in rank order, on every rank. For small picklable values. All ranks must call."""
     if size() == 1:
-        return [thing]
-    things: list[Any] = [None] * size()
-    dist.all_gather_object(things, thing)
-    return things
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def all_gather_flat(shard: Tensor) -> Tensor:
+    """The shards of all ranks, of equal size, concatenated in rank order. All ranks must call."""
+    if size() == 1:
+        return shard.detach().clone()
+    whole = shard.new_empty(shard.numel() * size())
+    dist.all_gather_into_tensor(whole, shard.detach().contiguous())
+    return whole
+
+
+def broadcast_from_first(value: Value) -> Value:
+    """The value of rank 0 on every rank. All ranks must call."""
+    if size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def nodes() -> list[int]:
-    """The number of every rank's node, as the launcher says it. All ranks must call."""
-    alike = rank() // int(os.environ.get("LOCAL_WORLD_SIZE", size()))
-    said = gather(int(os.environ.get("GROUP_RANK", alike)))
-    numbers = {name: number for number, name in enumerate(sorted(set(said)))}
-    return [numbers[name] for name in said]
+    """The node number of every rank, from the launcher's environment. All ranks must call."""
+    assuming_equal_nodes = rank() // int(os.environ.get("LOCAL_WORLD_SIZE", size()))
+    groups = all_gather(int(os.environ.get("GROUP_RANK", assuming_equal_nodes)))
+    numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
+    return [numbers[group] for group in groups]
 
 
-def from_first(thing: Any) -> Any:
-    """Rank 0's thing on every rank. All ranks must call."""
-    if size() == 1:
-        return thing
-    box = [thing]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+class DelayedAny:
+    """Whether a flag is set on any rank, known one step later, so that no step waits for the answer.
 
-
-class Vote:
-    """Asks all ranks a yes-or-no question without waiting: what is asked in one step is answered in the next.
-
-    It has a gloo group of its own, so it never waits for the device. All ranks must make one and ask in step.
+    It has a gloo group of its own, so it never waits for the device. All ranks must construct one and submit in every step.
     """
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if size() > 1 else None
-        self._asked: tuple[Tensor, Any] | None = None
+        self._group: Any = dist.new_group(backend="gloo") if size() > 1 else None
+        self._pending: tuple[Tensor, dist.Work | None] | None = None
 
-    def ask(self, yes: bool) -> bool:
-        """Puts in this step's vote; True when anybody said yes in the step before."""
-        answer = self.answer()
-        ballot = torch.tensor([int(yes)])
-        work = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, group=self._group, async_op=True) if self._group else None
-        self._asked = (ballot, work)
-        return answer
+    def submit(self, flag: bool) -> bool:
+        """Submits this step's flag; returns whether any rank's flag was set in the step before."""
+        previous = self.result()
+        flags = torch.tensor([int(flag)])
+        work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True) if self._group else None
+        self._pending = (flags, work)
+        return previous
 
-    def answer(self) -> bool:
-        """The outcome of the last question, waiting for it."""
-        if self._asked is None:
+    def result(self) -> bool:
+        """Waits for the result of the last `submit`."""
+        if self._pending is None:
             return False
-        ballot, work = self._asked
-        self._asked = None
+        flags, work = self._pending
+        self._pending = None
         if work is not None:
             work.wait()
-        return bool(ballot.item())
+        return bool(flags.item())
 
 
-class Exchange:
-    """Sums a block of so many MiB over all ranks through one backend, to see that it works and how fast. All ranks must make
-    one and call it."""
+class AllReduceTest:
+    """Sums a block of memory over all ranks through one backend, to test that it works and to time it.
+
+    All ranks must construct one and call it.
+    """
 
     def __init__(self, backend: str, device: torch.device, mebibytes: int) -> None:
-        self._group = dist.new_group(backend=backend)
+        self._group: Any = dist.new_group(backend=backend)
         self._block = torch.ones(mebibytes << 18, device=device)
 
     def __call__(self) -> bool:
-        """Whether the sum is right; returns when it is there."""
+        """Whether the sum is right. Returns after it has been computed."""
         self._block.fill_(1)
         dist.all_reduce(self._block, group=self._group)
         return bool((self._block == size()).all())
-
-
-def leave() -> None:
-    """Ends the process group; without it a good run can end as a killed one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def joined(part: Tensor) -> Tensor:
-    """Everybody's part, of equal size, one after the other. All ranks must call."""
-    if size() == 1:
-        return part.detach().clone()
-    whole = part.new_empty(part.numel() * size())
-    dist.all_gather_into_tensor(whole, part.detach().contiguous())
-    return whole

@@ -1,6 +1,6 @@
-"""What is done to crops before LR is made of them: flips and quarter turns, which stored LR shares, and `data.augment`.
+"""Augmentation of crops, before LR is made: flips and quarter turns, also of stored LR, and `data.augment`.
 
-On the device, for a whole batch at once, by random numbers of each sample's own.
+It runs on the device, on a whole batch at once, with random numbers keyed by the sample.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 255
 
 
-def turned(images: Tensor, bits: Tensor, flip: bool, rotate: bool) -> Tensor:
-    """One of the eight orientations per image, by its three lowest bits; oblong images are not put on their side."""
+def orient(images: Tensor, bits: Tensor, flip: bool, rotate: bool) -> Tensor:
+    """One of eight orientations per image, chosen by its three lowest bits. Images that are not square are not transposed."""
     for allowed, bit, dims in ((flip, 0, -1), (rotate, 1, -2)):
         if allowed:
             images = torch.where((bits >> bit & 1).bool().view(-1, 1, 1, 1), images.flip(dims), images)
@@ -27,41 +27,41 @@ def turned(images: Tensor, bits: Tensor, flip: bool, rotate: bool) -> Tensor:
     return images
 
 
-def varied(images: Tensor, bits: Tensor, ways: Augment) -> Tensor:
-    """Tilted, in other contrast and brightness, with a rectangle missing: as far as `ways` goes, by each sample's bits."""
-    if ways == Augment():
+def vary(images: Tensor, bits: Tensor, limits: Augment) -> Tensor:
+    """Tilts images, changes contrast and brightness, and erases rectangles, within `limits`, by each sample's bits."""
+    if limits == Augment():
         return images
     draws = Draws(bits)
-    if ways.rotate_degrees:
-        images = tilted(images, draws.uniform(-ways.rotate_degrees, ways.rotate_degrees).deg2rad())
-    if ways.contrast:
+    if limits.rotate_degrees:
+        images = tilt(images, draws.uniform(-limits.rotate_degrees, limits.rotate_degrees).deg2rad())
+    if limits.contrast:
         mean = _mean(images)
-        images = mean + (images - mean) * _each(draws.uniform(1 - ways.contrast, 1 + ways.contrast), images)
-    if ways.brightness:
-        images = images + _each(draws.uniform(-ways.brightness, ways.brightness), images)
-    if ways.erase:
-        images = torch.where(rectangle(images, draws) & _each(draws.chance(ways.erase), images).bool(), _mean(images), images)
+        images = mean + (images - mean) * _each(draws.uniform(1 - limits.contrast, 1 + limits.contrast), images)
+    if limits.brightness:
+        images = images + _each(draws.uniform(-limits.brightness, limits.brightness), images)
+    if limits.erase:
+        images = torch.where(rectangle(images, draws) & _each(draws.chance(limits.erase), images).bool(), _mean(images), images)
     return images.clamp(0, 1)
 
 
-def tilted(images: Tensor, angle: Tensor) -> Tensor:
-    """Turned about the middle by an angle each, (B,) in radians, counterclockwise; what comes from outside repeats the border."""
+def tilt(images: Tensor, angle: Tensor) -> Tensor:
+    """Rotates each image counterclockwise about its centre by its angle, (B,) in radians. The border is repeated outward."""
     height, width = images.shape[-2:]
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # The grid counts both sides from -1 to 1, so that oblong images need their ratio.
+    # Both axes of the grid run from -1 to 1, so images that are not square need the aspect ratio.
     rows = [torch.stack([cos, -sin * height / width, zero], -1), torch.stack([sin * width / height, cos, zero], -1)]
     grid = F.affine_grid(torch.stack(rows, 1).to(images.dtype), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def rectangle(images: Tensor, draws: Draws) -> Tensor:
-    """(B, 1, H, W), true inside a rectangle whose sides are a tenth to four tenths of the image's."""
+    """(B, 1, H, W), true in a random rectangle whose sides are 0.1 to 0.4 of the image's."""
     inside = []
     for size in images.shape[-2:]:
         length = draws.uniform(0.1, 0.4) * size
         start = draws.uniform() * (size - length)
-        place = torch.arange(size, device=images.device)[None] + 0.5
-        inside.append((place >= start[:, None]) & (place < (start + length)[:, None]))
+        pixel = torch.arange(size, device=images.device)[None] + 0.5
+        inside.append((pixel >= start[:, None]) & (pixel < (start + length)[:, None]))
     return inside[0][:, None, :, None] & inside[1][:, None, None, :]
 
 

@@ -19,17 +19,17 @@ from sr_dist.recipe.sections import Augment, Data, Recipe
 
 def load(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """A recipe file and `--key.sub=value` overrides -> settings whose sections, names and data fit together."""
-    recipe = checks.stated(path, overrides)
+    recipe = checks.read_recipe(path, overrides)
     first = open_training_sets(recipe.data)[0]
     recipe = _with_outputs(_with_classes(recipe, first), first)
     check_data(recipe)
-    checks.check_world(recipe, launch_env.ranks())
+    checks.check_batch(recipe, launch_env.num_ranks())
     return recipe
 
 
 def load_without_data(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """The same where the shards may be on another machine: enough to build the networks. Only class counts need shards."""
-    recipe = checks.stated(path, overrides)
+    recipe = checks.read_recipe(path, overrides)
     if recipe.classifier:
         key, count = "classifier.outputs", _outputs(recipe)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,25 +15,33 @@ from sr_dist.data.reader import decode, to_tensor
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I")
 
 
+class LRFolder(NamedTuple):
+    """Where the LR of a folder of HR are: in a folder that is named, or in one beside HR whose name may hold the scale."""
+
+    folder: str | None = None
+    scale: int | None = None
+
+
 class FolderImages:
     """Image files below a folder, and their LR where there is one: in a folder that is named, in a folder LR beside a
     folder HR, or under names in _HR and _LR (Set5 as it is shared)."""
 
-    def __init__(self, folder: Path, limit: int | None, key: str, lr: str | None = None, scale: int | None = None) -> None:
-        low = _folder_of_lr(folder, lr, scale)
-        high = (_within(folder, "HR") if low and not lr else None) or folder
+    def __init__(self, folder: Path, limit: int | None, key: str, lr: LRFolder | None = None) -> None:
+        lr = lr or LRFolder()
+        low = _folder_of_lr(folder, *lr)
+        high = (_within(folder, "HR") if low and not lr.folder else None) or folder
         files = [p for p in _files(high) if low is None or low == high or low not in p.parents]
         if not files:
             raise UserError(
                 f"{key}: no images in '{high}' (looked for {' '.join(IMAGE_SUFFIXES)}), and no manifest.json of shards"
             )
         named = [p for p in files if p.stem.upper().endswith("_HR")]
-        if not named and not lr and all(p.stem.upper().endswith("_LR") for p in files):
+        if not named and not lr.folder and all(p.stem.upper().endswith("_LR") for p in files):
             raise UserError(
                 f"{key}: the images in '{high}' are called _LR, and none is called _HR; there is nothing to score against"
             )
         files = named or files
-        self.lr_files = _partners(files, high, low or high, key, scale) if low or named else []
+        self.lr_files = _partners(files, high, low or high, key, lr.scale) if low or named else []
         self.files = files[:limit]
         self.names = [str(p.relative_to(high).with_suffix("")) for p in self.files]
         if len(set(self.names)) < len(self.names):  # a.png beside a.jpg
@@ -81,8 +89,8 @@ def _mode(image: Any) -> str:
 
 def _files(folder: Path) -> list[Path]:
     """Hidden ones, such as macOS' `._a.png`, are no images."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 
 def _within(folder: Path, *names: str) -> Path | None:
@@ -108,24 +116,24 @@ def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | Non
 
 def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | None) -> list[Path]:
     """The LR of every HR: of the same name, or one that says the scale (0801x4) or the kind (_LR)."""
-    there = {p.relative_to(low).with_suffix(""): p for p in _files(low)}
-    found: list[Path] = []
+    lr_files = {p.relative_to(low).with_suffix(""): p for p in _files(low)}
+    partners: list[Path] = []
     lonely: list[str] = []
     for path in files:
         place = path.relative_to(high).with_suffix("")
         plain = re.sub("_HR$", "", place.name, flags=re.IGNORECASE)
         beside = [f"{plain}_LR", f"{plain}_lr"]
         names = beside if low == high else [place.name, f"{place.name}x{scale}", plain, *beside]
-        partner = next((there[place.with_name(name)] for name in names if place.with_name(name) in there), None)
+        partner = next((lr_files[place.with_name(name)] for name in names if place.with_name(name) in lr_files), None)
         if partner is None:
             lonely.append(str(path.relative_to(high)))
         else:
-            found.append(partner)
+            partners.append(partner)
     if lonely:
         kind = "_LR partner" if low == high else "LR"
         more = f" ... ({len(lonely)} of {len(files)})" if len(lonely) > 5 else ""
         raise UserError(f"{key}: no {kind} for {', '.join(lonely[:5])}{more} in '{low}'")
-    return found
+    return partners
 
 
 def _read_image(path: Path) -> Tensor:

@@ -145,11 +145,11 @@ def _packed(columns: Sequence[bytes], key_width: int, attribute_bytes: int, samp
     return HEADER.pack(MAGIC, FORMAT, key_width, attribute_bytes, zlib.crc32(body), samples) + body
 
 
-def index_rows(index: Index, chosen: np.ndarray) -> bytes:
+def index_rows(index: Index, rows: np.ndarray) -> bytes:
     """The index of some of the samples of a shard."""
     key, attributes = index["key"].dtype.itemsize, index["attributes"].dtype.itemsize
-    columns = [index[name][chosen].tobytes() for name, _ in index_columns(key, attributes)]
-    return _packed(columns, key, attributes, int(chosen.sum()))
+    columns = [index[name][rows].tobytes() for name, _ in index_columns(key, attributes)]
+    return _packed(columns, key, attributes, int(rows.sum()))
 
 
 class Index:
@@ -293,8 +293,8 @@ def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:
     for name in names:
         if name not in by_name:
             raise ShardError(f"{key}: the manifest of '{shards.folder}' has no shard '{name}'{nearest(name, by_name)}")
-    chosen = tuple(by_name[name] for name in names)
-    changes = {"shards": chosen, "samples": sum(shard.samples for shard in chosen)}
+    selected = tuple(by_name[name] for name in names)
+    changes = {"shards": selected, "samples": sum(shard.samples for shard in selected)}
     return replace(shards, manifest=shards.manifest.model_copy(update=changes))
 
 

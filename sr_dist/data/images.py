@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
-from sr_dist.data.folder_images import GREY, FolderImages
+from sr_dist.data.folder_images import GREY, FolderImages, LRFolder
 from sr_dist.data.format import MODES, Shards, attribute_values
-from sr_dist.data.order import share
+from sr_dist.data.order import split_range
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote.cache import Cache
 from sr_dist.data.remote.sources import is_remote, open_shards
@@ -66,20 +66,19 @@ class Images(Protocol):
 
 def open_images(
     source: str, limit: int | None = None, key: str = "data.validation", *,
-    lr: str | None = None, scale: int | None = None, cache: Cache | None = None, portion: Portion | None = None,
+    lr: LRFolder | None = None, cache: Cache | None = None, portion: Portion | None = None,
 ) -> Images:  # fmt: skip
-    """Shards (a folder with a manifest, a brace pattern, a URL), or a portion of them, or a folder of image files, whose LR may
-    be in a folder `lr`."""
+    """Shards (a folder with a manifest, a brace pattern, a URL), or a portion of them, or a folder of image files."""
     folder = Path(source)
     if is_remote(source) or "{" in source or source.endswith(".tar") or (folder / "manifest.json").is_file():
-        if lr:
+        if lr and lr.folder:
             raise UserError(f"lr: '{source}' is shards, which hold their own LR; a folder of LR goes with a folder of images")
         return ShardImages(open_shards(source, key, cache), limit, portion)
     if not folder.is_dir():
         open_shards(source, key)  # says what is missing, and the nearest name
     if portion:
         raise UserError(f"{key}: '{source}' is a folder of images; only shards have parts")
-    return FolderImages(folder, limit, key, lr, scale)
+    return FolderImages(folder, limit, key, lr)
 
 
 class ShardImages:
@@ -91,15 +90,15 @@ class ShardImages:
     def __init__(self, shards: Shards, limit: int | None, portion: Portion | None = None) -> None:
         shards.check_sizes()
         self.reader = ShardReader(shards)
-        chosen = portion_rows(shards, portion or Portion())
-        indexes = ((shards.index(shard), rows) for shard, rows in enumerate(chosen))
+        selected = portion_rows(shards, portion or Portion())
+        indexes = ((shards.index(shard), rows) for shard, rows in enumerate(selected))
         columns = zip(*([index[name][rows] for name in self.FACTS] for index, rows in indexes), strict=True)
         facts = dict(zip(self.FACTS, map(np.concatenate, columns), strict=True))
         order = np.argsort(facts["key"], kind="stable")[:limit]
         self.facts = {name: column[order] for name, column in facts.items()}
         self.names = [key.decode() for key in self.facts["key"]]
-        self.shard = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])[order]
-        self.row = np.concatenate(chosen)[order]
+        self.shard = np.repeat(np.arange(len(selected)), [len(rows) for rows in selected])[order]
+        self.row = np.concatenate(selected)[order]
 
     def shape(self, i: int) -> tuple[int, int, bool]:
         return int(self.facts["height"][i]), int(self.facts["width"][i]), self.mode(i) in GREY
@@ -160,7 +159,7 @@ class Batches(Dataset):
             "without their transparency": sum(mode.split(";")[0] in ("RGBA", "LA", "PA") for mode in modes),
             "of 16 bits, read as 8": sum(mode.startswith("I") or ";16" in mode for mode in modes),
         }
-        return [f"{count} of {len(modes)} images {what}" for what, count in counts.items() if count]
+        return [f"{count} of {len(modes)} images {meaning}" for meaning, count in counts.items() if count]
 
     def __getitem__(self, number: int) -> Scored | UserError:
         try:
@@ -197,14 +196,14 @@ class Batches(Dataset):
 
 def content(images: Images) -> str:
     """Names, content and labels of all images in one digest. All ranks must call: each reads some of them."""
-    mine = share(len(images.names), ranks.size(), ranks.rank())
-    digests = [digest for part in ranks.gather([images.digest(i) for i in mine]) for digest in part]
+    mine = split_range(len(images.names), ranks.size(), ranks.rank())
+    digests = [digest for part in ranks.all_gather([images.digest(i) for i in mine]) for digest in part]
     return hashlib.sha256("\n".join([*images.names, *digests]).encode()).hexdigest()
 
 
 def numbers_of_this_rank(batches: Batches) -> range:
     """Consecutive whole batches, disjoint over ranks; a rank may get none."""
-    return share(len(batches), ranks.size(), ranks.rank())
+    return split_range(len(batches), ranks.size(), ranks.rank())
 
 
 def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator[Scored]:

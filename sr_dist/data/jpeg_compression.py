@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sr_dist.core.colour import LUMA
+
 LUMINANCE = (
     16, 11, 10, 16, 24, 40, 51, 61,
     12, 12, 14, 19, 26, 58, 60, 55,
@@ -31,7 +33,7 @@ COLOUR = (
     47, 66, 99, 99, 99, 99, 99, 99,
     *[99] * 32,
 )  # fmt: skip
-TO_YCC = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
+TO_YCC = (LUMA, (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
 TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 
 
@@ -64,8 +66,8 @@ def coded(levels: Tensor, table: Tensor) -> Tensor:
     batch, channels, height, width = levels.shape
     transform, table = _dct().to(levels), table.to(levels)[:, None, None, None]
     blocks = levels.view(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4) - 128  # (B, C, H/8, W/8, 8, 8)
-    kept = (transform @ blocks @ transform.T / table).round() * table
-    blocks = (transform.T @ kept @ transform + 128).round().clamp(0, 255)
+    quantized = (transform @ blocks @ transform.T / table).round() * table
+    blocks = (transform.T @ quantized @ transform + 128).round().clamp(0, 255)
     return blocks.transpose(3, 4).reshape(levels.shape)
 
 

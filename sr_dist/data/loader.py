@@ -1,9 +1,9 @@
-"""Shards -> micro-batches: the order's positions become bytes, uint8 crops, and batches on the device.
+"""Shards -> micro-batches: the positions of the order become bytes, uint8 crops, and batches on the device.
 
     position g --order--> (epoch, sample) --index--> bytes --crc32, decode, crop--> uint8 HR     in workers (crops.py)
     uint8 HR --flip, turn, vary, degrade--> Batch(lr, hr, label, keys, attributes)               on the device, in batches
 
-Where shards are elsewhere, they are fetched into the node's cache as they are needed, and a thread fetches ahead.
+Remote shards are fetched into the node's cache on demand, and a thread fetches ahead.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Timer
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,216 +27,237 @@ from sr_dist.core.batch import Batch
 from sr_dist.core.child_processes import end_with_parent
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.data import augment
-from sr_dist.data.crops import Crops, CropSource, Handed, Positions, Samples, crops_of
-from sr_dist.data.fetch_log import Ledger
+from sr_dist.data.crops import Crops, CropSource, DataSet, Positions
+from sr_dist.data.fetch_log import FetchLog
 from sr_dist.data.format import Shards
-from sr_dist.data.order import Mix, home, seed_of
+from sr_dist.data.order import Mix, home_node, seed_of
 from sr_dist.data.reader import ShardReader
-from sr_dist.data.remote.prefetch import Ahead, Need
+from sr_dist.data.remote.prefetch import FetchTask, Prefetcher
 from sr_dist.data.remote.sources import RemoteShards
 from sr_dist.data.select import portion_of
-from sr_dist.data.shared_batches import Ring, Slot
-from sr_dist.recipe.sections import whole_weights
+from sr_dist.data.shared_batches import SharedBatches, Slot
+from sr_dist.recipe.sections import Data, whole_weights
 
-AHEAD = 2  # steps that each loading process reads ahead
-GRACE = 2.0  # seconds in which loading processes end by themselves,
-END_AT_ONCE = signal.SIGUSR2  # before they are told to
-MOST_NAMED = 32  # samples in an error
+PREFETCH_STEPS = 2  # steps whose micro-batches each worker queues: a rank is this times data.workers steps ahead
+GRACE = 2.0  # seconds in which workers may end by themselves
+EXIT_SIGNAL = signal.SIGUSR2  # sent to workers after GRACE
+MAX_KEYS_IN_ERROR = 32
+Result = TypeVar("Result")
 
 
-class Stream:
-    """The training data of one rank, from a position on. `steps(first)` yields (step, its micro-batches) up to the last.
+@dataclass(frozen=True)
+class LoaderConfig:
+    """The parts of a recipe that determine the batches."""
 
-    `shards` are data sets, mixed as `settings.weights` say. `folder` is where it writes down what it fetched and what it
-    replaced. All ranks must make one where shards are fetched.
+    data: Data
+    seed: int
+    scale: int
+    accumulate: int
+    steps: int
+    channels: int
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """The position of the data after `done` steps."""
+
+    position: int = 0
+    done: int = 0
+
+
+class Loader:
+    """The training data of one rank. `steps(first)` yields (step, micro-batches) up to the last step.
+
+    `shards` are data sets, mixed by the weights of `config.data`. Records of fetched and replaced samples go to `folder`.
+    All ranks must create a loader where shards are remote.
     """
 
     def __init__(
-        self, shards: Sequence[Shards], settings: Any, *, seed: int, scale: int, accumulate: int, steps: int, channels: int,
-        degrade: Callable[[Tensor, Tensor], Tensor], device: torch.device,
-        channels_last: bool = False, position: int = 0, done: int = 0, folder: Path | None = None,
-    ) -> None:  # fmt: skip
-        self.settings, self.steps_to_do, self.device, self.degrade, self.scale = settings, steps, device, degrade, scale
-        # Whole images have sizes of their own, so each is a micro-batch.
-        self.accumulate = accumulate if settings.crop else settings.batch // ranks.size()
-        self.channels_last = channels_last
-        self._origin = position - done * settings.batch  # where the data would have stood before step 1
-        self._arriving: Any = None
-        self._ahead: Ahead | None = None
-        self._step = done  # in hand
-        self.remote = any(isinstance(part, RemoteShards) for part in shards)
+        self,
+        shards: Sequence[Shards],
+        config: LoaderConfig,
+        degrade: Callable[[Tensor, Tensor], Tensor],
+        device: torch.device,
+        start: Start | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        data, start = config.data, start or Start()
+        self.config, self.data, self.degrade, self.device = config, data, degrade, device
+        # Whole images have different sizes, so each is a micro-batch.
+        self.accumulate = config.accumulate if data.crop else data.batch // ranks.size()
+        self._origin = start.position - start.done * data.batch  # the position before step 1
+        self._step = start.done  # the current step
+        self._batches: Iterator[Crops | UserError] = iter(())  # of the DataLoader
+        self._prefetcher: Prefetcher | None = None
+        self.remote = any(isinstance(data_set, RemoteShards) for data_set in shards)
         self.node_of = ranks.nodes() if self.remote else [0] * ranks.size()
-        self._ledger = Ledger(folder, self.node_of[ranks.rank()])
-        parts = [
-            Samples(
-                ShardReader(self._ledger.noted(part), len(shards) + 1),
-                seed_of(seed, number),
-                settings.window,
-                portion_of(settings),
-            )
-            for number, part in enumerate(shards)
+        self._fetch_log = FetchLog(folder, self.node_of[ranks.rank()])
+        readers = [ShardReader(self._fetch_log.attach(data_set), len(shards) + 1) for data_set in shards]
+        data_sets = [
+            DataSet(reader, seed_of(config.seed, number), data.window, portion_of(data)) for number, reader in enumerate(readers)
         ]
-        mix = Mix(whole_weights(settings.weights))
-        self.source = CropSource(parts, mix, scale, settings.crop, channels, settings.on_corrupt == "substitute")
+        mix = Mix(whole_weights(data.weights))
+        self.source = CropSource(data_sets, mix, config.scale, data.crop, config.channels, data.on_corrupt == "substitute")
 
     @property
     def samples(self) -> int:
-        """Of all data sets together; as many images are called an epoch of the run."""
+        """The number of samples in all data sets together. An epoch of the run is as many images."""
         return self.source.samples
 
     def steps(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
-        for step, crops in self.crops(first):
-            self._ledger.replaced(step, [swap for part in crops for swap in part.facts.replaced])
-            yield step, [self._on_device(part, step) for part in crops]
-            self._say_traffic(step)
+        """Step numbers from `first` to the recipe's last, each with this rank's micro-batches on its device."""
+        for step, micro_batches in self.crop_steps(first):
+            self._fetch_log.record_substitutions(step, [row for crops in micro_batches for row in crops.substitutions])
+            yield step, [self._to_batch(crops, step) for crops in micro_batches]
+            self._log_fetched(step)
 
-    def crops(self, first: int) -> Iterator[tuple[int, list[Crops]]]:
-        """The same as it comes from the loading processes: until the next step is asked for, for then they fill it anew."""
+    def crop_steps(self, first: int) -> Iterator[tuple[int, list[Crops]]]:
+        """Like `steps`, but the uint8 crops in host memory. They are valid until the next step is requested: workers reuse it."""
         begin = self.position_after(first - 1)
-        self._ledger.begin(first, begin / self.samples)
-        ring = self._ring()
-        loader = DataLoader(
-            replace(self.source, ring=ring),
-            sampler=self._positions(begin, self.steps_to_do - first + 1),
-            batch_size=None,  # a "sample" of the loader is a whole micro-batch
-            collate_fn=_as_it_is,
-            num_workers=self.settings.workers,
-            prefetch_factor=self._ahead_of_each if self.settings.workers else None,
-            worker_init_fn=_live_and_die_with_the_rank,
+        self._fetch_log.start(first, begin / self.samples)
+        shared = self._shared_batches()
+        batches = DataLoader(
+            replace(self.source, shared=shared),
+            sampler=self._positions(begin, self.config.steps - first + 1),
+            batch_size=None,  # a "sample" of the DataLoader is a whole micro-batch
+            collate_fn=_unchanged,
+            num_workers=self.data.workers,
+            prefetch_factor=self._prefetch_factor if self.data.workers else None,
+            worker_init_fn=_set_up_worker,
         )
-        self._arriving = iter(loader)
-        self._ahead = self._fetching_ahead(begin)  # after the loading processes were forked: it is a thread
-        for step in range(first, self.steps_to_do + 1):
+        self._batches = iter(batches)
+        self._prefetcher = self._start_prefetcher(begin)  # a thread, so it starts after the workers are forked
+        for step in range(first, self.config.steps + 1):
             self._step = step
-            if self._ahead:
-                self._ahead.reached(self.position_after(step - 1))
-            yield step, [self._received(next(self._arriving), ring) for _ in range(self.accumulate)]
+            if self._prefetcher:
+                self._prefetcher.advance(self.position_after(step - 1))
+            yield step, [_receive(next(self._batches), shared) for _ in range(self.accumulate)]
 
     def _positions(self, start: int, steps: int) -> Positions:
         shard = self.source.shard if self.remote else None
-        here = (ranks.rank(), ranks.size(), self.node_of)
-        return Positions(start, steps, self.settings.batch, self.accumulate, *here, shard)
+        return Positions(start, steps, self.data.batch, self.accumulate, ranks.rank(), ranks.size(), self.node_of, shard)
 
     @property
-    def _ahead_of_each(self) -> int:
-        """Micro-batches that a loading process is told of."""
-        return AHEAD * self.accumulate
+    def _prefetch_factor(self) -> int:
+        """The number of micro-batches that are queued for each worker."""
+        return PREFETCH_STEPS * self.accumulate
 
-    def _ring(self) -> Ring | None:
-        """Room for what the loading processes read ahead, and for what the rank has of them in hand."""
-        crop, workers = self.settings.crop, self.settings.workers
+    def _shared_batches(self) -> SharedBatches | None:
+        """Memory for the batches that workers read ahead and for those that the rank is using."""
+        crop, workers = self.data.crop, self.data.workers
         if not crop or not workers:
             return None
-        # A process is told of its next micro-batch when it hands one over: so many it is told of, and these are in hand.
-        slots = self._ahead_of_each + -(-self.accumulate // workers)
-        most = -(-self.settings.batch // (ranks.size() * self.accumulate))
-        stored = self.source.parts[0].reader.shards.manifest.scale
-        sides = (crop, crop // self.scale) if stored else (crop,)
-        return Ring(workers, slots, most, [(side, side, self.source.channels) for side in sides])
+        # A worker begins its next micro-batch when it hands one over, so those in use need slots in addition to the queue.
+        slots = self._prefetch_factor + -(-self.accumulate // workers)
+        largest = -(-self.data.batch // (ranks.size() * self.accumulate))
+        stored = self.source.data_sets[0].reader.shards.manifest.scale
+        sides = (crop, crop // self.config.scale) if stored else (crop,)
+        return SharedBatches(workers, slots, largest, [(side, side, self.source.channels) for side in sides])
 
-    def _received(self, crops: Crops | Handed | UserError, ring: Ring | None = None) -> Crops:
-        if isinstance(crops, UserError):
-            raise crops
-        if isinstance(crops, Crops):
-            return crops
-        if isinstance(crops.images, Slot):
-            assert ring
-            return crops_of(ring.images(crops.images), crops.facts)
-        return crops_of([torch.from_numpy(part) for part in crops.images], crops.facts)
-
-    def explained(self, problem: Exception) -> Exception:
-        """A loading process that died, as an error that names what may have been its end: they read some steps ahead."""
-        if "DataLoader worker" not in str(problem):
-            return problem
-        last = min(self._step + AHEAD * self.settings.workers, self.steps_to_do)
+    def describe_failure(self, error: Exception) -> Exception:
+        """Replaces the error of a worker that died by one that names the samples it may have been reading."""
+        if "DataLoader worker" not in str(error):
+            return error
+        last = min(self._step + PREFETCH_STEPS * self.data.workers, self.config.steps)
         positions = range(self.position_after(self._step - 1), self.position_after(last))
-        keys = ", ".join(f"'{self.source.key(position)}'" for position in positions[:MOST_NAMED])
-        more = f" and {len(positions) - MOST_NAMED} more" if len(positions) > MOST_NAMED else ""
-        steps = f"samples of the steps {self._step} to {last}"
-        return RuntimeError(f"a loading process died ({first_line(problem)}) while {steps} were read: {keys}{more}")
+        keys = ", ".join(f"'{self.source.key(position)}'" for position in positions[:MAX_KEYS_IN_ERROR])
+        more = f" and {len(positions) - MAX_KEYS_IN_ERROR} more" if len(positions) > MAX_KEYS_IN_ERROR else ""
+        steps = f"the samples of steps {self._step} to {last}"
+        return RuntimeError(f"a data worker died ({first_line(error)}) while reading {steps}: {keys}{more}")
 
     def position_after(self, step: int) -> int:
-        """Where the data stand after a step: all that is to be remembered of them."""
-        return self._origin + step * self.settings.batch
+        """The position of the data after a step: their whole state."""
+        return self._origin + step * self.data.batch
 
     def close(self) -> None:
-        """Ends the workers. They ignore the signal with which torch ends those that do not answer, as one that waits for a
-        silent server does not; so there is one of our own. Nothing of theirs is to be saved.
+        """Stops the workers. They ignore SIGTERM, so torch cannot stop one that is blocked on a silent server. We send
+        SIGUSR2 after GRACE seconds. Workers have no state to save.
         """
-        if self._ahead:
-            self._ahead.close()
-        workers = getattr(self._arriving, "_workers", [])
+        if self._prefetcher:
+            self._prefetcher.close()
+        batches: Any = self._batches  # with private attributes of torch
+        workers = getattr(batches, "_workers", [])
         if workers:
-            at_last = Timer(GRACE, _send, (workers, END_AT_ONCE))
-            at_last.start()
-            self._arriving._shutdown_workers()
-            at_last.cancel()
-        self._arriving = None
+            timer = Timer(GRACE, _send, ([worker.pid for worker in workers], EXIT_SIGNAL))
+            timer.start()
+            batches._shutdown_workers()
+            timer.cancel()
+        self._batches = iter(())
 
-    def preview(self, count: int) -> list[Batch]:
-        """The first samples of the order one by one: pictures to look at where there is no validation set."""
-        places = range(min(count, self.samples))
-        return [self._on_device(self._received(self.source[range(place, place + 1)])) for place in places]
+    def first_batches(self, count: int) -> list[Batch]:
+        """The first samples of the order, one per batch: sample images for runs without a validation set."""
+        positions = range(min(count, self.samples))
+        return [self._to_batch(_receive(self.source[range(position, position + 1)])) for position in positions]
 
-    def _on_device(self, crops: Crops, step: int = 0) -> Batch:
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        flip, rotate = self.settings.flip, self.settings.rotate
-        facts = crops.facts
-        turn, seed, label = (self._sent(torch.from_numpy(numbers)) for numbers in (facts.turn, facts.seed, facts.label))
-        # Turned as bytes, of which there are four times fewer.
-        hr8, lr8 = self._sent(crops.hr), None if crops.lr is None else self._sent(crops.lr)
-        hr = augment.to_float(augment.turned(hr8, turn, flip, rotate)).contiguous(memory_format=layout)
-        hr = augment.varied(hr, turn, self.settings.augment)
-        lr = self.degrade(hr, seed) if lr8 is None else augment.to_float(augment.turned(lr8, turn, flip, rotate))
-        names = self.source.parts[0].reader.shards.manifest.attributes  # all data sets have the same
-        columns = self._sent(torch.from_numpy(facts.attributes)).float().unbind(1)
+    def _to_batch(self, crops: Crops, step: int = 0) -> Batch:
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        flip, rotate = self.data.flip, self.data.rotate
+        turn, seed, label = (self._to_device(torch.from_numpy(numbers)) for numbers in (crops.turn, crops.seed, crops.label))
+        # Oriented as uint8, which is a quarter of the bytes.
+        hr8, lr8 = self._to_device(crops.hr), None if crops.lr is None else self._to_device(crops.lr)
+        hr = augment.to_float(augment.orient(hr8, turn, flip, rotate)).contiguous(memory_format=layout)
+        hr = augment.vary(hr, turn, self.data.augment)
+        lr = self.degrade(hr, seed) if lr8 is None else augment.to_float(augment.orient(lr8, turn, flip, rotate))
+        names = self.source.data_sets[0].reader.shards.manifest.attributes  # the same in all data sets
+        columns = self._to_device(torch.from_numpy(crops.attributes)).float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
-        share = len(hr) / self.settings.batch
-        return Batch(lr.contiguous(memory_format=layout), hr, label, facts.keys, attributes, step, share)
+        share = len(hr) / self.data.batch
+        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes, step, share)
 
-    def _sent(self, numbers: Tensor) -> Tensor:
-        """To the device. A GPU fetches them later, from memory of their own: nobody waits, and slots are filled anew."""
+    def _to_device(self, numbers: Tensor) -> Tensor:
+        """Copies through pinned memory to a GPU: the copy is asynchronous, and the slot can be reused at once."""
         return numbers.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else numbers.to(self.device)
 
-    def counted(self) -> dict[str, int]:
+    def log_columns(self) -> dict[str, int]:
         """Columns for metrics.jsonl. All ranks must call."""
-        return {"data/substituted": self._ledger.count_replaced(self.device)} if self.source.substitute else {}
+        return {"data/substituted": self._fetch_log.total_substituted(self.device)} if self.source.substitute else {}
 
-    def _fetching_ahead(self, position: int) -> Ahead | None:
-        """The node's first rank fetches the window after the one that is read; shards of other nodes only if they are read."""
+    def _start_prefetcher(self, position: int) -> Prefetcher | None:
+        """The first rank of a node fetches the next window. Shards of other nodes are fetched only when they are read."""
         if not self.remote or os.environ.get("LOCAL_RANK", "0") != "0":
             return None
-        nodes, here = len(set(self.node_of)), self.node_of[ranks.rank()]
+        num_nodes, own_node = len(set(self.node_of)), self.node_of[ranks.rank()]
 
-        def wanted() -> Iterator[Need]:
-            for place, number, shard, counted in self.source.needs(position):
-                shards = self.source.parts[number].reader.shards
-                if isinstance(shards, RemoteShards) and home(counted, nodes) == here:
-                    yield place, partial(shards.fetch, shard)
+        def tasks() -> Iterator[FetchTask]:
+            for need in self.source.shard_needs(position):
+                shards = self.source.data_sets[need.data_set].reader.shards
+                if isinstance(shards, RemoteShards) and home_node(need.number, num_nodes) == own_node:
+                    yield need.position, partial(shards.fetch, need.shard)
 
-        return Ahead(wanted(), self.settings.window, position)
+        return Prefetcher(tasks(), self.data.window, position)
 
-    def _say_traffic(self, step: int) -> None:
-        """What the nodes have fetched, at the end of every epoch and of the run."""
+    def _log_fetched(self, step: int) -> None:
+        """Logs what the nodes have fetched, at the end of every epoch and of the run."""
         before, after = self.position_after(step - 1), self.position_after(step)
-        ended = before // self.samples < after // self.samples or step == self.steps_to_do
+        ended = before // self.samples < after // self.samples or step == self.config.steps
         if self.remote and ranks.is_first() and ended:
-            self._ledger.say_fetched(after / self.samples)
+            self._fetch_log.log_fetched(after / self.samples)
 
 
-def _send(processes: Sequence[Any], number: signal.Signals) -> None:
-    for process in processes:
+def _receive(result: Crops | UserError, shared: SharedBatches | None = None) -> Crops:
+    """The result of a worker, with its images."""
+    if isinstance(result, UserError):
+        raise result
+    if isinstance(result.images, Slot):
+        assert shared
+        return result._replace(images=shared.arrays(result.images))
+    return result
+
+
+def _send(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(process.pid, number)
+            os.kill(pid, number)
 
 
-def _as_it_is(crops: Any) -> Any:
-    return crops
+def _unchanged(result: Result) -> Result:
+    return result
 
 
-def _live_and_die_with_the_rank(worker: int) -> None:
-    """A cluster sends its signals to every process; the rank decides."""
+def _set_up_worker(worker: int) -> None:
+    """A cluster sends its signals to every process, but only the rank acts on them. A worker ends with its rank."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(END_AT_ONCE, lambda *_: os._exit(0))  # as after all its work: torch takes any other end for a failure
+    signal.signal(EXIT_SIGNAL, lambda *_: os._exit(0))  # torch treats any other exit code as a failure
     end_with_parent()

@@ -1,4 +1,4 @@
-"""Members of shards as bytes that are known to be right, and as pixels."""
+"""Reads members of shards, as checked bytes and as pixels."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode  # here, for W&B watches imports and fails in a forked worker; it brings the operator
+from torchvision.io import ImageReadMode  # not in a worker: W&B hooks imports and fails there; registers the operator
 
 from sr_dist.core.errors import first_line
 from sr_dist.data.format import Index, ShardError, Shards, attribute_values
 from sr_dist.data.jpeg_rows import band
 
 JPEG = b"\xff\xd8"
-ASK_AGAIN = 600.0  # seconds after which a shard that could not be opened is asked for again
+RETRY_AFTER = 600.0  # seconds after which opening a missing shard is tried again
 NO_ATTRIBUTES = np.zeros(0, np.uint8)
 
 
 class Square(NamedTuple):
-    """A part of an image."""
+    """A square part of an image."""
 
     top: int
     left: int
@@ -37,24 +37,25 @@ class Square(NamedTuple):
 
 
 class ShardReader:
-    """Members of shards by (shard, row): pread through a bounded set of open files, checked at every read. It shares what a
-    process may open with the process's other `readers`: by default one trains and one validates.
+    """Members of shards by (shard, row): pread from a bounded set of open files, with the checksum checked at every read.
+
+    The limit of open files is divided among the `num_readers` of the process: by default, one trains and one validates.
     """
 
-    def __init__(self, shards: Shards, readers: int = 2) -> None:
-        self.shards, self.readers = shards, readers
-        self._most = min(shards.OPEN_AT_ONCE, max(_may_be_open() // readers, 2))
+    def __init__(self, shards: Shards, num_readers: int = 2) -> None:
+        self.shards, self.num_readers = shards, num_readers
+        self._max_open = min(shards.OPEN_AT_ONCE, max(_max_open_shards() // num_readers, 2))
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file is an open one
-        self._lost: dict[int, tuple[float, ShardError]] = {}  # shards that could not be opened, and when that was
-        self._renewed: set[int] = set()  # shards whose copy was damaged and made again
+        self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file counts as open
+        self._failures: dict[int, tuple[float, ShardError]] = {}  # shards that could not be opened, with the time
+        self._refetched: set[int] = set()  # shards whose cached copy was damaged
 
-    def __reduce__(self) -> tuple:
-        return ShardReader, (self.shards, self.readers)  # open files and maps stay in their process
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Shards, int]]:
+        return ShardReader, (self.shards, self.num_readers)  # without open files and maps
 
     def index(self, shard: int) -> Index:
         if shard not in self._indexes:
-            if len(self._indexes) >= self._most:
+            if len(self._indexes) >= self._max_open:
                 self._indexes.popitem(last=False)
             self._indexes[shard] = self.shards.index(shard)
         self._indexes.move_to_end(shard)
@@ -67,15 +68,15 @@ class ShardReader:
         return int(self.index(shard)["class"][row])
 
     def attributes(self, shard: int, row: int) -> np.ndarray:
-        """(A,) of 0 and 1, in the manifest's order."""
+        """(A,) of 0 and 1, in the order of the manifest."""
         count = len(self.shards.manifest.attributes)
         return attribute_values(self.index(shard)["attributes"][row : row + 1], count)[0] if count else NO_ATTRIBUTES
 
     def read(self, shard: int, row: int, member: str) -> bytearray:
-        """The bytes of one member ("hr" or "lr"); empty where there is none."""
+        """The bytes of one member ("hr" or "lr"); empty if it does not exist."""
         data = self._bytes(shard, row, member)
-        if data is None and shard not in self._renewed and self.shards.forget(shard):
-            self._renewed.add(shard)
+        if data is None and shard not in self._refetched and self.shards.forget(shard):
+            self._refetched.add(shard)
             os.close(self._files.pop(shard))
             data = self._bytes(shard, row, member)
         if data is None:
@@ -83,18 +84,18 @@ class ShardReader:
         return data
 
     def image(self, shard: int, row: int, member: str, channels: int) -> Tensor | None:
-        """(C, H, W) uint8, or None where the member does not exist."""
+        """(C, H, W) uint8, or None if the member does not exist."""
         data = self.read(shard, row, member)
-        return self._decoded(shard, row, data, channels) if data else None
+        return self._decode(shard, row, data, channels) if data else None
 
     def size(self, shard: int, row: int, member: str) -> tuple[int, int]:
-        """(height, width), as the index knows it."""
-        index, small = self.index(shard), "lr_" if member == "lr" else ""
-        return int(index[f"{small}height"][row]), int(index[f"{small}width"][row])
+        """(height, width) according to the index."""
+        index, prefix = self.index(shard), "lr_" if member == "lr" else ""
+        return int(index[f"{prefix}height"][row]), int(index[f"{prefix}width"][row])
 
     def square(self, shard: int, row: int, member: str, channels: int, square: Square) -> np.ndarray | None:
-        """(side, side, C) uint8 of an image; of a JPEG only the rows around it are decoded, where its build allows that. An
-        image that is too small gets its last row and column repeated.
+        """(side, side, C) uint8 of an image. Of a JPEG with restart markers, only the rows around the square are decoded.
+        The last row and column of an image that is too small are repeated.
         """
         data = self.read(shard, row, member)
         if not data:
@@ -104,65 +105,65 @@ class ShardReader:
         bottom, right = min(top + side, height), min(left + side, width)
         part, first = band(data, size, top, bottom) if data[:2] == JPEG else (data, 0)
         if part is not data:
-            with suppress(RuntimeError):  # it was damaged before it was packed, and the decoder may be content with the whole
-                return _filled(_rows(decode(part, channels))[top - first : bottom - first, left:right], side)
-        pixels = _rows(self._decoded(shard, row, data, channels))
+            with suppress(RuntimeError):  # damaged before it was packed; the decoder may accept the whole file
+                return _padded(_hwc(decode(part, channels))[top - first : bottom - first, left:right], side)
+        pixels = _hwc(self._decode(shard, row, data, channels))
         if pixels.shape[:2] != size or top >= bottom or left >= right:
-            raise self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' is not of the size that its index says")
-        return _filled(pixels[top:bottom, left:right], side)
+            raise self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' does not have the size in the index")
+        return _padded(pixels[top:bottom, left:right], side)
 
-    def _decoded(self, shard: int, row: int, data: bytearray, channels: int) -> Tensor:
+    def _decode(self, shard: int, row: int, data: bytearray, channels: int) -> Tensor:
         try:
             return decode(data, channels)
-        except RuntimeError as problem:
-            raise self._damaged(shard, f"'{self.key(shard, row)}' cannot be decoded: {first_line(problem)}") from None
+        except RuntimeError as error:
+            raise self._damaged(shard, f"'{self.key(shard, row)}' cannot be decoded: {first_line(error)}") from None
 
     def _bytes(self, shard: int, row: int, member: str) -> bytearray | None:
-        """What lies where the index says, or None if it is something else."""
+        """The bytes at the offset in the index, or None if their checksum differs."""
         index = self.index(shard)
         size = int(index[f"{member}_bytes"][row])
         if not size:
             return bytearray()
         data = bytearray(size)
         try:
-            right = os.preadv(self._file(shard), [data], int(index[f"{member}_offset"][row])) == size
-        except OSError as problem:
-            what = f"the {member} image of '{self.key(shard, row)}' cannot be read: {problem.strerror}"
-            raise self._damaged(shard, what) from None
-        return data if right and zlib.crc32(data) == int(index[f"{member}_crc32"][row]) else None
+            complete = os.preadv(self._file(shard), [data], int(index[f"{member}_offset"][row])) == size
+        except OSError as error:
+            problem = f"the {member} image of '{self.key(shard, row)}' cannot be read: {error.strerror}"
+            raise self._damaged(shard, problem) from None
+        return data if complete and zlib.crc32(data) == int(index[f"{member}_crc32"][row]) else None
 
-    def _damaged(self, shard: int, what: str) -> ShardError:
-        return ShardError(f"'{self.shards.where(shard)}': {what}{self.shards.advice()}")
+    def _damaged(self, shard: int, problem: str) -> ShardError:
+        return ShardError(f"'{self.shards.where(shard)}': {problem}{self.shards.advice()}")
 
     def _file(self, shard: int) -> int:
-        since, problem = self._lost.get(shard, (-math.inf, None))
-        if problem and monotonic() - since < ASK_AGAIN:  # it would take as long as the first time
-            raise problem
+        since, failure = self._failures.get(shard, (-math.inf, None))
+        if failure and monotonic() - since < RETRY_AFTER:  # another try would take as long as the first
+            raise failure
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        if len(self._files) >= self._most:
+        if len(self._files) >= self._max_open:
             os.close(self._files.popitem(last=False)[1])
         try:
             self._files[shard] = self.shards.open(shard)
-        except (ShardError, OSError) as caught:
-            lost = caught if isinstance(caught, ShardError) else self._damaged(shard, f"cannot be opened: {caught.strerror}")
-            self._lost[shard] = monotonic(), lost
-            raise lost from None
+        except (ShardError, OSError) as error:
+            failure = error if isinstance(error, ShardError) else self._damaged(shard, f"cannot be opened: {error.strerror}")
+            self._failures[shard] = monotonic(), failure
+            raise failure from None
         return self._files[shard]
 
 
-def _may_be_open() -> int:
-    """Shards: each takes two of the files that a process may have open, its tar and its index; a quarter is left to others."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if most == resource.RLIM_INFINITY else most * 3 // 8
+def _max_open_shards() -> int:
+    """Each shard takes two of the open files of a process, a tar and an index. A quarter of the limit is left to others."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit * 3 // 8
 
 
 def decode(data: bytes | bytearray, channels: int) -> Tensor:
-    """JPEG, PNG or WebP bytes -> (C, H, W) uint8 with 1 or 3 channels; a RuntimeError says why it cannot be.
+    """JPEG, PNG or WebP bytes -> (C, H, W) uint8 with 1 or 3 channels. Raises a RuntimeError for bytes that are no image.
 
-    torchvision is fastest for JPEG, without the wrapping that costs 4 % of the time and warns in every process; its PNG reader
-    ends the whole process on damaged pixels, so Pillow reads the others.
+    torchvision is the fastest decoder for JPEG. Its Python wrapper costs 4 % of the time and warns in every process, so we call
+    the operator. Its PNG reader ends the whole process on damaged pixels, so Pillow reads the other formats.
     """
     if data[:2] == JPEG:
         mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
@@ -171,24 +172,24 @@ def decode(data: bytes | bytearray, channels: int) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return to_tensor(image, channels)
-    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as problem:
-        raise RuntimeError(first_line(problem)) from None
+    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+        raise RuntimeError(first_line(error)) from None
 
 
 def to_tensor(image: Image.Image, channels: int) -> Tensor:
-    """A Pillow image -> (C, H, W) uint8; 16 bits become 8."""
+    """A Pillow image -> (C, H, W) uint8. 16 bits are reduced to 8."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image, np.int32) / 257 + 0.5).clip(0, 255).astype(np.uint8))
     pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
-def _rows(image: Tensor) -> np.ndarray:
-    """(H, W, C): numpy cuts and copies with less ado, and decoders leave pixels so."""
+def _hwc(image: Tensor) -> np.ndarray:
+    """HWC view: decoders already produce this layout, and slicing it in numpy is cheaper."""
     return image.permute(1, 2, 0).numpy()
 
 
-def _filled(image: np.ndarray, side: int) -> np.ndarray:
+def _padded(image: np.ndarray, side: int) -> np.ndarray:
     height, width, _ = image.shape
     if height == width == side:
         return image

@@ -35,9 +35,9 @@ class Portion:
     key: str = "data.select"  # of the recipe, for what is said of `select`
 
     def __str__(self) -> str:
-        chosen = ", ".join(f"{count} {name}" for name, count in self.select.items())
+        counts = ", ".join(f"{count} {name}" for name, count in self.select.items())
         part = f"the {PARTS[self.part]} part of {list(self.split)}" if self.split else ""
-        return " of ".join(filter(None, (part, chosen))) + " by content hash" if part or chosen else "all"
+        return " of ".join(filter(None, (part, counts))) + " by content hash" if part or counts else "all"
 
     def describe(self) -> dict[str, Any]:
         return {"select": dict(self.select), "split": list(self.split), "part": PARTS[self.part] if self.split else None}
@@ -53,10 +53,12 @@ def portion_of(data: Data, part: int = 0) -> Portion:
 
 def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
     """The rows of every shard that belong to a portion, in tar order."""
-    rows = chosen_rows(shards, portion) if portion.select else [np.arange(s.samples) for s in shards.manifest.shards]
+    rows = selected_rows(shards, portion) if portion.select else [np.arange(s.samples) for s in shards.manifest.shards]
     if not portion.split:
         return rows
-    return [kept[part_of(shards.index(i)["hash"][kept], portion.split) == portion.part] for i, kept in enumerate(rows)]
+    return [
+        inside[part_of(shards.index(shard)["hash"][inside], portion.split) == portion.part] for shard, inside in enumerate(rows)
+    ]
 
 
 def part_of(hashes: np.ndarray, split: Sequence[float]) -> np.ndarray:
@@ -66,7 +68,7 @@ def part_of(hashes: np.ndarray, split: Sequence[float]) -> np.ndarray:
     return np.searchsorted(np.cumsum(split)[:-1], place, side="right")
 
 
-def chosen_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
+def selected_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
     """The chosen rows of every shard, in tar order."""
     starts = _starts(shards)
     hashes, keys, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
@@ -113,14 +115,14 @@ def _groups(shards: Shards, portion: Portion, classes: np.ndarray, attributes: n
 
 def shares(shards: Shards, portion: Portion, labels: Labels) -> tuple[float, ...]:
     """How much of a portion each class is, or has each attribute; samples without a class are not counted."""
-    rows = np.concatenate([low + kept for low, kept in zip(_starts(shards), portion_rows(shards, portion), strict=False)])
+    rows = np.concatenate([low + selected for low, selected in zip(_starts(shards), portion_rows(shards, portion), strict=False)])
     _, _, classes, attributes = (np.concatenate(column)[rows] for column in zip(*_columns(shards), strict=True))
     if labels.kind == CLASS:
         known = classes[classes >= 0]
-        found = np.bincount(known, minlength=len(labels.names)) / max(len(known), 1)
+        fractions = np.bincount(known, minlength=len(labels.names)) / max(len(known), 1)
     else:
-        found = attributes[:, [shards.manifest.attributes.index(name) for name in labels.names]].mean(0)
-    return tuple(round(float(share), 6) for share in found)
+        fractions = attributes[:, [shards.manifest.attributes.index(name) for name in labels.names]].mean(0)
+    return tuple(round(float(share), 6) for share in fractions)
 
 
 def _starts(shards: Shards) -> np.ndarray:

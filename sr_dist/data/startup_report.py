@@ -1,66 +1,69 @@
-"""What a run is going to read, in the lines with which its log begins, and what may slow it down."""
+"""The first lines of a run's log: the data that the run will read, and what may slow it down."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from sr_dist.core import ranks
-from sr_dist.data.crops import Samples
-from sr_dist.data.loader import Stream
+from sr_dist.data.crops import DataSet
+from sr_dist.data.loader import Loader
 from sr_dist.data.remote.cache import Cache
 from sr_dist.data.remote.sources import RemoteShards
 
+SAME_FILES = "they read the same files at the same time, which slows down a network disk, but not a local one"
 
-def outlook(stream: Stream, sources: tuple[str, ...]) -> Iterator[str]:
-    for source, part, weight in zip(sources, stream.source.parts, stream.source.mix.weights, strict=True):
-        yield f"data: {_epochs(stream, source, part, weight)}"
-    yield f"data: {_rate(stream)}"
-    if stream.source.substitute:
-        for part in stream.source.parts:
-            yield from (f"warning: {problem}; its samples will be replaced" for problem in part.reader.shards.damage())
-    shards, processes = sum(map(_shards, stream.source.parts)), ranks.size() * max(stream.settings.workers, 1)
-    if shards < processes:
-        why = "most of them wait while the first are fetched" if stream.remote else "they read the same few files side by side, "
-        why += "" if stream.remote else "which a local disk does not mind and a network disk does"
-        yield f"warning: {shards} shards for {processes} loading processes: {why}; shards.build --per_shard makes more"
-    caches = [part.reader.shards.cache for part in stream.source.parts if isinstance(part.reader.shards, RemoteShards)]
+
+def startup_lines(loader: Loader) -> Iterator[str]:
+    data_sets = loader.source.data_sets
+    for source, data_set, weight in zip(loader.data.sources, data_sets, loader.source.mix.weights, strict=True):
+        yield f"data: {_epochs(loader, source, data_set, weight)}"
+    yield f"data: {_bytes_to_read(loader)}"
+    if loader.source.substitute:
+        for data_set in data_sets:
+            yield from (f"warning: {problem}; its samples will be replaced" for problem in data_set.reader.shards.damage())
+    num_shards, num_workers = sum(map(_num_shards, data_sets)), ranks.size() * max(loader.data.workers, 1)
+    if num_shards < num_workers:
+        effect = "most of them wait until the first shards are fetched" if loader.remote else SAME_FILES
+        yield f"warning: {num_shards} shards for {num_workers} workers: {effect}; shards.build --per_shard makes more shards"
+    caches = [data_set.reader.shards.cache for data_set in data_sets if isinstance(data_set.reader.shards, RemoteShards)]
     if caches:
-        yield from _about_cache(stream, caches[0])
+        yield from _cache_lines(loader, caches[0])
 
 
-def _epochs(stream: Stream, source: str, part: Samples, weight: int) -> str:
-    total, images = sum(stream.source.mix.weights), stream.steps_to_do * stream.settings.batch
-    share = f" of '{source}', {weight} of {total} images" if len(stream.source.parts) > 1 else ""
+def _epochs(loader: Loader, source: str, data_set: DataSet, weight: int) -> str:
+    total, steps, batch = sum(loader.source.mix.weights), loader.config.steps, loader.data.batch
+    share = f" of '{source}', {weight} of {total} images" if len(loader.source.data_sets) > 1 else ""
     return (
-        f"{part.order.samples:,} samples in {_shards(part):,} shards{share}; {stream.steps_to_do:,} steps of "
-        f"{stream.settings.batch} are {images * weight / total / part.order.samples:.1f} epochs"
+        f"{data_set.order.samples:,} samples in {_num_shards(data_set):,} shards{share}; {steps:,} steps of "
+        f"{batch} are {steps * batch * weight / total / data_set.order.samples:.1f} epochs"
     )
 
 
-def _rate(stream: Stream) -> str:
-    """Bytes per image are known before, images per second are not."""
-    weights = stream.source.mix.weights
-    sizes = [_bytes(part) / part.reader.shards.manifest.samples for part in stream.source.parts]
+def _bytes_to_read(loader: Loader) -> str:
+    """Bytes per image are known in advance; images per second are not."""
+    weights = loader.source.mix.weights
+    sizes = [_num_bytes(data_set) / data_set.reader.shards.manifest.samples for data_set in loader.source.data_sets]
     image = sum(size * weight for size, weight in zip(sizes, weights, strict=True)) / sum(weights)
     return (
-        f"{image * stream.settings.batch / 1e6:,.2f} MB to read per step, {image * stream.samples / 1e6:,.1f} MB per epoch; "
+        f"{image * loader.data.batch / 1e6:,.2f} MB to read per step, {image * loader.samples / 1e6:,.1f} MB per epoch; "
         f"100 images/s need {image / 1e4:,.1f} MB/s"
     )
 
 
-def _about_cache(stream: Stream, cache: Cache) -> Iterator[str]:
-    window = sum(_bytes(part) * min(part.window / part.order.samples, 1) for part in stream.source.parts)
-    yield f"data: shards are fetched to '{cache.folder}', up to {cache.limit / 1e9:g} GB, on {len(set(stream.node_of))} node(s)"
-    if min(2 * window, sum(map(_bytes, stream.source.parts))) > cache.limit:
+def _cache_lines(loader: Loader, cache: Cache) -> Iterator[str]:
+    data_sets, num_nodes = loader.source.data_sets, len(set(loader.node_of))
+    window = sum(_num_bytes(data_set) * min(data_set.window / data_set.order.samples, 1) for data_set in data_sets)
+    yield f"data: shards are fetched to '{cache.folder}', up to {cache.limit / 1e9:g} GB, on {num_nodes} node(s)"
+    if min(2 * window, sum(map(_num_bytes, data_sets))) > cache.limit:
         yield (
             f"warning: data.cache_gb: {cache.limit / 1e9:g} holds less than two windows (data.window) of shards, "
-            f"{2 * window / 1e9:.2g} GB: they will be fetched again and again"
+            f"{2 * window / 1e9:.2g} GB: shards will be fetched again and again"
         )
 
 
-def _shards(part: Samples) -> int:
-    return len(part.reader.shards.manifest.shards)
+def _num_shards(data_set: DataSet) -> int:
+    return len(data_set.reader.shards.manifest.shards)
 
 
-def _bytes(part: Samples) -> int:
-    return sum(entry.bytes for entry in part.reader.shards.manifest.shards)
+def _num_bytes(data_set: DataSet) -> int:
+    return sum(entry.bytes for entry in data_set.reader.shards.manifest.shards)

@@ -1,4 +1,4 @@
-"""Interpolation as methods like any other: S0, the line that every network must beat."""
+"""Interpolation, the baselines that every network must beat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Upscale = Callable[[Tensor], Tensor]  # (B, C, h, w) in [0, 1] -> (B, C, h scale
 
 
 def baseline(name: str, scale: int) -> Upscale:
-    """`bicubic` is MATLAB's, as in the published tables."""
+    """`bicubic` is MATLAB's, which the published tables use."""
     if name == "bicubic":
         return lambda lr: imresize(lr.double(), scale).to(lr.dtype)
     if name == "bilinear":

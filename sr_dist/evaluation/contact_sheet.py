@@ -1,4 +1,4 @@
-"""Pictures for people: rows of LR | bicubic | SR | HR with a line of words above."""
+"""Contact sheets: rows of images with headings, such as LR | bicubic | SR | HR."""
 
 from __future__ import annotations
 
@@ -20,26 +20,31 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None:
-    """Writes a picture with one row per mapping and the first row's names as headings."""
+    """Writes a PNG with one row per mapping. The names of the first row are the headings."""
     heading = 18
     cell_width = max(image.width for row in rows for image in row.values())
     heights = [max(image.height for image in row.values()) for row in rows]
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (columns * (cell_width + GAP) + GAP, heading + sum(heights) + GAP * len(rows)), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for column, name in enumerate(rows[0]):
-        pen.text((GAP + column * (cell_width + GAP), 3), name, INK, font)
+        draw.text((GAP + column * (cell_width + GAP), 3), name, INK, font)
     top = heading
     for row, height in zip(rows, heights, strict=True):
         for column, image in enumerate(row.values()):
             sheet.paste(image, (GAP + column * (cell_width + GAP), top))
         top += height + GAP
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    sheet.save(aside, format="PNG")
-    aside.replace(path)
+    save_png(sheet, path)
 
 
-def enlarged(image: Image.Image, factor: int) -> Image.Image:
-    """Every pixel as a square, so that LR stands beside HR at the same size."""
+def save_png(image: Image.Image, path: Path) -> None:
+    """Writes a temporary file and renames it, so that the file is complete or absent."""
+    temporary = path.with_name(f".{path.name}")
+    image.save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def enlarge(image: Image.Image, factor: int) -> Image.Image:
+    """Repeats every pixel, so that LR is shown beside HR at the same size."""
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

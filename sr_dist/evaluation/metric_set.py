@@ -1,100 +1,183 @@
-"""What is measured. A metric is a file in `metrics/`, of one of two kinds: of an image (`per_image`), or of the set of all
-images (`of_sets` and `floor`), which compares features of the kind that its `VIEW` says.
+"""The metrics of an evaluation. A metric is one file of `metrics/`: an `ImageMetric` or a `SetMetric`.
+
+A file may also state
+
+    NEEDS         column -> published weights file, a literal
+    DIGITS        column -> decimals in reports; 4 without it
+    PERCEPTUAL    whether reports plot its columns against PSNR; the default is True for a SetMetric, else False
+    conditions(columns) -> dict    what its numbers depend on, for the report's "protocol"
 """
 
 from __future__ import annotations
 
-import importlib
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sr_dist.core import plugins, ranks
+from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.evaluation.classifiers.classifier_answers import Judge
+from sr_dist.evaluation.classifiers.classifier_answers import NamedClassifier
 from sr_dist.evaluation.distances.extractor import INCEPTION, Extractor, inception
+from sr_dist.evaluation.distances.features import Estimate, Features
+from sr_dist.evaluation.distances.frechet import Array
+from sr_dist.evaluation.protocol import Protocol
 from sr_dist.models import pretrained
 from sr_dist.recipe.columns import foreign_column
+
+DEFAULT_DIGITS = 4
+
+
+@typing.runtime_checkable
+class ImageMetric(typing.Protocol):
+    """A value per image."""
+
+    BETTER: dict[str, str]  # column -> "higher" or "lower"; a literal, because it is read without importing the file
+
+    def per_image(self, sr: Tensor, hr: Tensor, protocol: Protocol, grey: bool) -> dict[str, list[float]]:
+        """sr, hr: (B, 3, H, W) float in [0, 1], not clipped. Returns column -> B values; nan where there is none.
+
+        `grey`: the images are stored as grey, so that they are their own Y. Each rank calls it for its own batches.
+        """
+
+
+@typing.runtime_checkable
+class SetMetric(typing.Protocol):
+    """A value per set of images: a distance between the features of SR and of HR. All ranks call both functions."""
+
+    BETTER: dict[str, str]  # its one column -> "higher" or "lower"; a literal
+    VIEW: str  # "whole": features of images resized to 299 x 299; "patches": features of patches of 299 x 299; a literal
+
+    def of_sets(self, sr: Features, hr: Features, labels: Array) -> Estimate:
+        """`sr` and `hr` have the same images in the same order. labels: (images,), the class of each image or -1.
+
+        Raises `Unmeasurable` if the images have no such distance.
+        """
+
+    def floor(self, hr: Features, labels: Array) -> float:
+        """The distance between two halves of HR."""
+
+
+Metric = ImageMetric | SetMetric
+
+if typing.TYPE_CHECKING:  # mypy compares our own files with the protocols
+    from sr_dist.evaluation.metrics import class_fid, fid, kid, lpips, patch_fid, psnr, ssim
+
+    _IMAGE_METRICS: tuple[ImageMetric, ...] = (lpips, psnr, ssim)
+    _SET_METRICS: tuple[SetMetric, ...] = (class_fid, fid, kid, patch_fid)
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """`missing`: columns that cannot be computed here, and why."""
-
-    modules: tuple[Any, ...]
+    modules: tuple[Metric, ...]
     extractor: Extractor | None = None
     foreign: bool = False  # the extractor is not the FID Inception
-    missing: dict[str, str] = field(default_factory=dict)
-    judges: tuple[Judge, ...] = ()  # classifiers
+    missing: dict[str, str] = field(default_factory=dict)  # column that cannot be computed -> why
+    classifiers: tuple[NamedClassifier, ...] = ()
 
     @property
     def better(self) -> dict[str, str]:
-        """Every column -> whether "higher" or "lower" is better."""
-        own = {self.column(own, module): sense for module in self.modules for own, sense in module.BETTER.items()}
-        return own | dict.fromkeys((column for judge in self.judges for column in judge.columns), "higher")
+        """Every column -> "higher" or "lower"."""
+        columns = {self.column(name, metric): better for metric in self.modules for name, better in metric.BETTER.items()}
+        return columns | dict.fromkeys((column for one in self.classifiers for column in one.columns), "higher")
 
     @property
-    def per_image(self) -> list[Any]:
-        return [module for module in self.modules if not is_of_sets(module)]
+    def digits(self) -> dict[str, int]:
+        """Column -> decimals in reports, where a metric states them."""
+        return {self.column(name, metric): n for metric in self.modules for name, n in getattr(metric, "DIGITS", {}).items()}
+
+    @property
+    def perceptual(self) -> list[str]:
+        """The columns that reports plot against PSNR."""
+        metrics = [one for one in self.modules if getattr(one, "PERCEPTUAL", isinstance(one, SetMetric))]
+        return [self.column(name, metric) for metric in metrics for name in metric.BETTER]
+
+    @property
+    def per_image(self) -> list[ImageMetric]:
+        return [metric for metric in self.modules if isinstance(metric, ImageMetric)]
 
     @property
     def views(self) -> list[str]:
         """The kinds of features that are needed."""
-        return sorted({module.VIEW for module in self.modules if is_of_sets(module)}) if self.extractor else []
+        return sorted({metric.VIEW for metric in self.modules if isinstance(metric, SetMetric)}) if self.extractor else []
 
-    def of_sets(self, view: str) -> dict[str, Any]:
-        """Column -> metric, of those that compare such features."""
-        chosen = [module for module in self.modules if is_of_sets(module) and view == module.VIEW]
-        return {self.column(own, module): module for module in chosen for own in module.BETTER}
+    def of_sets(self, view: str) -> dict[str, SetMetric]:
+        """Column -> metric, of those that compare features of this kind."""
+        metrics = [metric for metric in self.modules if isinstance(metric, SetMetric) and view == metric.VIEW]
+        return {self.column(name, metric): metric for metric in metrics for name in metric.BETTER}
+
+    def conditions(self, columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Metric -> what its numbers depend on, of the metrics that have one of these columns."""
+        result: dict[str, dict[str, Any]] = {}
+        for metric in self.modules:
+            own = [column for column in metric.BETTER if column in columns]
+            if own and hasattr(metric, "conditions"):
+                result[file_name(metric)] = metric.conditions(own)
+        return result
 
     def measured_by(self, column: str) -> str | None:
-        """The sha256 of the weights whose features a column compares; values by others are not to be compared with it."""
+        """The sha256 of the weights whose features a column compares. Values of other weights are not comparable."""
         of_sets = any(column in self.of_sets(view) for view in self.views)
         return self.extractor.weights_sha256 if self.extractor and of_sets else None
 
-    def column(self, own: str, module: Any) -> str:
-        """A distance between other features than the FID Inception's is never called by its name."""
-        if not (self.foreign and self.extractor and is_of_sets(module)):
-            return own
-        return foreign_column(own, self.extractor.name)
+    def column(self, name: str, metric: Metric) -> str:
+        """A distance between features of another network than the FID Inception has another name."""
+        if not (self.foreign and self.extractor and isinstance(metric, SetMetric)):
+            return name
+        return foreign_column(name, self.extractor.name)
 
 
-def is_of_sets(module: Any) -> bool:
-    return hasattr(module, "of_sets")
+def file_name(metric: Metric) -> str:
+    return str(getattr(metric, "__name__", "")).rpartition(".")[2]
 
 
-def modules(names: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(importlib.import_module(plugins.locate(PACKAGES["metric"], name, "metrics")[0]) for name in names)
+def import_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
+    return tuple(_imported(*plugins.locate(PACKAGES["metric"], name, "metrics")) for name in names)
 
 
-def needed_files(chosen: Sequence[Any], resize: str, own: Extractor | None) -> dict[str, str]:
-    """The published file behind each column that needs one; an extractor of the user's own needs none."""
-    found: dict[str, str] = {}
-    for module in chosen:
-        if not is_of_sets(module):
-            found |= getattr(module, "NEEDS", {})
-        elif not own:
-            found |= dict.fromkeys(module.BETTER, INCEPTION[resize])
-    return found
+def _imported(name: str, path: Path) -> Metric:
+    metric: object = plugins.import_part(name, path, "metrics")
+    if isinstance(metric, ImageMetric | SetMetric):
+        return metric
+    raise UserError(
+        f"metrics: '{path}' has neither BETTER and per_image, as a metric of images, nor BETTER, VIEW, of_sets and floor, as a "
+        f"metric of sets"
+    )
+
+
+def needed_files(metrics: Sequence[Metric], resize: str, own_extractor: bool) -> dict[str, str]:
+    """Column -> published weights file. The user's own extractor needs none."""
+    files: dict[str, str] = {}
+    for metric in metrics:
+        if not isinstance(metric, SetMetric):
+            files |= getattr(metric, "NEEDS", {})
+        elif not own_extractor:
+            files |= dict.fromkeys(metric.BETTER, INCEPTION[resize])
+    return files
 
 
 def open_metrics(
-    names: Sequence[str], device: torch.device, resize: str = "clean", own: Extractor | None = None,
-    download: bool = False,
-    judges: Sequence[Judge] = (),
+    names: Sequence[str], device: torch.device, resize: str = "clean", extractor: Extractor | None = None,
+    download: bool = False, classifiers: Sequence[NamedClassifier] = (),
 ) -> Metrics:  # fmt: skip
-    """All ranks must call: what one of them does not find is missing."""
-    chosen = modules(names)
+    """`extractor` is the user's own, in place of the FID Inception.
+
+    All ranks must call. A column whose weights file one rank lacks is missing on all.
+    """
+    metrics = import_metrics(names)
     missing: dict[str, str] = {}
-    for column, file in needed_files(chosen, resize, own).items():
+    for column, file in needed_files(metrics, resize, extractor is not None).items():
         try:
             pretrained.find(file, column, download)
         except pretrained.MissingWeights as problem:
             missing[column] = str(problem).removeprefix(f"{column}: ")
-    missing = {column: reason for part in reversed(ranks.gather(missing)) for column, reason in part.items()}
-    sets = [column for module in chosen if is_of_sets(module) for column in module.BETTER]
-    if not sets or missing.keys() & set(sets):
-        return Metrics(chosen, missing=missing, judges=tuple(judges))
-    return Metrics(chosen, own or inception(resize, device), own is not None, missing, tuple(judges))
+    missing = {column: reason for part in reversed(ranks.all_gather(missing)) for column, reason in part.items()}
+    of_sets = {column for metric in metrics if isinstance(metric, SetMetric) for column in metric.BETTER}
+    if not of_sets or missing.keys() & of_sets:
+        return Metrics(metrics, missing=missing, classifiers=tuple(classifiers))
+    return Metrics(metrics, extractor or inception(resize, device), extractor is not None, missing, tuple(classifiers))

@@ -1,7 +1,7 @@
-"""What a pass over the images has found so far, batch by batch; on disk, so that a killed evaluation continues.
+"""Results of the batches that an evaluation has finished, on disk, so that a killed evaluation can continue.
 
-A batch is one file, whole or absent, and says nothing of ranks: any number of them goes on where others were killed.
-The folder is named by what is evaluated (`identity`), so parts of unlike evaluations never meet.
+Each batch is one file, complete or absent. It does not depend on the number of ranks, so an evaluation may continue on another
+number of ranks. `identity` of all inputs names the folder, so results of different evaluations never mix.
 """
 
 from __future__ import annotations
@@ -19,74 +19,83 @@ from typing import Any
 import numpy as np
 
 from sr_dist.core.files import write_whole
+from sr_dist.evaluation.formats import STAMP, refuse_unknown, stamp
 
+FORMAT = 1  # 0.1.0 wrote no number
+Facts = Mapping[str, Any]  # as JSON
 Arrays = Mapping[str, np.ndarray]
 
 
 class Abandoned(Exception):
-    """A validation in progress was given up because the run was asked to stop."""
+    """A validation stopped before its end because the run was asked to stop."""
 
 
-class Parts:
-    """Facts and arrays of every batch, by its number; kept in memory where no folder is given."""
+class PartialResults:
+    """Facts and arrays of every batch, by the number of the batch; in memory without a folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._kept: dict[int, tuple[Any, Arrays]] = {}
-        self._sound: dict[int, set[str]] = {}  # files that were looked through -> names of their arrays
+        self._memory: dict[int, tuple[Facts, Arrays]] = {}
+        self._intact: dict[int, set[str]] = {}  # batches whose file was verified -> the names of its arrays
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def put(self, number: int, facts: Any, arrays: Arrays) -> None:
+    def put(self, number: int, facts: Facts, arrays: Arrays) -> None:
         if self.folder is None:
-            self._kept[number] = (facts, arrays)
+            self._memory[number] = (facts, arrays)
             return
+        header = json.dumps({**stamp(FORMAT), **facts}).encode()
         out = io.BytesIO()
-        np.savez(out, allow_pickle=False, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
+        np.savez(out, allow_pickle=False, facts=np.frombuffer(header, np.uint8), **arrays)
         write_whole(self._path(number), out.getvalue())
-        self._sound.pop(number, None)
+        self._intact.pop(number, None)
 
     def missing(self, numbers: Iterable[int], needed: Collection[str] = ()) -> list[int]:
-        """Those of the batches that are still to be done, or are without some of the arrays that are needed."""
-        there = {number: self._names(number) for number in numbers}
-        return [number for number, names in there.items() if names is None or not names.issuperset(needed)]
+        """The batches that have no results, or lack some of the needed arrays."""
+        available = {number: self._names(number) for number in numbers}
+        return [number for number, names in available.items() if names is None or not names.issuperset(needed)]
 
-    def facts(self, number: int) -> Any:
+    def facts(self, number: int) -> dict[str, Any]:
         if self.folder is None:
-            return self._kept[number][0]
-        return json.loads(self.array(number, "facts").tobytes())
+            return dict(self._memory[number][0])
+        return {key: value for key, value in self._header(number).items() if key not in STAMP}
 
     def array(self, number: int, name: str) -> np.ndarray:
         if self.folder is None:
-            return self._kept[number][1][name]
+            return self._memory[number][1][name]
         with np.load(self._path(number), allow_pickle=False) as arrays:
             return arrays[name]
 
     def remove(self) -> None:
-        """Takes the folder away, and those above it that only it was in; other ranks may do the same."""
+        """Deletes the results, then the folders above that are empty. Several ranks may do so at the same time."""
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.leave()
+        self.remove_empty_folders()
 
-    def leave(self) -> None:
-        """The same where no batch is in it; batches stay, for whoever continues."""
+    def remove_empty_folders(self) -> None:
+        """Keeps the batches that are done, for the evaluation that continues."""
         for folder in [self.folder, *self.folder.parents[:2]] if self.folder else []:
-            with suppress(OSError):  # something is in it, or it is gone
+            with suppress(OSError):  # not empty, or removed by another rank
                 folder.rmdir()
 
     def _path(self, number: int) -> Path:
         assert self.folder
         return self.folder / f"{number:07d}.npz"
 
+    def _header(self, number: int) -> dict[str, Any]:
+        return json.loads(self.array(number, "facts").tobytes())
+
     def _names(self, number: int) -> set[str] | None:
-        """Those of a batch's arrays; None where it is absent or damaged."""
+        """The names of a batch's arrays; None if its file is absent or damaged."""
         if self.folder is None:
-            return set(self._kept[number][1]) if number in self._kept else None
-        if number not in self._sound and self._path(number).is_file():
-            with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(self._path(number)) as archive:
+            return set(self._memory[number][1]) if number in self._memory else None
+        path = self._path(number)
+        if number not in self._intact and path.is_file():
+            with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
                 if archive.testzip() is None:
-                    self._sound[number] = {name.removesuffix(".npy") for name in archive.namelist()}
-        return self._sound.get(number)
+                    refuse_unknown(self._header(number), FORMAT, path, "out")
+                    self._intact[number] = {name.removesuffix(".npy") for name in archive.namelist()}
+        return self._intact.get(number)
 
 
 def identity(facts: Mapping[str, Any]) -> str:

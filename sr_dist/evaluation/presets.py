@@ -1,4 +1,4 @@
-"""Names that an evaluation knows: its baselines, and its protocols with their numbers. No torch."""
+"""The names of the baselines and of the protocols. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ BASELINES = ("nearest", "bilinear", "bicubic")
 
 
 class Preset(NamedTuple):
-    border: int  # times the scale, in pixels
-    eight_bit: bool  # restored images are rounded as a file would store them
-    rounded_luma: bool  # MATLAB's rgb2ycbcr rounds on 8-bit images, BasicSR's does not
+    border: int
+    """Pixels, as a multiple of the scale."""
+    eight_bit: bool
+    """Images are rounded to 8 bits, as a file stores them."""
+    rounded_luma: bool
+    """MATLAB's rgb2ycbcr rounds Y of 8-bit images; BasicSR does not."""
 
 
 PROTOCOLS = {

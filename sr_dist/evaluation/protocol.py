@@ -1,4 +1,4 @@
-"""What a PSNR or SSIM is measured on. A number without its protocol says little: RGB without a border is 1 to 3 dB lower."""
+"""The conditions of PSNR and SSIM. A number means little without them: RGB without a border is 1 to 3 dB lower than Y."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sr_dist.core.colour import LUMA
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.resize import rounded
 from sr_dist.evaluation.presets import PROTOCOLS
 
-BEST_PSNR = 100.0  # what identical images count as; infinity would swallow the mean
+BEST_PSNR = 100.0  # of identical images, because infinity would make the mean infinite
 
 
 @dataclass(frozen=True)
 class Protocol:
     name: str
     scale: int
-    border: int  # pixels left out on every side
-    eight_bit: bool  # restored images are rounded as a file would keep them
-    rounded_luma: bool  # MATLAB's rgb2ycbcr on 8-bit images rounds, BasicSR's does not
+    border: int  # pixels ignored on every side
+    eight_bit: bool  # images are rounded to 8 bits, as a file stores them
+    rounded_luma: bool  # MATLAB's rgb2ycbcr rounds Y of 8-bit images; BasicSR does not
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -39,23 +40,23 @@ def protocol(name: str, scale: int) -> Protocol:
     return Protocol(name, scale, preset.border * scale, preset.eight_bit, preset.rounded_luma)
 
 
-def kept(images: Tensor, protocol: Protocol) -> Tensor:
-    """(B, 3, H, W) in [0, 1] as a file would keep them: clipped, 8 bit, float64."""
+def as_stored(images: Tensor, protocol: Protocol) -> Tensor:
+    """(B, 3, H, W) in [0, 1] as a file stores them: clipped, 8 bit, float64."""
     images = images.to(torch.float64).clamp(0, 1)
     return rounded(images) if protocol.eight_bit else images
 
 
-def pictures(images: Tensor, protocol: Protocol) -> Tensor:
-    """The same without border."""
-    images, edge = kept(images, protocol), protocol.border
-    return images[..., edge:-edge, edge:-edge] if edge else images
+def inside_border(images: Tensor, protocol: Protocol) -> Tensor:
+    """(B, 3, H, W) in [0, 1] as a file stores them, without the border."""
+    images, border = as_stored(images, protocol), protocol.border
+    return images[..., border:-border, border:-border] if border else images
 
 
 def luma(images: Tensor, protocol: Protocol, grey: bool) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> Y (B, 1, H, W) in [0, 255]."""
     red, green, blue = images.unbind(1)
     if grey:
-        y = 255 * (0.299 * red + 0.587 * green + 0.114 * blue)  # of three equal channels: the channel
+        y = 255 * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)  # of three equal channels: the channel
     else:
         y = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
     y = y[:, None]

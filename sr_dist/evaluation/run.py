@@ -1,4 +1,4 @@
-"""From the words of `sr_dist.evaluate` to a report."""
+"""The evaluation behind `sr_dist.evaluate`: opens methods, images and metrics, scores, and writes the report."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ import torch
 
 from sr_dist.core import plugins, ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import InUse, claimed, sha256
+from sr_dist.core.files import InUse, lock_file, sha256
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
+from sr_dist.data.folder_images import LRFolder
 from sr_dist.data.images import Batches, Images, ShardImages, content, open_images
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.baselines import Upscale, baseline
-from sr_dist.evaluation.classifiers.classifier_answers import ORIGINAL, Judge
-from sr_dist.evaluation.distances.own_extractor import open_own
+from sr_dist.evaluation.classifiers.classifier_answers import ORIGINAL, NamedClassifier
+from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.distances.reference_cache import References, default_folder
+from sr_dist.evaluation.formats import refuse_unknown
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
-from sr_dist.evaluation.partial_results import Parts, identity
+from sr_dist.evaluation.partial_results import PartialResults, identity
 from sr_dist.evaluation.presets import BASELINES
 from sr_dist.evaluation.protocol import Protocol, protocol
 from sr_dist.evaluation.report import report
-from sr_dist.evaluation.report.page import page, pictures
-from sr_dist.evaluation.scoring import score
+from sr_dist.evaluation.report.markdown import markdown
+from sr_dist.evaluation.report.page import example_images, page
+from sr_dist.evaluation.scoring import Scoring, score
 from sr_dist.models import trained
 from sr_dist.models.frozen_classifier import FrozenClassifier
-from sr_dist.models.tiling import for_any_colour
+from sr_dist.models.tiling import adapt_channels
+from sr_dist.models.trained import TrainedGenerator
 from sr_dist.recipe.labels import check_fits
 
-LOCK = ".evaluation.lock"  # and not .lock, which is the training's where OUT is a run folder
-OTHERS = ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")  # whose versions numbers depend on
+LOCK = ".evaluation.lock"  # not .lock, which belongs to the training if OUT is a run folder
+LIBRARIES = ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")  # the numbers depend on their versions
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """The images to score, and how they reach a network."""
+class ImageOptions:
+    """Which images to score, and how the methods get them."""
 
     data: str
     lr: str | None = None
@@ -55,8 +59,8 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What is measured."""
+class MetricOptions:
+    """What to measure."""
 
     protocol: str
     metrics: tuple[str, ...]
@@ -67,117 +71,139 @@ class Measures:
     allow_download: bool = False
 
 
-def evaluate(names: Sequence[str], source: ImageSet, measures: Measures, scale: int | None, out: str | None) -> None:
-    """Scores methods by name and writes the report. All ranks must call. Mistakes are reported before any image is read."""
-    restorers = [trained.open_generator(name, "METHOD", scale) for name in names if name not in BASELINES]
-    scale = common_scale(scale, restorers)
-    rules = protocol(measures.protocol, scale)
-    images = open_images(source.data, source.limit, "data", lr=source.lr, scale=scale, portion=source.portion)
-    if not images.names:
-        raise UserError(f"data: no image of '{source.data}' is in {source.portion}")
-    classifiers = open_classifiers(measures.classifiers, images)
-    module, options = plugins.resolve(PACKAGES["degradation"], source.degradation, {}, "degradation")
-    batches = Batches(images, scale, module.build(options, scale), source.batch)
-    folder = Path(out) if out else output_folder(names, restorers, source, measures)
+def evaluate(
+    names: Sequence[str], image_options: ImageOptions, metric_options: MetricOptions, scale: int | None, out: str | None
+) -> None:
+    """Scores methods by name and writes the report. Reports mistakes before it reads an image. All ranks must call."""
+    generators = [trained.open_generator(name, "METHOD", scale) for name in names if name not in BASELINES]
+    scale = common_scale(scale, generators)
+    rules = protocol(metric_options.protocol, scale)
+    batches = open_batches(image_options, scale)
+    frozen = open_classifiers(metric_options.classifiers, batches.images)
+    folder = Path(out) if out else output_folder(names, generators, image_options, metric_options)
 
     accelerator = ranks.open_accelerator("no")
-    repeatable()
+    make_deterministic()
     device = accelerator.device
-    own = open_own(measures.extractor, device, measures.resize)
-    metrics = open_metrics(measures.metrics, device, measures.resize, own, measures.allow_download, judges(classifiers, device))
-    methods, sources = everyone(restorers, scale, device)
-    facts = everything(source, rules, content(images), metrics, sources)
-    with alone(folder):
-        parts = Parts(folder / ".partial" / identity(facts))
+    extractor = open_extractor(metric_options.extractor, device, metric_options.resize)
+    classifiers = named_classifiers(frozen, device)
+    metrics = open_metrics(
+        metric_options.metrics, device, metric_options.resize, extractor, metric_options.allow_download, classifiers
+    )
+    methods, sources = named_methods(generators, scale, device)
+    facts = identity_facts(image_options, rules, content(batches.images), metrics, sources)
+    with exclusive(folder):
+        results = PartialResults(folder / ".partial" / identity(facts))
+        references = open_references(metric_options.cache, image_options.batch, facts)
         try:
-            cached = references(measures.cache, source.batch, facts)
-            scores = score(methods, batches, rules, device, metrics, source.workers, parts=parts, references=cached)
+            scores = score(methods, batches, Scoring(rules, metrics, device, image_options.workers, partial_results=results,
+                                                     references=references))  # fmt: skip
         except UserError:
-            parts.leave()
+            results.remove_empty_folders()
             raise
         if ranks.is_first():
-            found = report.Report(
-                rules, source.data, images.names, list(methods), scores, sources, metrics, batches.notes(), source.portion
-            )
-            report.write(folder, found, page(found, pictures(found, batches, methods, device)))
-            print(report.markdown(found))
+            finished = report.Report(
+                rules, image_options.data, batches.images.names, list(methods), scores, sources, metrics, batches.notes(),
+                image_options.portion,
+            )  # fmt: skip
+            text = markdown(finished)
+            report.write(folder, finished, text, page(finished, example_images(finished, batches, methods, device)))
+            print(text)
             print(f"report: {folder / 'report.html'}")
-        ranks.wait()
-        parts.remove()
+        ranks.barrier()
+        results.remove()
     accelerator.end_training()
-    ranks.leave()
+    ranks.destroy_group()
+
+
+def open_batches(options: ImageOptions, scale: int) -> Batches:
+    lr = LRFolder(options.lr, scale)
+    images = open_images(options.data, options.limit, "data", lr=lr, portion=options.portion)
+    if not images.names:
+        raise UserError(f"data: no image of '{options.data}' is in {options.portion}")
+    module, settings = plugins.resolve(PACKAGES["degradation"], options.degradation, {}, "degradation")
+    return Batches(images, scale, module.build(settings, scale), options.batch)
 
 
 def open_classifiers(runs: Sequence[str], images: Images) -> list[FrozenClassifier]:
-    """Those that are to judge; shards must have what they tell apart. A folder of images has no labels, and none are wanted."""
-    found = []
+    """Refuses classifiers of labels that the shards do not have. A folder of images has no labels and needs none."""
+    classifiers = []
     for run in runs:
         classifier = trained.open_classifier(run, "attributes")
         if isinstance(images, ShardImages):
             check_fits(classifier.labels, images.reader.shards.label_names, f"attributes: '{run}'")
-        found.append(classifier)
-    return found
+        classifiers.append(classifier)
+    return classifiers
 
 
-def judges(classifiers: list[FrozenClassifier], device: torch.device) -> list[Judge]:
-    """The same on their device, under names that differ."""
-    found: dict[str, Judge] = {}
+def named_classifiers(classifiers: Sequence[FrozenClassifier], device: torch.device) -> list[NamedClassifier]:
+    """Moves classifiers to the device and gives them unique names."""
+    result: dict[str, NamedClassifier] = {}
     for one in classifiers:
         about = {"weights": str(one.file), "sha256": sha256(one.file), "size": one.size, "channels": one.channels}
-        name = unlike(one.name, found)
-        found[name] = Judge(name, one.labels, one.to(device), about)
-    return list(found.values())
+        name = unique_name(one.name, result)
+        result[name] = NamedClassifier(name, one.labels, one.to(device), about)
+    return list(result.values())
 
 
-def everyone(
-    restorers: list[trained.TrainedGenerator], scale: int, device: torch.device
-) -> tuple[dict[str, Upscale], dict[str, Any]]:
-    """The methods by name, interpolation first, and where the trained ones come from."""
+def named_methods(
+    generators: Sequence[TrainedGenerator], scale: int, device: torch.device
+) -> tuple[dict[str, Upscale], dict[str, dict[str, Any]]]:
+    """(name -> method, baselines first; name -> source of a trained method)."""
     methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
-    sources: dict[str, Any] = {}
-    for restorer in restorers:
-        name = unlike(restorer.name, {*methods, ORIGINAL})
-        methods[name], sources[name] = bare(restorer, device), source(restorer)
+    sources: dict[str, dict[str, Any]] = {}
+    for generator in generators:
+        name = unique_name(generator.name, {*methods, ORIGINAL})
+        methods[name], sources[name] = upscaler(generator, device), source(generator)
     return methods, sources
 
 
-def repeatable() -> None:
-    """The same numbers from the same files, on GPUs too: no choice of kernels by time, no products of 10 bits."""
+def upscaler(generator: TrainedGenerator, device: torch.device) -> Upscale:
+    return adapt_channels(copy.deepcopy(generator.network).to(device).eval(), generator.channels, generator.scale)
+
+
+def source(generator: TrainedGenerator) -> dict[str, Any]:
+    return {
+        "weights": str(generator.file),
+        "sha256": sha256(generator.file),
+        "step": generator.step,
+        "parameters": sum(p.numel() for p in generator.network.parameters()),
+    }
+
+
+def unique_name(name: str, taken: Collection[str]) -> str:
+    """Numbers a name that is taken: two runs in different folders may have the same name."""
+    return name if name not in taken else next(f"{name} ({i})" for i in range(2, 1000) if f"{name} ({i})" not in taken)
+
+
+def make_deterministic() -> None:
+    """The same files give the same numbers, on GPUs too: no kernels chosen by timing, and no TF32."""
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
 
 
-def source(restorer: trained.TrainedGenerator) -> dict[str, Any]:
-    return {
-        "weights": str(restorer.file),
-        "sha256": sha256(restorer.file),
-        "step": restorer.step,
-        "parameters": sum(p.numel() for p in restorer.network.parameters()),
-    }
-
-
-def everything(
-    source: ImageSet, rules: Protocol, images: str, metrics: Metrics, sources: dict[str, dict[str, Any]]
+def identity_facts(
+    options: ImageOptions, rules: Protocol, images: str, metrics: Metrics, sources: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """All that the numbers depend on."""
+    """Everything that the numbers depend on."""
     return {
         "images": images,
-        "portion": str(source.portion or Portion()),
-        "degradation": source.degradation,
+        "portion": str(options.portion or Portion()),
+        "degradation": options.degradation,
         "protocol": rules.describe(),
-        "batch": source.batch,
+        "batch": options.batch,
         "columns": metrics.better,
         "missing": sorted(metrics.missing),
         "features": metrics.extractor.describe() if metrics.extractor else None,
-        "methods": [[name, about["sha256"]] for name, about in sources.items()],  # in order: arrays lie under their numbers
-        "classifiers": [[judge.name, judge.about["sha256"]] for judge in metrics.judges],
-        "versions": {"sr_dist": __version__, **{name: metadata.version(name) for name in OTHERS}},
+        "methods": [[name, about["sha256"]] for name, about in sources.items()],  # ordered, because arrays have their numbers
+        "classifiers": [[classifier.name, classifier.about["sha256"]] for classifier in metrics.classifiers],
+        "versions": {"sr_dist": __version__, **{name: metadata.version(name) for name in LIBRARIES}},
     }
 
 
-def references(cache: str, batch: int, facts: dict[str, Any]) -> References | None:
-    """HR features that an earlier evaluation of the same images kept; they depend on no method."""
+def open_references(cache: str, batch: int, facts: dict[str, Any]) -> References | None:
+    """The cache of HR features, which do not depend on the methods."""
     if cache == "none" or not facts["features"]:
         return None
     folder = Path(cache) if cache else default_folder()
@@ -186,18 +212,18 @@ def references(cache: str, batch: int, facts: dict[str, Any]) -> References | No
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """No second evaluation writes into the folder meanwhile. All ranks must call."""
+def exclusive(out: Path) -> Iterator[None]:
+    """Locks the folder against a second evaluation. All ranks must call."""
     lock, problem = None, ""
     if ranks.is_first():
         try:
             out.mkdir(parents=True, exist_ok=True)
-            lock = claimed(out / LOCK)
-        except OSError as caught:
-            problem = f"out: '{out}' cannot be made or written: {caught.strerror}"
-        except InUse as by:
-            problem = f"out: '{out}' is in use by {by}; wait for it, or give another"
-    if problem := ranks.gather(problem)[0]:
+            lock = lock_file(out / LOCK)
+        except OSError as error:
+            problem = f"out: '{out}' cannot be created or written: {error.strerror}"
+        except InUse as user:
+            problem = f"out: '{out}' is in use by {user}; wait for it, or give another folder"
+    if problem := ranks.all_gather(problem)[0]:
         raise UserError(problem)
     try:
         yield
@@ -205,47 +231,48 @@ def alone(out: Path) -> Iterator[None]:
         if lock:
             (out / LOCK).unlink(missing_ok=True)
             lock.close()
-            with suppress(OSError):  # something is in it, as should be
+            with suppress(OSError):  # not empty, as it should be
                 out.rmdir()
 
 
-def common_scale(asked: int | None, restorers: list[trained.TrainedGenerator]) -> int:
-    scales = {restorer.scale: restorer.name for restorer in restorers}
+def common_scale(requested: int | None, generators: Sequence[TrainedGenerator]) -> int:
+    scales = {generator.scale: generator.name for generator in generators}
     if len(scales) > 1:
-        raise UserError(f"METHOD: methods of unlike scale: {', '.join(f'{name} x{scale}' for scale, name in scales.items())}")
-    if not scales and asked is None:
-        raise UserError("scale: no METHOD says it; give --scale=N")
-    if scales and asked not in (None, *scales):
-        raise UserError(f"scale: {asked}, but {restorers[0].name} enlarges by {restorers[0].scale}")
-    return asked or next(iter(scales))
+        raise UserError(f"METHOD: different scales: {', '.join(f'{name} x{scale}' for scale, name in scales.items())}")
+    if not scales and requested is None:
+        raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
+    if scales and requested not in (None, *scales):
+        raise UserError(f"scale: {requested}, but {generators[0].name} upscales by {generators[0].scale}")
+    return requested or next(iter(scales))
 
 
 def output_folder(
-    names: Sequence[str], restorers: list[trained.TrainedGenerator], source: ImageSet, measures: Measures
-) -> Path:  # fmt: skip
+    names: Sequence[str], generators: Sequence[TrainedGenerator], image_options: ImageOptions, metric_options: MetricOptions
+) -> Path:
     """RUN/eval/STEP of the first run, else eval/."""
-    runs = zip([Path(name) for name in names if name not in BASELINES], restorers, strict=True)
-    folder = next((run / "eval" / f"{restorer.step:07d}" for run, restorer in runs if trained.is_run(run)), Path("eval"))
-    return vacant(folder, source, measures)
+    runs = zip([Path(name) for name in names if name not in BASELINES], generators, strict=True)
+    folder = next((run / "eval" / f"{generator.step:07d}" for run, generator in runs if trained.is_run(run)), Path("eval"))
+    return free_folder(folder, image_options, metric_options)
 
 
-def vacant(place: Path, source: ImageSet, measures: Measures) -> Path:
-    """A report on other images or by another protocol stays where it is; this one then lies beside it."""
-    question = [source.data, measures.protocol, source.portion.describe() if source.portion else None]
+def free_folder(folder: Path, image_options: ImageOptions, metric_options: MetricOptions) -> Path:
+    """The folder, or FOLDER-2, FOLDER-3, ...: a report on other images or with another protocol is not overwritten."""
+    portion = image_options.portion.describe() if image_options.portion else None
+    own = json.loads(json.dumps([image_options.data, metric_options.protocol, portion]))
     for number in itertools.count(2):
-        with suppress(OSError, ValueError, KeyError):
-            there = json.loads((place / "report.json").read_text(encoding="utf-8"))
-            if [there["data"], there["protocol"]["name"], there["portion"]] != json.loads(json.dumps(question)):
-                place = place.with_name(f"{place.name.partition('-')[0]}-{number}")
-                continue
-        return place
+        if _report_subject(folder / "report.json") in (None, own):
+            return folder
+        folder = folder.with_name(f"{folder.name.partition('-')[0]}-{number}")
     raise AssertionError("unreachable")
 
 
-def unlike(name: str, taken: Collection[str]) -> str:
-    """Two runs of one name in different folders stay apart in the table."""
-    return name if name not in taken else next(f"{name} ({i})" for i in range(2, 1000) if f"{name} ({i})" not in taken)
-
-
-def bare(restorer: trained.TrainedGenerator, device: torch.device) -> Upscale:
-    return for_any_colour(copy.deepcopy(restorer.network).to(device).eval(), restorer.channels, restorer.scale)
+def _report_subject(path: Path) -> list[Any] | None:
+    """Data, protocol and portion of a report; None if the file is absent or not a report."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        refuse_unknown(tree, report.FORMAT, path, "out")
+        return [tree["data"], tree["protocol"]["name"], tree["portion"]]
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

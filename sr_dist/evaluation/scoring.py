@@ -1,9 +1,9 @@
-"""One pass over the images: every method restores, every metric scores, on all ranks."""
+"""One pass over the images: every method upscales, every metric scores, on all ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,30 +15,45 @@ from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.images import Batches, Scored, load, numbers_of_this_rank
 from sr_dist.evaluation.baselines import Upscale
-from sr_dist.evaluation.classifiers.classifier_answers import Opinions, ask_all, gathered, share, with_opinions
+from sr_dist.evaluation.classifiers.classifier_answers import (
+    MethodAnswers,
+    Row,
+    accuracy,
+    classify_batch,
+    gather_answers,
+    rows_with_answers,
+)
 from sr_dist.evaluation.distances.reference_cache import References
-from sr_dist.evaluation.distances.set_distances import HR, Distances, Found, distances
+from sr_dist.evaluation.distances.set_distances import HR, BatchFeatures, HRCache, SetDistance, set_distances
 from sr_dist.evaluation.metric_set import Metrics
-from sr_dist.evaluation.partial_results import Abandoned, Parts
+from sr_dist.evaluation.partial_results import Abandoned, PartialResults
 from sr_dist.evaluation.protocol import Protocol
 
-Row = dict[str, Any]  # image, method, and a value per metric; None where it cannot be computed
+
+@dataclass(frozen=True)
+class Scoring:
+    """What to measure, and how."""
+
+    protocol: Protocol
+    metrics: Metrics
+    device: torch.device
+    workers: int = 0
+    give_up: Callable[[], bool] = lambda: False  # asked before every batch
+    partial_results: PartialResults = field(default_factory=PartialResults)  # may have some of the batches already
+    references: References | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rows of all images and methods, each method's in the order of the images; distances between sets by column; answers by
-    classifier, with those columns that are shares of them."""
-
-    rows: list[Row]
-    better: dict[str, str]  # column -> whether "higher" or "lower" is better
-    distances: dict[str, Distances]
-    missing: dict[str, str]  # column or method/column -> why there is none
-    opinions: dict[str, Opinions] = field(default_factory=dict)
-    shares: dict[str, dict[str, float | None]] = field(default_factory=dict)  # column -> method -> value
+    rows: list[Row]  # image, method, value per metric or None; each method's in the order of the images
+    better: dict[str, str]  # column -> "higher" or "lower"
+    distances: dict[str, SetDistance]  # by column
+    missing: dict[str, str]  # column or method/column -> why it has no value
+    answers: dict[str, MethodAnswers] = field(default_factory=dict)  # by classifier
+    accuracies: dict[str, dict[str, float | None]] = field(default_factory=dict)  # column -> method -> value
 
     def means(self, method: str) -> dict[str, float | None]:
-        """Mean over images, None where some image has no value; of sets, the distance."""
+        """Column -> mean over images, or distance, or accuracy. None if an image has no value."""
         rows = [row for row in self.rows if row["method"] == method]
         return {column: self._mean(column, method, rows) for column in self.better}
 
@@ -46,71 +61,81 @@ class Scores:
         if column in self.distances:
             estimate = self.distances[column].methods.get(method)
             return estimate.value if estimate else None
-        if column in self.shares:
-            return self.shares[column].get(method)
+        if column in self.accuracies:
+            return self.accuracies[column].get(method)
         values = [row[column] for row in rows if row.get(column) is not None]
         return math.fsum(values) / len(values) if values and len(values) == len(rows) else None
 
 
 @torch.no_grad()
-def score(
-    methods: Mapping[str, Upscale], batches: Batches, protocol: Protocol, device: torch.device, metrics: Metrics,
-    workers: int = 0, give_up: Callable[[], bool] = lambda: False,
-    parts: Parts | None = None, references: References | None = None,
-) -> Scores:  # fmt: skip
-    """The same scores on every rank; what classifiers say of an image is in the rows of the first alone. All ranks must call.
-    `parts` may hold some of the batches already."""
-    parts, mine = parts or Parts(), numbers_of_this_rank(batches)
-    kept = {view: references.load(view) if references else None for view in metrics.views}
-    of_hr = [view for view in metrics.views if kept[view] is None]
-    owed, problem = parts.missing(mine, [f"{view}/{HR}" for view in of_hr]), ""
-    _announce(len(owed), len(batches))
-    try:
-        for number, batch in zip(owed, load(batches, owed, workers), strict=True):
-            if give_up():
-                break
-            parts.put(number, *_scored(methods, batch, protocol, device, metrics, of_hr))
-    except UserError as mistake:  # of this rank's images; the others would wait for it
-        problem = str(mistake)
-    _agree(problem, give_up())
-    facts = [fact for part in ranks.gather([parts.facts(number) for number in mine]) for fact in part]
+def score(methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring) -> Scores:
+    """The same scores on every rank, except that only the first rank's rows have the classifiers' answers. All ranks must
+    call."""
+    metrics, results, numbers = scoring.metrics, scoring.partial_results, numbers_of_this_rank(batches)
+    cache = HRCache.load(scoring.references, metrics.views)
+    _score_missing_batches(methods, batches, scoring, cache.absent())
+
+    facts = [fact for part in ranks.all_gather([results.facts(number) for number in numbers]) for fact in part]
     labels = np.array([label for fact in facts for label in fact["labels"]])
-    found = Found(batches, parts, mine, device)
-    between, missing = distances(found, list(methods), metrics, labels, kept, references)
-    opinions, unsaid = gathered(metrics.judges, list(methods), parts, mine, batches.images.names)
-    rows = with_opinions((row for fact in facts for row in fact["rows"]), metrics.judges, opinions)
-    shares = {
-        column: {method: share(answers, first) for method, answers in opinions[judge.name].items()}
-        for judge in metrics.judges for column, first in judge.columns.items()
+    features = BatchFeatures(batches, results, numbers, scoring.device)
+    distances, no_distance = set_distances(features, list(methods), metrics, labels, cache)
+    answers, no_answer = gather_answers(metrics.classifiers, list(methods), results, numbers, batches.images.names)
+    rows = rows_with_answers((row for fact in facts for row in fact["rows"]), metrics.classifiers, answers)
+    accuracies = {
+        column: {method: accuracy(of_method, k) for method, of_method in answers[classifier.name].items()}
+        for classifier in metrics.classifiers for column, k in classifier.columns.items()
     }  # fmt: skip
-    return Scores(rows, metrics.better, between, {**metrics.missing, **missing, **unsaid}, opinions, shares)
+    return Scores(rows, metrics.better, distances, {**metrics.missing, **no_distance, **no_answer}, answers, accuracies)
 
 
-def _announce(owed: int, batches: int) -> None:
-    """Says how much an evaluation that was killed has left."""
-    there = batches - sum(ranks.gather(owed))
-    if ranks.is_first() and there:
-        print(f"continuing: {there} of {batches} batches are there", flush=True)
+def _score_missing_batches(
+    methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring, views_of_hr: Sequence[str]
+) -> None:
+    """Scores this rank's batches that have no partial results. All ranks stop if one of them fails or gives up."""
+    results = scoring.partial_results
+    needed, remaining, problem = [f"{view}/{HR}" for view in views_of_hr], [], ""
+    try:
+        remaining = results.missing(numbers_of_this_rank(batches), needed)
+    except UserError as mistake:
+        problem = str(mistake)
+    _stop_together(problem, False)
+    _announce(len(remaining), len(batches))
+    try:
+        for number, batch in zip(remaining, load(batches, remaining, scoring.workers), strict=True):
+            if scoring.give_up():
+                break
+            results.put(number, *_score_batch(methods, batch, scoring, views_of_hr))
+    except UserError as mistake:
+        problem = str(mistake)
+    _stop_together(problem, scoring.give_up())
 
 
-def _agree(problem: str, abandoned: bool) -> None:
-    """All ranks stop for what stops one."""
-    answers = ranks.gather((problem, abandoned))
-    for problem, _ in answers:
-        if problem:
-            raise UserError(problem)
-    if any(abandoned for _, abandoned in answers):
+def _announce(remaining: int, batches: int) -> None:
+    """Prints how many batches an earlier evaluation finished."""
+    done = batches - sum(ranks.all_gather(remaining))
+    if ranks.is_first() and done:
+        print(f"continuing: {done} of {batches} batches are done", flush=True)
+
+
+def _stop_together(problem: str, abandoned: bool) -> None:
+    """Raises on every rank if one rank has a problem. Otherwise the other ranks would wait for it."""
+    reports = ranks.all_gather((problem, abandoned))
+    for text, _ in reports:
+        if text:
+            raise UserError(text)
+    if any(gave_up for _, gave_up in reports):
         raise Abandoned
 
 
-def _scored(
-    methods: Mapping[str, Upscale], batch: Scored, protocol: Protocol, device: torch.device, metrics: Metrics, of_hr: list[str]
+def _score_batch(
+    methods: Mapping[str, Upscale], batch: Scored, scoring: Scoring, views_of_hr: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What is kept of a batch: rows and labels, features of HR and of every method, and what classifiers say of them."""
-    lr, hr = batch.lr.to(device), batch.hr.to(device)
+    """The partial results of a batch: rows and labels; features of HR and of every method, and classifiers' answers."""
+    metrics, protocol = scoring.metrics, scoring.protocol
+    lr, hr = batch.lr.to(scoring.device), batch.hr.to(scoring.device)
     rows: list[Row] = []
-    arrays = {f"{view}/{HR}": _features(metrics, view, hr) for view in of_hr}
-    arrays |= ask_all(metrics.judges, HR, hr, protocol, batch)
+    arrays = {f"{view}/{HR}": _features(metrics, view, hr) for view in views_of_hr}
+    arrays |= classify_batch(metrics.classifiers, HR, hr, protocol, batch)
     for number, (name, upscale) in enumerate(methods.items(), HR + 1):
         sr = upscale(lr)
         columns: dict[str, list[float]] = {}
@@ -120,13 +145,15 @@ def _scored(
             values = {column: (value[i] if math.isfinite(value[i]) else None) for column, value in columns.items()}
             rows.append({"image": image, "method": name, **values})
         arrays |= {f"{view}/{number}": _features(metrics, view, sr) for view in metrics.views}
-        arrays |= ask_all(metrics.judges, number, sr, protocol, batch)
+        arrays |= classify_batch(metrics.classifiers, number, sr, protocol, batch)
     return {"rows": rows, "labels": batch.label.tolist()}, arrays
 
 
 def _features(metrics: Metrics, view: str, images: Tensor) -> np.ndarray:
     """(B x patches, width); nan for images that are not finite."""
-    rows = getattr(metrics.extractor, view)(images.nan_to_num())
+    assert metrics.extractor
+    extract = {"whole": metrics.extractor.whole, "patches": metrics.extractor.patches}[view]
+    rows = extract(images.nan_to_num())
     finite = images.isfinite().flatten(1).all(1).cpu().numpy()
     rows[~np.repeat(finite, len(rows) // len(images))] = np.nan
     return rows

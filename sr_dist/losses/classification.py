@@ -1,4 +1,4 @@
-"""What a classifier gets wrong, image by image: cross-entropy over classes (softmax) or over attributes (a yes or no each)."""
+"""Losses of classifiers, image by image: cross-entropy over classes (softmax) or over attributes (a sigmoid each)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sr_dist.core.batch import Batch
 from sr_dist.recipe.labels import CLASS
 
 
-def targets(wanted: Sequence[str], batch: Batch) -> Tensor:
-    """What is true: (B,) class numbers for `class`, else (B, A) of 0 and 1, an attribute per column."""
-    if tuple(wanted) == (CLASS,):
+def targets(words: Sequence[str], batch: Batch) -> Tensor:
+    """The true labels: (B,) class numbers for `class`, else (B, A) of 0 and 1, one column per attribute."""
+    if tuple(words) == (CLASS,):
         return batch.label
-    return torch.stack([batch.attributes[name] for name in wanted], 1)
+    return torch.stack([batch.attributes[name] for name in words], 1)
 
 
 def predictions(logits: Tensor, target: Tensor) -> Tensor:
-    """What the logits say, in the form of this target."""
+    """The predicted labels in the form of this target."""
     return logits.argmax(1) if target.ndim == 1 else (logits > 0).to(target.dtype)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """(B,), each with its weight (in the target's shape); over attributes the mean. Images without a class (-1) count 0."""
+    """(B,), each with its weight (in the target's shape); the mean over attributes. Images without a class (-1) count 0."""
     if target.ndim == 1:
         losses = F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
     else:
@@ -35,14 +35,14 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) 
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """The part of all answers that is right; images without a class count as wrong."""
+    """The share of correct predictions; images without a class count as wrong."""
     return (predictions(logits, target) == target).float().mean()
 
 
 def balancing(target: Tensor, shares: Sequence[float]) -> Tensor:
     """Weights, 1 on average, under which every class (or having and lacking an attribute) counts the same.
 
-    shares are those of the classes, or of the images that have each attribute.
+    `shares` are those of the classes, or of the images that have each attribute.
     """
     share = torch.tensor(shares, device=target.device)
     if target.ndim == 1:

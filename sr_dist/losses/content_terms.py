@@ -1,7 +1,6 @@
 """`content: {mse: 1.0, vgg: {weight: 1.0, layers: conv5_4}}` -> named, weighted terms of a loss.
 
-A term is a module `(sr, batch)` -> a scalar, or (a scalar, {name: Reading}) where it has something to say beside it. With the
-weight 0 it is only measured: nothing is trained on it, and no gradient computed.
+Each term is one file in `losses/content/`. With the weight 0 a term is only measured: no gradient is computed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from sr_dist.recipe.content import content_sections
 
 
 class ContentTerms(nn.Module):
-    """Each term is one file in `losses/content/`; the value under its name is already weighted."""
+    """All content terms of an objective. The value under a term's name is already weighted."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         super().__init__()
@@ -31,11 +30,11 @@ class ContentTerms(nn.Module):
             self.terms[name.replace(".", "-")] = module.build(config)
 
     def forward(self, sr: Tensor, batch: Batch) -> Terms:
-        found: Terms = {}
+        terms: Terms = {}
         for (name, weight), term in zip(self.weights.items(), self.terms.values(), strict=True):
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-                said = term(sr, batch)
-            value, readings = said if isinstance(said, tuple) else (said, {})
-            found[name] = weight * value
-            found |= {f"{name}_{what}": reading for what, reading in readings.items()}
-        return found
+                result = term(sr, batch)
+            value, readings = result if isinstance(result, tuple) else (result, {})
+            terms[name] = weight * value
+            terms |= {f"{name}_{suffix}": reading for suffix, reading in readings.items()}
+        return terms

@@ -1,4 +1,4 @@
-"""A finished classifier on images of any size and colour: what losses and reports ask for its opinion."""
+"""A trained classifier for images of any size and colour, as losses and reports use it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sr_dist.core.colour import LUMA
 from sr_dist.core.errors import UserError
 from sr_dist.recipe.labels import Labels
 
-LUMA = (0.299, 0.587, 0.114)  # BT.601
-
 
 class FrozenClassifier(nn.Module):
-    """In evaluation mode for good, and no gradient stays in it; one passes through it to the images."""
+    """Always in evaluation mode, with frozen parameters. Gradients pass through it to the images."""
 
     def __init__(self, network: nn.Module, name: str, file: Path, labels: Labels, size: int | None, channels: int) -> None:
         super().__init__()
@@ -25,23 +24,23 @@ class FrozenClassifier(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [0, 1] -> logits (B, labels). Images come to the size and the channels that it was trained on."""
+        """(B, 1 or 3, H, W) in [0, 1] -> logits (B, labels). Images are converted to its training size and channels."""
         return self.network(self._as_trained(images)).float()
 
     def features(self, images: Tensor) -> Tensor:
-        """The same images -> (B, width): what the last layer makes the logits of; of a map the mean over places."""
-        given: list[Tensor] = []
-        hook = self.last_layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        """The same images -> (B, width): the input of the last layer; the mean over positions where that is a feature map."""
+        inputs_seen: list[Tensor] = []
+        hook = self.last_layer.register_forward_pre_hook(lambda _, inputs: inputs_seen.append(inputs[0]))
         try:
             self(images)
         finally:
             hook.remove()
-        (found,) = given
-        return (found.flatten(2).mean(2) if found.ndim == 4 else found).float()
+        (features,) = inputs_seen
+        return (features.flatten(2).mean(2) if features.ndim == 4 else features).float()
 
     @property
     def last_layer(self) -> nn.Module:
-        """That with an output per label."""
+        """The layer with an output per label."""
         layers = [module for module in self.network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
         if not layers or len(layers[-1].weight) != len(self.labels.names):
             raise UserError(f"extractor: '{self.file}' does not end in a dense or convolutional layer for {self.labels}")

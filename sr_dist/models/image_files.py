@@ -1,4 +1,4 @@
-"""Picture files in and out, with what they carry: 8 or 16 bits, grey or colour, alpha, colour profile, EXIF rotation."""
+"""Reads and writes image files with 8 or 16 bits, grey or colour, alpha, colour profile, EXIF rotation."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from sr_dist.core.errors import first_line
 from sr_dist.core.files import write_whole
 
 
-class Unreadable(Exception):
-    """A picture that cannot be read, or not be written in the form that is asked for."""
+class ImageFileError(Exception):
+    """An image cannot be read, or cannot be written in the requested format."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     pixels: Tensor  # (1 or 3, H, W) float in [0, 1]
     alpha: Tensor | None  # (1, H, W)
     bits: int  # 8 or 16
     profile: bytes | None  # ICC
 
 
-def read(path: Path) -> Picture:
+def read(path: Path) -> ImageFile:
     try:
         with Image.open(path) as image:
             profile = image.info.get("icc_profile")
             if image.format == "PNG" and _depth(path) == 16:
-                return _picture(_png_16(path), 16, profile)
+                return _image_file(_png_16(path), 16, profile)
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
-                return _picture(np.asarray(image, np.int32).clip(0, 65535), 16, profile)
-            return _picture(np.asarray(image.convert(_plain_mode(image))), 8, profile)
-    except Exception as problem:  # decoders fail in as many ways as files are damaged
-        said = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise Unreadable(said[0]) from None
+                return _image_file(np.asarray(image, np.int32).clip(0, 65535), 16, profile)
+            return _image_file(np.asarray(image.convert(_plain_mode(image))), 8, profile)
+    except Exception as problem:  # decoders raise many kinds of errors
+        raise ImageFileError(first_line(problem)) from None
 
 
 def _plain_mode(image: Image.Image) -> str:
-    """Palettes, CMYK and the like become RGB; two levels become grey."""
+    """Palettes, CMYK and others become RGB; two-level images become grey."""
     if image.mode == "F":
-        raise Unreadable("floating-point images have no white that is known here")
+        raise ImageFileError("floating-point images have no known white level")
     alpha = image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info
     grey = image.mode in ("1", "L", "LA", "La")
     return ("LA" if grey else "RGBA") if alpha else ("L" if grey else "RGB")
 
 
-def _picture(array: np.ndarray, bits: int, profile: bytes | None) -> Picture:
+def _image_file(array: np.ndarray, bits: int, profile: bytes | None) -> ImageFile:
     """(H, W) or (H, W, 1 to 4): grey, grey and alpha, RGB, RGB and alpha."""
     planes = torch.from_numpy(array.astype(np.float32) / (2**bits - 1)).reshape(*array.shape[:2], -1).permute(2, 0, 1)
     colours = 3 if planes.shape[0] >= 3 else 1
-    return Picture(planes[:colours], planes[colours:] if planes.shape[0] in (2, 4) else None, bits, profile)
+    return ImageFile(planes[:colours], planes[colours:] if planes.shape[0] in (2, 4) else None, bits, profile)
 
 
 def _depth(path: Path) -> int:
@@ -66,21 +66,21 @@ def _depth(path: Path) -> int:
 
 
 def _png_16(path: Path) -> np.ndarray:
-    """Pillow keeps 8 bits of colour. torchvision keeps 16, but ends the process on damage: Pillow looks first."""
-    from torchvision.io import ImageReadMode, decode_image
+    """Pillow reads only 8 bits of colour. torchvision reads 16, but crashes on damaged files, so Pillow checks first."""
+    from torchvision.io import ImageReadMode, decode_image  # takes seconds
 
     with Image.open(path) as image:
         image.verify()  # every chunk's checksum
     with Image.open(path) as image:
         image.load()
-        turn = image.getexif().get(0x0112, 1)
+        orientation = image.getexif().get(0x0112, 1)
     data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
     planes = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
-    return _turned(planes, turn)
+    return _oriented(planes, orientation)
 
 
-def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) as EXIF says that it is to be seen: 2 to 4 mirror or turn by half, 5 to 8 swap the axes first."""
+def _oriented(array: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) after the EXIF orientation: 2 to 4 mirror or rotate by 180 degrees, 5 to 8 swap the axes first."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -90,18 +90,18 @@ def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def write(picture: Picture, path: Path) -> None:
-    """By suffix. Only PNG holds 16 bits of colour; the others get 8. JPEG holds no alpha."""
+def write(image: ImageFile, path: Path) -> None:
+    """Writes by suffix. Only PNG holds 16 bits of colour; other formats get 8. JPEG holds no alpha."""
     kind = path.suffix.lower()
-    planes = picture.pixels if picture.alpha is None else torch.cat([picture.pixels, picture.alpha])
-    if kind in (".jpg", ".jpeg") and picture.alpha is not None:
-        raise Unreadable("it has an alpha channel, which JPEG does not hold; use --format=png")
-    bits = picture.bits if kind == ".png" else 8
-    whole = (planes.clamp(0, 1) * (2**bits - 1) + 0.5).floor().permute(1, 2, 0).numpy()
+    planes = image.pixels if image.alpha is None else torch.cat([image.pixels, image.alpha])
+    if kind in (".jpg", ".jpeg") and image.alpha is not None:
+        raise ImageFileError("it has an alpha channel, which JPEG does not hold; use --format=png")
+    bits = image.bits if kind == ".png" else 8
+    levels = (planes.clamp(0, 1) * (2**bits - 1) + 0.5).floor().permute(1, 2, 0).numpy()
     if bits == 16:
-        content = png_16(whole.astype(">u2"), picture.profile)
+        content = png_16(levels.astype(">u2"), image.profile)
     else:
-        content = _encoded(whole.astype(np.uint8), kind, picture.profile)
+        content = _encoded(levels.astype(np.uint8), kind, image.profile)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
 
@@ -113,15 +113,15 @@ def _encoded(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
         ".webp": {"lossless": True},
         ".tif": {"compression": "tiff_lzw"},
     }
-    about: dict[str, Any] = {"icc_profile": profile} if profile else {}
+    metadata: dict[str, Any] = {"icc_profile": profile} if profile else {}
     form = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF"}[kind]
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-    image.save(file, format=form, **options.get(kind.replace("jpeg", "jpg"), {}), **about)
+    image.save(file, format=form, **options.get(kind.replace("jpeg", "jpg"), {}), **metadata)
     return file.getvalue()
 
 
 def png_16(array: np.ndarray, profile: bytes | None = None) -> bytes:
-    """(H, W, 1 to 4) big-endian 16 bits -> PNG, which Pillow writes for grey only. A row is the difference to the one above."""
+    """(H, W, 1 to 4) big-endian 16 bits -> PNG, which Pillow writes for grey only. Rows are stored as differences (filter up)."""
     height, width, planes = array.shape
     rows = array.reshape(height, -1).view(np.uint8)  # (H, 2 W planes)
     above = np.vstack([np.zeros_like(rows[:1]), rows[:-1]])

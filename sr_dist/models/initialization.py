@@ -9,10 +9,10 @@ from torch import nn
 
 
 def kaiming(modules: Iterable[nn.Module], factor: float) -> None:
-    """Convolutions get Kaiming's normal weights (fan in, gain sqrt 2) times the factor, and biases of zero.
+    """Convolutions get Kaiming normal weights (fan in, gain sqrt 2) times the factor, and zero biases.
 
-    ESRGAN's 0.1: residual branches whisper at first, so that a deep network without normalisation starts as nearly
-    nothing but its skips.
+    With ESRGAN's 0.1 the residual branches start small, so a deep network without normalization starts close to its skip
+    connections.
     """
     for module in modules:
         if isinstance(module, nn.Conv2d):

@@ -27,11 +27,11 @@ def interpolate(path_a: str, path_b: str, out: Path, alpha: float, scale: int | 
 
 
 def refuse_unlike(a: TrainedGenerator, b: TrainedGenerator) -> None:
-    """Weights between two different networks mean nothing."""
+    """Refuses two different networks: weights between them mean nothing."""
     if a.scale != b.scale:
         raise UserError(f"B: '{b.file}' enlarges by {b.scale}, but A, '{a.file}', by {a.scale}")
-    for option in sorted(a.generator.keys() | b.generator.keys(), key=lambda option: option != "name"):
-        first, second = a.generator.get(option), b.generator.get(option)
+    for option in sorted(a.section.keys() | b.section.keys(), key=lambda option: option != "name"):
+        first, second = a.section.get(option), b.section.get(option)
         if first != second:
             raise UserError(
                 f"B: '{b.file}' is another network: its generator.{option} is {second}, that of A, '{a.file}', {first}"
@@ -39,7 +39,7 @@ def refuse_unlike(a: TrainedGenerator, b: TrainedGenerator) -> None:
 
 
 def between(a: Tensors, b: Tensors, alpha: float) -> Tensors:
-    """In float64, and exactly A at 0 and B at 1. Counts (of batch normalisation) cannot be mixed: they are A's."""
+    """In float64, and exactly A at 0 and B at 1. Counters (of batch normalization) cannot be mixed: they are A's."""
     return {name: _mixed(value, b[name], alpha) if value.is_floating_point() else value for name, value in a.items()}
 
 

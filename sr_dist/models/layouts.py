@@ -1,7 +1,7 @@
-"""Networks that others trained: recognised by the names of their tensors, renamed to ours, described as a generator section.
+"""Networks trained by other projects: recognized by their tensor names, renamed to ours, described as a generator section.
 
-A layout is a table of names. The options of a network (blocks, widths, growth, channels, scale) are read from the shapes
-under our own names, so they are inferred once per generator and not once per layout.
+A layout is a table of names. The options of a network (blocks, widths, growth, channels, scale) are read from the shapes under
+our own names, so the code for it is per generator and not per layout.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ import torch
 from sr_dist.core.errors import UserError
 from sr_dist.models.weights_files import Tensors
 
-Rule = tuple[str, str | Callable[[re.Match[str]], str]]  # a pattern of a whole name, and ours
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]  # a pattern of a full name, and our name
 WB = r"\.(weight|bias)"
 
 
 @dataclass(frozen=True)
 class Layout:
     generator: str  # the name of our file
-    whose: str
-    rules: Callable[[Iterable[str]], list[Rule]]  # of all names: the first RRDB code numbers its layers
-    options: dict[str, Any] = field(default_factory=dict)  # what the network does that no shape shows
+    source: str  # the project whose names these are
+    rules: Callable[[Iterable[str]], list[Rule]]  # given all names, because the first RRDB code numbers its layers
+    options: dict[str, Any] = field(default_factory=dict)  # options that no shape shows
 
     @property
     def title(self) -> str:
-        return f"{self.generator} ({self.whose})"
+        return f"{self.generator} ({self.source})"
 
     def renamed(self, names: Iterable[str]) -> dict[str, str]:
-        """Their name -> ours, for every name that the layout explains."""
+        """Their name -> our name, for every name that the layout covers."""
         rules = [(re.compile(pattern), ours) for pattern, ours in self.rules(names)]
-        found = {}
+        result = {}
         for name in names:
             for pattern, ours in rules:
                 if match := pattern.fullmatch(name):
-                    found[name] = ours(match) if callable(ours) else match.expand(ours)
+                    result[name] = ours(match) if callable(ours) else match.expand(ours)
                     break
-        return found
+        return result
 
 
 @dataclass(frozen=True)
-class Found:
-    """A generator out of a foreign file. The scale is None where no tensor shows it."""
+class ForeignGenerator:
+    """A generator read from another project's file. The scale is None where no tensor shows it."""
 
     layout: Layout
     generator: dict[str, Any]
@@ -60,7 +60,7 @@ def _table(*rules: Rule) -> Callable[[Iterable[str]], list[Rule]]:
 
 
 def _numbered_rrdb(names: Iterable[str]) -> list[Rule]:
-    """model.0, model.1 (the trunk), then an upscaling convolution at every third number, and two more at the end."""
+    """model.0, model.1 (the trunk), an upsampling convolution at every third number, and two convolutions at the end."""
     numbers = [int(match[1]) for name in names if (match := re.match(r"model\.(\d+)\.", name))]
     last = max(numbers, default=0)
     ups: list[Rule] = [(rf"model\.{3 * up}{WB}", rf"conv_up{up}.\1") for up in range(1, (last - 4) // 3 + 1)]
@@ -78,13 +78,13 @@ BN = r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
 def _upsample(match: re.Match[str]) -> str:
-    """Convolution, pixel shuffle and PReLU of every doubling, numbered through."""
+    """Convolution, pixel shuffle and PReLU of every doubling, numbered consecutively."""
     doubling, part = divmod(int(match[1]), 3)
     return f"upsample.{doubling}.{('conv', 'shuffle', 'act')[part]}.{match[2]}"
 
 
 def _srresnet(first: str, body: str, last: str) -> list[Rule]:
-    """The layout that numbers the parts of a block, under the names that its modules had over the years."""
+    """The layout that numbers the layers of a block, under the module names of several years."""
     block = r"trunk\.(\d+)\.(?:rcb|rc_block)"
     return [
         (rf"{first}\.0{WB}", r"conv_first.\1"),
@@ -155,35 +155,35 @@ LAYOUTS = (
 )  # fmt: skip
 
 
-def recognise(tensors: Tensors, file: Path, key: str) -> Found:
-    """The generator that these tensors belong to, or a UserError that says what it was taken for."""
+def recognize(tensors: Tensors, file: Path, key: str) -> ForeignGenerator:
+    """The generator that these tensors belong to, or a UserError that names the nearest layout."""
     tables = [(layout, layout.renamed(tensors)) for layout in LAYOUTS]
     layout, names = max(tables, key=lambda pair: len(pair[1]))
     strange = sorted(tensors.keys() - names.keys())
     if not names:
         known = ", ".join(sorted({known.generator for known in LAYOUTS}))
         raise UserError(
-            f"{key}: '{file}' does not say which generator it fits, and names such as '{strange[0]}' are those of no generator "
-            f"known here ({known})"
+            f"{key}: '{file}' does not say which generator it fits, and names such as '{strange[0]}' belong to no known "
+            f"generator ({known})"
         )
     if strange:
         raise UserError(
             f"{key}: '{file}' does not say which generator it fits; nearest is {layout.title}, but {len(strange)} of "
-            f"{len(tensors)} tensors are none of its own, such as '{strange[0]}'"
+            f"{len(tensors)} tensors do not belong to it, such as '{strange[0]}'"
         )
     ours = completed({names[name]: value for name, value in tensors.items()})
     try:
         options, scale = OPTIONS[layout.generator](ours)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as problem:
-        said = f"it has no '{problem.args[0]}'" if isinstance(problem, KeyError) else str(problem)
-        raise UserError(f"{key}: '{file}' looks like {layout.title}, but {said}") from None
+        reason = f"it has no '{problem.args[0]}'" if isinstance(problem, KeyError) else str(problem)
+        raise UserError(f"{key}: '{file}' looks like {layout.title}, but {reason}") from None
     if options["channels"] not in (1, 3):
         raise UserError(f"{key}: '{file}' is {layout.title} for {options['channels']} channels; only 1 and 3 can be used")
-    return Found(layout, {"name": layout.generator, **options, **layout.options}, scale, ours)
+    return ForeignGenerator(layout, {"name": layout.generator, **options, **layout.options}, scale, ours)
 
 
 def completed(tensors: Tensors) -> Tensors:
-    """With what others leave out and what changes nothing: biases before batch normalisation, and its counts."""
+    """Adds tensors that other projects omit and that change nothing: biases before batch normalization, and its counters."""
     added: Tensors = {}
     for name, value in tensors.items():
         if name.endswith(".running_mean"):
@@ -194,18 +194,18 @@ def completed(tensors: Tensors) -> Tensors:
 
 
 def _blocks(tensors: Tensors, pattern: str) -> int:
-    """How many different numbers stand at the pattern's group."""
+    """The number of different values of the pattern's group."""
     return len({match[1] for name in tensors if (match := re.match(pattern, name))})
 
 
 def _rrdb(tensors: Tensors) -> tuple[dict[str, Any], int]:
-    width, inside = tensors["conv_first.weight"].shape[:2]
+    width, inputs = tensors["conv_first.weight"].shape[:2]
     channels = tensors["conv_last.weight"].shape[0]
     growth = tensors["body.0.rdb1.conv1.weight"].shape[0]
-    fold = math.isqrt(inside // channels)
+    fold = math.isqrt(inputs // channels)
     doublings = _blocks(tensors, r"conv_up(\d)")
-    if fold * fold * channels != inside or 2**doublings % fold:
-        raise ValueError(f"{inside} channels come in and {channels} go out")
+    if fold * fold * channels != inputs or 2**doublings % fold:
+        raise ValueError(f"it has {inputs} input and {channels} output channels")
     scale = 2**doublings // fold
     options = {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width, "growth": growth}
     return {**options, "unshuffle": fold > 1 or scale > 2}, scale
@@ -220,7 +220,7 @@ def _msrresnet(tensors: Tensors) -> tuple[dict[str, Any], int]:
 
 def _srresnet_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
     width, channels = tensors["conv_first.weight"].shape[:2]
-    tensors["bn_body.running_mean"]  # without batch normalisation it is another network
+    tensors["bn_body.running_mean"]  # KeyError without batch normalization: another network
     scale = 2 ** _blocks(tensors, r"upsample\.(\d+)")
     return {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width}, scale
 

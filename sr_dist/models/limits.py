@@ -1,4 +1,4 @@
-"""Reasons that a network gives in `refuses(config, launch)` before anything starts: why it cannot run, and what to do."""
+"""Why networks cannot run under a launch, as they answer in `refuses(config, launch)`: the reason and what to do, or None."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from sr_dist.core.launch_env import Launch
 def batch_norm(launch: Launch) -> str | None:
     """Statistics must span the ranks, and torch's SyncBatchNorm refuses CPU tensors."""
     if launch.ranks > 1 and not launch.cuda:
-        return f"its batch normalisation does not run on {launch.ranks} CPU ranks; use GPUs, one process, or a network without it"
+        return f"its batch normalization does not run on {launch.ranks} CPU ranks; use GPUs, one process, or a network without it"
     return None
 
 
 def spectral_norm(launch: Launch) -> str | None:
-    """The norm is taken of whole weights before every forward; stage 3 keeps a slice of each on a rank."""
+    """The norm is computed from whole weights before every forward; under stage 3 a rank has a slice of each."""
     if launch.stage == 3:
         return "its spectral norm does not run under ZeRO-3; use stage 2 or lower for this network"
     return None

@@ -1,7 +1,8 @@
-"""Published weights: where they are looked for, how they are told from broken ones, and what to do when they are missing.
+"""Published weights: where they are searched, how they are verified, and what to do when they are missing.
 
-Order: `$SR_DIST_WEIGHTS`, then the torch hub cache. Downloaded only when the recipe allows it, by the first rank of a
-node, to a temporary name. A file whose name ends in -<8 hex digits> must begin its sha256 with them; SHA256 has the others'.
+Search order: `$SR_DIST_WEIGHTS`, then the torch hub cache. A download happens only when the recipe allows it, by the first rank
+of a node, to a temporary name. The sha256 of a file whose name ends in -<8 hex digits> must begin with them; SHA256 has
+the others.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ SHA256 = {"inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafa
 
 
 class MissingWeights(UserError):
-    """A published file is not on this machine."""
+    """A published file is missing on this machine."""
 
 
 def folders() -> list[Path]:
-    """Where weights are looked for, in order; the first is where a download goes."""
-    import torch.hub
+    """Where weights are searched, in order; a download goes to the first."""
+    import torch.hub  # takes seconds
 
     named = os.environ.get("SR_DIST_WEIGHTS")
     return [*([Path(named)] if named else []), Path(torch.hub.get_dir()) / "checkpoints"]
 
 
 def find(name: str, key: str, download: bool = False) -> Path:
-    """The path of a published file, checked. `key` is the recipe's key that asks for it."""
+    """The path of a published file, verified. `key` names the recipe key in errors."""
     for folder in folders():
         if (folder / name).is_file():
             return verified(folder / name, key)
-    place = folders()[0] / name
+    target = folders()[0] / name
     if download and name in ADDRESSES:
-        return _downloaded(ADDRESSES[name], place, key)
+        return _downloaded(ADDRESSES[name], target, key)
     raise MissingWeights(
-        f"{key}: the weights file '{name}' is not here; put it at '{place}' (or in the folder that SR_DIST_WEIGHTS names), "
+        f"{key}: the weights file '{name}' is missing; put it at '{target}' (or in the folder that SR_DIST_WEIGHTS names), "
         f"or set allow_download=true"
     )
 
@@ -58,28 +59,28 @@ def verified(path: Path, key: str, name: str | None = None) -> Path:
     name = name or path.name
     in_name = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", name)
     stated = SHA256.get(name) or (in_name.group(1) if in_name else "")
-    if stated and not (found := sha256(path)).startswith(stated):
-        raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {found[:8]}, not {stated[:8]}")
+    if stated and not (actual := sha256(path)).startswith(stated):
+        raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {actual[:8]}, not {stated[:8]}")
     return path
 
 
-def _downloaded(address: str, place: Path, key: str) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.with_name(f".{place.name}.part")
-    with open(aside, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the ranks of a node arrive together: one fetches, the others find
-        if place.is_file():
-            return verified(place, key)
+def _downloaded(address: str, target: Path, key: str) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    with open(temporary, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the ranks of a node arrive together: one downloads, the others wait
+        if target.is_file():
+            return verified(target, key)
         file.truncate(0)
         try:
             with urllib.request.urlopen(address, timeout=60) as answer:
                 shutil.copyfileobj(answer, file)
             file.flush()
-            verified(aside, key, place.name)
-            os.replace(aside, place)
+            verified(temporary, key, target.name)
+            os.replace(temporary, target)
         except OSError as problem:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise MissingWeights(
-                f"{key}: '{place.name}' could not be downloaded ({problem}); put it at '{place}' by hand"
+                f"{key}: '{target.name}' could not be downloaded ({problem}); put it at '{target}' by hand"
             ) from None
-    return place
+    return target

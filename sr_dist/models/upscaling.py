@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.files import IMAGE_SUFFIXES
 from sr_dist.core.resize import imresize
 from sr_dist.models import image_files, trained
-from sr_dist.models.image_files import Picture, Unreadable
-from sr_dist.models.tiling import for_any_colour, in_tiles
+from sr_dist.models.image_files import ImageFile, ImageFileError
+from sr_dist.models.tiling import adapt_channels, upscale_in_tiles
 from sr_dist.models.trained import TrainedGenerator
 
 Pairs = list[tuple[Path, Path]]  # (image to read, image to write)
@@ -27,34 +28,40 @@ class Tiles:
     overlap: int = 32
 
 
-def upscale(source: str, pairs: Pairs, tiles: Tiles, scale: int | None = None) -> bool:
-    """Enlarges every image with the generator of a run or a weights file: -> whether all succeeded. Failures are printed."""
-    restorer = trained.open_generator(source, "RUN_OR_WEIGHTS", scale)
+class Enlarged(NamedTuple):
+    done: int  # images that succeeded
+    scale: int
+    generator: str
+
+
+def upscale(source: str, pairs: Pairs, tiles: Tiles, scale: int | None = None) -> Enlarged:
+    """Enlarges every image with the generator of a run or a weights file. Failures are printed."""
+    generator = trained.open_generator(source, "RUN_OR_WEIGHTS", scale)
     device = torch.device("cuda" if launch_env.uses_cuda() else "cpu")
-    network = for_any_colour(restorer.network.to(device), restorer.channels, restorer.scale)
+    network = adapt_channels(generator.network.to(device), generator.channels, generator.scale)
 
     def enlarged_planes(planes: Tensor) -> Tensor:
-        return in_tiles(network, planes[None], restorer.scale, tiles.size, tiles.overlap, device)[0]
+        return upscale_in_tiles(network, planes[None], generator.scale, tiles.size, tiles.overlap, device)[0]
 
     failed = 0
     for path, target in pairs:
         try:
             image = image_files.read(path)
-            image_files.write(Picture(enlarged_planes(image.pixels), _alpha(image, restorer), image.bits, image.profile), target)
-        except Unreadable as problem:
+            image_files.write(
+                ImageFile(enlarged_planes(image.pixels), _alpha(image, generator), image.bits, image.profile), target
+            )
+        except ImageFileError as problem:
             failed += 1
             print(f"failed: '{path}': {problem}", flush=True)
         except torch.OutOfMemoryError:
             failed += 1
             print(f"failed: '{path}': it needs more memory than '{device}' has; give --tile=256 or less", flush=True)
-    done = len(pairs) - failed
-    print(f"{done} of {len(pairs)} images enlarged by {restorer.scale} with {restorer.name}")
-    return not failed
+    return Enlarged(len(pairs) - failed, generator.scale, generator.name)
 
 
-def _alpha(image: Picture, restorer: TrainedGenerator) -> Tensor | None:
-    """An alpha channel is no photograph: bicubic interpolation enlarges it."""
-    return None if image.alpha is None else imresize(image.alpha.double(), restorer.scale).float()
+def _alpha(image: ImageFile, generator: TrainedGenerator) -> Tensor | None:
+    """Upscales the alpha channel with bicubic interpolation, because networks are trained on photographs."""
+    return None if image.alpha is None else imresize(image.alpha.double(), generator.scale).float()
 
 
 def targets(source: Path, out: Path, suffix: str) -> Pairs:
@@ -77,8 +84,8 @@ def refuse_existing(pairs: Pairs, overwrite: bool) -> None:
     sources = {source.resolve() for source, _ in pairs}
     onto = [target for _, target in pairs if target.resolve() in sources]
     if onto:
-        raise UserError(f"OUTPUT: '{onto[0]}' is one of the pictures that are read; name another place")
-    there = [target for _, target in pairs if target.exists()]
-    if there and not overwrite:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise UserError(f"OUTPUT: '{there[0]}'{more} would be overwritten; say --overwrite, or name another place")
+        raise UserError(f"OUTPUT: '{onto[0]}' is one of the images that are read; name another place")
+    existing = [target for _, target in pairs if target.exists()]
+    if existing and not overwrite:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UserError(f"OUTPUT: '{existing[0]}'{more} would be overwritten; say --overwrite, or name another place")

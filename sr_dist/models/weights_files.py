@@ -1,7 +1,7 @@
-"""Files of weights -> named tensors. Nothing but tensors is read: pickles are opened with `weights_only`, so no file runs code.
+"""Reads weights files as named tensors. Pickles are opened with `weights_only`, so no file runs code.
 
-Others wrap their tensors in dictionaries (`params_ema`, `state_dict`, ...) and in prefixes (`module.`, `generator.`, ...).
-Where a file holds both, the moving average is taken.
+Other projects wrap tensors in dictionaries (`params_ema`, `state_dict`, ...) and in prefixes (`module.`, `generator.`, ...).
+Where a file holds both raw weights and a moving average, the moving average is used.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, first_line, nearest
 
 Tensors = dict[str, Tensor]
 
 PICKLES = (".pth", ".pt", ".ckpt", ".tar", ".bin")  # .pth.tar ends in .tar
 
-# Dictionaries around the tensors, the one to take first; the value of a key that is no dictionary is passed over.
+# Dictionaries around the tensors, in order of preference. A key whose value is no dictionary is skipped.
 ENVELOPES = (
     "params_ema", "params-ema", "ema_state_dict", "generator_ema",
     "params", "state_dict", "model_state_dict", "generator", "netG", "net_g", "model", "net", "network", "module",
 )  # fmt: skip
-# Prefixes that choose one network of several in a file: whatever does not begin with them is left out.
+# Prefixes of one network among several in a file; other names are dropped.
 CHOICES = {
     "generator": ("generator_ema.", "generator.", "netG.", "net_g."),
     "discriminator": ("discriminator.", "netD.", "net_d."),
 }
-# Prefixes that wrappers put before every name. `model.` is none where a number follows: RRDB's first names begin so.
+# Prefixes that wrappers put before every name. `model.` before a number is none: RRDB's first names begin so.
 WRAPPERS = (r"module\.", r"_orig_mod\.", r"_forward_module\.", r"model\.(?!\d)", r"net\.", r"network\.")
-COUNTERS = {"n_averaged", "step_counter", "steps"}  # what moving averages and frameworks count beside the tensors
+COUNTERS = {"n_averaged", "step_counter", "steps"}  # counters of moving averages and frameworks
 
 
 def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
-    """Tensors under the names that they have in the file, and what the file says of itself."""
+    """Tensors under their names in the file, and the file's metadata."""
     if file.is_dir():
         raise UserError(f"{key}: '{file}' is a folder, but not a run's (it has no recipe.yaml)")
     if not file.is_file():
@@ -47,7 +47,7 @@ def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
         return _safetensors(file, key)
     if file.suffix in PICKLES:
         return unwrapped(_unpickled(file, key), file, key)
-    raise UserError(f"{key}: '{file}' has no suffix of a weights file (.safetensors, {', '.join(PICKLES)})")
+    raise UserError(f"{key}: '{file}' does not have the suffix of a weights file (.safetensors, {', '.join(PICKLES)})")
 
 
 def _safetensors(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
@@ -57,7 +57,7 @@ def _safetensors(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
         with safe_open(file, "pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as problem:
-        raise UserError(f"{key}: '{file}' is no whole .safetensors file: {problem}") from None
+        raise UserError(f"{key}: '{file}' is not a complete .safetensors file: {problem}") from None
 
 
 def _unpickled(file: Path, key: str) -> Any:
@@ -66,37 +66,36 @@ def _unpickled(file: Path, key: str) -> Any:
     except pickle.UnpicklingError as problem:
         forbidden = re.search(r"GLOBAL (\w+(?:\.\w+)+)", str(problem))
         if not forbidden:
-            raise UserError(f"{key}: '{file}' is cut short or no file of weights") from None
+            raise UserError(f"{key}: '{file}' is cut short or not a weights file") from None
         raise UserError(
-            f"{key}: '{file}' is cut short, or holds Python objects ({forbidden[1]}) beside tensors and is not opened, for "
-            f"reading those runs code; save the network's state_dict() alone, best as .safetensors"
+            f"{key}: '{file}' is cut short, or holds Python objects ({forbidden[1]}) beside tensors. It is not opened, because "
+            f"reading them runs code; save only the network's state_dict(), best as .safetensors"
         ) from None
     except Exception as problem:  # a cut or foreign file can fail anywhere in torch's readers
-        said = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise UserError(f"{key}: '{file}' is cut short or no file of weights ({said[0][:120]})") from None
+        raise UserError(f"{key}: '{file}' is cut short or not a weights file ({first_line(problem)[:120]})") from None
 
 
 def unwrapped(loaded: Any, file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
-    """The dictionary of tensors inside dictionaries, and the texts that stood beside it."""
-    about: dict[str, str] = {}
+    """The tensors inside nested dictionaries, and the texts beside them."""
+    metadata: dict[str, str] = {}
     while isinstance(loaded, Mapping):
-        about |= {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, str)}
+        metadata |= {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, str)}
         inner = next((loaded[name] for name in ENVELOPES if isinstance(loaded.get(name), Mapping) and loaded[name]), None)
         if inner is None:
             tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, Tensor)}
             if tensors:
-                return tensors, about
+                return tensors, metadata
             nested = [value for value in loaded.values() if isinstance(value, Mapping)]
             inner = nested[0] if len(nested) == 1 else None
         if inner is None:
             names = ", ".join(f"'{name}'" for name in list(loaded)[:5]) or "nothing"
-            raise UserError(f"{key}: '{file}' holds no network's tensors; it holds {names}")
+            raise UserError(f"{key}: '{file}' holds no tensors of a network; it holds {names}")
         loaded = inner
     raise UserError(f"{key}: '{file}' holds a {type(loaded).__name__}, not named tensors")
 
 
 def bare_names(tensors: Tensors, kind: str = "generator") -> Tensors:
-    """Without the prefixes of wrappers, in whatever order they were put on."""
+    """Names without the prefixes of wrappers, in any order."""
     while True:
         tensors = {name: value for name, value in tensors.items() if name not in COUNTERS}
         choice = next((prefix for prefix in CHOICES.get(kind, ()) if any(name.startswith(prefix) for name in tensors)), None)

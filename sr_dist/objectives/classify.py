@@ -1,11 +1,11 @@
-"""Training a classifier: cross-entropy with the classes of the shards, or with some of their attributes.
+"""Training a classifier K: cross-entropy with the classes of the shards, or with some of their attributes a.
 
     class          E[-log softmax(K(x))_y]
     attributes     E[mean_a -y_a log sigmoid(K(x)_a) - (1 - y_a) log(1 - sigmoid(K(x)_a))]
 
-`balance: weights` multiplies each part so that every class, or having and lacking an attribute, counts the same; the shares of
-the training samples come from the shards and are written into the run's recipe. x is LR at scale 1: HR, or HR through the
-recipe's degradation.
+`balance: weights` weights the terms so that every class, or having and lacking an attribute, counts the same. The shares of the
+training samples come from the shards and are written into the run's recipe. x is LR at scale 1: HR, or HR through the recipe's
+degradation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch, Reading, Terms
 from sr_dist.core.config import Names, Settings
+from sr_dist.core.contracts import Phase
 from sr_dist.core.errors import UserError
 from sr_dist.losses.classification import accuracy, balancing, cross_entropy, targets
 from sr_dist.recipe.labels import CLASS
@@ -23,9 +24,12 @@ from sr_dist.recipe.sections import Recipe
 
 
 class Config(Settings):
-    labels: Names = (CLASS,)  # class, or attributes of the shards
+    labels: Names = (CLASS,)
+    """class, or attributes of the shards."""
     balance: Literal["none", "weights"] = "none"
-    shares: tuple[float, ...] = ()  # of every class, or of each attribute; taken from the shards
+    """Whether rare labels weigh more."""
+    shares: tuple[float, ...] = ()
+    """The share of every class, or of each attribute; taken from the shards."""
 
 
 def check(config: Config, recipe: Recipe) -> None:
@@ -34,8 +38,8 @@ def check(config: Config, recipe: Recipe) -> None:
 
 
 class Objective(nn.Module):
-    phases = ("classifier",)
-    validation = "classification"
+    phases: tuple[Phase, ...] = ("classifier",)
+    validation: Literal["classification"] = "classification"
 
     def __init__(self, config: Config) -> None:
         super().__init__()

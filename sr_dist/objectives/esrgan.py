@@ -1,15 +1,15 @@
-"""ESRGAN: the critic says whether an image is more real than the average of the others (relativistic average GAN).
+"""ESRGAN (Wang et al. 2018): a relativistic average discriminator. C are its logits; r = hr, f = sr.
 
-    D_Ra(a, b) = sigmoid(C(a) - E[C(b)]),  r = hr, f = sr
+    D_Ra(a, b) = sigmoid(C(a) - E[C(b)])        a is more real than the average b
 
-    critic minimises     L_D = -E_r[log D_Ra(r, f)] - E_f[log(1 - D_Ra(f, r))]
-    generator minimises  VGG5.4 + 5e-3 L_G + 1e-2 L1
-                         L_G = -E_r[log(1 - D_Ra(r, f))] - E_f[log D_Ra(f, r)]
+    discriminator minimizes   L_D = -E[log D_Ra(r, f)] - E[log(1 - D_Ra(f, r))]
+    generator minimizes       VGG5.4 + 5e-3 L_G + 1e-2 L1
+                              L_G = -E[log(1 - D_Ra(r, f))] - E[log D_Ra(f, r)]
 
-Both terms of L_G have a gradient: the first through E[C(f)]. VGG5.4 is the mean absolute difference before activation.
-E[C] is over the global batch, all ranks (`batch_mean: global`), or over each rank's part (`local`, as peers do). It cannot
-span micro-batches, which are gone when the next one comes, so `global` goes without accumulation. `halved: true` halves both
-terms of L_D and L_G, as peers do; the paper does not. `r1_weight` is as in srgan.
+Both terms of L_G have a gradient; that of the first passes through E[C(f)]. VGG5.4 is the mean absolute difference of features
+before activation. E[C] is the mean over the global batch (`batch_mean: global`) or over each rank's images (`local`, as peers
+do). It cannot span micro-batches, so `global` excludes accumulation. `halved: true` halves L_D and the adversarial term, as peers
+do and the paper does not. `r1_weight` is as in srgan.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch, Terms
 from sr_dist.core.config import Settings
+from sr_dist.core.contracts import Discriminator, Phase
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
-from sr_dist.losses.adversarial import r1_penalty, r1_refuses, relative, says_fake, says_real
+from sr_dist.losses.adversarial import bce_fake, bce_real, r1_penalty, r1_refuses, relative
 from sr_dist.losses.content_terms import ContentTerms
 from sr_dist.recipe.checks import refuse_classes
 from sr_dist.recipe.sections import Recipe
@@ -35,10 +36,14 @@ class Config(Settings):
         "vgg": {"weight": 1.0, "layers": "conv5_4", "activated": False, "distance": "l1", "divide": 1.0},
         "l1": 1e-2,
     }
+    """Content terms with weights."""
     adversarial_weight: float = 5e-3
     batch_mean: Literal["global", "local"] = "global"
+    """The images of E[C]: those of all ranks, or of each rank."""
     halved: bool = False
+    """Halve the adversarial terms, as peers do."""
     r1_weight: Annotated[float, Field(ge=0)] = 0.0
+    """The weight of the R1 penalty."""
 
 
 def check(config: Config, recipe: Recipe) -> None:
@@ -62,8 +67,8 @@ def refuses(config: Config, launch: Launch) -> str | None:
 
 
 class Objective(nn.Module):
-    phases = ("generator", "discriminator")
-    validation = "restoration"
+    phases: tuple[Phase, ...] = ("generator", "discriminator")
+    validation: Literal["restoration"] = "restoration"
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -73,19 +78,19 @@ class Objective(nn.Module):
     def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
         return generator(batch.lr)
 
-    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
+    def generator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         with torch.no_grad():
-            real = discriminator(batch.hr).logits  # the same for every generator
+            real = discriminator(batch.hr).logits  # does not depend on the generator
         fake, over = discriminator(sr).logits, self.config.batch_mean
-        fooled = says_fake(relative(real, fake, over)) + says_real(relative(fake, real, over))
-        return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.factor * fooled}
+        adversarial = bce_fake(relative(real, fake, over)) + bce_real(relative(fake, real, over))
+        return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.factor * adversarial}
 
-    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
+    def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
         real, fake, over = discriminator(hr).logits, discriminator(sr).logits, self.config.batch_mean
         terms: Terms = {
-            "real": self.factor * says_real(relative(real, fake, over)),
-            "fake": self.factor * says_fake(relative(fake, real, over)),
+            "real": self.factor * bce_real(relative(real, fake, over)),
+            "fake": self.factor * bce_fake(relative(fake, real, over)),
         }
         if self.config.r1_weight:
             terms["r1"] = self.config.r1_weight * r1_penalty(real, hr)

@@ -1,25 +1,26 @@
-"""SRGAN: a content loss and a critic that tells real images from restored ones.
+"""SRGAN (Ledig et al. 2017): a content loss, and a discriminator D = sigmoid(C) that separates real from restored images.
 
-    critic minimises     -E[log D(hr)] - E[log(1 - D(sr))]
-    generator minimises  L_content + 1e-3 (-E[log D(sr)]),   D = sigmoid(C)
+    discriminator minimizes   -E[log D(hr)] - E[log(1 - D(sr))]
+    generator minimizes       L_content + 1e-3 (-E[log D(sr)])
 
-The paper's sums over samples are means over the global batch here. `form` puts other losses in the logarithms' place:
+The paper sums over samples; E is the mean over the global batch. `form` replaces the adversarial terms:
 
-    least_squares        critic  E[(C(hr) - 1)^2] + E[C(sr)^2]                     generator  E[(C(sr) - 1)^2]
-    hinge                critic  E[max(0, 1 - C(hr))] + E[max(0, 1 + C(sr))]       generator  -E[C(sr)]
+    least_squares   discriminator  E[(C(hr) - 1)^2] + E[C(sr)^2]                   generator  E[(C(sr) - 1)^2]
+    hinge           discriminator  E[max(0, 1 - C(hr))] + E[max(0, 1 + C(sr))]     generator  -E[C(sr)]
 
-`r1_weight` adds that much of E[|dC(hr)/dhr|^2] to the critic's loss, in every step (the gamma / 2 of the R1 paper).
+`r1_weight` adds that multiple of E[|dC(hr)/dhr|^2] to the discriminator's loss in every step (gamma / 2 of the R1 paper).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch, Terms
 from sr_dist.core.config import Settings
+from sr_dist.core.contracts import Discriminator, Phase
 from sr_dist.core.launch_env import Launch
 from sr_dist.losses.adversarial import FORMS, FormName, r1_penalty, r1_refuses
 from sr_dist.losses.content_terms import ContentTerms
@@ -29,9 +30,12 @@ from sr_dist.recipe.sections import Recipe
 
 class Config(Settings):
     content: dict[str, Any] = {"vgg": {"weight": 1.0, "layers": "conv5_4"}}
+    """Content terms with weights."""
     form: FormName = "standard"
+    """The form of the adversarial terms."""
     adversarial_weight: float = 1e-3
     r1_weight: Annotated[float, Field(ge=0)] = 0.0
+    """The weight of the R1 penalty."""
 
 
 def check(config: Config, recipe: Recipe) -> None:
@@ -43,8 +47,8 @@ def refuses(config: Config, launch: Launch) -> str | None:
 
 
 class Objective(nn.Module):
-    phases = ("generator", "discriminator")
-    validation = "restoration"
+    phases: tuple[Phase, ...] = ("generator", "discriminator")
+    validation: Literal["restoration"] = "restoration"
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -54,11 +58,11 @@ class Objective(nn.Module):
     def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
         return generator(batch.lr)
 
-    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
+    def generator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         fake = discriminator(sr).logits
-        return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.form.fool(fake)}
+        return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.form.generator(fake)}
 
-    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
+    def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
         real, fake = discriminator(hr).logits, discriminator(sr).logits
         terms: Terms = {"real": self.form.real(real), "fake": self.form.fake(fake)}

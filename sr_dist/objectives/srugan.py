@@ -1,37 +1,41 @@
-"""SR-UGAN, equations 5 to 8: an ACGAN critic that also names the class, and a generator with a content loss.
+"""SR-UGAN, equations 5 to 8: an auxiliary-classifier GAN. D is the discriminator's real-or-fake output, C its class output.
 
     L_V = -E[log D(hr)] - E[log(1 - D(sr))]              real or fake
     L_C =  E[CE(C(hr), y)] + E[CE(C(sr), y)]             which class
-    critic minimises     L_V + L_C
-    generator minimises  L_content + 1e-3 (-E[log D(sr)])
+    discriminator minimizes   L_V + L_C
+    generator minimizes       L_content + 1e-3 (-E[log D(sr)])
 
-The paper's sums over samples are means over the global batch here. `generator_class_weight` adds CE(C(sr), y) for the
-generator, as the author's later code does (1e-3); the paper does not. How often C(hr) and C(sr) name the class is logged.
+The paper sums over samples; E is the mean over the global batch. `generator_class_weight` adds CE(C(sr), y) to the generator's
+loss, as the author's later code does (1e-3) and the paper does not. The accuracies of C(hr) and C(sr) are logged.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch, Reading, Terms
 from sr_dist.core.config import Settings
-from sr_dist.losses.adversarial import says_class, says_fake, says_real
+from sr_dist.core.contracts import Discriminator, Phase
+from sr_dist.losses.adversarial import bce_fake, bce_real, class_cross_entropy
 from sr_dist.losses.classification import accuracy
 from sr_dist.losses.content_terms import ContentTerms
 
 
 class Config(Settings):
     content: dict[str, Any] = {"mse": {"weight": 1.0, "range": "-1..1"}, "vgg": {"weight": 1.0, "layers": "conv5_4"}}
+    """Content terms with weights."""
     adversarial_weight: float = 1e-3
-    class_weight: float = 1.0  # of L_C in the critic's loss
+    class_weight: float = 1.0
+    """The weight of L_C in the discriminator's loss."""
     generator_class_weight: float = 0.0
+    """The weight of CE(C(sr), y) in the generator's loss."""
 
 
 class Objective(nn.Module):
-    phases = ("generator", "discriminator")
-    validation = "restoration"
+    phases: tuple[Phase, ...] = ("generator", "discriminator")
+    validation: Literal["restoration"] = "restoration"
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -41,20 +45,20 @@ class Objective(nn.Module):
     def forward(self, generator: nn.Module, batch: Batch) -> Tensor:
         return generator(batch.lr)
 
-    def generator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
+    def generator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         fake = discriminator(sr)
         terms = self.content(sr, batch)
-        terms["adversarial"] = self.config.adversarial_weight * says_real(fake.logits)
+        terms["adversarial"] = self.config.adversarial_weight * bce_real(fake.logits)
         if fake.class_logits is not None and self.config.generator_class_weight:
-            terms["class"] = self.config.generator_class_weight * says_class(fake.class_logits, batch.label)
+            terms["class"] = self.config.generator_class_weight * class_cross_entropy(fake.class_logits, batch.label)
         return terms
 
-    def discriminator_loss(self, discriminator: nn.Module, batch: Batch, sr: Tensor) -> Terms:
+    def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         real, fake = discriminator(batch.hr), discriminator(sr)
-        terms: Terms = {"real": says_real(real.logits), "fake": says_fake(fake.logits)}
-        if real.class_logits is not None:
-            terms["class_real"] = self.config.class_weight * says_class(real.class_logits, batch.label)
-            terms["class_fake"] = self.config.class_weight * says_class(fake.class_logits, batch.label)
+        terms: Terms = {"real": bce_real(real.logits), "fake": bce_fake(fake.logits)}
+        if real.class_logits is not None and fake.class_logits is not None:
+            terms["class_real"] = self.config.class_weight * class_cross_entropy(real.class_logits, batch.label)
+            terms["class_fake"] = self.config.class_weight * class_cross_entropy(fake.class_logits, batch.label)
             terms["accuracy_real"] = Reading(accuracy(real.class_logits, batch.label))
             terms["accuracy_fake"] = Reading(accuracy(fake.class_logits, batch.label))
         return terms

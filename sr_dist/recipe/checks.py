@@ -1,8 +1,9 @@
-"""Checks of a recipe by itself: names, options and sections that must agree. No torch before `complete`, and no data."""
+"""Checks of a recipe without its data: names, options, and sections that must agree. Only `complete` loads torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +19,8 @@ from sr_dist.recipe.sections import Part, Recipe
 DEFAULT_CONTENT = {"l1": "1"}
 
 
-def stated(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
-    """A recipe file with `--key.sub=value` overrides, checked without its data."""
+def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
+    """Reads a recipe file, sets `--key.sub=value` overrides and checks the result without its data."""
     recipe = config.typed(Recipe, config.override(config.read(path), overrides))
     check_names(recipe)
     check_agreement(recipe)
@@ -27,7 +28,7 @@ def stated(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Every name is a file, and every option is one of that file's."""
+    """Every name is the name of a file, and that file has every option."""
     for key, part in recipe.parts().items():
         plugins.check(_package(key), part.name, part.options, key)
     for name, (_, options) in content_sections(recipe.objective.options.get("content", DEFAULT_CONTENT)).items():
@@ -40,32 +41,36 @@ def check_names(recipe: Recipe) -> None:
 
 
 def check_agreement(recipe: Recipe) -> None:
-    """Sections that must say the same."""
+    """Sections agree with each other."""
     if not recipe.generator and not recipe.classifier:
         raise UserError("generator: this key is missing (or classifier, for a recipe that trains one)")
     if recipe.generator and recipe.discriminator:
-        ours, theirs = (str(part.options.get("channels", 3)) for part in (recipe.generator, recipe.discriminator))
-        if ours != theirs:
-            raise UserError(f"discriminator.channels: {theirs}, but the generator makes images of {ours}")
+        made, expected = _channels(recipe.generator), _channels(recipe.discriminator)
+        if made != expected:
+            raise UserError(f"discriminator.channels: {expected}, but the images of the generator have {made}")
     if recipe.keep.best:
         known = list(CLASSIFICATION) if recipe.classifier else list(columns(recipe.metrics, recipe.extractor))
         if recipe.keep.best not in known:
             metrics = ", ".join(CLASSIFICATION if recipe.classifier else recipe.metrics)
             near = nearest(recipe.keep.best, known)
-            raise UserError(f"keep.best: '{recipe.keep.best}' is no column of the metrics {metrics}{near}")
+            raise UserError(f"keep.best: '{recipe.keep.best}' is not a column of the metrics {metrics}{near}")
 
 
-def check_world(recipe: Recipe, ranks: int) -> None:
+def _channels(part: Part) -> str:
+    return str(part.options.get("channels", 3))
+
+
+def check_batch(recipe: Recipe, num_ranks: int) -> None:
     """The batch can be divided among ranks and micro-batches."""
-    parts = ranks * recipe.accumulate
-    if recipe.data.batch < parts:
-        raise UserError(f"data.batch: {recipe.data.batch} is less than ranks x accumulate = {ranks} x {recipe.accumulate}")
-    if recipe.data.crop is None and recipe.data.batch % ranks:
-        raise UserError(f"data.batch: {recipe.data.batch} whole images (data.crop: none) do not divide by {ranks} ranks")
+    batch, accumulate = recipe.data.batch, recipe.accumulate
+    if batch < num_ranks * accumulate:
+        raise UserError(f"data.batch: {batch} is less than ranks x accumulate = {num_ranks} x {accumulate}")
+    if recipe.data.crop is None and batch % num_ranks:
+        raise UserError(f"data.batch: {batch} whole images (data.crop: none) cannot be divided by {num_ranks} ranks")
 
 
 def complete(recipe: Recipe) -> Recipe:
-    """Imports the parts, and with them torch, and writes out all their options for the run folder's `recipe.yaml`."""
+    """Imports the parts (and torch) and adds the defaults of all their options, for the run folder's `recipe.yaml`."""
     update: dict[str, Any] = {}
     for key, part in recipe.parts().items():
         module, options = plugins.resolve(_package(key), part.name, part.options, key)
@@ -77,7 +82,7 @@ def complete(recipe: Recipe) -> Recipe:
             update["data"] = recipe.data.model_copy(update={"degradation": whole})
         else:
             update[key] = whole
-        if hasattr(module, "check"):  # what the part asks of the rest of the recipe
+        if hasattr(module, "check"):  # of the rest of the recipe
             module.check(options, recipe)
     for module, term, _ in content_terms(recipe):
         if hasattr(module, "check"):
@@ -86,7 +91,7 @@ def complete(recipe: Recipe) -> Recipe:
 
 
 def _with_typed_content(part: Part) -> Part:
-    """The objective with every option of its content terms written out."""
+    """The objective with the defaults of its content terms' options."""
     if "content" not in part.options:
         return part
     content = {}
@@ -103,34 +108,34 @@ def content_terms(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
         yield *plugins.resolve(PACKAGES["content"], name, options, key), key
 
 
-def modules(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
+def part_modules(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
     """(module, typed options, key) of every part."""
     for key, part in recipe.parts().items():
         yield *plugins.resolve(_package(key), part.name, part.options, key), key
 
 
 def check_launch(recipe: Recipe, launch: Launch) -> None:
-    """Refuses parts that cannot run under this launch. A part states its reasons in `refuses(config, launch)`."""
-    for module, options, key in modules(recipe):
+    """Refuses parts that cannot run under this launch. A part gives its reason in `refuses(config, launch)`."""
+    for module, options, key in part_modules(recipe):
         if not hasattr(module, "refuses"):
             continue
-        reason = plugins.call_refuses(module, options, launch_of(recipe, key, launch), key)
+        reason = module.refuses(options, launch_of_part(recipe, key, launch))
         if reason:
             raise UserError(f"{key}: '{recipe.parts()[key].name}': {reason}")
 
 
-def launch_of(recipe: Recipe, key: str, launch: Launch) -> Launch:
-    """The launch as one network sees it: the discriminator may have a ZeRO stage of its own."""
+def launch_of_part(recipe: Recipe, key: str, launch: Launch) -> Launch:
+    """The launch as it applies to one part: the discriminator may have a ZeRO stage of its own."""
     if key != "discriminator" or not launch.stage or recipe.zero.discriminator is None:
         return launch
-    return Launch(launch.backend, recipe.zero.discriminator, launch.ranks, launch.cuda, launch.compiled)
+    return replace(launch, stage=recipe.zero.discriminator)
 
 
 def refuse_classes(recipe: Recipe) -> None:
-    """For objectives that do not train a discriminator's class head: idle parameters stop DDP."""
+    """For objectives that do not train a class head: DDP fails on parameters without gradients."""
     if recipe.discriminator_classes != "none":
         raise UserError(
-            f"discriminator.classes: the objective '{recipe.objective.name}' trains no class head; say none, or use srugan"
+            f"discriminator.classes: the objective '{recipe.objective.name}' trains no class head; write none, or use srugan"
         )
 
 

@@ -1,7 +1,7 @@
-"""The columns that metrics produce and which direction is better. Read from the metrics' source files without importing them.
+"""The columns of metrics and whether higher or lower is better, read from the metrics' files without importing them.
 
-A metric file states `BETTER` (column -> "higher" or "lower"); `NEEDS` (column -> published weights file) if it needs any; and
-`VIEW` if it compares two sets of images by the features of a network.
+A metric file defines `BETTER` (column -> "higher" or "lower"), `NEEDS` (column -> published weights file) if it needs weights,
+and `VIEW` if it compares two sets of images by the features of a network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLASSIFICATION = ("accuracy", "balanced_accuracy")  # of a classifier's validati
 
 
 def metric_facts(metrics: Iterable[str], fact: str) -> dict[str, str]:
-    """`BETTER` or `NEEDS` of several metrics, joined."""
+    """`BETTER` or `NEEDS` of several metrics, merged."""
     facts: dict[str, str] = {}
     for name in metrics:
         facts |= plugins.literal(plugins.locate(PACKAGES["metric"], name, "metrics")[1], fact) or {}
@@ -29,7 +29,7 @@ def columns(metrics: Iterable[str], extractor: str | None = None) -> dict[str, s
     for name in metrics:
         better = metric_facts([name], "BETTER")
         if extractor and compares_sets(name):
-            better = {foreign_column(column, extractor_name(extractor)): sense for column, sense in better.items()}
+            better = {foreign_column(column, extractor_name(extractor)): direction for column, direction in better.items()}
         result |= better
     return result
 
@@ -39,7 +39,7 @@ def compares_sets(metric: str) -> bool:
 
 
 def foreign_column(column: str, extractor: str) -> str:
-    """The name of a distance between features of a network other than the FID Inception. It is never called FID."""
+    """The column of a distance between features of a network other than the FID Inception. It is never called FID."""
     return column.replace("fid", "fd").replace("kid", "kd") + f"_{extractor}"
 
 
@@ -54,7 +54,7 @@ def all_columns() -> dict[str, str]:
 
 
 def better_direction(column: str) -> str | None:
-    """ "higher" or "lower" for a validation column, whatever its extractor; None where it is unknown."""
+    """ "higher" or "lower" for a validation column of any extractor; None if the column is unknown."""
     known = all_columns()
     if column in known:
         return known[column]

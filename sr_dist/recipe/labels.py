@@ -1,4 +1,4 @@
-"""What a classifier distinguishes: the classes of its shards (a softmax), or some of their attributes (one sigmoid each)."""
+"""The labels of a classifier: the classes of its shards (a softmax), or some of their attributes (one sigmoid each)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple
 
 from sr_dist.core.errors import UserError, nearest
 
-CLASS: Literal["class"] = "class"  # the word in a recipe for all classes; other words name attributes
+CLASS: Literal["class"] = "class"  # stands for all classes in a recipe; other words are names of attributes
 
 
 class LabelNames(NamedTuple):
-    """The classes and attributes that a folder of shards has."""
+    """The classes and attributes of a folder of shards."""
 
-    place: str
+    source: str
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
 
@@ -26,7 +26,7 @@ class Labels:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words with which a recipe asks for these labels."""
+        """The value of `objective.labels` that selects these labels."""
         return (CLASS,) if self.kind == CLASS else self.names
 
     def __str__(self) -> str:
@@ -34,27 +34,30 @@ class Labels:
 
 
 def labels_of(words: Sequence[str], available: LabelNames, key: str) -> Labels:
-    """`class` or attribute names, checked against what the shards have. `key` names the recipe key in errors."""
+    """`class` or names of attributes -> labels that the shards have. `key` is the recipe key in errors."""
     if tuple(words) == (CLASS,):
         if not available.classes:
             hint = f"; name attributes, such as {available.attributes[0]}" if available.attributes else ""
-            raise UserError(f"{key}: class, but the shards in '{available.place}' have no classes{hint}")
+            raise UserError(f"{key}: class, but the shards in '{available.source}' have no classes{hint}")
         return Labels(CLASS, available.classes)
     if not words:
-        raise UserError(f"{key}: names nothing; say class, or attributes of the shards")
+        raise UserError(f"{key}: is empty; write class, or names of attributes of the shards")
     for name in words:
         if name not in available.attributes:
-            hint = nearest(name, available.attributes) or "; they have none at all"
-            raise UserError(f"{key}: the shards in '{available.place}' have no attribute '{name}'{hint}")
+            hint = nearest(name, available.attributes) or "; they have no attributes"
+            raise UserError(f"{key}: the shards in '{available.source}' have no attribute '{name}'{hint}")
     return Labels("attributes", tuple(words))
 
 
 def check_fits(labels: Labels, available: LabelNames, key: str) -> None:
-    """The shards have the labels that a trained classifier distinguishes."""
-    theirs = labels_of(labels.words, available, key)
-    if theirs != labels:
-        mine, other = (", ".join(one.names[:4]) + (", ..." if len(one.names) > 4 else "") for one in (labels, theirs))
+    """The shards have the labels of a trained classifier."""
+    of_shards = labels_of(labels.words, available, key)
+    if of_shards != labels:
         raise UserError(
-            f"{key}: the classifier distinguishes {len(labels.names)} classes ({mine}), the shards in '{available.place}' "
-            f"have {len(theirs.names)} ({other})"
+            f"{key}: the classifier distinguishes {len(labels.names)} classes ({_first_names(labels)}), the shards in "
+            f"'{available.source}' have {len(of_shards.names)} ({_first_names(of_shards)})"
         )
+
+
+def _first_names(labels: Labels, most: int = 4) -> str:
+    return ", ".join(labels.names[:most]) + (", ..." if len(labels.names) > most else "")

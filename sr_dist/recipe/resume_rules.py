@@ -1,4 +1,4 @@
-"""What may differ between a run and its resumption, and what does. No torch."""
+"""The keys that may differ between a run and its resumption. No torch."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from sr_dist.core import config
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.recipe.sections import Recipe
 
-# May differ between a run and its resumption; a section stands for all its keys. Starting weights are of no more use then.
+# These keys may differ. A section stands for all its keys. Starting weights are not used on resumption.
 FREE = (
     "steps", "runs", "accumulate", "precision", "compile", "channels_last", "checkpointing", "tf32", "data.workers", "data.trace",
     "data.train", "data.on_corrupt", "data.cache", "data.cache_gb", "data.validation", "data.validation_limit", "save_every",
     "keep", "validate_every", "metrics", "log_every", "log", "zero", "init.generator", "init.discriminator",
     "init.classifier", "allow_download", "max_skipped", "on_save_error", "hang_timeout", "resume",
 )  # fmt: skip
-WARNED = ("precision", "compile", "channels_last", "checkpointing", "tf32", "accumulate")  # the numbers change a little
+WARNED = ("precision", "compile", "channels_last", "checkpointing", "tf32", "accumulate")  # they change results slightly
 
 
 def check_allowed(recipe: Recipe) -> None:
-    """`resume.allow` names keys that exist."""
-    known = config.flat(recipe.model_dump(mode="json"))
+    """The keys in `resume.allow` exist."""
+    known = config.flatten(recipe.model_dump(mode="json"))
     known |= {key.rsplit(".", i)[0]: None for key in known for i in range(1, key.count(".") + 1)}
     for key in recipe.resume.allow:
         if key not in known:
             raise UserError(f"resume.allow: no key '{key}'{nearest(key, known)}")
 
 
-def changed(before: Mapping[str, Any], after: Recipe) -> list[str]:
-    """The keys that differ from those a run began with and may not, as `key: was X, is Y`."""
+def forbidden_changes(before: Mapping[str, Any], after: Recipe) -> list[str]:
+    """The keys that differ from the run's recipe although they may not, as `key: was X, is Y`."""
     allowed = (*FREE, *after.resume.allow)
 
-    def may(key: str) -> bool:
+    def is_allowed(key: str) -> bool:
         return any(key == name or key.startswith(f"{name}.") for name in allowed)
 
-    return [line for key, line in differences(before, after) if not may(key)]
+    return [line for key, line in differences(before, after) if not is_allowed(key)]
 
 
 def differences(before: Mapping[str, Any], after: Recipe) -> list[tuple[str, str]]:
-    """Every key whose value differs; keys that the older file did not know yet had their defaults."""
-    old = config.flat(config.parse(config.text(config.typed(Recipe, before))))
-    new = config.flat(config.parse(config.text(after)))
+    """Every key whose value differs. A key that is missing in an older file had its default."""
+    old = config.flatten(config.parse(config.text(config.typed(Recipe, before))))
+    new = config.flatten(config.parse(config.text(after)))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return [(key, f"{key}: was {old.get(key)}, is {new.get(key)}") for key in keys]

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_v
 
 from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole
 
-LONGEST_PATTERN = 10_000  # the largest sum of whole weights when data sets are mixed
+LONGEST_PATTERN = 10_000  # the largest sum of whole weights of mixed data sets
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -24,7 +24,7 @@ Period = Annotated[Positive | None, Absent]  # in steps; none means never
 
 def _sums_to_one(split: tuple[float, ...]) -> tuple[float, ...]:
     if split and not (len(split) in (2, 3) and math.isclose(sum(split), 1, abs_tol=1e-6)):
-        raise ValueError(f"{list(split)} are not two or three shares that make 1, such as [0.7, 0.15, 0.15]")
+        raise ValueError(f"{list(split)} are not two or three shares with the sum 1, such as [0.7, 0.15, 0.15]")
     return split
 
 
@@ -32,7 +32,7 @@ Split = Annotated[tuple[Share, ...], AfterValidator(_sums_to_one)]  # into train
 
 
 class Part(Settings):
-    """A section that names a plug-in file. The file's own `Config` types the other keys."""
+    """A section that names a plug-in file. The `Config` of that file types the other keys."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -47,7 +47,7 @@ class Part(Settings):
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """The smallest whole numbers in the same proportions; 0.7 means seven tenths."""
+    """The smallest whole numbers in the same proportions. 0.7 means seven tenths."""
     exact = [Ratio(repr(weight)) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * common) for weight in exact]
@@ -58,7 +58,7 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
 def _sources(value: Any) -> Any:
     """One source, or several with weights."""
     if isinstance(value, list | tuple):
-        raise ValueError(f"{list(value)} is a list; several data sets come with weights, such as {{data/a: 3, data/b: 1}}")
+        raise ValueError(f"{list(value)} is a list; several data sets need weights, such as {{data/a: 3, data/b: 1}}")
     if not str(value).strip():
         raise ValueError("is empty; name a folder of shards, a brace pattern or a URL")
     if not isinstance(value, Mapping):
@@ -81,7 +81,7 @@ def _sources(value: Any) -> Any:
 
 
 class Augment(Settings):
-    """Changes to training images before LR is made of them. Each draws random numbers of its own."""
+    """Changes to training images before LR is made from them. Each has its own random numbers."""
 
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
     """The largest rotation to either side."""
@@ -101,19 +101,19 @@ class Data(Settings):
     validation_limit: Annotated[Positive | None, Absent] = None
     """Use only the first N validation images."""
     select: dict[str, Positive] = {}
-    """Sample counts per class, per attribute, for `each_class` or for the `rest`, chosen by content hash."""
+    """Sample counts per class, per attribute, for `each_class` or for the `rest`, selected by content hash."""
     balance: dict[str, tuple[Positive, Positive]] = {}
-    """One attribute with two counts: samples with it and samples without it, chosen by content hash."""
+    """One attribute with two counts: samples with it and samples without it, selected by content hash."""
     split: Split = ()
-    """Shares of data.train for training, validation and test, chosen by content hash."""
+    """Shares of data.train for training, validation and test, selected by content hash."""
     crop: Annotated[Positive | None, Absent]
     """The side of HR crops in pixels; none means whole images, one per micro-batch."""
     small: Literal["refuse", "replicate"] = "refuse"
-    """What happens to images smaller than the crop."""
+    """How images smaller than the crop are handled; replicate repeats their edges."""
     on_corrupt: Literal["fail", "substitute"] = "fail"
-    """What happens to samples that cannot be read; substitute takes the next sample and records it."""
+    """How unreadable samples are handled; substitute takes the next sample and records it."""
     cache: OptionalText = None
-    """This node's folder for fetched shards; the default is in the folder for temporary files."""
+    """The node's folder for fetched shards; the default is in the folder for temporary files."""
     cache_gb: Annotated[float, Field(gt=0)] = 100.0
     """The size limit of the cache."""
     batch: Positive
@@ -124,9 +124,9 @@ class Data(Settings):
     """Rotate images by quarter turns at random."""
     augment: Augment = Augment()
     degradation: Part = Part(name="bicubic")
-    """How LR is made where the shards store none."""
+    """How LR is made if the shards do not store it."""
     window: Positive = 8192
-    """The number of samples that are shuffled together; a node must hold the shards of one window at a time."""
+    """The number of samples that are shuffled together. A node must hold the shards of one window at a time."""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """Loader worker processes per rank."""
     trace: bool = False
@@ -143,9 +143,9 @@ class Data(Settings):
     @model_validator(mode="after")
     def _agree(self) -> Data:
         if self.balance and (self.select or len(self.balance) > 1):
-            raise ValueError("balance takes one attribute and no select beside it; select alone takes any number of groups")
+            raise ValueError("balance takes one attribute and excludes select; select alone takes any number of groups")
         if self.split and self.validation:
-            raise ValueError("validation: with a split it is the second part of data.train; leave one of them out")
+            raise ValueError("validation: with a split, validation is the second part of data.train; leave one of them out")
         return self
 
 
@@ -157,9 +157,9 @@ class Init(Settings):
     classifier: OptionalText = None
     """The same for the classifier."""
     partial: bool = False
-    """Load the tensors that fit, log how many, and leave the others as initialized."""
+    """Load the tensors that fit, log their number, and leave the others as initialized."""
     freeze: Names = ()
-    """Name patterns of parameters of the generator that are not trained, such as body.*"""
+    """Name patterns of the generator's parameters that are not trained, such as body.*"""
 
 
 class Optimizer(Settings):
@@ -167,12 +167,12 @@ class Optimizer(Settings):
     """A file of training/optimizers (adam, adamw, sgd), or a dotted name of your own."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Of adam and adamw."""
+    """For adam and adamw."""
     momentum: float = 0.0
-    """Of sgd."""
+    """For sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = None
-    """The largest gradient norm."""
+    """The gradient norm above which gradients are clipped."""
 
 
 class Schedule(Settings):
@@ -216,14 +216,14 @@ class Zero(Settings):
     """Only for DeepSpeed."""
 
     discriminator: Annotated[Literal[1, 2, 3] | None, Absent, Whole] = None
-    """The discriminator's ZeRO stage, where it differs from the launcher's configuration."""
+    """The discriminator's ZeRO stage, if it differs from the launcher's configuration."""
     persistence_threshold: NonNegative = 0
     """Parameters up to this size stay whole on every rank under stage 3."""
 
 
 class Log(Settings):
     wandb: Literal["off", "offline", "online"] = "off"
-    """Whether W&B gets the rows of metrics.jsonl."""
+    """Whether the rows of metrics.jsonl go to W&B."""
     project: str = "sr_dist"
     """The W&B project."""
     artifacts: bool = False
@@ -232,7 +232,7 @@ class Log(Settings):
 
 class Resume(Settings):
     allow: Names = ()
-    """Keys that may differ from those the run began with."""
+    """Keys that may differ from the recipe with which the run began."""
 
 
 def _keep(value: Any) -> Any:
@@ -244,7 +244,7 @@ class Recipe(Settings):
     """The name of the run folder."""
     seed: int = 0
     scale: Annotated[Literal[1, 2, 3, 4, 8], Whole]
-    """HR size over LR size."""
+    """HR size divided by LR size."""
     steps: Positive
     """The last step."""
     runs: str = "runs"
@@ -253,13 +253,13 @@ class Recipe(Settings):
     generator: Annotated[Part | None, Absent] = None
     discriminator: Annotated[Part | None, Absent] = None
     classifier: Annotated[Part | None, Absent] = None
-    """A classifier to train, in place of a generator."""
+    """A classifier to train instead of a generator."""
     objective: Part
     init: Init = Init()
     """Starting weights."""
     optimizer: Optimizer
     discriminator_optimizer: Annotated[Optimizer | None, Absent] = None
-    """The default is the generator's."""
+    """The default is the generator's optimizer."""
     schedule: Schedule = Schedule()
     ema: Ema = Ema()
     accumulate: Positive = 1
@@ -267,11 +267,11 @@ class Recipe(Settings):
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the forward passes."""
     max_skipped: Positive = 20
-    """The run stops after this many steps in a row with gradients that are not finite."""
+    """The run stops after this many consecutive steps with gradients that are not finite."""
     compile: bool = False
     """Use torch.compile for both networks."""
     channels_last: bool = False
-    """Use the channels-last memory layout, which suits tensor cores."""
+    """Use the channels-last memory layout, which is faster on tensor cores."""
     checkpointing: Names = ()
     """Name patterns of modules of the generator whose activations are recomputed in the backward pass."""
     tf32: bool = True
@@ -279,7 +279,7 @@ class Recipe(Settings):
     save_every: Period = 1000
     """The period of checkpoints in steps."""
     on_save_error: Literal["stop", "continue"] = "stop"
-    """What happens when a checkpoint cannot be written."""
+    """How a checkpoint that cannot be written is handled."""
     hang_timeout: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = 1800.0
     """Seconds without progress after which a rank ends the job."""
     keep: Annotated[Keep, BeforeValidator(_keep)] = Keep()
@@ -316,7 +316,7 @@ class Recipe(Settings):
 
     @property
     def discriminator_classes(self) -> str:
-        """The discriminator's class head as the recipe states it: `manifest`, a count, or `none`."""
+        """The discriminator's class head in the recipe: `manifest`, a count, or `none`."""
         stated = str(self.discriminator.options.get("classes", "none")) if self.discriminator else "none"
         return "none" if stated in ("null", "None") else stated
 

@@ -1,4 +1,4 @@
-"""How fast a recipe trains here, and how fast its data come: in a run folder that is thrown away."""
+"""The speed of a recipe's data and of its training steps, in a temporary run folder."""
 
 from __future__ import annotations
 
@@ -14,99 +14,101 @@ import torch
 
 from sr_dist.core import launch_env, ranks
 from sr_dist.data.data_checks import check_data
-from sr_dist.data.loader import Stream
+from sr_dist.data.loader import Loader, Start
 from sr_dist.data.open_data import open_training_sets
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Data, Init, Log, Recipe
-from sr_dist.tools.data_speed import FAR, measured
-from sr_dist.training.build import open_stream, set_up
+from sr_dist.tools.data_speed import FAR, measure
+from sr_dist.training.build import open_loader, set_up
 from sr_dist.training.loop import advance
 from sr_dist.training.needed_files import find_weights
 from sr_dist.training.run import Run, close
 from sr_dist.training.throughput import peak_memory_gb
 
-WARM_UP = 1  # steps before the clock runs: kernels are chosen, states are made
+WARM_UP = 1  # untimed steps, in which kernels are chosen and optimizer states are allocated
 
 
-def bench_step(asked: Recipe, steps: int, as_json: bool) -> None:
+def bench_step(stated: Recipe, steps: int, as_json: bool) -> None:
     """All ranks must call; the first one prints."""
     with tempfile.TemporaryDirectory(prefix="sr_dist-bench-") as runs:
-        chosen = checks.complete(_thrown_away(asked, Path(runs), steps))
-        checks.check_launch(chosen, launch_env.launch(chosen.compile))
-        find_weights(chosen)
-        run = set_up(chosen)
+        recipe = checks.complete(_temporary(stated, Path(runs), steps))
+        checks.check_launch(recipe, launch_env.launch(recipe.compile))
+        find_weights(recipe)
+        run = set_up(recipe)
         try:
-            found = timed(run)
+            result = time_steps(run)
             if ranks.is_first():
-                print(said(found))
+                print(step_text(result))
                 if as_json:
-                    print(json.dumps(found), flush=True)
+                    print(json.dumps(result), flush=True)
         finally:
             close(run)
 
 
-def bench_data(asked: Recipe, images: int, rounds: int, as_json: bool) -> None:
-    """One process with one loading process, on the CPU, whatever the recipe says."""
-    begun = time.perf_counter()
-    check_data(asked)
-    shards, cpu = open_training_sets(asked.data), torch.device("cpu")
-    start_up, chosen = time.perf_counter() - begun, checks.complete(asked)
-    torch.set_num_threads(1)  # as a loading process has them
+def bench_data(stated: Recipe, images: int, rounds: int, as_json: bool) -> None:
+    """One process with one worker, on the CPU, whatever the recipe says."""
+    begin = time.perf_counter()
+    check_data(stated)
+    shards, cpu = open_training_sets(stated.data), torch.device("cpu")
+    start_up, recipe = time.perf_counter() - begin, checks.complete(stated)
+    torch.set_num_threads(1)  # as in a worker
 
-    def stream_of(workers: int, position: int) -> Stream:
-        data = chosen.data.model_copy(update={"workers": workers})
-        endless = chosen.model_copy(update={"data": data, "steps": 2**40, "runs": folder})
-        return open_stream(endless, shards, cpu, position)
+    def loader_at(workers: int, position: int) -> Loader:
+        data = recipe.data.model_copy(update={"workers": workers})
+        endless = recipe.model_copy(update={"data": data, "steps": 2**40, "runs": folder})
+        return open_loader(endless, shards, cpu, Start(position))
 
     with tempfile.TemporaryDirectory(prefix="sr_dist-bench-") as folder:
-        found = {"recipe": chosen.name, "samples": sum(part.manifest.samples for part in shards), "batch": chosen.data.batch}
-        found |= {"start_up_seconds": start_up, **measured(stream_of, images, rounds), "memory_gb": peak_memory_gb()}
-    print(said_of_data(found))
+        samples = sum(data_set.manifest.samples for data_set in shards)
+        result = {"recipe": recipe.name, "samples": samples, "batch": recipe.data.batch, "start_up_seconds": start_up}
+        result |= {**measure(loader_at, images, rounds), "memory_gb": peak_memory_gb()}
+    print(data_text(result))
     if as_json:
-        print(json.dumps(found), flush=True)
+        print(json.dumps(result), flush=True)
 
 
-def said_of_data(found: dict[str, Any]) -> str:
-    speeds, resume = found["images_per_second"], found["resume"]
-    ratios = found["ratio_to_webdataset"], found["ratio_to_webdataset_with_lr"]
-    beside = f", {ratios[0]:.2f} times WebDataset's pipeline ({speeds['webdataset']:.0f})" if ratios[0] else ""
-    beside_lr = f" ({ratios[1]:.2f} times)" if ratios[1] else ""
+def data_text(result: dict[str, Any]) -> str:
+    speeds, resume = result["images_per_second"], result["resume"]
+    ratio, ratio_lr = result["ratio_to_webdataset"], result["ratio_to_webdataset_with_lr"]
+    beside = f", {ratio:.2f} times WebDataset's pipeline ({speeds['webdataset']:.0f})" if ratio else ""
+    beside_lr = f" ({ratio_lr:.2f} times)" if ratio_lr else ""
     start, far, times = resume.values()
     return (
-        f"{found['recipe']}: {speeds['stream']:.0f} images/s from one loading process, {found['share_of_decode']:.2f} of decoding"
+        f"{result['recipe']}: {speeds['stream']:.0f} images/s from one worker, {result['share_of_decode']:.2f} of decoding"
         f" alone ({speeds['decode']:.0f}){beside}; {speeds['batches']:.0f} with LR made on this CPU{beside_lr}\n"
-        f"{found['samples']:,} samples opened and checked in {found['start_up_seconds']:.2f} s; first batch after {start:.3f} s, "
-        f"after {FAR:,} steps {far:.3f} s ({times:.2f} times); peak memory {found['memory_gb']:.2f} GiB"
+        f"{result['samples']:,} samples opened and checked in {result['start_up_seconds']:.2f} s; "
+        f"first batch after {start:.3f} s, after {FAR:,} steps {far:.3f} s ({times:.2f} times); "
+        f"peak memory {result['memory_gb']:.2f} GiB"
     )
 
 
-def _thrown_away(asked: Recipe, runs: Path, steps: int) -> Recipe:
-    """The recipe in another folder, without what is no training step. Starting weights change no speed, and the stage that
-    makes them may not have run; what is frozen stays frozen."""
+def _temporary(recipe: Recipe, runs: Path, steps: int) -> Recipe:
+    """The recipe in another folder, without validation and logging. Starting weights change no speed, and the stage that makes
+    them may not have run; frozen parameters stay frozen."""
     changes: dict[str, Any] = {
         "runs": str(runs),
         "steps": WARM_UP + steps,
-        "init": Init(freeze=asked.init.freeze),
-        "data": Data.model_validate({**asked.data.model_dump(), "validation": None}),
+        "init": Init(freeze=recipe.init.freeze),
+        "data": Data.model_validate({**recipe.data.model_dump(), "validation": None}),
         "log": Log(wandb="off"),
     }
-    return asked.model_copy(update=changes)
+    return recipe.model_copy(update=changes)
 
 
-def timed(run: Run) -> dict[str, Any]:
+def time_steps(run: Run) -> dict[str, Any]:
     """Trains to the recipe's last step. All ranks must call: losses are means over all, memory is the fullest rank's."""
     seconds, waited, losses = [], [], []
-    arriving = run.stream.steps(1)
+    steps = run.loader.steps(1)
     while run.step < run.recipe.steps:
-        _settle(run)
-        begun = time.perf_counter()
-        step, micro_batches = next(arriving)
-        waited.append(time.perf_counter() - begun)
-        terms, _ = advance(run, step, micro_batches)
-        _settle(run)
-        seconds.append(time.perf_counter() - begun)
-        losses.append(terms)
-    values = [ranks.total(torch.stack([value.double() for value in terms.values()])).tolist() for terms in losses]
+        _synchronize(run)
+        begin = time.perf_counter()
+        step, batches = next(steps)
+        waited.append(time.perf_counter() - begin)
+        result = advance(run, step, batches)
+        _synchronize(run)
+        seconds.append(time.perf_counter() - begin)
+        losses.append(result.losses)
+    values = [ranks.all_reduce_sum(torch.stack([value.double() for value in terms.values()])).tolist() for terms in losses]
     speeds = [run.recipe.data.batch / second for second in seconds[WARM_UP:]]
     return {
         "recipe": run.recipe.name,
@@ -117,28 +119,28 @@ def timed(run: Run) -> dict[str, Any]:
         "steps": len(speeds),
         "images_per_second": {"median": median(speeds), "min": min(speeds), "max": max(speeds)},
         "data_wait": sum(waited[WARM_UP:]) / sum(seconds[WARM_UP:]),
-        "memory_gb": max(ranks.gather(peak_memory_gb())),
-        "losses": {name: _number(value) for name, value in zip(losses[-1], values[-1], strict=True)},
+        "memory_gb": max(ranks.all_gather(peak_memory_gb())),
+        "losses": {name: _finite(value) for name, value in zip(losses[-1], values[-1], strict=True)},
         "finite": all(math.isfinite(value) for row in values for value in row),
     }
 
 
-def _settle(run: Run) -> None:
-    """Waits for the device, which works behind the program's back."""
+def _synchronize(run: Run) -> None:
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
 
 
-def _number(value: float) -> float | None:
-    """JSON has no word for what is not finite."""
+def _finite(value: float) -> float | None:
+    """JSON has no word for values that are not finite."""
     return value if math.isfinite(value) else None
 
 
-def said(found: dict[str, Any]) -> str:
-    speed = found["images_per_second"]
+def step_text(result: dict[str, Any]) -> str:
+    speed = result["images_per_second"]
     return (
-        f"{found['recipe']} on {found['ranks']} x {found['device']}, precision {found['precision']}, batch {found['batch']}: "
-        f"{speed['median']:.2f} images/s (median of {found['steps']} steps; {speed['min']:.2f} to {speed['max']:.2f}), "
-        f"data wait {100 * found['data_wait']:.0f} %, peak memory {found['memory_gb']:.2f} GiB, "
-        f"losses {'finite' if found['finite'] else 'NOT FINITE'}"
+        f"{result['recipe']} on {result['ranks']} x {result['device']}, precision {result['precision']}, "
+        f"batch {result['batch']}: "
+        f"{speed['median']:.2f} images/s (median of {result['steps']} steps; {speed['min']:.2f} to {speed['max']:.2f}), "
+        f"data wait {100 * result['data_wait']:.0f} %, peak memory {result['memory_gb']:.2f} GiB, "
+        f"losses {'finite' if result['finite'] else 'NOT FINITE'}"
     )

@@ -1,7 +1,7 @@
-"""How much a device computes while it trains: floating point operations of a step, counted once, over the time it took.
+"""Floating point operations of a training step, counted once per recipe.
 
-Products and convolutions count, one multiplication and addition as two, forward and backward, of all networks. Work that
-is done twice to save memory counts once, so the share of the peak says how well the device is used for the recipe.
+Matrix products and convolutions count, one multiplication and addition as two, forward and backward, of all networks.
+Recomputed activations count once, so the share of the peak says how well the device is used for the recipe.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from sr_dist.core.files import cache_folder, sha256, write_whole
 from sr_dist.core.version import __version__
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.tools import memory
+from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, without_published_weights
 from sr_dist.training.step import Precision, take_step
 
 logger = logging.getLogger("sr_dist")
-IMAGES = 2  # in the batch that is counted: batch normalisation refuses one
+IMAGES = 2  # in the batch that is counted: batch normalization refuses one
 
 
 def per_image_once(recipe: Recipe) -> float | None:
-    """The same as `per_image`, kept in the user's cache folder: counting takes seconds, and a recipe's count never changes.
+    """`per_image`, kept in the user's cache folder: counting takes seconds, and a recipe's count never changes.
 
     None where it cannot be counted: whole images of any size, or an operation that needs real numbers.
     """
     if recipe.data.crop is None:
         return None
     file = cache_folder() / "operations" / f"{_digest(recipe)}.json"
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return float(json.loads(file.read_text())["flops_per_image"])
     try:
         flops = per_image(recipe)
@@ -50,31 +50,31 @@ def per_image_once(recipe: Recipe) -> float | None:
 
 
 def _digest(recipe: Recipe) -> str:
-    """Names everything that the count depends on: the parts with their options and source files, the sizes, the versions."""
+    """Identifies everything that the count depends on: parts with options and source files, sizes, versions."""
     parts = {key: part.model_dump(mode="json") for key, part in recipe.parts().items()}
-    sources = [sha256(Path(module.__file__)) for module, _, _ in checks.modules(recipe) if module.__file__]
+    sources = [sha256(Path(module.__file__)) for module, _, _ in checks.part_modules(recipe) if module.__file__]
     sizes = [recipe.scale, recipe.data.crop, list(recipe.init.freeze), recipe.channels]
     facts = [parts, sources, sizes, torch.__version__, __version__]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def per_image(chosen: Recipe) -> float:
-    """Operations of one step over the images in it, counted on tensors that have shapes but no numbers.
+def per_image(recipe: Recipe) -> float:
+    """Operations of one step over its images, counted on tensors that have shapes but no numbers.
 
-    On the meta device, for fake tensors would stay behind in whatever remembers a tensor between calls.
+    They are on the meta device: fake tensors would stay behind in caches that keep tensors between calls.
     """
-    once = memory.without_weights(chosen.model_copy(update={"checkpointing": ()}))
-    with memory.quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        objective, networks = memory.parts(once)
-        batch = memory.random_batch(once, IMAGES, torch.device("meta"))
-    with FlopCounterMode(display=False) as counted:
-        engines = {name: GradientsOnly(network) for name, network in networks.items()}
+    plain = without_published_weights(recipe.model_copy(update={"checkpointing": ()}))
+    with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        objective, networks = objective_and_networks(plain)
+        batch = random_batch(plain, IMAGES, torch.device("meta"))
+    engines = {phase: GradientsOnly(network) for phase, network in networks.items()}
+    with FlopCounterMode(display=False) as counter:
         take_step(objective, engines, [batch], Precision("no", "meta"), dict.fromkeys(engines, 0.0))
-    return counted.get_total_flops() / IMAGES
+    return counter.get_total_flops() / IMAGES
 
 
 class GradientsOnly:
-    """An engine that computes gradients and keeps none, so that tensors without numbers do."""
+    """A `StepEngine` that computes gradients and discards them."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = self.bare = network

@@ -1,21 +1,16 @@
-"""What a rank's memory holds under each backend, said before anyone owns the GPUs.
+"""The memory table: what a rank holds under each backend, without a GPU.
 
-    computed    from the sizes of the recipe's real networks: what the backends really keep, read from their code
-    estimated   what autograd saves for the backward passes, counted on tensors that have shapes but no numbers (torch's
-                fake tensors), at the recipe's crop and a rank's micro-batch
-    measured    the allocator's peak over one step of training on random images, in one process with a GPU
+    computed    from the sizes of the recipe's networks, as the backends' code allocates them
+    estimated   what autograd saves for the backward passes, counted on torch's fake tensors at the recipe's crop and micro-batch
+    measured    the allocator's peak over one training step on random images, in one process with a GPU
 
-Not counted: CUDA's context (some 0.5 GiB), kernels' workspaces, fragmentation, and the few tensors that live for a moment.
+Not counted: CUDA's context (about 0.5 GiB), kernels' workspaces, fragmentation, and short-lived tensors.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import json
-import logging
-import os
-import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,27 +20,30 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sr_dist.core import ranks
-from sr_dist.core.batch import Batch
+from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training import build, ddp, deepspeed
+from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, without_published_weights
+from sr_dist.training.ddp import DDPEngine
+from sr_dist.training.deepspeed import configuration
 from sr_dist.training.ema import Ema
+from sr_dist.training.networks import prepared, recompute_activations
 from sr_dist.training.optimizer_state import states_per_weight
 from sr_dist.training.step import Precision, take_step
 
 MIB = 2**20
-FP32 = 4  # bytes: weights, gradients, states and averages are fp32 under every backend and precision
-REDUCE_BUCKET = 500_000_000  # numbers in DeepSpeed's buffer where the configuration states none; it is not cut to the network
+FP32 = 4  # bytes: weights, gradients, optimizer states and averages are fp32 under every backend and precision
+REDUCE_BUCKET = 500_000_000  # values in DeepSpeed's buffer where the configuration states none; it is not cut to the network
 BACKENDS = {"DDP": (0, False), "ZeRO-1": (1, False), "ZeRO-2": (2, False), "ZeRO-3": (3, False), "ZeRO-2, offload": (2, True)}
 COLUMNS = ("weights", "gradients", "optimizer", "ema", "content", "buffers")
+Table = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many numbers a network has."""
+    """The number of values in a network."""
 
     trained: tuple[int, ...]  # of each parameter that is trained
     frozen: tuple[int, ...]
@@ -65,69 +63,71 @@ def sizes(network: nn.Module) -> Sizes:
     )
 
 
-def held(network: Sizes, states: int, stage: int, gpus: int, averaged: bool) -> dict[str, int]:
-    """Bytes that a rank keeps of one network. `averaged`: it is the one whose EMA is kept (`ema.py`).
+def state_bytes(network: Sizes, states: int, stage: int, gpus: int, averaged: bool) -> dict[str, int]:
+    """Bytes that a rank keeps of one network. `averaged`: it is the network with an EMA.
 
-    Every stage clones a rank's share of the weights as its masters. (Stage 3 means to spare that under fp32, but compares a
-    device with its name; seen in DeepSpeed 0.19.8.) The EMA is whole on every rank; under stage 3 a rank averages its share
-    and has the whole copy besides, which `gather` fills for validation and saving.
+    Every stage clones a rank's share of the weights as master weights. (Stage 3 intends to spare that under fp32, but compares a
+    device with its name; seen in DeepSpeed 0.19.8.) The EMA is whole on every rank; under stage 3 a rank averages its share and
+    holds the whole copy besides, which `gather` fills for validation and saving.
     """
     trained, whole = sum(network.trained), network.whole
     if stage == 3:
-        share = sum(-(-numbers // gpus) for numbers in network.trained)
-        ours = share + sum(-(-numbers // gpus) for numbers in network.frozen)
-        found = {"weights": ours + network.statistics, "gradients": share, "optimizer": (1 + states) * share, "ema": ours + whole}
+        share = sum(-(-size // gpus) for size in network.trained)
+        own = share + sum(-(-size // gpus) for size in network.frozen)
+        values = {"weights": own + network.statistics, "gradients": share, "optimizer": (1 + states) * share, "ema": own + whole}
     elif stage:
         share = -(-trained // gpus)
         gradients = trained if stage == 1 else share
-        found = {"weights": whole, "gradients": gradients, "optimizer": (1 + states) * share, "ema": whole}
+        values = {"weights": whole, "gradients": gradients, "optimizer": (1 + states) * share, "ema": whole}
     else:
-        found = {"weights": whole, "gradients": trained, "optimizer": states * trained, "ema": whole}
-    return {name: FP32 * numbers * (averaged or name != "ema") for name, numbers in found.items()}
+        values = {"weights": whole, "gradients": trained, "optimizer": states * trained, "ema": whole}
+    return {name: FP32 * count * (averaged or name != "ema") for name, count in values.items()}
 
 
-def buffers(network: Sizes, zero: dict[str, Any], gpus: int, bf16: bool) -> int:
-    """Bytes that the backend keeps for talking to the other ranks.
+def buffer_bytes(network: Sizes, zero: dict[str, Any], gpus: int, bf16: bool) -> int:
+    """Bytes that the backend keeps for communication.
 
-    DDP: its buckets, as many as gradients. ZeRO: one bucket of a fixed size, two under stage 2, where sending overlaps
-    with computing; and under stage 3 the weights that are whole while they are used: all of them, for a network below its
-    `max_live_parameters` of 1e9 is not taken apart again before the step ends.
+    DDP: its buckets, as many as gradients. ZeRO: one bucket of a fixed size, two under stage 2, where sending overlaps with
+    computing. Stage 3: also the weights that are whole while they are used, which are all of them: a network below its
+    `max_live_parameters` of 1e9 is not partitioned again before the step ends.
     """
     stage = zero["stage"]
     if not stage:
         return FP32 * sum(network.trained) * (gpus > 1)
     bucket = zero.get("reduce_bucket_size", REDUCE_BUCKET)
-    if stage == 3:  # one bucket, in the precision in which gradients travel
+    if stage == 3:  # one bucket, in the precision in which gradients are sent
         return bucket * (2 if bf16 else FP32) + FP32 * network.whole
     return FP32 * bucket * (2 if stage == 2 else 1)
 
 
-def row(chosen: Recipe, networks: dict[str, Sizes], content: int, backend: str, gpus: int) -> dict[str, int]:
-    """Bytes per rank under one backend, by what they are for; `host` is in the machine's memory."""
+def backend_row(recipe: Recipe, networks: dict[str, Sizes], content: int, backend: str, gpus: int) -> dict[str, int]:
+    """Bytes per rank under one backend, by purpose; `host` is in the machine's memory."""
     stage, offload = BACKENDS[backend]
-    found = dict.fromkeys((*COLUMNS, "host"), 0) | {"content": content}
-    passing = 0
+    row = dict.fromkeys((*COLUMNS, "host"), 0) | {"content": content}
+    shared_buffers = 0
     for place, (phase, network) in enumerate(networks.items()):
-        own = (chosen.zero.discriminator or stage) if phase == "discriminator" and stage else stage
-        settings = chosen.optimizer_of(phase)
-        part = held(network, states_per_weight(settings), own, gpus, averaged=place == 0)
-        zero = deepspeed.configuration(chosen, settings, own, offload, network.whole)["zero_optimization"]
-        part["buffers"] = buffers(network, zero, gpus, chosen.precision == "bf16")
-        part["host"] = 0
-        if offload:  # masters, states, gradients, and the weights on their way back
-            part["host"] = part["optimizer"] + part["gradients"] + FP32 * -(-sum(network.trained) // gpus)
-            part["optimizer"] = part["gradients"] = 0
-        if own in (1, 2):  # these stages drop their buckets after each backward pass: one network's are there at a time
-            passing = max(passing, part.pop("buffers"))
-        for name, amount in part.items():
-            found[name] += amount
-    found["buffers"] += passing
-    return found | {"computed": sum(found[name] for name in COLUMNS)}
+        own = (recipe.zero.discriminator or stage) if phase == "discriminator" and stage else stage
+        settings = recipe.optimizer_of(phase)
+        amounts = state_bytes(network, states_per_weight(settings), own, gpus, averaged=place == 0)
+        zero = configuration(recipe, settings, own, offload, network.whole)["zero_optimization"]
+        amounts["buffers"] = buffer_bytes(network, zero, gpus, recipe.precision == "bf16")
+        amounts["host"] = 0
+        if offload:  # master weights, states, gradients, and the weights on their way back
+            amounts["host"] = amounts["optimizer"] + amounts["gradients"] + FP32 * -(-sum(network.trained) // gpus)
+            amounts["optimizer"] = amounts["gradients"] = 0
+        if own in (1, 2):  # these stages free their buckets after each backward pass, so one network's exist at a time
+            shared_buffers = max(shared_buffers, amounts.pop("buffers"))
+        for name, amount in amounts.items():
+            row[name] += amount
+    row["buffers"] += shared_buffers
+    return row | {"computed": sum(row[name] for name in COLUMNS)}
 
 
-class Saved:
-    """Counts what autograd saves, each storage once; parameters are no activations. `segments` are modules whose share is
-    counted apart: where activations are made again, one segment's are there at a time."""
+class SavedTensors:
+    """Counts the bytes that autograd saves, each storage once and parameters not at all.
+
+    The share of `segments` (modules) is counted apart: where activations are recomputed, one segment's exist at a time.
+    """
 
     def __init__(self, *known: nn.Module) -> None:
         tensors = [t for module in known for t in (*module.parameters(), *module.buffers())]
@@ -152,56 +152,17 @@ class Saved:
     def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._seen:
-            self._seen[storage._cdata] = storage  # kept, so that its address is not given to another
+            self._seen[storage._cdata] = storage  # held, so that its address is not used again
             self.bytes += storage.nbytes()
             for name in self._inside[:1]:
                 self.segments[name] = self.segments.get(name, 0) + storage.nbytes()
         return tensor
 
 
-def outermost(network: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:
-    """The modules that fit, without those inside of others that fit."""
-    found: dict[str, nn.Module] = {}
-    for name, module in network.named_modules():
-        fits = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-        if fits and not any(name.startswith(f"{outer}.") for outer in found):
-            found[name] = module
-    return found
-
-
-def activations(chosen: Recipe, images: int) -> dict[str, int]:
-    """Bytes saved for the backward pass of each phase, by phase; the larger counts, for one follows the other."""
-    plain = _saved(chosen.model_copy(update={"checkpointing": ()}), images, chosen.checkpointing)
-    if not chosen.checkpointing:
-        return {phase: saved.bytes for phase, saved in plain.items()}
-    found = {phase: saved.bytes for phase, saved in _saved(chosen, images, ()).items()}
-    first = next(iter(found))
-    found[first] += max(plain[first].segments.values(), default=0)  # the segment that is being made again
-    return found
-
-
-def _saved(chosen: Recipe, images: int, watched: tuple[str, ...]) -> dict[str, Saved]:
-    """Runs the forward passes of a step on tensors without numbers."""
-    with FakeTensorMode():
-        objective, networks = parts(chosen)
-        first = next(iter(networks))
-        if chosen.checkpointing and first != "discriminator":
-            build.remake_activations(networks[first], chosen.checkpointing)
-        known = (objective, *networks.values())
-        segments = outermost(networks[first], watched)
-        engines = {
-            name: ForwardOnly(network, Saved(*known), segments if name == first else {}) for name, network in networks.items()
-        }
-        batch = random_batch(chosen, images, torch.device("cpu"))
-        precision = Precision("no" if chosen.precision == "no" else "bf16", "cpu")
-        take_step(objective, engines, [batch], precision, dict.fromkeys(engines, 0.0))
-        return {name: engine.saved for name, engine in engines.items()}
-
-
 class ForwardOnly:
-    """An engine that counts what its forward passes save and goes no further."""
+    """A `StepEngine` that counts what its forward passes save and goes no further."""
 
-    def __init__(self, network: nn.Module, saved: Saved, segments: dict[str, nn.Module]) -> None:
+    def __init__(self, network: nn.Module, saved: SavedTensors, segments: dict[str, nn.Module]) -> None:
         self.network = self.bare = network
         self.saved, self._segments = saved, segments
 
@@ -214,138 +175,133 @@ class ForwardOnly:
         return torch.zeros(())
 
 
-def parts(chosen: Recipe) -> tuple[Any, dict[str, nn.Module]]:
-    """The objective and its networks, without starting weights."""
-    objective = build.build_objective(chosen)
-    return objective, {phase: build.phase_network(chosen, phase, resuming=True, notes=[]) for phase in objective.phases}
+def outermost(network: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:
+    """The modules that match, without those inside of others that match."""
+    matched: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
+        matches = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        if matches and not any(name.startswith(f"{outer}.") for outer in matched):
+            matched[name] = module
+    return matched
 
 
-def random_batch(chosen: Recipe, images: int, device: torch.device) -> Batch:
-    channels, crop = chosen.channels, chosen.data.crop
-    assert crop
-    layout = torch.channels_last if chosen.channels_last else torch.contiguous_format
-    lr, hr = (
-        torch.rand(images, channels, s, s, device=device).contiguous(memory_format=layout) for s in (crop // chosen.scale, crop)
-    )
-    attributes: dict[str, Tensor] = defaultdict(lambda: torch.zeros(images, device=device))  # whichever are asked for
-    return Batch(lr, hr, torch.zeros(images, dtype=torch.long, device=device), (), attributes, share=images / chosen.data.batch)
+def activations(recipe: Recipe, images: int) -> dict[str, int]:
+    """Bytes saved for the backward pass of each phase. The largest counts, because the phases follow each other."""
+    plain = _saved(recipe.model_copy(update={"checkpointing": ()}), images, recipe.checkpointing)
+    if not recipe.checkpointing:
+        return {phase: saved.bytes for phase, saved in plain.items()}
+    result = {phase: saved.bytes for phase, saved in _saved(recipe, images, ()).items()}
+    first = next(iter(result))
+    result[first] += max(plain[first].segments.values(), default=0)  # the segment that is being recomputed
+    return result
 
 
-def without_weights(chosen: Recipe) -> Recipe:
-    """Content terms that would read published files get random numbers instead: as many, and they are only counted."""
-    if "content" not in chosen.objective.options:
-        return chosen
-    content = dict(chosen.objective.options["content"])
-    for module, term, key in checks.content_terms(chosen):
-        name = key.removeprefix("objective.content.")
-        if hasattr(module, "files") and module.files(term):
-            content[name] = {**content[name], "weights": "random"}
-    return chosen.model_copy(update={"objective": chosen.objective.with_options(content=content)})
+def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, SavedTensors]:
+    """Runs the forward passes of a step on tensors without numbers."""
+    with FakeTensorMode():
+        objective, networks = objective_and_networks(recipe)
+        first = next(iter(networks))
+        if recipe.checkpointing and first != "discriminator":
+            recompute_activations(networks[first], recipe.checkpointing)
+        known, watched = (objective, *networks.values()), outermost(networks[first], segments)
+        engines = {
+            phase: ForwardOnly(network, SavedTensors(*known), watched if phase == first else {})
+            for phase, network in networks.items()
+        }
+        precision = Precision("no" if recipe.precision == "no" else "bf16", "cpu")
+        batch = random_batch(recipe, images, torch.device("cpu"))
+        take_step(objective, engines, [batch], precision, dict.fromkeys(engines, 0.0))
+        return {phase: engine.saved for phase, engine in engines.items()}
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Here random weights are no mistake that a user must hear of."""
-    logger = logging.getLogger("sr_dist")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # weights of a frozen classifier do not fit into tensors without numbers
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def one_step(chosen: Recipe, images: int) -> dict[str, Tensor]:
+def one_step(recipe: Recipe, images: int) -> dict[str, Tensor]:
     """The losses of one real step of one process on random images, with the EMA that training keeps."""
-    accelerator = ranks.open_accelerator(chosen.precision)
-    objective, networks = parts(chosen)
+    accelerator = ranks.open_accelerator(recipe.precision)
+    objective, networks = objective_and_networks(recipe)
     objective = objective.to(accelerator.device)
     first = next(iter(networks))
-    ema = Ema(networks[first], chosen.ema.decay)
+    ema = Ema(networks[first], recipe.ema.decay)
     ema.network.to(accelerator.device)
-    networks = {phase: build.prepared(network, chosen, phase, accelerator.device) for phase, network in networks.items()}
-    engines = {phase: ddp.Engine(accelerator, network, chosen, phase) for phase, network in networks.items()}
+    networks = {phase: prepared(network, recipe, phase, accelerator.device) for phase, network in networks.items()}
+    engines = {phase: DDPEngine(accelerator, network, recipe, phase) for phase, network in networks.items()}
     ema.follow(engines[first])
-    rates = {phase: chosen.optimizer_of(phase).learning_rate for phase in engines}
-    batch = random_batch(chosen, images, accelerator.device)
-    losses, _ = take_step(objective, engines, [batch], Precision(chosen.precision, accelerator.device.type), rates)
+    rates = {phase: recipe.optimizer_of(phase).learning_rate for phase in engines}
+    batch = random_batch(recipe, images, accelerator.device)
+    losses, _ = take_step(objective, engines, [batch], Precision(recipe.precision, accelerator.device.type), rates)
     ema.update()
     return losses
 
 
-def measured(chosen: Recipe, images: int) -> int | None:
+def measured_peak(recipe: Recipe, images: int) -> int | None:
     """The allocator's peak over one step, or None without a GPU."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.reset_peak_memory_stats()
-    one_step(chosen, images)
+    one_step(recipe, images)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated()
 
 
-def table(asked: Recipe, gpus: int) -> dict[str, Any]:
-    """Everything that is said of a recipe's memory; all amounts in bytes per rank."""
-    if asked.data.crop is None:
-        raise UserError("data.crop: none; the memory for whole images depends on their sizes; --data.crop=N says one")
-    chosen = without_weights(checks.complete(asked))
-    parts_of_batch = gpus * chosen.accumulate
-    images = -(-chosen.data.batch // parts_of_batch)
+def memory_table(stated: Recipe, gpus: int) -> Table:
+    """Everything about a recipe's memory; all amounts in bytes per rank."""
+    if stated.data.crop is None:
+        raise UserError("data.crop: none; the memory for whole images depends on their sizes; --data.crop=N sets one")
+    recipe = without_published_weights(checks.complete(stated))
+    images = -(-recipe.data.batch // (gpus * recipe.accumulate))
     with quiet():
         with FakeTensorMode():
-            objective, networks = parts(chosen)
-            amounts = {phase: sizes(network) for phase, network in networks.items()}
+            objective, networks = objective_and_networks(recipe)
+            network_sizes = {phase: sizes(network) for phase, network in networks.items()}
             content = FP32 * sizes(objective).whole
-        choices = [(precision, patterns) for precision in ("no", "bf16") for patterns in {(), chosen.checkpointing}]
+        variants = [(precision, patterns) for precision in ("no", "bf16") for patterns in {(), recipe.checkpointing}]
         estimates = []
-        for precision, patterns in sorted(choices):
-            variant = chosen.model_copy(update={"precision": precision, "checkpointing": patterns})
+        for precision, patterns in sorted(variants):
+            variant = recipe.model_copy(update={"precision": precision, "checkpointing": patterns})
             estimates.append({"precision": precision, "checkpointing": list(patterns), **activations(variant, images)})
-        kept = max(activations(chosen, images).values())
-        peak = measured(chosen, images)
-    rows = {name: row(chosen, amounts, content, name, gpus) for name in BACKENDS}
-    refused = {name: reason for name, (stage, _) in BACKENDS.items() if (reason := refusal(chosen, stage, gpus))}
+        estimated = max(activations(recipe, images).values())
+        peak = measured_peak(recipe, images)
+    rows = {name: backend_row(recipe, network_sizes, content, name, gpus) for name in BACKENDS}
+    refused = {name: reason for name, (stage, _) in BACKENDS.items() if (reason := refusal(recipe, stage, gpus))}
     return {
-        "recipe": chosen.name, "gpus": gpus, "images": images, "crop": chosen.data.crop, "precision": chosen.precision,
-        "parameters": {phase: sum(size.trained) + sum(size.frozen) for phase, size in amounts.items()},
-        "backends": {name: {**found, "estimated": kept, "total": found["computed"] + kept} for name, found in rows.items()},
+        "recipe": recipe.name, "gpus": gpus, "images": images, "crop": recipe.data.crop, "precision": recipe.precision,
+        "parameters": {phase: sum(size.trained) + sum(size.frozen) for phase, size in network_sizes.items()},
+        "backends": {name: {**row, "estimated": estimated, "total": row["computed"] + estimated} for name, row in rows.items()},
         "refused": refused,
         "activations": estimates,
         "measured": peak,
     }  # fmt: skip
 
 
-def refusal(chosen: Recipe, stage: int, gpus: int) -> str | None:
-    """Why the recipe does not run so, if it does not."""
+def refusal(recipe: Recipe, stage: int, gpus: int) -> str | None:
+    """Why the recipe does not run under a backend, or None."""
     try:
-        checks.check_launch(chosen, Launch("deepspeed" if stage else "ddp", stage, gpus, cuda=True, compiled=chosen.compile))
+        launch = Launch("deepspeed" if stage else "ddp", stage, gpus, cuda=True, compiled=recipe.compile)
+        checks.check_launch(recipe, launch)
     except UserError as problem:
         return str(problem)
     return None
 
 
-def said(found: dict[str, Any]) -> str:
-    """Two tables in Markdown."""
+def markdown(table: Table) -> str:
     titles = (*COLUMNS[:3], "EMA", *COLUMNS[4:], "sum (computed)", "activations (estimated)", "total", "on the host")
     lines = [
-        f"{found['recipe']} on {found['gpus']} GPUs, MiB per rank; {found['images']} images of {found['crop']} x {found['crop']} "
-        f"per micro-batch, precision {found['precision']}; "
-        + ", ".join(f"{phase} {count:,} parameters" for phase, count in found["parameters"].items()),
+        f"{table['recipe']} on {table['gpus']} GPUs, MiB per rank; {table['images']} images of {table['crop']} x {table['crop']} "
+        f"per micro-batch, precision {table['precision']}; "
+        + ", ".join(f"{phase} {count:,} parameters" for phase, count in table["parameters"].items()),
         "", f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|",
     ]  # fmt: skip
-    for name, amounts in found["backends"].items():
-        numbers = (amounts[key] for key in (*COLUMNS, "computed", "estimated", "total", "host"))
-        lines.append(f"| {name} | " + " | ".join(mebibytes(number) for number in numbers) + " |")
-    for name, reason in found["refused"].items():
+    for name, amounts in table["backends"].items():
+        values = (amounts[key] for key in (*COLUMNS, "computed", "estimated", "total", "host"))
+        lines.append(f"| {name} | " + " | ".join(mebibytes(value) for value in values) + " |")
+    for name, reason in table["refused"].items():
         lines += ["", f"{name} is refused: {reason}"]
-    phases = list(found["parameters"])
+    phases = list(table["parameters"])
     lines += ["", f"| activations (estimated) | {' | '.join(f'step of the {phase}' for phase in phases)} |"]
     lines.append("|---" * (len(phases) + 1) + "|")
-    for kind in found["activations"]:
-        again = f", made again: {', '.join(kind['checkpointing'])}" if kind["checkpointing"] else ""
-        lines.append(f"| precision {kind['precision']}{again} | " + " | ".join(mebibytes(kind[p]) for p in phases) + " |")
-    peak = "no GPU here" if found["measured"] is None else f"{mebibytes(found['measured'])} MiB, one step of one process"
+    for row in table["activations"]:
+        recomputed = f", recomputed: {', '.join(row['checkpointing'])}" if row["checkpointing"] else ""
+        lines.append(f"| precision {row['precision']}{recomputed} | " + " | ".join(mebibytes(row[p]) for p in phases) + " |")
+    peak = "no GPU here" if table["measured"] is None else f"{mebibytes(table['measured'])} MiB, one step of one process"
     return "\n".join([*lines, "", f"measured: {peak}"])
 
 
@@ -353,10 +309,10 @@ def mebibytes(amount: int) -> str:
     return f"{amount / MIB:,.0f}" if amount >= 10 * MIB or not amount else f"{amount / MIB:.1f}"
 
 
-def show_memory(asked: Recipe, gpus: int, as_json: bool) -> None:
-    """Under a launcher only the first rank does anything."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        found = table(asked, gpus)
-        print(said(found))
+def show_memory(recipe: Recipe, gpus: int, as_json: bool) -> None:
+    """Prints the table. Under a launcher only the first rank does anything."""
+    if launch_env.rank() == 0:
+        table = memory_table(recipe, gpus)
+        print(markdown(table))
         if as_json:
-            print(json.dumps(found), flush=True)
+            print(json.dumps(table), flush=True)

@@ -1,215 +1,155 @@
-"""From a recipe to everything that `loop.fit` uses: devices, networks in their phases, data, log, and where it left off."""
+"""From a recipe to everything that `loop.fit` uses: devices, engines, data, log, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
-import fnmatch
-import functools
 import hashlib
 import json
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from sr_dist.core import config, plugins, ranks
+from sr_dist.core import config, ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.plugins import PACKAGES
+from sr_dist.core.run_layout import METRICS, RECIPE
 from sr_dist.data.format import Shards
 from sr_dist.data.images import Batches, open_images
-from sr_dist.data.loader import Stream
+from sr_dist.data.loader import Loader, LoaderConfig, Start
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.select import portion_of
-from sr_dist.data.startup_report import outlook
-from sr_dist.evaluation.distances.own_extractor import open_own
-from sr_dist.evaluation.metric_set import open_metrics
-from sr_dist.models import trained
-from sr_dist.recipe.sections import Data, Part, Recipe, whole_weights
-from sr_dist.training import checkpoint, ddp, deepspeed, run_folder
+from sr_dist.data.startup_report import startup_lines
+from sr_dist.evaluation.distances.extractor import open_extractor
+from sr_dist.evaluation.metric_set import Metrics, open_metrics
+from sr_dist.recipe.sections import Data, Recipe, whole_weights
+from sr_dist.training import checkpoint, run_folder
+from sr_dist.training.checkpoint import Checkpoint
+from sr_dist.training.classification import VALIDATION_BATCH
+from sr_dist.training.ddp import DDPEngine
+from sr_dist.training.deepspeed import DeepSpeedEngine
 from sr_dist.training.ema import Ema
+from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
-from sr_dist.training.run import Run, resume
+from sr_dist.training.networks import build_degradation, build_objective, phase_network, prepared
+from sr_dist.training.run import Run, State, resume
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
 from sr_dist.training.watchdog import Watchdog
-
-VALIDATION_BATCH = 8  # images of one size that validation restores together
 
 
 def set_up(recipe: Recipe) -> Run:
     """All ranks must call."""
     accelerator = ranks.open_accelerator(recipe.precision)
+    device = accelerator.device
     torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = recipe.tf32
-    resumed = _newest(recipe)
+    saved = newest_checkpoint(recipe)
     shards = open_training_sets(recipe.data)
     digest = data_digest(recipe.data, shards)
-    check_same_data(recipe, shards, digest, resumed)
+    check_same_data(recipe, shards, digest, saved)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
-    objective = build_objective(recipe).to(accelerator.device)
-    torch.manual_seed(recipe.seed)  # and the same ones with and without a term that builds networks of its own
+    objective = build_objective(recipe).to(device)
+    torch.manual_seed(recipe.seed)  # and the same ones whether or not a content term builds networks
     notes: list[str] = []
-    networks = {phase: phase_network(recipe, phase, resumed is not None, notes) for phase in objective.phases}
-    stream = open_stream(recipe, shards, accelerator.device, *((resumed.state["position"], resumed.step) if resumed else (0, 0)))
+    networks = {phase: phase_network(recipe, phase, saved is not None, notes) for phase in objective.phases}
+    loader = open_loader(recipe, shards, device, Start(saved.state["position"], saved.step) if saved else None)
     validation = open_validation(recipe)
-    chosen, own = (recipe.metrics, open_own(recipe.extractor, accelerator.device)) if validation else ((), None)
-    metrics = open_metrics(chosen, accelerator.device, own=own, download=recipe.allow_download)
-    log = open_log(recipe, resumed)  # from here on the run folder is this run's
+    metrics = validation_metrics(recipe, validation, device)
+    log = open_log(recipe, saved)  # from here on the run folder belongs to this run
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
-    ema.network.to(accelerator.device)  # bare for good: what follows happens to the trained networks only
-    networks = {phase: prepared(network, recipe, phase, accelerator.device) for phase, network in networks.items()}
-    backend = deepspeed if accelerator.distributed_type == DistributedType.DEEPSPEED else ddp
-    phases: dict[str, Any] = {name: backend.Engine(accelerator, network, recipe, name) for name, network in networks.items()}
-    ema.follow(phases[objective.phases[0]])
+    ema.network.to(device)  # stays bare: only the trained networks are prepared
+    engines = build_engines(accelerator, recipe, networks)
+    ema.follow(engines[objective.phases[0]])
     folder = recipe.folder
     run = Run(
-        recipe, accelerator, objective, phases, ema, stream, validation, metrics, log,
-        Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(accelerator.device.type == "cuda"), StopRequest(folder),
-        checkpoint.Writer(log.say), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
-        state={"manifest": digest, "best": None, "validated": True},
+        recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
+        Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(device.type == "cuda"), StopRequest(folder),
+        checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
+        state=State(manifest=digest, best=None, validated=True),
     )  # fmt: skip
-    if resumed:
-        resume(run, resumed)
+    if saved:
+        resume(run, saved)
     for note in notes:
-        log.say(note)
-    _introduce(run)
+        log.info(note)
+    log_start(run)
     return run
 
 
+def build_engines(accelerator: Accelerator, recipe: Recipe, networks: dict[str, nn.Module]) -> dict[str, Engine]:
+    """The backend that the launcher chose, for every network. All ranks must call."""
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    engines: dict[str, Engine] = {}
+    trained = {phase: prepared(network, recipe, phase, accelerator.device) for phase, network in networks.items()}
+    for phase, network in trained.items():
+        engines[phase] = (DeepSpeedEngine if deepspeed else DDPEngine)(accelerator, network, recipe, phase)
+    return engines
+
+
 def data_digest(data: Data, shards: list[Shards]) -> str:
-    """Names the samples and their order: of one data set its own, of several theirs and their weights."""
+    """Identifies the samples and their order: the digest of one data set, or of several with their weights."""
     if len(shards) == 1:
         return shards[0].manifest.digest
-    mixed = list(zip((part.manifest.digest for part in shards), whole_weights(data.weights), strict=True))
+    mixed = list(zip((data_set.manifest.digest for data_set in shards), whole_weights(data.weights), strict=True))
     return hashlib.sha256(json.dumps(mixed).encode()).hexdigest()
 
 
-def check_same_data(recipe: Recipe, shards: list[Shards], digest: str, resumed: checkpoint.Checkpoint | None) -> None:
-    if len(set(ranks.gather(digest))) > 1:
+def check_same_data(recipe: Recipe, shards: list[Shards], digest: str, saved: Checkpoint | None) -> None:
+    """Refuses other data than the run began with. All ranks must call."""
+    if len(set(ranks.all_gather(digest))) > 1:
         raise UserError("data.train: ranks see different shards; were they changed just now?")
-    if resumed and resumed.state["manifest"] != digest and "data.train" not in recipe.resume.allow:
+    if saved and saved.state["manifest"] != digest and "data.train" not in recipe.resume.allow:
         raise UserError(
-            f"data.train: {what_differs(recipe, shards, resumed.state['manifest'])}; "
+            f"data.train: {first_difference(recipe, shards, saved.state['manifest'])}; "
             f"--resume.allow=data.train says that this is meant"
         )
 
 
-def what_differs(recipe: Recipe, shards: list[Shards], begun: str) -> str:
-    """Between data.train and the data that a run began with, `begun` by their digest."""
-    before, now = config.typed(Recipe, config.read(recipe.folder / "recipe.yaml")).data, recipe.data
-    opened = dict(zip(now.sources, shards, strict=True))
+def first_difference(recipe: Recipe, shards: list[Shards], first_digest: str) -> str:
+    """How data.train differs from the data that the run began with."""
+    before, now = config.typed(Recipe, config.read(recipe.folder / RECIPE)).data, recipe.data
+    by_source = dict(zip(now.sources, shards, strict=True))
     if set(before.sources) != set(now.sources):
         return f"{now.train} holds other shards than {before.train}, which the run was trained on"
-    if data_digest(before, [opened[source] for source in before.sources]) == begun:
+    if data_digest(before, [by_source[source] for source in before.sources]) == first_digest:
         return f"the weights or the order of the data sets were {before.train} when the run began and are {now.train}"
     return f"the shards in {now.train} are not those that the run was trained on; they were built again or changed"
 
 
-def open_log(recipe: Recipe, resumed: checkpoint.Checkpoint | None) -> Log:
-    """Makes the run folder tell of this run, and of no step after its checkpoint. All ranks must call."""
+def open_log(recipe: Recipe, saved: Checkpoint | None) -> Log:
+    """Claims the run folder and drops the rows of steps after the checkpoint. All ranks must call."""
     if ranks.is_first():
         run_folder.open_folder(recipe.folder, recipe, ranks.size())
         lists = (path for name in ("trace", "substituted") for path in sorted((recipe.folder / name).glob("rank-*.jsonl")))
-        for path in (recipe.folder / "metrics.jsonl", *lists):
-            run_folder.drop_later_rows(path, resumed.step if resumed else 0)
-    ranks.wait()
-    return Log(recipe, speaks=ranks.is_first())
+        for path in (recipe.folder / METRICS, *lists):
+            run_folder.drop_later_rows(path, saved.step if saved else 0)
+    ranks.barrier()
+    return Log(recipe, first=ranks.is_first())
 
 
-def _newest(recipe: Recipe) -> checkpoint.Checkpoint | None:
-    """The checkpoint that rank 0 finds, for all ranks. All ranks must call."""
-    found = None
-    if ranks.is_first():
-        found = checkpoint.newest(recipe.folder / "checkpoints", lambda text: print(text, flush=True))
-    return ranks.from_first(found)
+def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
+    """The first rank looks for it and tells the others. All ranks must call."""
+    saved = checkpoint.newest(recipe.folder, lambda text: print(text, flush=True)) if ranks.is_first() else None
+    return ranks.broadcast_from_first(saved)
 
 
-def build_objective(recipe: Recipe) -> Any:
-    module, config = plugins.resolve(PACKAGES["objective"], recipe.objective.name, recipe.objective.options, "objective")
-    return module.Objective(config)
-
-
-def build_network(part: Part, kind: str, scale: int) -> nn.Module:
-    section = {"name": part.name, **part.options}
-    return trained.build_classifier(section) if kind == "classifier" else trained.build(PACKAGES[kind], section, scale, kind)
-
-
-def phase_network(recipe: Recipe, phase: str, resuming: bool, notes: list[str]) -> nn.Module:
-    """A network with its starting weights; frozen parts no longer require gradients."""
-    part = getattr(recipe, phase)
-    if resuming and "weights" in part.options:
-        part = part.with_options(weights="none")  # the checkpoint's come instead
-    network = build_network(part, phase, recipe.scale)
-    start = getattr(recipe.init, phase, None)
-    if start and not resuming:
-        section = {"name": part.name, **part.options}
-        notes.append(trained.start(network, section, start, phase, f"init.{phase}", recipe.init.partial))
-    if phase != "discriminator" and recipe.init.freeze:
-        _freeze(network, recipe.init.freeze)
-    return network
-
-
-def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.device) -> nn.Module:
-    """The network as it trains: memory layout, synchronised normalisation, activations made again, compiled."""
-    if device.type == "cuda" and ranks.size() > 1:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    network = network.to(device)
-    if recipe.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    if phase != "discriminator" and recipe.checkpointing:
-        remake_activations(network, recipe.checkpointing)
-    if recipe.compile:
-        network.compile()  # in place: names of parameters stay what they are
-    return network
-
-
-def remake_activations(network: nn.Module, patterns: tuple[str, ...]) -> None:
-    """The matching modules keep their inputs only, and run again in the backward pass."""
-    from torch.utils.checkpoint import checkpoint as run_again
-
-    names = dict(network.named_modules())
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise UserError(
-                f"checkpointing: no module of the network fits '{pattern}'; there are {', '.join(list(names)[1:6])}, ..."
-            )
-    for name, module in names.items():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            module.forward = functools.partial(run_again, module.forward, use_reentrant=False)
-
-
-def _freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
-    names = [name for name, _ in network.named_parameters()]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise UserError(f"init.freeze: no parameter fits '{pattern}'; names are like '{names[0]}', '{names[-1]}'")
-    for name, parameter in network.named_parameters():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            parameter.requires_grad_(False)
-
-
-def build_degradation(recipe: Recipe) -> Any:
-    part = recipe.data.degradation
-    module, config = plugins.resolve(PACKAGES["degradation"], part.name, part.options, "data.degradation")
-    return module.build(config, recipe.scale)
-
-
-def open_stream(recipe: Recipe, shards: list[Shards], device: torch.device, position: int = 0, done: int = 0) -> Stream:
-    """Which stands at a position after so many steps."""
-    return Stream(
-        shards, recipe.data, seed=recipe.seed, scale=recipe.scale,
-        accumulate=recipe.accumulate, steps=recipe.steps, channels=recipe.channels,
-        channels_last=recipe.channels_last, position=position, done=done, folder=recipe.folder,
-        degrade=build_degradation(recipe), device=device,
-    )  # fmt: skip
+def open_loader(recipe: Recipe, shards: list[Shards], device: torch.device, start: Start | None = None) -> Loader:
+    config = LoaderConfig(
+        recipe.data,
+        seed=recipe.seed,
+        scale=recipe.scale,
+        accumulate=recipe.accumulate,
+        steps=recipe.steps,
+        channels=recipe.channels,
+        channels_last=recipe.channels_last,
+    )
+    return Loader(shards, config, build_degradation(recipe), device, start, recipe.folder)
 
 
 def open_validation(recipe: Recipe) -> Batches | None:
     data = recipe.data
     if data.split:
-        images = open_images(
-            data.sources[0], data.validation_limit, "data.train", cache=cache_for(data), portion=portion_of(data, 1)
-        )
+        portion = portion_of(data, 1)
+        images = open_images(data.sources[0], data.validation_limit, "data.train", cache=cache_for(data), portion=portion)
     elif data.validation:
         images = open_images(data.validation, data.validation_limit, cache=cache_for(data))
     else:
@@ -217,27 +157,35 @@ def open_validation(recipe: Recipe) -> Batches | None:
     return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH)
 
 
-def whole(parameter: nn.Parameter) -> int:
-    """Numbers in a parameter, also where ZeRO-3 has left a rank its share of it."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+def validation_metrics(recipe: Recipe, validation: Batches | None, device: torch.device) -> Metrics:
+    """All ranks must call."""
+    if validation is None:
+        return open_metrics((), device, download=recipe.allow_download)
+    extractor = open_extractor(recipe.extractor, device)
+    return open_metrics(recipe.metrics, device, extractor=extractor, download=recipe.allow_download)
 
 
-def _introduce(run: Run) -> None:
-    """The first lines of the log: what trains, on what, from where."""
+def log_start(run: Run) -> None:
+    """The first lines of the log: networks, data, launch, versions."""
     recipe = run.recipe
-    for name, engine in run.phases.items():
+    for name, engine in run.engines.items():
         parameters = list(engine.bare.parameters())
-        total, trained = sum(whole(p) for p in parameters), sum(whole(p) for p in parameters if p.requires_grad)
-        note = "" if total == trained else f", {trained:,} of them trained"
-        run.log.say(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
+        total, trainable = sum(whole_size(p) for p in parameters), sum(whole_size(p) for p in parameters if p.requires_grad)
+        note = "" if total == trainable else f", {trainable:,} of them trained"
+        run.log.info(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
     if run.metrics.extractor:
-        run.log.say(f"validation's extractor: {run.metrics.extractor.name}, sha256 {run.metrics.extractor.weights_sha256}")
-    for line in outlook(run.stream, recipe.data.sources):
-        run.log.say(line)
-    run.log.say(
+        run.log.info(f"validation's extractor: {run.metrics.extractor.name}, sha256 {run.metrics.extractor.weights_sha256}")
+    for line in startup_lines(run.loader):
+        run.log.info(line)
+    run.log.info(
         f"on {ranks.size()} {'rank' if ranks.size() == 1 else 'ranks'} ({run.device.type}), precision {recipe.precision}, "
-        f"{run.stream.accumulate} micro-batch(es) per step"
+        f"{run.loader.accumulate} micro-batch(es) per step"
     )
     if run.step:
-        run.log.say(f"continuing after step {run.step}")
-    run.log.say(f"environment: {json.dumps(run_folder.environment(ranks.size())['packages'])}")
+        run.log.info(f"continuing after step {run.step}")
+    run.log.info(f"environment: {json.dumps(run_folder.environment(ranks.size())['packages'])}")
+
+
+def whole_size(parameter: nn.Parameter) -> int:
+    """The number of values in a parameter, also where ZeRO-3 has left a rank only its partition."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -3,14 +3,13 @@
     checkpoints/0000100/   generator.safetensors  generator.ema.safetensors  generator.optimizer.safetensors
                            discriminator....      state.json                 manifest.json (sizes and sha256)
 
-Tensors go by parameter name, so a checkpoint knows nothing of ranks or backends. Rank 0 writes.
+Tensors are stored by parameter name, so a checkpoint does not depend on ranks or backends. The first rank writes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -22,15 +21,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sr_dist.core.errors import first_line
+from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.files import sha256, sync, write_whole
+from sr_dist.core.run_layout import checkpoint_folder, checkpoint_steps
+from sr_dist.core.version import __version__
 from sr_dist.recipe.sections import Keep
 
-Tensors = Mapping[str, Mapping[str, Tensor]]  # file stem -> tensors by name
+FORMAT = 1  # of manifest.json and state.json; 0.1 wrote none
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one checkpoint holds."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]  # file stem -> tensors by name
+    state: Mapping[str, Any]
+    metadata: Mapping[str, dict[str, str]]  # file stem -> metadata of its .safetensors
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A complete checkpoint on disk."""
+
     step: int
     folder: Path
     state: dict[str, Any]
@@ -39,70 +51,78 @@ class Checkpoint:
         return load_file(self.folder / f"{stem}.safetensors")
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a run's `checkpoints/`, oldest first; unfinished ones have other names."""
-    return sorted(int(p.name) for p in folder.glob("*") if re.fullmatch(r"\d{7,}", p.name)) if folder.is_dir() else []
-
-
-def save(
-    folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any], about: Mapping[str, dict[str, str]] | None = None
-) -> Path:
-    """Writes aside, syncs, renames; then the step exists. `about` is metadata for some of the tensor files."""
-    final = folder / f"{step:07d}"
-    aside = folder / f".{step:07d}.unfinished"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+def save(run: Path, step: int, contents: Contents) -> Path:
+    """Writes to a temporary folder, syncs and renames; then the checkpoint exists."""
+    final = checkpoint_folder(run, step)
+    temporary = final.with_name(f".{final.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        return _fill(aside, final, step, tensors, state, about or {})
+        _fill(temporary, step, contents)
+        _move(temporary, final)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # on a full disk the half of a checkpoint is in everybody's way
+        shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint on a full disk is in everybody's way
         raise
-
-
-def _fill(
-    aside: Path, final: Path, step: int, tensors: Tensors, state: Mapping[str, Any], about: Mapping[str, dict[str, str]]
-) -> Path:
-    for stem, named in tensors.items():
-        path = aside / f"{stem}.safetensors"
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path, about.get(stem))
-        sync(path)
-    (aside / "state.json").write_text(json.dumps(dict(state), indent=1) + "\n")
-    sync(aside / "state.json")
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(aside.iterdir())}
-    write_whole(aside / "manifest.json", (json.dumps({"step": step, "files": files}, indent=1) + "\n").encode())
-    sync(aside)
-    if final.exists():  # made again after a validation that was owed: never a moment without a whole one
-        shutil.rmtree(final.with_suffix(".before"), ignore_errors=True)
-        os.rename(final, final.with_suffix(".before"))
-    os.rename(aside, final)
-    sync(final.parent)
-    shutil.rmtree(final.with_suffix(".before"), ignore_errors=True)
     return final
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint. A damaged one is named in one line and set aside, so that nobody takes it for a
-    checkpoint again and it takes no other's place; then the one before it is looked at."""
-    for before in sorted(folder.glob("*.before")) if folder.is_dir() else []:
+def _fill(folder: Path, step: int, contents: Contents) -> None:
+    for stem, named in contents.tensors.items():
+        path = folder / f"{stem}.safetensors"
+        save_file({n: tensor.detach().cpu().contiguous() for n, tensor in named.items()}, path, contents.metadata.get(stem))
+        sync(path)
+    state = {"format": FORMAT, "sr_dist": __version__, **contents.state}
+    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+    sync(folder / "state.json")
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+    manifest = {"format": FORMAT, "sr_dist": __version__, "step": step, "files": files}
+    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    sync(folder)
+
+
+def _move(temporary: Path, final: Path) -> None:
+    """A checkpoint that is replaced, after a validation that was postponed, stays complete until the new one is."""
+    before = final.with_suffix(".before")
+    if final.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        os.rename(final, before)
+    os.rename(temporary, final)
+    sync(final.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest complete checkpoint of a run. A damaged one is reported and renamed, and the one before it is used."""
+    for before in sorted((run / "checkpoints").glob("*.before")):
         if not before.with_suffix("").exists():  # killed between two renames
             os.rename(before, before.with_suffix(""))
-    for step in reversed(steps(folder)):
-        place = folder / f"{step:07d}"
-        problem = damage(place)
+    for step in reversed(checkpoint_steps(run)):
+        folder = checkpoint_folder(run, step)
+        problem = damage(folder)
         if problem is None:
-            return Checkpoint(step, place, json.loads((place / "state.json").read_text()))
-        say(f"checkpoint {place.name} is damaged ({problem}); it is set aside and the one before it is taken")
-        shutil.rmtree(place.with_suffix(".damaged"), ignore_errors=True)
-        os.rename(place, place.with_suffix(".damaged"))
+            return Checkpoint(step, folder, _state(folder))
+        report(f"checkpoint {folder.name} is damaged ({problem}); it is set aside and the one before it is taken")
+        shutil.rmtree(folder.with_suffix(".damaged"), ignore_errors=True)
+        os.rename(folder, folder.with_suffix(".damaged"))
     return None
 
 
-def damage(place: Path) -> str | None:
+def _state(folder: Path) -> dict[str, Any]:
+    state = json.loads((folder / "state.json").read_text())
+    if state.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"name: the checkpoint '{folder}' has format {state['format']}, written by sr_dist {state.get('sr_dist')}; this is "
+            f"sr_dist {__version__}, which reads format {FORMAT}"
+        )
+    return state
+
+
+def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        files = json.loads((place / "manifest.json").read_text())["files"]
+        files = json.loads((folder / "manifest.json").read_text())["files"]
         for name, entry in files.items():
-            path = place / name
+            path = folder / name
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
             if sha256(path) != entry["sha256"]:
@@ -112,31 +132,32 @@ def damage(place: Path) -> str | None:
     return None
 
 
-def prune(folder: Path, keep: Keep, best: int | None) -> None:
-    """Removes what `keep` does not name, and what was never finished. Called only after a save is complete."""
-    there = steps(folder)
-    stay = {*there[-keep.last :], best, *(s for s in there if keep.every and s % keep.every == 0)}
-    for step in there:
+def prune(run: Path, keep: Keep, best: int | None) -> None:
+    """Removes checkpoints that `keep` does not name, and unfinished ones. Called only after a save is complete."""
+    steps = checkpoint_steps(run)
+    stay = {*steps[-keep.last :], best, *(step for step in steps if keep.every and step % keep.every == 0)}
+    for step in steps:
         if step not in stay:
-            shutil.rmtree(folder / f"{step:07d}", ignore_errors=True)
+            shutil.rmtree(checkpoint_folder(run, step), ignore_errors=True)
+    folder = run / "checkpoints"
     for leftover in (*folder.glob(".*.unfinished"), *folder.glob("*.before")):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint could not be written; the ones before it are whole."""
+    """A checkpoint could not be written; the ones before it are complete."""
 
 
 class Writer:
-    """Writes in a thread of its own, one save at a time, so that training waits for no disk."""
+    """Writes in a background thread, one save at a time, so that training does not wait for the disk."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
 
     def begin(self, write: Callable[[], object]) -> None:
-        """Starts a save, after the one before has ended."""
+        """Starts a save after the one before has ended."""
         self.wait()
         self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
         self._thread.start()
@@ -147,7 +168,7 @@ class Writer:
             self._thread = None
 
     def problem(self) -> str | None:
-        """What went wrong with a save that has ended, told once."""
+        """The error of a save that has ended; returned once."""
         problem, self._problem = self._problem, None
         return problem
 
@@ -156,4 +177,4 @@ class Writer:
             write()
         except Exception as problem:
             self._problem = f"the checkpoint could not be written ({first_line(problem)}); the ones before it are whole"
-            self._say(self._problem)
+            self._report(self._problem)

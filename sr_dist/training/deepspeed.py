@@ -1,8 +1,7 @@
-"""One network with its optimizer under DeepSpeed's ZeRO 1, 2 or 3.
+"""One network with its optimizer under DeepSpeed's ZeRO 1, 2 or 3. The one file that uses private parts of DeepSpeed.
 
-Accelerate reads the configuration and starts the process group; the engines are driven directly, because an Accelerator
-drives only one. What is saved has the layout of the other backend: whole tensors by parameter name, so a run may change
-its backend and its number of ranks when it resumes.
+Accelerate reads the configuration and starts the process group. The engines are driven directly, because an Accelerator
+drives only one.
 """
 
 from __future__ import annotations
@@ -18,17 +17,18 @@ from torch import Tensor, nn
 
 from sr_dist.core import ranks
 from sr_dist.recipe.sections import Optimizer, Recipe
+from sr_dist.training.engine import State
 from sr_dist.training.optimizer_state import build_optimizer
 
 
-class Engine:
-    """The same methods as `backends/ddp.py`'s."""
+class DeepSpeedEngine:
+    """Implements `engine.Engine`."""
 
     def __init__(self, accelerator: Accelerator, network: nn.Module, recipe: Recipe, phase: str) -> None:
-        import deepspeed
+        import deepspeed  # takes seconds
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        self.settings: Optimizer = recipe.optimizer_of(phase)
+        self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
         plugin = accelerator.state.deepspeed_plugin
         assert plugin is not None
@@ -44,99 +44,99 @@ class Engine:
         )
         self.network = self.engine
         self.skipped = torch.zeros(())
-        self.skipped_in_all = torch.zeros(())
+        self.skipped_total = torch.zeros(())
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Around forward and backward of one micro-batch. ZeRO-1 talks to the other ranks at the last one only; the
-        partitioned gradients of ZeRO-2 and 3 have to be sent as they come."""
+        """ZeRO-1 exchanges gradients at the last micro-batch only; ZeRO-2 and 3 must send partitioned gradients at each."""
         self.engine.set_gradient_accumulation_boundary(last)
         yield
 
     def backward(self, loss: Tensor) -> None:
-        self.engine.backward(loss, scale_wrt_gas=False)  # the loss has its share of the batch already
+        self.engine.backward(loss, scale_wrt_gas=False)  # the loss is scaled by its share of the batch already
 
     def step(self, learning_rate: float) -> Tensor:
-        """Updates the network unless its gradients are not finite, which DeepSpeed decides over all ranks."""
+        """DeepSpeed decides over all ranks whether the gradients are finite."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
         overflow = bool(self.engine.optimizer.overflow)
         self.skipped = (self.skipped + 1) * float(overflow)
-        self.skipped_in_all += float(overflow)
+        self.skipped_total += float(overflow)
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(float("nan") if overflow or norm is None else float(norm))
 
-    def held(self) -> list[Tensor]:
-        """The weights that this rank keeps between steps: under ZeRO-3 its partition of each parameter."""
-        parameters = list(self.bare.parameters())
-        return [p.ds_tensor for p in parameters] if self.stage == 3 else parameters
+    def local_weights(self) -> list[Tensor]:
+        return [p.ds_tensor for p in self._parameters()] if self.stage == 3 else list(self.bare.parameters())
 
-    def whole(self, held: list[Tensor]) -> list[Tensor]:
-        """Tensors like `held()` as whole parameters. All ranks must call."""
+    def whole(self, local: list[Tensor]) -> list[Tensor]:
         if self.stage < 3:
-            return held
-        return [_joined(part, p.ds_shape) for part, p in zip(held, self.bare.parameters(), strict=True)]
+            return local
+        return [_joined(partition, p.ds_shape) for partition, p in zip(local, self._parameters(), strict=True)]
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """All ranks must call."""
+    def _parameters(self) -> list[Any]:
+        """Parameters with the attributes that DeepSpeed adds: ds_tensor, ds_shape, set_full_hp_param."""
+        return list(self.bare.parameters())
+
+    def _named_parameters(self) -> list[tuple[str, Any]]:
+        return list(self.bare.named_parameters())
+
+    def state(self) -> State:
         names = [name for name, _ in self.bare.named_parameters()]
-        weights = dict(zip(names, self.whole(self.held()), strict=True)) | dict(self.bare.named_buffers())
-        return {"weights": weights, "optimizer": self._slots()}
+        weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | dict(self.bare.named_buffers())
+        return {"weights": weights, "optimizer": self._optimizer_state()}
 
-    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """All ranks must call."""
+    def load(self, state: State) -> None:
         self.load_weights(state["weights"])
-        self._load_slots(state["optimizer"])
+        self._load_optimizer_state(state["optimizer"])
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         for name, buffer in self.bare.named_buffers():
             buffer.copy_(weights[name])
-        for name, parameter in self.bare.named_parameters():
+        for name, parameter in self._named_parameters():
             value = weights[name].to(parameter.device)
             if self.stage < 3:
                 parameter.data.copy_(value)
                 continue
-            part = _part(value, parameter.ds_tensor)
-            parameter.ds_tensor.data.copy_(part)
+            partition = _partition(value, parameter.ds_tensor)
+            parameter.ds_tensor.data.copy_(partition)
             if parameter.numel() == value.numel():  # small parameters stay whole on every rank
                 parameter.data.copy_(value)
             if parameter.requires_grad:
-                self.engine.optimizer.set_local_hp_param(part, parameter)
+                self.engine.optimizer.set_local_hp_param(partition, parameter)
         if self.stage < 3:
             self.engine.optimizer.refresh_fp32_params()
 
-    def _slots(self) -> dict[str, Tensor]:
-        """The optimizer's state, whole, by parameter name."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state  # importing deepspeed takes seconds
 
         flat = self._flat_state()
-        found: dict[str, Tensor] = {}
-        for name, parameter in self.bare.named_parameters():
+        state: dict[str, Tensor] = {}
+        for name, parameter in self._named_parameters():
             if not parameter.requires_grad or not flat:
                 continue
             for slot, value in flat.items():
                 if slot == "step":
-                    found[f"{name}/step"] = value.clone()
+                    state[f"{name}/step"] = value.clone()
                 elif self.stage == 3:
-                    part = self.engine.optimizer.get_local_fp32_param(parameter, slot)
-                    found[f"{name}/{slot}"] = _joined(part, parameter.ds_shape)
+                    partition = self.engine.optimizer.get_local_fp32_param(parameter, slot)
+                    state[f"{name}/{slot}"] = _joined(partition, parameter.ds_shape)
                 else:
-                    found[f"{name}/{slot}"] = safe_get_full_optimizer_state(parameter, slot)
-        return found
+                    state[f"{name}/{slot}"] = safe_get_full_optimizer_state(parameter, slot)
+        return state
 
-    def _load_slots(self, state: dict[str, Tensor]) -> None:
+    def _load_optimizer_state(self, state: dict[str, Tensor]) -> None:
         if not state:
             return
         optimizer = self.engine.optimizer
         slots = {key.rsplit("/", 1)[1]: value for key, value in state.items()}
-        for flat in self._flat():  # the optimizer has made no state of its own yet
+        for flat in self._flat():  # the optimizer has no state of its own yet
             optimizer.optimizer.state[flat] = {
                 slot: value.clone() if slot == "step" else torch.zeros_like(flat) for slot, value in slots.items()
             }
         if self.stage < 3:
             optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.bare.named_parameters():
+        for name, parameter in self._named_parameters():
             for slot in slots:
                 value = state.get(f"{name}/{slot}")
                 if value is None or slot == "step":
@@ -144,8 +144,8 @@ class Engine:
                 if self.stage < 3:
                     parameter.set_full_hp_param(value.to(parameter.device), slot)
                 else:
-                    part = _part(value.to(parameter.ds_tensor.device), parameter.ds_tensor)
-                    optimizer.set_local_hp_param(part, parameter, slot)
+                    partition = _partition(value.to(parameter.ds_tensor.device), parameter.ds_tensor)
+                    optimizer.set_local_hp_param(partition, parameter, slot)
 
     def _flat(self) -> list[Tensor]:
         """This rank's flat fp32 masters."""
@@ -163,23 +163,23 @@ class Engine:
         return {}
 
     def load_scaler(self, state: dict[str, Any]) -> None:
-        """There is none: fp16 is refused under ZeRO."""
+        """Without a gradient scaler: fp16 is refused under ZeRO."""
 
 
-def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool, numbers: int) -> dict[str, Any]:
-    """DeepSpeed's words for what the recipe says. Masters are fp32 always; bf16 is autocast, as without DeepSpeed.
+def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool, size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe. Master weights are always fp32; bf16 is autocast, as without DeepSpeed.
 
-    `numbers` are those of the network: DeepSpeed's own buckets hold 500 million, gigabytes more than our networks need.
+    `size` is the number of parameters: DeepSpeed's own buckets hold 500 million, gigabytes more than our networks need.
     """
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": torch.cuda.is_available() and stage >= 2}
-    zero["reduce_bucket_size"] = numbers
+    zero["reduce_bucket_size"] = size
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = recipe.zero.persistence_threshold
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # not used: the loop forms batches
-        "gradient_accumulation_steps": 1,  # not used: the loop says which micro-batch is the last
+        "train_micro_batch_size_per_gpu": 1,  # unused: the loop forms batches
+        "gradient_accumulation_steps": 1,  # unused: the loop names the last micro-batch
         "gradient_clipping": settings.clip or 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -189,13 +189,13 @@ def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool
     }
 
 
-def _part(whole: Tensor, like: Tensor) -> Tensor:
+def _partition(whole: Tensor, like: Tensor) -> Tensor:
     """This rank's partition of a parameter, padded at the end as ZeRO-3 does."""
     flat = whole.flatten()
     padded = torch.nn.functional.pad(flat, (0, like.numel() * ranks.size() - flat.numel()))
     return padded.narrow(0, ranks.rank() * like.numel(), like.numel())
 
 
-def _joined(part: Tensor, shape: torch.Size) -> Tensor:
+def _joined(partition: Tensor, shape: torch.Size) -> Tensor:
     """All ranks' partitions as the whole parameter. All ranks must call."""
-    return ranks.joined(part.flatten())[: shape.numel()].view(shape)
+    return ranks.all_gather_flat(partition.flatten())[: shape.numel()].view(shape)

@@ -1,96 +1,111 @@
-"""What a run says: log.txt and the terminal for people, metrics.jsonl as the record, and how fast it goes."""
+"""What a run writes while it trains: log.txt and the terminal for people, metrics.jsonl as the record, trackers, the trace."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training.samples import Samples
-from sr_dist.training.terminal import Bar, Lines
-from sr_dist.training.trackers.wandb import Mirror
+from sr_dist.training.samples import SampleSheet
+from sr_dist.training.tracker import Row, Tracker
+from sr_dist.training.trackers.wandb import WandbTracker
 
 logger = logging.getLogger("sr_dist")
-Item = TypeVar("Item")
-Row = Mapping[str, Any]
 
 
 class Log:
-    """The first rank's voice; other ranks make one that is silent."""
+    """Writes on the first rank; on other ranks it is silent."""
 
-    def __init__(self, recipe: Recipe, speaks: bool) -> None:
-        self._bar = Bar(recipe.name, recipe.steps)
-        self._mirror: Mirror | None = None
+    def __init__(self, recipe: Recipe, first: bool) -> None:
+        self.first = first
+        self._progress = ProgressBar(recipe.name, recipe.steps)
         self._artifacts = recipe.log.artifacts
-        self.speaks = speaks
-        logger.handlers.clear()
+        self._trackers: list[Tracker] = []
+        self._handlers: list[logging.Handler] = []
+        self._propagated = logger.propagate
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        if not speaks:
-            logger.addHandler(logging.NullHandler())
+        if not first:
+            self._add(logging.NullHandler())
             return
-        for handler in (Lines(), logging.FileHandler(recipe.folder / "log.txt", encoding="utf-8")):
+        for handler in (TerminalHandler(), logging.FileHandler(recipe.folder / "log.txt", encoding="utf-8")):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-            logger.addHandler(handler)
-        self._mirror = Mirror(recipe, self.say)
+            self._add(handler)
+        if recipe.log.wandb != "off":
+            self._trackers.append(WandbTracker(recipe, self.info))
         self._metrics = open(recipe.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
-    def say(self, text: str) -> None:
+    def _add(self, handler: logging.Handler) -> None:
+        self._handlers.append(handler)
+        logger.addHandler(handler)
+
+    def info(self, text: str) -> None:
         logger.info(text)
 
     def advance(self, step: int) -> None:
-        """This step is done: the bar moves, where there is one."""
-        if self.speaks:
-            self._bar.advance(step)
+        """Moves the progress bar to this step."""
+        if self.first:
+            self._progress.advance(step)
 
     def row(self, row: Row) -> None:
-        """One line of metrics.jsonl. What is not finite is written as null: JSON has no word for it."""
-        if self._mirror:
-            clean = {key: (value if not isinstance(value, float) or math.isfinite(value) else None) for key, value in row.items()}
-            self._metrics.write(json.dumps(clean) + "\n")
-            self._metrics.flush()
-            self._mirror.row(clean)
+        """Writes one line of metrics.jsonl. Values that are not finite become null, because JSON has no word for them."""
+        if not self.first:
+            return
+        clean = {key: (value if not isinstance(value, float) or math.isfinite(value) else None) for key, value in row.items()}
+        self._metrics.write(json.dumps(clean) + "\n")
+        self._metrics.flush()
+        for tracker in self._trackers:
+            tracker.row(clean)
 
-    def samples(self, samples: Samples | None, scores: Sequence[Row]) -> None:
-        """The sheet of sample pictures, and a table of them with each image's own scores."""
-        if self._mirror and samples:
-            by_image = {score["image"]: {k: v for k, v in score.items() if k not in ("image", "method")} for score in scores}
-            at = {"step": samples.step, "images": samples.images}
-            self._mirror.picture("samples/sheet", samples.sheet, at)
-            rows = [{"image": name, **views, **by_image.get(name, {})} for name, views in samples.views.items()]
-            self.table("samples/table", rows, at)
+    def samples(self, sheet: SampleSheet | None, scores: Sequence[Row]) -> None:
+        """Sends the sheet of sample images, and a table of them with the scores of each image."""
+        if not sheet:
+            return
+        by_image = {score["image"]: {k: v for k, v in score.items() if k not in ("image", "method")} for score in scores}
+        at = {"step": sheet.step, "images": sheet.images}
+        for tracker in self._trackers:
+            tracker.image("samples/sheet", sheet.path, at)
+        self.table("samples/table", [{"image": name, **row, **by_image.get(name, {})} for name, row in sheet.rows.items()], at)
 
     def table(self, name: str, rows: Sequence[Row], at: Row) -> None:
-        """For W&B: a line per row, in which cells may be pictures; `at` has the step and the images seen."""
-        if self._mirror:
-            self._mirror.table(name, rows, at)
+        """Sends a table to the trackers: a line per row, in which cells may be images."""
+        for tracker in self._trackers:
+            tracker.table(name, rows, at)
 
     def checkpoint(self, folder: Path, step: int, best: bool) -> None:
-        """A checkpoint was written; it goes to W&B where the recipe asks for that."""
-        if self._mirror and self._artifacts:
-            self._mirror.checkpoint(folder, step, best)
+        """Sends a checkpoint to the trackers where the recipe asks for that."""
+        for tracker in self._trackers if self._artifacts else ():
+            tracker.checkpoint(folder, step, best)
 
     def preempted(self, text: str) -> None:
-        self.say(text)
-        if self._mirror:
-            self._mirror.preempted(text)
+        self.info(text)
+        for tracker in self._trackers:
+            tracker.preempted(text)
 
     def close(self, code: int = 0) -> None:
-        self._bar.close()
-        if self._mirror:
-            self._mirror.close(code)
+        self._progress.close()
+        for tracker in self._trackers:
+            tracker.close(code)
+        for handler in self._handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.propagate = self._propagated
+        if self.first:
+            self._metrics.close()
 
 
 class Trace:
-    """`trace/rank-*.jsonl`: the keys that each micro-batch of this rank was really trained on."""
+    """`trace/rank-*.jsonl`: the keys of every micro-batch that this rank trained on."""
 
-    def __init__(self, folder: Path, rank: int, wanted: bool) -> None:
+    def __init__(self, folder: Path, rank: int, enabled: bool) -> None:
         self._file = None
-        if wanted:
+        if enabled:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(folder / f"rank-{rank:03d}.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
@@ -98,3 +113,32 @@ class Trace:
         if self._file:
             self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
             self._file.flush()
+
+
+class TerminalHandler(logging.Handler):
+    """Prints lines above the progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class ProgressBar:
+    """Steps done, steps to do and the time left. It appears with the first step, and only on a terminal."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self._name, self._steps = name, steps
+        self._bar: tqdm | None = None
+
+    def advance(self, step: int) -> None:
+        if not sys.stdout.isatty():
+            return
+        if self._bar is None:
+            self._bar = tqdm(
+                desc=self._name, total=self._steps, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True, leave=False
+            )
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -14,7 +14,7 @@ from sr_dist.recipe.sections import Recipe
 
 def find_weights(recipe: Recipe) -> None:
     """Published files exist here, or are fetched where that is allowed; trained classifiers fit the shards."""
-    for module, options, key in (*checks.modules(recipe), *checks.content_terms(recipe)):
+    for module, options, key in (*checks.part_modules(recipe), *checks.content_terms(recipe)):
         for file in module.files(options) if hasattr(module, "files") else ():
             pretrained.find(file, key, download=recipe.allow_download)
         if hasattr(module, "check_labels"):

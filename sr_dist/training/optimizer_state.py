@@ -1,4 +1,4 @@
-"""Builds optimizers, and names their state by parameter: `body.0.weight/exp_avg`. Options that a recipe states are no state."""
+"""Builds optimizers, and names their state by parameter: `body.0.weight/exp_avg`."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ def build_optimizer(network: nn.Module, settings: Optimizer, on_host: bool = Fal
     if not parameters:
         raise UserError("init.freeze: its patterns freeze every parameter; there is nothing to train")
     name, path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")
-    return plugins.imported(name, path, "optimizer.name").build(parameters, settings, not on_host)
+    return plugins.import_part(name, path, "optimizer.name").build(parameters, settings, not on_host)
 
 
 def states_per_weight(settings: Optimizer) -> int:
     """How many numbers the optimizer keeps per weight."""
     name, path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")
-    return plugins.imported(name, path, "optimizer.name").states_per_weight(settings)
+    return plugins.import_part(name, path, "optimizer.name").states_per_weight(settings)
 
 
-def slots(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found = {}
+def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = {}
     for name, parameter in network.named_parameters():
         for slot, value in optimizer.state.get(parameter, {}).items():
             if value is not None:
-                found[f"{name}/{slot}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    return found
+                state[f"{name}/{slot}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return state
 
 
-def load_slots(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+def load_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         name, slot = key.rsplit("/", 1)
         by_name.setdefault(name, {})[slot] = value
     for name, parameter in network.named_parameters():
-        if name in by_name:  # a fused optimizer keeps its count of steps on the device too
+        if name in by_name:  # a fused optimizer keeps its step count on the device too
             optimizer.state[parameter] = {slot: value.to(parameter.device, copy=True) for slot, value in by_name[name].items()}

@@ -1,26 +1,28 @@
-"""A run in progress: what it is made of, what of it is saved, and how it is taken up again."""
+"""A run in progress: its parts, what a checkpoint saves of it, and how it resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from sr_dist.core import ranks
+from sr_dist.core.contracts import Objective
+from sr_dist.core.run_layout import checkpoint_folder
 from sr_dist.data.images import Batches
-from sr_dist.data.loader import Stream
+from sr_dist.data.loader import Loader
 from sr_dist.evaluation.metric_set import Metrics
-from sr_dist.models import trained
-from sr_dist.models.tiling import Upscale, for_any_colour
+from sr_dist.models.metadata import classifier_metadata, generator_metadata
+from sr_dist.models.tiling import Upscale, adapt_channels
 from sr_dist.recipe.labels import Labels, labels_of
 from sr_dist.recipe.sections import Part, Recipe
 from sr_dist.training import checkpoint
-from sr_dist.training.ddp import Engine
 from sr_dist.training.ema import Ema
+from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.step import Precision
 from sr_dist.training.stop_request import StopRequest
@@ -28,25 +30,40 @@ from sr_dist.training.throughput import Clock
 from sr_dist.training.watchdog import Watchdog
 
 
-class Findings(NamedTuple):
-    """What a validation found."""
-
+class ValidationResult(NamedTuple):
     images: int
     metrics: dict[str, float | None]
-    said: str  # in a line
-    rows: Sequence[Mapping[str, Any]] = ()  # a row per image, where there are scores of images
+    text: str  # one line
+    rows: Sequence[Mapping[str, Any]] = ()  # one per image, where images have scores
+
+
+class Best(TypedDict):
+    """The best value of the metric in `keep.best`."""
+
+    metric: str
+    value: float
+    step: int
+    by: str | None  # sha256 of the extractor's weights; values of different extractors are not compared
+
+
+class State(TypedDict):
+    """What a checkpoint's state.json carries from one process to the next, beside counters."""
+
+    manifest: str  # digest of the training data
+    best: Best | None
+    validated: bool  # False: the validation of the last step was postponed
 
 
 @dataclass
 class Run:
-    """A run in progress. `state` is what checkpoints remember besides tensors."""
+    """A run in progress. The first engine trains the generator or the classifier, the second one the discriminator."""
 
     recipe: Recipe
     accelerator: Accelerator
-    objective: Any
-    phases: dict[str, Engine]  # the first is the network that restores, classifies, ...; a critic comes second
+    objective: Objective
+    engines: dict[str, Engine]
     ema: Ema
-    stream: Stream
+    loader: Loader
     validation: Batches | None
     metrics: Metrics
     log: Log
@@ -56,22 +73,23 @@ class Run:
     writer: checkpoint.Writer
     watchdog: Watchdog
     step: int = 0
-    state: dict[str, Any] = field(default_factory=dict)
+    state: State = field(default_factory=lambda: State(manifest="", best=None, validated=True))
 
     @property
     def primary(self) -> str:
-        return next(iter(self.phases))
+        """The first phase: `generator` or `classifier`."""
+        return next(iter(self.engines))
 
     @property
     def upscaler(self) -> Upscale:
-        """The EMA on pictures, which are colour even where the network is grey."""
-        return for_any_colour(self.ema.network, self.recipe.channels, self.recipe.scale)
+        """The EMA for images of one or three channels, whatever the generator's are."""
+        return adapt_channels(self.ema.network, self.recipe.channels, self.recipe.scale)
 
     @property
     def labels(self) -> Labels:
-        """What the classifier that trains tells apart."""
-        wanted = self.recipe.objective.options["labels"]
-        return labels_of(wanted, self.stream.source.parts[0].reader.shards.label_names, "objective.labels")
+        """The labels of the classifier that is trained."""
+        words = self.recipe.objective.options["labels"]
+        return labels_of(words, self.loader.source.data_sets[0].reader.shards.label_names, "objective.labels")
 
     @property
     def device(self) -> torch.device:
@@ -85,12 +103,12 @@ class Run:
 def save(run: Run) -> None:
     """Copies everything to the host; the first rank writes it in the background. All ranks must call."""
     tensors: dict[str, dict[str, Tensor]] = {}
-    for name, engine in run.phases.items():
+    for name, engine in run.engines.items():
         state = engine.state()
         tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
     tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
     if ranks.is_first():
-        run.writer.begin(_writing(run, tensors))
+        run.writer.begin(_write_later(run, tensors))
     check_saves(run)
 
 
@@ -99,60 +117,62 @@ def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()} if ranks.is_first() else {}
 
 
-def _writing(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
-    """What the writer does later with what is known now."""
-    recipe, folder, step = run.recipe, run.recipe.folder / "checkpoints", run.step
+def _write_later(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
+    """A function that writes the run as it is now."""
+    recipe, step = run.recipe, run.step
     state = {
         **run.state,
         "step": step,
-        "position": run.stream.position_after(step),
+        "position": run.loader.position_after(step),
         "ema_updates": run.ema.updates,
-        "skipped": {name: int(engine.skipped_in_all) for name, engine in run.phases.items()},
-        "scalers": {name: engine.scaler_state() for name, engine in run.phases.items()},
+        "skipped": {name: int(engine.skipped_total) for name, engine in run.engines.items()},
+        "scalers": {name: engine.scaler_state() for name, engine in run.engines.items()},
     }
-    part: Part = getattr(recipe, run.primary)
-    section = {"name": part.name, **part.options}
-    if run.primary == "classifier":
-        said = trained.classifier_metadata(section, run.labels, recipe.data.crop)
-    else:
-        said = trained.metadata(section, recipe.scale)
-    about = {f"{run.primary}.ema": said}
+    contents = checkpoint.Contents(tensors, state, {f"{run.primary}.ema": _metadata(run)})
     best = run.state["best"]["step"] if run.state["best"] else None
 
     def write() -> None:
-        checkpoint.save(folder, step, tensors, state, about)
-        run.log.checkpoint(folder / f"{step:07d}", step, best == step)
-        checkpoint.prune(folder, recipe.keep, best)
+        checkpoint.save(recipe.folder, step, contents)
+        run.log.checkpoint(checkpoint_folder(recipe.folder, step), step, best == step)
+        checkpoint.prune(recipe.folder, recipe.keep, best)
 
     return write
 
 
+def _metadata(run: Run) -> dict[str, str]:
+    """What the weights file says of the network."""
+    part: Part = getattr(run.recipe, run.primary)
+    section = {"name": part.name, **part.options}
+    if run.primary == "classifier":
+        return classifier_metadata(section, run.labels, run.recipe.data.crop)
+    return generator_metadata(section, run.recipe.scale)
+
+
 def check_saves(run: Run, last: bool = False) -> None:
-    """Ends the run, on all ranks, if a save that has ended went wrong and the recipe says so, or it was the last.
-    All ranks must call."""
-    problem = ranks.from_first(run.writer.problem())
+    """Raises on all ranks if a finished save failed, and the recipe says so or it was the last. All ranks must call."""
+    problem = ranks.broadcast_from_first(run.writer.problem())
     if problem and (last or run.recipe.on_save_error == "stop"):
         raise checkpoint.SaveFailed(problem)
 
 
-def resume(run: Run, found: checkpoint.Checkpoint) -> None:
-    """All ranks must call: everyone reads the files."""
-    state = dict(found.state)
-    run.ema.load(found.tensors(f"{run.primary}.ema"), state["ema_updates"])
-    for name, engine in run.phases.items():
-        engine.load({"weights": found.tensors(name), "optimizer": found.tensors(f"{name}.optimizer")})
+def resume(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Loads a checkpoint. All ranks must call: each reads the files."""
+    state = saved.state
+    run.ema.load(saved.tensors(f"{run.primary}.ema"), state["ema_updates"])
+    for name, engine in run.engines.items():
+        engine.load({"weights": saved.tensors(name), "optimizer": saved.tensors(f"{name}.optimizer")})
         engine.load_scaler(state["scalers"][name])
-        engine.skipped_in_all += state["skipped"][name]
-    run.step = found.step
-    run.state = {**run.state, **{key: state[key] for key in ("best", "validated")}}
+        engine.skipped_total += state["skipped"][name]
+    run.step = saved.step
+    run.state["best"], run.state["validated"] = state["best"], state["validated"]
 
 
 def close(run: Run, code: int = 0) -> None:
     """Ends everything that a run holds, and the process group. All ranks must call."""
-    run.stream.close()
+    run.loader.close()
     run.stop.close()
     run.watchdog.close()
     run.log.close(code=code)
-    ranks.wait()
+    ranks.barrier()
     run.accelerator.end_training()
-    ranks.leave()
+    ranks.destroy_group()

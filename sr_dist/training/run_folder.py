@@ -1,9 +1,8 @@
-"""`runs/NAME/`: one process group at a time, one recipe for good, and files that agree with the surviving weights."""
+"""`runs/NAME/`: one process group at a time, one recipe, and files that agree with the surviving weights."""
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -11,40 +10,40 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from sr_dist.core import config
+from sr_dist.core import config, launch_env
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import InUse, claimed, write_whole
+from sr_dist.core.files import InUse, lock_file, write_whole
+from sr_dist.core.run_layout import DONE, ENVIRONMENT, PREEMPTED, RECIPE, STOP, checkpoint_steps
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training import checkpoint
 
 PACKAGES = ("sr_dist", "torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 
 
 def claim(folder: Path) -> IO[str] | None:
-    """Locks the run folder for the first rank's process, until it ends in whatever way. Before any process group."""
-    if int(os.environ.get("RANK", "0")) != 0:
+    """Locks the run folder for the first rank's process until it ends. Called before any process group exists."""
+    if launch_env.rank() != 0:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return claimed(folder / ".lock")
+        return lock_file(folder / ".lock")
     except OSError as problem:
         raise UserError(f"name: the run folder '{folder}' cannot be written: {problem.strerror}") from None
-    except InUse as by:
-        raise UserError(f"name: '{folder}' is in use by {by}; wait for it, or take another name") from None
+    except InUse as owner:
+        raise UserError(f"name: '{folder}' is in use by {owner}; wait for it, or take another name") from None
 
 
-def check_recipe(folder: Path, now: Recipe) -> None:
-    """A run folder belongs to one recipe: what may not change must be what it was."""
-    path = folder / "recipe.yaml"
-    if not path.is_file() or not checkpoint.steps(folder / "checkpoints"):
-        return  # nothing was trained here yet
-    resume_rules.check_allowed(now)
-    if int(os.environ.get("RANK", "0")) == 0:
-        for key, line in resume_rules.differences(config.read(path), now):
+def check_recipe(folder: Path, recipe: Recipe) -> None:
+    """A run folder belongs to one recipe: keys that may not change must be as they were."""
+    path = folder / RECIPE
+    if not path.is_file() or not checkpoint_steps(folder):
+        return  # nothing was trained yet
+    resume_rules.check_allowed(recipe)
+    if launch_env.rank() == 0:
+        for key, line in resume_rules.differences(config.read(path), recipe):
             if key in resume_rules.WARNED:
                 print(f"note: {line}; the numbers will differ a little from here on", flush=True)
-    differing = resume_rules.changed(config.read(path), now)
+    differing = resume_rules.forbidden_changes(config.read(path), recipe)
     if differing:
         keys = ",".join(line.split(":")[0] for line in differing)
         raise UserError(
@@ -53,17 +52,17 @@ def check_recipe(folder: Path, now: Recipe) -> None:
         )
 
 
-def open_folder(folder: Path, now: Recipe, world: int) -> None:
-    """Writes what the run is (rank 0)."""
+def open_folder(folder: Path, recipe: Recipe, world: int) -> None:
+    """Writes recipe and environment. The first rank calls."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("DONE", "PREEMPTED", "STOP"):
+    for name in (DONE, PREEMPTED, STOP):
         (folder / name).unlink(missing_ok=True)
-    write_whole(folder / "recipe.yaml", config.text(now).encode())
-    write_whole(folder / "environment.json", (json.dumps(environment(world), indent=1) + "\n").encode())
+    write_whole(folder / RECIPE, config.text(recipe).encode())
+    write_whole(folder / ENVIRONMENT, (json.dumps(environment(world), indent=1) + "\n").encode())
 
 
 def environment(world: int) -> dict[str, Any]:
-    import torch
+    import torch  # loaded only when a run begins
 
     return {
         "command": " ".join(sys.argv),
@@ -86,25 +85,23 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent
-        )
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path(__file__).parent)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None
+    return git.stdout.strip() or None
 
 
 def mark(folder: Path, name: str, text: str) -> None:
-    """The marker that scripts wait for: DONE or PREEMPTED."""
+    """Writes the marker that scripts wait for: DONE or PREEMPTED."""
     write_whole(folder / name, (text + "\n").encode())
 
 
 def drop_later_rows(path: Path, step: int) -> None:
-    """Removes the rows of steps after a checkpoint, and a last line that was cut short."""
+    """Removes the rows of steps after a checkpoint, and an incomplete last line."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _step_of(line: str) -> float:

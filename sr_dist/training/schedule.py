@@ -1,14 +1,19 @@
-"""The learning rate as a pure function of the step, so that there is nothing to save."""
+"""The learning rate as a pure function of the step: it has no state to save."""
 
 from __future__ import annotations
 
 import math
 
-from sr_dist.recipe.sections import Schedule
+from sr_dist.recipe.sections import Recipe, Schedule
+
+
+def learning_rate(recipe: Recipe, phase: str, step: int) -> float:
+    """The learning rate of a network in a step. Steps count from 1."""
+    return recipe.optimizer_of(phase).learning_rate * factor(recipe.schedule, step)
 
 
 def factor(schedule: Schedule, step: int) -> float:
-    """What the learning rate is multiplied by in this step (steps count from 1)."""
+    """The multiplier of the learning rate in a step."""
     warm = min(step / schedule.warmup, 1.0) if schedule.warmup else 1.0
     if schedule.name == "milestones":
         return warm * schedule.factor ** sum(step > milestone for milestone in schedule.milestones)

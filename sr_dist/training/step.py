@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch, Reading, Terms
+from sr_dist.core.contracts import Objective
+from sr_dist.training.engine import StepEngine
 
 
 class StepResult(NamedTuple):
@@ -34,7 +36,7 @@ class Precision:
 
 
 def take_step(
-    objective: Any, engines: Mapping[str, Any], batches: Sequence[Batch], precision: Precision,
+    objective: Objective, engines: Mapping[str, StepEngine], batches: Sequence[Batch], precision: Precision,
     learning_rates: Mapping[str, float], timed: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> StepResult:  # fmt: skip
     """Updates every network once from the micro-batches of one step. All ranks must call.
@@ -67,14 +69,14 @@ def take_step(
     return result
 
 
-def accumulated(engine: Any, batches: Sequence[Batch]) -> Iterator[tuple[Any, Batch]]:
+def accumulated(engine: StepEngine, batches: Sequence[Batch]) -> Iterator[tuple[StepEngine, Batch]]:
     """The engine with each micro-batch. Only the last one lets the ranks exchange gradients."""
     for i, batch in enumerate(batches):
         with engine.accumulating(last=i == len(batches) - 1):
             yield engine, batch
 
 
-def loss_of(objective: Any, phase: str) -> Callable[..., Terms]:
+def loss_of(objective: Objective, phase: str) -> Callable[..., Terms]:
     """`generator_loss`, `discriminator_loss` or `classifier_loss` of an objective."""
     return getattr(objective, f"{phase}_loss")
 

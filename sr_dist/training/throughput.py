@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import torch
 
 from sr_dist.recipe.sections import Recipe
+from sr_dist.training.tracker import Row
 
 Item = TypeVar("Item")
-Row = Mapping[str, Any]
 
-# Words of a device's name -> TFLOP/s that its maker states, dense: 16 bits, TF32, fp32. None: it has no such units.
-# The first entry whose words are all in the name counts.
-PEAKS: dict[str, tuple[float | None, float | None, float]] = {
+# Words of a device's name -> TFLOP/s that its maker states, dense: 16 bits, TF32, fp32. The first entry whose words are all in
+# the name counts.
+PEAKS: dict[str, tuple[float, float, float]] = {
     "B200": (2250, 1125, 75),
     "GH200": (989, 494, 67),
     "H200": (989, 494, 67),
@@ -28,31 +28,24 @@ PEAKS: dict[str, tuple[float | None, float | None, float]] = {
     "H100": (989, 494, 67),
     "A100": (312, 156, 19.5),
     "A40": (149.7, 74.8, 37.4),
-    "A30": (165, 82, 10.3),
-    "A10G": (70, 35, 35),
-    "A10": (125, 62.5, 31.2),
     "L40S": (362, 183, 91.6),
     "L40": (181, 90.5, 90.5),
     "L4": (121, 60, 30.3),
     "RTX 6000 Ada": (364, 182, 91.1),
-    "RTX A6000": (154.8, 77.4, 38.7),
     "RTX 4090": (165.2, 82.6, 82.6),
-    "RTX 3090": (71, 35.6, 35.6),
-    "V100": (125, None, 15.7),
-    "T4": (65, None, 8.1),
 }
 
 
 @dataclass(frozen=True)
 class Work:
-    """What training on one image costs, and what a rank's device could do."""
+    """The cost of training on one image, and the peak speed of a rank's device."""
 
     flops_per_image: float
     ranks: int
     peak: float | None  # TFLOP/s of one device
 
     def at(self, images_per_second: float) -> dict[str, float]:
-        """Columns of metrics.jsonl: TFLOP/s of one rank, and its share of the peak where that is known."""
+        """Columns of metrics.jsonl: TFLOP/s of one rank, and their share of the peak where that is known."""
         tflops = self.flops_per_image * images_per_second / self.ranks / 1e12
         return {"tflops": tflops, **({"mfu": tflops / self.peak} if self.peak else {})}
 
@@ -66,98 +59,101 @@ def work(flops_per_image: float | None, recipe: Recipe, ranks: int, device: torc
 
 
 def peak(device: str, precision: str, tf32: bool) -> float | None:
-    """TFLOP/s that the maker states for the device's name in this precision, or None."""
-    there = set(re.split(r"[\s-]+", device.lower()))
-    for words, (half, tensor, single) in PEAKS.items():
-        if set(words.lower().split()) <= there:
-            return half if precision != "no" else tensor if tf32 and tensor else single
+    """TFLOP/s that the maker states for the device in this precision, or None where the device is unknown."""
+    words = set(re.split(r"[\s-]+", device.lower()))
+    for name, (half, tensor, single) in PEAKS.items():
+        if set(name.lower().split()) <= words:
+            return half if precision != "no" else tensor if tf32 else single
     return None
 
 
 class Clock:
-    """How fast training goes since the last report, and what part of the time it waited for data."""
+    """Measures images per second since the last report, and the share of that time spent waiting for data."""
 
     def __init__(self, cuda: bool = False) -> None:
-        self.work: Work | None = None  # what an image costs, where that is known
+        self.work: Work | None = None  # set where the cost of an image is known
         self._cuda = cuda
-        self._alone: list[tuple[Any, Any]] = []  # since the last report
+        self._forwards: list[tuple[Any, Any]] = []  # begin and end of forward passes since the last report
         self._busy = self._waited = 0.0  # since the last report
-        self._spent = 0.0  # busy time of the whole process
-        self._steps = self._steps_done = 0
-        self._since: float | None = None  # until when the time is counted
+        self._total_busy = 0.0  # of the whole process
+        self._steps = self._total_steps = 0
+        self._counted_until: float | None = None
 
-    def steps(self, arriving: Iterator[Item]) -> Iterator[Item]:
-        """The same items; the time until they come is waiting, and counts, as the time between them does, as work."""
+    def steps(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """Yields the same items. The time until an item arrives is waiting; the time until the next is requested is work."""
         while True:
-            self._since = asked = time.perf_counter()
+            self._counted_until = requested = time.perf_counter()
             try:
-                item = next(arriving)
+                item = next(batches)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - asked
+            self._waited += time.perf_counter() - requested
             self._steps += 1
             yield item
             self._count()
 
     def _count(self) -> None:
         now = time.perf_counter()
-        self._busy, self._since = self._busy + now - (self._since or now), now
+        self._busy, self._counted_until = self._busy + now - (self._counted_until or now), now
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Validation and saving are no training: they count neither for speed nor for the waiting."""
+        """Around validation and saving, which are not training."""
         self._count()
         yield
-        self._since = time.perf_counter()
+        self._counted_until = time.perf_counter()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Around the part of a step in which no rank waits for another one: the forward pass."""
-        begun = self._mark()
+    def forward(self) -> Iterator[None]:
+        """Around a forward pass: the part of a step in which no rank waits for another."""
+        begin = self._now()
         yield
-        self._alone.append((begun, self._mark()))
+        self._forwards.append((begin, self._now()))
 
-    def _mark(self) -> Any:
-        """A moment, in the device's time where it has its own."""
+    def _now(self) -> Any:
+        """A moment in the device's time, or in the host's without a GPU."""
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def seconds_alone(self) -> float:
-        """What this rank needed since the last report for its own images, to come and to go forward. The whole step shows no
-        straggler, for all ranks wait for the slowest in it. The device must be done with the step; asked before `report`."""
-        seconds = sum(a.elapsed_time(b) / 1e3 if self._cuda else b - a for a, b in self._alone)
-        self._alone.clear()
+    def own_seconds(self) -> float:
+        """Seconds that this rank spent on its own images since the last report: waiting for data and forward passes.
+
+        A whole step shows no straggler, because all ranks wait for the slowest one. The device must have finished the step. Call
+        before `report`.
+        """
+        seconds = sum(a.elapsed_time(b) / 1e3 if self._cuda else b - a for a, b in self._forwards)
+        self._forwards.clear()
         return seconds + self._waited
 
     def report(self, images_per_step: int) -> dict[str, float]:
-        """Called within a step, which counts as done."""
+        """Columns of metrics.jsonl. Called within a step, which counts as done."""
         self._count()
         busy, waited, steps = max(self._busy, 1e-9), self._waited, max(self._steps, 1)
-        self._spent, self._steps_done = self._spent + busy, self._steps_done + self._steps
+        self._total_busy, self._total_steps = self._total_busy + busy, self._total_steps + self._steps
         self._busy = self._waited = 0.0
         self._steps = 0
         speed = images_per_step * steps / busy
-        found = {"images_per_second": speed, "data_wait": min(waited / busy, 1.0)}
-        return found | self.work.at(speed) if self.work else found
+        columns = {"images_per_second": speed, "data_wait": min(waited / busy, 1.0)}
+        return columns | self.work.at(speed) if self.work else columns
 
-    def remaining(self, steps_to_go: int) -> str:
-        """Time to the end at the average speed so far."""
-        seconds = int(steps_to_go * self._spent / max(self._steps_done, 1))
+    def remaining(self, steps: int) -> str:
+        """Time for so many steps at the average speed so far."""
+        seconds = int(steps * self._total_busy / max(self._total_steps, 1))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def spread(seconds: Sequence[float]) -> dict[str, float]:
-    """The slowest rank's own time over the mean of all ranks': 1 is even, and twice the mean with two ranks is one at rest."""
+def step_time_spread(seconds: Sequence[float]) -> dict[str, float]:
+    """The slowest rank's own time over the mean of all ranks: 1 is even. Empty on one rank."""
     mean = sum(seconds) / len(seconds)
     return {"step_time_spread": max(seconds) / mean} if len(seconds) > 1 and mean > 0 else {}
 
 
-def progress(row: Row, last_step: int, remaining: str) -> str:
-    """One status line: step, speed, waiting, stragglers, memory, time left, losses. What is not known is not in it."""
-    parts = [
+def progress_line(row: Row, last_step: int, remaining: str) -> str:
+    """One status line from a row; absent columns are left out."""
+    words = [
         f"step {row['step']:>{len(str(last_step))}}/{last_step}",
         f"{row['images_per_second']:.1f} images/s",
         f"data wait {100 * row['data_wait']:.0f} %",
@@ -168,11 +164,11 @@ def progress(row: Row, last_step: int, remaining: str) -> str:
         f"left {remaining}",
         *(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in row.items() if key.startswith("loss/")),
     ]
-    return "  ".join(part for part in parts if part)
+    return "  ".join(word for word in words if word)
 
 
 def peak_memory_gb() -> float:
-    """The most memory this process has held: the device's if there is one, else the process's."""
+    """The peak memory of the device if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

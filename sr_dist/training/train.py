@@ -34,14 +34,14 @@ def train(recipe: Recipe, flops_of: Callable[[Recipe], float | None] = lambda re
         if done and run.objective.validation == "classification":
             classification.report(run)
     except Exception as caught:
-        problem = run.stream.explained(caught)
+        problem = run.loader.describe_failure(caught)
         if isinstance(problem, UserError) and ranks.size() > 1:  # only this rank knows of it
             print(f"error: rank {ranks.rank()}: {problem}", file=sys.stderr, flush=True)
-        run.log.say(f"failed after step {run.step}: {type(problem).__name__}: {problem}")
+        run.log.info(f"failed after step {run.step}: {type(problem).__name__}: {problem}")
         run.log.close(code=1)
         raise problem from caught if problem is not caught else None
     finally:
-        run.stream.close()
+        run.loader.close()
     finish(run, done)
     if lock:
         lock.close()

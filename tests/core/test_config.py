@@ -81,7 +81,7 @@ def test_dotted_keys_reach_into_sections_and_make_them():
     tree = {"name": "a", "inner": {"batch": "4", "rate": "2"}}
     new = config.override(tree, {"inner.batch": "8", "table.cat": "3", "name": "b"})
     assert new == {"name": "b", "inner": {"batch": "8", "rate": "2"}, "table": {"cat": "3"}}
-    assert tree == {"name": "a", "inner": {"batch": "4", "rate": "2"}}  # what was read is not changed
+    assert tree == {"name": "a", "inner": {"batch": "4", "rate": "2"}}  # the tree that was read does not change
 
 
 def test_lists_and_sections_in_short_form_replace():
@@ -102,16 +102,16 @@ def test_a_list_that_does_not_close_is_refused_by_its_key():
 
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,4}\.[a-z]{1,4}", fullmatch=True), st.text("abc019.e-", max_size=6), max_size=6))
 def test_flat_is_the_inverse_of_override(options):
-    assert config.flat(config.override({}, options)) == (options or {})
+    assert config.flatten(config.override({}, options)) == (options or {})
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes
 
 
-def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path):
-    with pytest.raises(UserError, match=r"line 4: the key 'batch' stands twice"):
+def test_a_key_that_occurs_twice_is_refused_with_its_line(tmp_path):
+    with pytest.raises(UserError, match=r"line 4: the key 'batch' occurs twice"):
         read(tmp_path, "name: a\ninner:\n  batch: 1\n  batch: 2\n")
-    with pytest.raises(UserError, match=r"the key 'a' stands twice"):
+    with pytest.raises(UserError, match=r"the key 'a' occurs twice"):
         config.override({}, {"table": "{a: 1, a: 2}"})
 
 
@@ -125,13 +125,13 @@ def test_unknown_key_names_the_nearest():
     assert re.fullmatch(r"inner\.bathc: unknown key; did you mean '(inner\.)?batch'\?", str(caught.value))
 
 
-def test_unknown_key_far_from_all_lists_what_there_is():
-    """What the key and its neighbours share, the name of the section, makes them no nearer."""
-    with pytest.raises(UserError, match=r"^inner\.zzzzzz: unknown key; there are: (inner\.)?batch, (inner\.)?rate$"):
+def test_unknown_key_far_from_all_lists_the_keys():
+    """The name of the section, which all keys share, does not make them nearer."""
+    with pytest.raises(UserError, match=r"^inner\.zzzzzz: unknown key; choose from (inner\.)?batch, (inner\.)?rate$"):
         config.typed(Outer, {"inner": {"zzzzzz": "8"}})
 
 
-def test_the_unknown_key_is_said_before_the_one_it_leaves_missing():
+def test_the_unknown_key_is_reported_before_the_missing_one():
     class Needs(Settings):
         crop: int
 
@@ -159,14 +159,14 @@ def test_a_section_where_a_value_belongs_and_the_other_way_round():
         config.typed(Outer, {"inner": "8"})
 
 
-def test_a_recipe_that_is_not_there_names_its_neighbour(tmp_path):
+def test_a_missing_recipe_names_its_neighbour(tmp_path):
     (tmp_path / "demo_pixel.yaml").write_text("name: a\n")
     with pytest.raises(UserError, match=r"no recipe .*did you mean '.*demo_pixel\.yaml'"):
         config.read(tmp_path / "demo_pixl.yaml")
 
 
 @pytest.mark.parametrize("content", [b"", b"just words", b"- a\n- b\n", b"a: [1, 2\nb: 3\n", b"a: \xff\xfe\n", b"\tname: x\n"])
-def test_what_is_no_recipe_is_a_users_mistake(tmp_path, content):
+def test_a_file_that_is_not_a_recipe_is_a_users_mistake(tmp_path, content):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"recipe\.yaml"):
@@ -178,9 +178,9 @@ def test_settings_cannot_be_changed():
         Outer().name = "b"  # type: ignore[misc]
 
 
-def test_nearest_says_the_closest_or_everything_or_nothing():
+def test_nearest_names_the_closest_or_all_or_nothing():
     assert nearest("srugen", ["srugan", "rrdb"]) == "; did you mean 'srugan'?"
-    assert nearest("zzz", ["b", "a", "a"]) == "; there are: a, b"
+    assert nearest("zzz", ["b", "a", "a"]) == "; choose from a, b"
     assert nearest("zzz", []) == ""
 
 

@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.recipe import checks
+from sr_dist.training.optimizer_state import build_optimizer, states_per_weight
 
 PART = """
 from sr_dist.core.config import Settings
@@ -22,27 +25,11 @@ class Config(Settings):
 WITHOUT_CONFIG = ("metric", "optimizer", "tracker")
 
 
-@pytest.fixture
-def own_part(tmp_path, monkeypatch):
-    """Writes a module of the user's own, found from the folder where the command is given."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-
-    def write(name: str, text: str) -> str:
-        (tmp_path / name.split(".")[0]).mkdir(exist_ok=True)
-        (tmp_path / Path(*name.split("."))).with_suffix(".py").write_text(text)
-        return name
-
-    yield write
-    for name in [name for name in sys.modules if name.split(".")[0].startswith("mine_")]:
-        del sys.modules[name]
-
-
 def test_the_names_are_the_names_of_the_files():
     for package in PACKAGES.values():
         folder = Path(plugins.__file__).parents[2] / package.replace(".", "/")
-        there = {path.stem for path in folder.iterdir() if path.suffix == ".py" and not path.stem.startswith("_")}
-        assert set(plugins.names(package)) == there
+        stems = {path.stem for path in folder.iterdir() if path.suffix == ".py" and not path.stem.startswith("_")}
+        assert set(plugins.names(package)) == stems
     assert "srugan" in plugins.names(PACKAGES["generator"])
 
 
@@ -58,7 +45,7 @@ def test_only_whole_file_names_count(name):
 
 
 @pytest.mark.parametrize("name", ["no_such_package.part", "json.no_such", "json.decoder.deeper", ".relative", "a..b", "."])
-def test_a_dotted_name_that_leads_nowhere_is_a_users_mistake(name):
+def test_a_dotted_name_of_no_module_is_a_users_mistake(name):
     with pytest.raises(UserError, match=r"^objective\.name: no module "):
         plugins.locate(PACKAGES["objective"], name, "objective.name")
 
@@ -72,13 +59,13 @@ def test_an_unknown_option_is_refused_without_importing_the_part(own_part):
 
 
 def test_a_file_outside_the_repository_is_a_part_like_any_other(own_part):
-    name = own_part("mine_b.wide", PART.replace("import loaded_marker_that_does_not_exist", "BUILT = 'here'"))
+    name = own_part("mine_b.wide", PART.replace("import loaded_marker_that_does_not_exist", "BUILT = 'mine'"))
     module, options = plugins.resolve(PACKAGES["generator"], name, {"width": "16"}, "generator")
-    assert (module.BUILT, options.width, options.depth) == ("here", 16, 2)
+    assert (module.BUILT, options.width, options.depth) == ("mine", 16, 2)
 
 
 @pytest.mark.parametrize("text", ["x = 1\n", "Config = 3\n", "class Config:\n    pass\n"])
-def test_a_file_without_a_config_is_no_part(own_part, text):
+def test_a_file_without_a_config_is_not_a_part(own_part, text):
     name = own_part("mine_c.plain", text)
     with pytest.raises(UserError, match=r"^generator\.name: .*has no Config"):
         plugins.resolve(PACKAGES["generator"], name, {}, "generator")
@@ -88,7 +75,7 @@ def test_options_that_are_inherited_are_left_to_the_import(own_part):
     text = "from sr_dist.core.config import Settings\nclass Common(Settings):\n    a: int = 1\n"
     text += "class Config(Common):\n    b: int = 2\n"
     name = own_part("mine_d.heir", text)
-    plugins.check(PACKAGES["generator"], name, {"a": "3"}, "generator")  # it cannot know
+    plugins.check(PACKAGES["generator"], name, {"a": "3"}, "generator")  # the syntax tree does not show it
     assert plugins.resolve(PACKAGES["generator"], name, {"a": "3"}, "generator")[1].a == 3
     with pytest.raises(UserError, match=r"^generator\.bb: unknown key; did you mean '(generator\.)?b'\?$"):
         plugins.resolve(PACKAGES["generator"], name, {"bb": "3"}, "generator")
@@ -100,10 +87,85 @@ def test_a_wrong_value_of_an_option_names_the_key():
 
 
 @pytest.mark.parametrize("package", [package for kind, package in PACKAGES.items() if kind not in WITHOUT_CONFIG])
-def test_the_syntax_tree_tells_the_same_options_as_the_import(package):
+def test_the_syntax_tree_shows_the_same_options_as_the_import(package):
     for name in plugins.names(package):
         _, path = plugins.locate(package, name, "part")
         module, _ = plugins.locate(package, name, "part")
-        listed = plugins.options(path)
+        fields = plugins.options(path)
         real = list(__import__(module, fromlist=["Config"]).Config.model_fields)
-        assert listed is None or listed == real
+        assert fields is None or fields == real
+
+
+# ------------------------------------------------------------------------------------------------- literals of metrics
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'BETTER = {"mae_y": "lower", "mae_rgb": "lower"}\n',
+        'BETTER: dict[str, str] = {"mae_y": "lower", "mae_rgb": "lower"}\n',
+        'import loaded_marker_that_does_not_exist\nother = BETTER = {"mae_y": "lower", "mae_rgb": "lower"}\n',
+    ],
+)
+def test_a_literal_is_read_without_importing_the_file(own_part, text):
+    _, path = plugins.locate(PACKAGES["metric"], own_part("mine_e.mae", text), "metrics")
+    assert plugins.literal(path, "BETTER") == {"mae_y": "lower", "mae_rgb": "lower"}
+    assert plugins.literal(path, "NEEDS") is None
+
+
+@pytest.mark.parametrize(
+    "value", ['dict(mae="lower")', '{f"mae_{c}": "lower" for c in ("y", "rgb")}', '{"mae": LOWER}', '{["mae"]: "lower"}']
+)
+def test_a_value_that_is_not_a_literal_is_refused_with_its_line(own_part, value):
+    _, path = plugins.locate(PACKAGES["metric"], own_part("mine_f.mae", f"LOWER = 'lower'\nBETTER = {value}\n"), "metrics")
+    with pytest.raises(UserError, match=r"^'.*mae\.py', line 2: BETTER must be a literal, such as \{'psnr_y': 'higher'\}"):
+        plugins.literal(path, "BETTER")
+
+
+def test_a_metric_of_the_users_own_gives_columns_for_the_best_checkpoint(own_part, write_recipe):
+    name = own_part("mine_g.mae", "BETTER = {'mae': 'lower'}\n\n\ndef per_image(sr, hr, protocol, grey):\n    return {}\n")
+    recipe = write_recipe(metrics=["psnr", name], keep={"best": "mae"})
+    assert checks.read_recipe(recipe, {}).keep.best == "mae"
+    own_part("mine_h.mae", "BETTER = dict(mae='lower')\n")
+    with pytest.raises(UserError, match="BETTER must be a literal"):
+        checks.read_recipe(recipe, {"metrics": "psnr,mine_h.mae"})
+
+
+def test_a_file_that_is_not_python_is_a_users_mistake(own_part):
+    with pytest.raises(UserError, match=r"^'.*broken\.py', line 2: "):
+        plugins.locate(PACKAGES["metric"], own_part("mine_i.broken", "x = 1\ndef f(:\n"), "metrics")
+
+
+# ---------------------------------------------------------------------------------------------------------- optimizers
+
+RMSPROP = """
+import torch
+
+
+def build(parameters, settings, fused):
+    return torch.optim.RMSprop(parameters, settings.learning_rate, momentum=settings.momentum)
+
+
+def states_per_weight(settings):
+    return 2
+"""
+
+
+def test_an_optimizer_of_the_users_own_trains(own_part, write_recipe):
+    name = own_part("mine_j.rmsprop", RMSPROP)
+    recipe = checks.read_recipe(write_recipe(), {"optimizer.name": name, "optimizer.momentum": "0.9"})
+    network = torch.nn.Conv2d(1, 1, 1)
+    before = network.weight.detach().clone()
+    optimizer = build_optimizer(network, recipe.optimizer)
+    assert type(optimizer) is torch.optim.RMSprop
+    assert optimizer.defaults["momentum"] == 0.9
+    network(torch.ones(1, 1, 4, 4)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(network.weight, before)
+    assert states_per_weight(recipe.optimizer) == 2
+
+
+@pytest.mark.parametrize("key", ["optimizer", "discriminator_optimizer"])
+def test_an_unknown_optimizer_offers_the_nearest(write_recipe, key):
+    with pytest.raises(UserError, match=rf"^{key}\.name: no 'adamww' in sr_dist/training/optimizers; did you mean 'adamw'\?$"):
+        checks.read_recipe(write_recipe(**{key: {"name": "adamww"}}), {})

@@ -1,4 +1,4 @@
-"""imresize beside a pixel-by-pixel transcription of MATLAB's imresize.m (contributions, resizeAlongDim)."""
+"""imresize compared with a pixel-by-pixel transcription of MATLAB's imresize.m (contributions, resizeAlongDim)."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sr_dist.core.resize import _enlarged, imresize, rounded
+from sr_dist.core.resize import _upscale, imresize, rounded
 from sr_dist.data.degradations import bicubic
 
 SCALES = [1 / 2, 1 / 3, 1 / 4, 1 / 8, 2, 3, 4, 1.5, 0.7]
@@ -22,29 +22,29 @@ def keys_cubic(x):
 
 
 def one_line(line, scale, border="mirror"):
-    """One row or column, with MATLAB's places counted from 1."""
+    """One row or column, with MATLAB's positions, counted from 1."""
     size, narrowing = len(line), min(scale, 1)
     width = 4 / narrowing
-    found = []
+    values = []
     for x in range(1, math.ceil(size * scale) + 1):
         u = x / scale + 0.5 * (1 - 1 / scale)
         left = math.floor(u - width / 2)
         total = weights = 0.0
-        for place in range(left, left + math.ceil(width) + 2):
-            weight = keys_cubic(narrowing * (u - place))
+        for position in range(left, left + math.ceil(width) + 2):
+            weight = keys_cubic(narrowing * (u - position))
             if border == "replicate":
-                inside = min(max(place, 1), size)
+                inside = min(max(position, 1), size)
             else:
-                there = [*range(1, size + 1), *range(size, 0, -1)]
-                inside = there[(place - 1) % (2 * size)]
+                mirrored = [*range(1, size + 1), *range(size, 0, -1)]
+                inside = mirrored[(position - 1) % (2 * size)]
             total, weights = total + weight * line[inside - 1], weights + weight
-        found.append(total / weights)
-    return np.array(found)
+        values.append(total / weights)
+    return np.array(values)
 
 
-def by_loops(image, scale, border="mirror", keep=lambda levels: levels):
-    columns = keep(np.stack([one_line(column, scale, border) for column in image.T], 1))
-    return keep(np.stack([one_line(row, scale, border) for row in columns]))
+def by_loops(image, scale, border="mirror", rounding=lambda levels: levels):
+    columns = rounding(np.stack([one_line(column, scale, border) for column in image.T], 1))
+    return rounding(np.stack([one_line(row, scale, border) for row in columns]))
 
 
 def to_level(levels):
@@ -60,8 +60,8 @@ def random_levels(height, width, seed=0):
 @pytest.mark.parametrize("scale", SCALES)
 def test_equals_matlab(scale, size, border):
     image = random_levels(*size) / 255
-    found = imresize(torch.tensor(image), scale, border=border)
-    np.testing.assert_allclose(found.numpy(), by_loops(image, scale, border), atol=1e-12)
+    resized = imresize(torch.tensor(image), scale, border=border)
+    np.testing.assert_allclose(resized.numpy(), by_loops(image, scale, border), atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -69,27 +69,27 @@ def test_equals_matlab(scale, size, border):
 def test_8_bit_images_equal_matlab_level_for_level(scale, dtype):
     """These scales have weights that are sums of powers of two, so the reference is exact and halves are true halves."""
     levels = random_levels(128, 96) if scale < 1 else random_levels(24, 20)
-    found = imresize(torch.tensor(levels / 255, dtype=dtype), scale, to_8_bit=True) * 255
-    expected = by_loops(levels, scale, keep=to_level)
-    assert (np.rint(found.numpy()) == expected).all(), f"{(np.rint(found.numpy()) != expected).sum()} pixels of another level"
+    resized = imresize(torch.tensor(levels / 255, dtype=dtype), scale, to_8_bit=True) * 255
+    expected = by_loops(levels, scale, rounding=to_level)
+    assert (np.rint(resized.numpy()) == expected).all(), f"{(np.rint(resized.numpy()) != expected).sum()} pixels of another level"
 
 
 def test_8_bit_images_are_rounded_between_the_passes_columns_first():
     levels = random_levels(16, 16)
-    expected = by_loops(levels, 1 / 3, keep=to_level)
-    rows_first = by_loops(levels.T, 1 / 3, keep=to_level).T
+    expected = by_loops(levels, 1 / 3, rounding=to_level)
+    rows_first = by_loops(levels.T, 1 / 3, rounding=to_level).T
     rounded_once = to_level(by_loops(levels, 1 / 3))
-    found = np.rint((imresize(torch.tensor(levels / 255), 1 / 3, to_8_bit=True) * 255).numpy())
-    assert (found == expected).all()
+    resized = np.rint((imresize(torch.tensor(levels / 255), 1 / 3, to_8_bit=True) * 255).numpy())
+    assert (resized == expected).all()
     assert (expected != rows_first).any()
-    assert (expected != rounded_once).any()  # so the image can tell the three apart
+    assert (expected != rounded_once).any()  # the image distinguishes the three
 
 
 def test_8_bit_keeps_overshoot_inside_the_range():
     edge = torch.tensor([[0.0] * 6 + [1.0] * 6] * 4, dtype=torch.float64)
     assert imresize(edge, 2).max() > 1 and imresize(edge, 2).min() < 0
-    found = imresize(edge, 2, to_8_bit=True)
-    assert found.max() == 1 and found.min() == 0
+    resized = imresize(edge, 2, to_8_bit=True)
+    assert resized.max() == 1 and resized.min() == 0
 
 
 def test_rounding_takes_halves_up():
@@ -100,9 +100,9 @@ def test_rounding_takes_halves_up():
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from(SCALES), st.integers(0, 255), st.booleans())
 def test_constants_stay(height, width, scale, level, to_8_bit):
-    found = imresize(torch.full((1, height, width), level / 255, dtype=torch.float64), scale, to_8_bit=to_8_bit)
-    assert found.shape == (1, math.ceil(height * scale), math.ceil(width * scale))
-    torch.testing.assert_close(found, torch.full_like(found, level / 255), atol=1e-12, rtol=0)
+    resized = imresize(torch.full((1, height, width), level / 255, dtype=torch.float64), scale, to_8_bit=to_8_bit)
+    assert resized.shape == (1, math.ceil(height * scale), math.ceil(width * scale))
+    torch.testing.assert_close(resized, torch.full_like(resized, level / 255), atol=1e-12, rtol=0)
 
 
 def test_a_ramp_stays_a_ramp_away_from_the_borders():
@@ -152,25 +152,25 @@ def test_autocast_leaves_the_precision_alone():
     """bf16 has 8 bits of mantissa: matrix products in it are off by more than a level of an 8-bit image."""
     image = torch.rand(1, 3, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = imresize(image, 2)
-    torch.testing.assert_close(found.float(), imresize(image, 2), atol=1e-5, rtol=0)
+        resized = imresize(image, 2)
+    torch.testing.assert_close(resized.float(), imresize(image, 2), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_bicubic_degradation_is_matlabs_8_bit_result(scale):
     levels = random_levels(24, 36, seed=scale)
     degrade = bicubic.build(bicubic.Config(), scale)
-    found = degrade(torch.tensor(levels / 255)[None, None], torch.tensor([0]))
-    assert found.shape == (1, 1, 24 // scale, 36 // scale)
-    expected = by_loops(levels, 1 / scale, keep=to_level)
-    assert (np.abs(found[0, 0].numpy() * 255 - expected) <= 1 + 1e-6).all()  # halves are held exactly above
-    assert (np.rint(found[0, 0].numpy() * 255) == expected).mean() > 0.98
-    torch.testing.assert_close((found * 255).round() / 255, found, atol=1e-12, rtol=0)
+    resized = degrade(torch.tensor(levels / 255)[None, None], torch.tensor([0]))
+    assert resized.shape == (1, 1, 24 // scale, 36 // scale)
+    expected = by_loops(levels, 1 / scale, rounding=to_level)
+    assert (np.abs(resized[0, 0].numpy() * 255 - expected) <= 1 + 1e-6).all()  # exact halves are tested above
+    assert (np.rint(resized[0, 0].numpy() * 255) == expected).mean() > 0.98
+    torch.testing.assert_close((resized * 255).round() / 255, resized, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 12])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
 def test_the_form_for_exported_graphs_is_the_same_function(size, scale):
     images = torch.rand(2, 3, size, size + 1, dtype=torch.float64)
-    found = _enlarged(_enlarged(images, scale).mT, scale).mT
-    torch.testing.assert_close(found, imresize(images, scale), atol=1e-12, rtol=0)
+    resized = _upscale(_upscale(images, scale).mT, scale).mT
+    torch.testing.assert_close(resized, imresize(images, scale), atol=1e-12, rtol=0)

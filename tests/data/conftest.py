@@ -8,7 +8,7 @@ from PIL import Image
 
 
 @pytest.fixture
-def save(tmp_path, picture):
+def save(tmp_path, make_photo):
     """`save("a/b_HR.png", 32, 40)` -> the pixels of a made photograph, written under that name."""
     (tmp_path / "set").mkdir()
     made = iter(range(1000))
@@ -16,7 +16,7 @@ def save(tmp_path, picture):
     def write(name: str, height: int, width: int, mode: str = "RGB", **options) -> np.ndarray:
         path = tmp_path / "set" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(picture(next(made), height, width)).convert(mode)
+        image = Image.fromarray(make_photo(next(made), height, width)).convert(mode)
         image.save(path, **options)
         return np.array(image.convert("RGB"))
 

@@ -76,9 +76,9 @@ def test_hr_images_without_a_partner_are_listed(save):
 def test_images_stored_as_grey_are_known_as_such_and_not_mixed_with_colour(save):
     for name, mode in (("a.png", "RGB"), ("b.png", "L"), ("c.png", "L"), ("d.jpg", "L"), ("e.png", "LA"), ("f.png", "RGB")):
         save(name, 24, 24, mode)
-    found = scored(save.folder)
-    assert [(batch.names, batch.grey) for batch in found] == [(("a",), False), (("b", "c", "d", "e"), True), (("f",), False)]
-    grey = found[1].hr
+    loaded = scored(save.folder)
+    assert [(batch.names, batch.grey) for batch in loaded] == [(("a",), False), (("b", "c", "d", "e"), True), (("f",), False)]
+    grey = loaded[1].hr
     assert torch.equal(grey[:, 0], grey[:, 1])
     assert torch.equal(grey[:, 0], grey[:, 2])
 
@@ -155,10 +155,10 @@ def test_an_empty_folder_and_a_missing_one_are_refused_by_the_key(tmp_path, phot
 )
 def test_folders_of_hr_and_lr_belong_together(save, low, name):
     hr, lr = save("HR/deep/a.png", 24, 32), save(f"{low}/deep/{name}.png", 12, 16)
-    found = save.folder, None
+    source = save.folder, None
     if low == "elsewhere":
-        found = save.folder / "HR", str(save.folder / low)
-    images = batches(found[0], lr=found[1])
+        source = save.folder / "HR", str(save.folder / low)
+    images = batches(source[0], lr=source[1])
     (batch,) = load(images, [0])
     assert batch.names == ("deep/a",)
     assert np.array_equal(levels(batch.hr[0]), hr)
@@ -197,9 +197,9 @@ def test_16_bits_of_colour_are_counted_too_and_read_as_8(save):
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks.items()
     ]
     (save.folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
-    found = batches(save.folder)
-    assert found.notes() == ["1 of 1 images of 16 bits, read as 8"]
-    assert np.array_equal(levels(found[0].hr[0]), pixels)
+    loaded = batches(save.folder)
+    assert loaded.notes() == ["1 of 1 images of 16 bits, read as 8"]
+    assert np.array_equal(levels(loaded[0].hr[0]), pixels)
 
 
 def test_floats_are_refused_for_nobody_knows_their_white(save):

@@ -204,7 +204,7 @@ def test_some_shards_of_a_manifest_have_a_digest_of_their_own():
 
 
 @pytest.mark.parametrize(
-    ("lie", "said"),
+    ("lie", "message"),
     [
         ({"samples": 6}, "says 6 samples"),
         ({"samples": 0, "shards": []}, "says 0 samples"),
@@ -220,10 +220,10 @@ def test_some_shards_of_a_manifest_have_a_digest_of_their_own():
         ({"order": None}, "order"),
     ],
 )
-def test_a_manifest_that_lies_is_refused(tmp_path, lie, said):
+def test_a_manifest_that_lies_is_refused(tmp_path, lie, message):
     tree = {**MANIFEST.model_dump(mode="json"), **lie}
     (tmp_path / "manifest.json").write_text(json.dumps(tree))
-    with pytest.raises(ShardError, match=said) as caught:
+    with pytest.raises(ShardError, match=message) as caught:
         read_manifest(tmp_path, "data.train")
     assert str(caught.value).startswith("data.train: ")
 
@@ -273,15 +273,15 @@ def test_a_brace_pattern_opens_some_shards_in_its_own_order(photo_shards):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"),
+    ("pattern", "message"),
     [
         ("/photos-{000000..000003}.tar", r"has no shard 'photos-000003\.tar'; did you mean"),
         ("/photos-{000000..0000", "the braces of .* do not close"),
         ("{,x}/photos-000000.tar", "names 2 folders"),
     ],
 )
-def test_a_wrong_brace_pattern_is_refused(photo_shards, pattern, said):
-    with pytest.raises(ShardError, match=said) as caught:
+def test_a_wrong_brace_pattern_is_refused(photo_shards, pattern, message):
+    with pytest.raises(ShardError, match=message) as caught:
         open_shards(f"{photo_shards}{pattern}", "data.train")
     assert str(caught.value).startswith("data.train: ")
 

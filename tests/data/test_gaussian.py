@@ -1,4 +1,4 @@
-"""A Gaussian filter, then down-sampling: against the sum written out."""
+"""A Gaussian filter and downsampling, against the explicit sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def degrade(hr, scale, **options):
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_a_pixel_is_the_weighted_sum_around_its_middle(scale):
+def test_a_pixel_is_the_weighted_sum_around_its_centre(scale):
     hr, sigma = torch.rand(1, 1, 24, 36, dtype=torch.float64), 1.3
     lr = degrade(hr, scale, sigma=sigma)
     assert lr.shape == (1, 1, 24 // scale, 36 // scale)
@@ -35,21 +35,21 @@ def test_a_pixel_is_the_weighted_sum_around_its_middle(scale):
 
 
 def test_lr_is_not_shifted_against_hr():
-    """A slope stays that slope, sampled at the middles of LR's pixels (away from the mirrored edges)."""
+    """A linear ramp stays linear, sampled at the centres of the LR pixels (away from the mirrored edges)."""
     hr = (torch.arange(64, dtype=torch.float64) / 100).expand(1, 3, 64, 64)
     lr = degrade(hr, 4)
     expected = ((torch.arange(16) + 0.5) * 4 - 0.5) / 100
     assert (lr[0, 0, 8, 3:-3] - expected[3:-3]).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_it_blurs_more_than_it_averages_and_flat_images_stay_flat():
+def test_a_larger_sigma_blurs_more_and_flat_images_stay_flat():
     flat = torch.full((2, 3, 16, 16), 100 / 255)
     torch.testing.assert_close(degrade(flat, 2), torch.full((2, 3, 8, 8), 100 / 255))
     stripes = torch.arange(64).remainder(4).ge(2).float().expand(1, 1, 64, 64)
     assert degrade(stripes, 2, sigma=0.3).std() > degrade(stripes, 2, sigma=1.6).std()
 
 
-def test_values_are_those_of_8_bits_also_under_autocast():
+def test_values_are_multiples_of_1_255_also_under_autocast():
     hr = torch.rand(2, 3, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         lr = degrade(hr, 2)

@@ -130,9 +130,9 @@ def test_what_happens_to_images_is_counted(save):
 
 
 def test_batches_hold_one_size_and_at_most_so_many(photo_shards):
-    found = scored(photo_shards, size=3)
-    assert all(1 <= len(batch.names) <= 3 for batch in found)
-    assert [name for batch in found for name in batch.names] == open_images(str(photo_shards)).names
+    loaded = scored(photo_shards, size=3)
+    assert all(1 <= len(batch.names) <= 3 for batch in loaded)
+    assert [name for batch in loaded for name in batch.names] == open_images(str(photo_shards)).names
 
 
 def test_neighbours_of_one_size_are_together(save):
@@ -155,7 +155,7 @@ def test_every_image_comes_once_over_all_ranks_in_the_same_batches(photo_shards,
 
 
 def test_workers_change_nothing(photo_shards):
-    here, there = scored(photo_shards), scored(photo_shards, workers=2)
-    assert [batch.names for batch in here] == [batch.names for batch in there]
-    assert all(torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) for a, b in zip(here, there, strict=True))
-    assert all(isinstance(batch.names, tuple) for batch in there)
+    inline, by_workers = scored(photo_shards), scored(photo_shards, workers=2)
+    assert [batch.names for batch in inline] == [batch.names for batch in by_workers]
+    assert all(torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) for a, b in zip(inline, by_workers, strict=True))
+    assert all(isinstance(batch.names, tuple) for batch in by_workers)

@@ -32,19 +32,19 @@ def saved(pixels: np.ndarray, mode: str = "RGB", **options) -> bytearray:
 )  # fmt: skip
 @settings(max_examples=300)
 def test_a_band_has_the_pixels_of_the_whole_image(height, width, sampling, quality, mode, channels, more, behind, data):
-    """Whatever the colour's sampling: also at the borders, where it is enlarged from neighbours."""
+    """For any chroma subsampling, also at the borders of the band, where chroma is interpolated from neighbours."""
     whole = jpeg(height, width, mode=mode, quality=quality, subsampling=sampling, restart_marker_rows=1, **more) + behind
     top = data.draw(st.integers(0, height - 1))
     bottom = data.draw(st.integers(top + 1, height))
     part, first = band(whole, (height, width), top, bottom)
-    expected, found = decode(whole, channels), decode(part, channels)
-    assert torch.equal(found[:, top - first : bottom - first], expected[:, top:bottom])
-    assert found.shape[1] <= bottom - top + 2 + 2 * 15  # a row of context at either side, and what its blocks hold besides
+    expected, result = decode(whole, channels), decode(part, channels)
+    assert torch.equal(result[:, top - first : bottom - first], expected[:, top:bottom])
+    assert result.shape[1] <= bottom - top + 2 + 2 * 15  # a row of context on each side, and the rest of its blocks
 
 
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_every_band_of_coloured_noise_has_its_pixels(sampling):
-    """Where neighbours are as unlike as can be, a row too few of them shows."""
+    """In noise, neighbours differ so much that a missing row of context shows."""
     noise = np.random.default_rng(0).integers(0, 256, (35, 12, 3), np.uint8).repeat(2, 0).repeat(2, 1)
     whole = saved(noise, subsampling=sampling, quality=95, restart_marker_rows=1)
     expected = decode(whole, 3)
@@ -54,7 +54,7 @@ def test_every_band_of_coloured_noise_has_its_pixels(sampling):
             assert torch.equal(decode(part, 3)[:, top - first : bottom - first], expected[:, top:bottom])
 
 
-def test_of_a_crop_in_the_middle_less_than_half_is_kept():
+def test_a_crop_in_the_middle_needs_less_than_half_of_the_file():
     whole = jpeg(256, 256, quality=95, restart_marker_rows=1)
     part, first = band(whole, (256, 256), 81, 177)
     assert first == 80  # of blocks of 16: from 80 to 178 are rows 5 to 11
@@ -65,27 +65,27 @@ def test_of_a_crop_in_the_middle_less_than_half_is_kept():
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 2}]
 )
-def test_a_jpeg_that_cannot_be_cut_stays_whole(options):
+def test_a_jpeg_with_other_markers_is_not_cut(options):
     whole = jpeg(96, 64, **{"restart_marker_rows": 1, **options} if "progressive" in options else options)
     assert band(whole, (96, 64), 40, 50) == (whole, 0)
 
 
-def test_a_jpeg_whose_colours_come_in_scans_of_their_own_stays_whole():
+def test_a_jpeg_with_separate_scans_per_colour_is_not_cut():
     whole = jpeg(96, 64, restart_marker_rows=1)
     scan = whole.index(b"\xff\xda")
-    assert whole[scan + 4] == 3  # parts in the scan
+    assert whole[scan + 4] == 3  # components in the scan
     whole[scan + 4] = 1
     assert band(whole, (96, 64), 40, 50) == (whole, 0)
 
 
 @pytest.mark.parametrize("size", [(95, 64), (97, 64), (200, 64), (96, 63), (64, 96)])
-def test_a_jpeg_of_another_size_stays_whole(size):
+def test_a_jpeg_of_another_size_is_not_cut(size):
     whole = jpeg(96, 64, restart_marker_rows=1)
     assert band(whole, size, 40, 50) == (whole, 0)
 
 
-def test_a_jpeg_with_a_wrong_or_missing_marker_stays_whole():
-    """The numbers come again after eight rows: the next one of that number is none of this row."""
+def test_a_jpeg_with_a_wrong_or_missing_marker_is_not_cut():
+    """Marker numbers repeat after eight rows, so a later marker with the same number must not be taken for a missing one."""
     whole = jpeg(400, 64, restart_marker_rows=1)
     assert band(whole, (400, 64), 70, 90)[0] != whole
     third = whole.index(b"\xff\xd2")
@@ -93,7 +93,7 @@ def test_a_jpeg_with_a_wrong_or_missing_marker_stays_whole():
     wrong[third + 1] = 0xD7
     for damaged in (wrong, missing):
         assert band(damaged, (400, 64), 70, 90) == (damaged, 0)
-        assert len(band(damaged, (400, 64), 0, 10)[0]) < 1500  # is not touched by it
+        assert len(band(damaged, (400, 64), 0, 10)[0]) < 1500  # not affected by the damage
 
 
 MARKED = bytes(jpeg(64, 48, restart_marker_rows=1))
@@ -109,13 +109,13 @@ MARKED = bytes(jpeg(64, 48, restart_marker_rows=1))
     )
 )
 @settings(max_examples=400)
-def test_of_damaged_data_comes_something_or_the_whole(data):
+def test_damaged_data_is_cut_or_returned_whole(data):
     part, first = band(bytearray(data), (64, 48), 20, 30)
     assert 0 <= first <= 19
     assert isinstance(part, bytearray)
 
 
-def test_grey_and_colour_of_one_file_are_of_the_same_rows():
+def test_grey_and_colour_show_the_same_rows():
     whole = jpeg(80, 40, restart_marker_rows=1, subsampling=2)
     part, first = band(whole, (80, 40), 33, 60)
     grey, colour = decode(part, 1)[0].numpy(), decode(part, 3).numpy()

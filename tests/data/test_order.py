@@ -17,14 +17,14 @@ from sr_dist.data.order import (
     TURN,
     Mix,
     Order,
-    crop_place,
+    assign_near_home,
+    crop_corner,
     draw,
-    home,
+    home_node,
     micro_batch,
-    near_home,
     permutation,
     seed_of,
-    share,
+    split_range,
 )
 from sr_dist.recipe.sections import whole_weights
 
@@ -47,7 +47,7 @@ windows = st.integers(1, 40)
     ],
 )
 def test_permutations_are_frozen(arguments, expected):
-    """Runs that were begun under another numpy must be able to continue: these numbers never change."""
+    """A run must resume under another version of numpy, so these numbers never change."""
     assert permutation(*arguments).tolist() == expected
 
 
@@ -58,31 +58,31 @@ def test_the_order_is_frozen():
 
 
 @given(st.integers(0, 200), seeds, st.integers(0, 1000), st.integers(0, 4), st.integers(0, 1000))
-def test_a_permutation_holds_everything_once(size, seed, epoch, use, part):
+def test_a_permutation_contains_every_number_once(size, seed, epoch, use, part):
     assert sorted(permutation(size, seed, epoch, use, part).tolist()) == list(range(size))
 
 
 @given(seeds, st.integers(0, 1000), st.integers(0, 50))
 def test_every_argument_of_a_permutation_matters(seed, epoch, part):
     others = [(seed + 1, epoch, 0, part), (seed, epoch + 1, 0, part), (seed, epoch, 1, part), (seed, epoch, 0, part + 1)]
-    here = permutation(40, seed, epoch, 0, part).tolist()
-    assert all(permutation(40, *other).tolist() != here for other in others)
+    expected = permutation(40, seed, epoch, 0, part).tolist()
+    assert all(permutation(40, *other).tolist() != expected for other in others)
 
 
 # ------------------------------------------------------------------------------------------------------------ the order
 
 
 @given(sizes, seeds, windows, st.integers(0, 5))
-def test_every_epoch_holds_every_sample_once(sizes, seed, window, epoch):
+def test_every_epoch_contains_every_sample_once(sizes, seed, window, epoch):
     order = Order(sizes, seed, window)
-    seen = order(range(epoch * sum(sizes), (epoch + 1) * sum(sizes)))
-    assert {number for number, _ in seen} == {epoch}
-    assert sorted(sample for _, sample in seen) == list(range(sum(sizes)))
+    samples = order(range(epoch * sum(sizes), (epoch + 1) * sum(sizes)))
+    assert {number for number, _ in samples} == {epoch}
+    assert sorted(sample for _, sample in samples) == list(range(sum(sizes)))
 
 
 @given(sizes, seeds, windows)
-def test_a_window_holds_whole_shards_that_follow_each_other(sizes, seed, window):
-    """What is mixed together comes from as few shards as fit, in the epoch's order of shards."""
+def test_a_window_contains_consecutive_whole_shards(sizes, seed, window):
+    """The samples of a window come from as few shards as possible, in the epoch's order of shards."""
     order = Order(sizes, seed, window)
     shards = [order.locate(sample)[0] for _, sample in order(range(sum(sizes)))]
     by_window = [set(shards[low : low + window]) for low in range(0, len(shards), window)]
@@ -92,16 +92,16 @@ def test_a_window_holds_whole_shards_that_follow_each_other(sizes, seed, window)
 
 @given(sizes, seeds, windows, st.lists(st.integers(0, 500), max_size=20))
 def test_the_order_has_no_history(sizes, seed, window, positions):
-    """Whatever was asked before, and in whichever process: the same answer."""
+    """The result depends neither on earlier calls nor on the process."""
     used = Order(sizes, seed, window)
-    answers = used(positions)
-    assert used(positions[::-1]) == answers[::-1]
-    assert pickle.loads(pickle.dumps(used))(positions) == answers
-    assert [Order(sizes, seed, window)([position])[0] for position in positions] == answers
+    samples = used(positions)
+    assert used(positions[::-1]) == samples[::-1]
+    assert pickle.loads(pickle.dumps(used))(positions) == samples
+    assert [Order(sizes, seed, window)([position])[0] for position in positions] == samples
 
 
 @given(sizes)
-def test_a_sample_is_found_in_its_shard(sizes):
+def test_a_sample_is_located_in_its_shard(sizes):
     order = Order(sizes, 0, 8192)
     expected = [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
     assert [order.locate(sample) for sample in range(sum(sizes))] == expected
@@ -118,39 +118,39 @@ def test_two_epochs_and_two_seeds_differ():
 
 
 @given(st.integers(0, 200), st.integers(1, 20))
-def test_shares_are_a_partition_into_even_consecutive_parts(total, parts):
-    shares = [share(total, parts, part) for part in range(parts)]
-    assert [thing for part in shares for thing in part] == list(range(total))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+def test_a_range_is_split_into_even_consecutive_pieces(total, num_pieces):
+    pieces = [split_range(total, num_pieces, piece) for piece in range(num_pieces)]
+    assert [number for piece in pieces for number in piece] == list(range(total))
+    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
 
 @given(st.integers(1, 64), st.integers(1, 6), st.integers(1, 4))
-def test_ranks_and_micro_batches_take_every_place_once(batch, ranks, accumulate):
-    parts = [micro_batch(batch, ranks, accumulate, rank, micro) for rank in range(ranks) for micro in range(accumulate)]
-    assert sorted(place for part in parts for place in part) == list(range(batch))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_ranks_and_micro_batches_take_every_index_once(batch, ranks, accumulate):
+    pieces = [micro_batch(batch, ranks, accumulate, rank, micro) for rank in range(ranks) for micro in range(accumulate)]
+    assert sorted(index for piece in pieces for index in piece) == list(range(batch))
+    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
 
 @given(st.integers(1, 64), st.integers(1, 6), st.integers(1, 4))
-def test_a_micro_batch_of_all_ranks_together_is_one_stretch_of_the_batch(batch, ranks, accumulate):
+def test_a_micro_batch_of_all_ranks_together_is_one_range_of_the_batch(batch, ranks, accumulate):
     for micro in range(accumulate):
-        places = [place for rank in range(ranks) for place in micro_batch(batch, ranks, accumulate, rank, micro)]
-        assert places == list(share(batch, accumulate, micro))
+        indices = [index for rank in range(ranks) for index in micro_batch(batch, ranks, accumulate, rank, micro)]
+        assert indices == list(split_range(batch, accumulate, micro))
 
 
 @given(sizes, seeds, windows, st.integers(1, 12), st.integers(1, 4), st.integers(1, 3))
-def test_training_goes_through_epochs_exactly_once_on_any_number_of_ranks(sizes, seed, window, batch, ranks, accumulate):
-    """Two epochs of steps: the samples of a step are the same for every world, and each comes twice in all."""
+def test_training_reads_every_sample_once_per_epoch_on_any_number_of_ranks(sizes, seed, window, batch, ranks, accumulate):
+    """Two epochs of steps: the samples of a step do not depend on the number of ranks, and each occurs twice in all."""
     total = sum(sizes)
     steps = -(-2 * total // batch)
     order = Order(sizes, seed, window)
     trained: list[tuple[int, int]] = []
     for step in range(steps):
         taken = sorted(
-            step * batch + place
+            step * batch + index
             for rank in range(ranks)
             for micro in range(accumulate)
-            for place in micro_batch(batch, ranks, accumulate, rank, micro)
+            for index in micro_batch(batch, ranks, accumulate, rank, micro)
         )
         assert taken == list(range(step * batch, (step + 1) * batch))
         trained += order(taken)
@@ -158,21 +158,21 @@ def test_training_goes_through_epochs_exactly_once_on_any_number_of_ranks(sizes,
     assert counts == dict.fromkeys(range(total), 2)
 
 
-# ------------------------------------------------------------------------------------------- what is fetched ahead
+# ------------------------------------------------------------------------------------------- prefetching
 
 
 @given(sizes, seeds, windows, st.integers(0, 200))
-def test_shards_are_named_in_time_for_every_sample_and_in_the_order_of_need(sizes, seed, window, position):
-    """Whatever is read from a position on: its shard was named with a place at or before it, and not long before."""
+def test_shards_are_listed_in_time_for_every_sample_and_in_the_order_of_need(sizes, seed, window, position):
+    """The shard of every sample is listed with a position at or before it, in the same epoch."""
     order = Order(sizes, seed, window)
     end = position + 2 * sum(sizes)
-    named = list(itertools.takewhile(lambda need: need[1] < end, order.shards_from(position)))
-    assert [place for _, place in named] == sorted(place for _, place in named)
-    for place in range(position, end):
-        ((epoch, sample),) = order([place])
-        begins = [begin for shard, begin in named if shard == order.locate(sample)[0] and begin // sum(sizes) == epoch]
-        assert begins, "not named"
-        assert begins[0] <= place
+    needs = list(itertools.takewhile(lambda need: need[1] < end, order.shards_from(position)))
+    assert [begin for _, begin in needs] == sorted(begin for _, begin in needs)
+    for current in range(position, end):
+        ((epoch, sample),) = order([current])
+        begins = [begin for shard, begin in needs if shard == order.locate(sample)[0] and begin // sum(sizes) == epoch]
+        assert begins, "not listed"
+        assert begins[0] <= current
 
 
 # ----------------------------------------------------------------------------------------------------- several data sets
@@ -180,44 +180,44 @@ def test_shards_are_named_in_time_for_every_sample_and_in_the_order_of_need(size
 weights = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
 
-def test_a_mix_of_three_to_one_to_two_is_spread_evenly():
+def test_a_mix_of_three_to_one_to_two_is_evenly_spaced():
     assert [number for number, _ in Mix([3, 1, 2]).pattern] == [0, 2, 0, 1, 2, 0]
 
 
 @given(weights, st.integers(0, 10**6))
-def test_a_mix_gives_every_data_set_its_share_and_its_positions_one_after_the_other(weights, start):
-    """Any stretch as long as the pattern holds each data set as often as its weight says, without a gap."""
+def test_a_mix_reads_every_data_set_in_order_and_by_its_weight(weights, start):
+    """Any two patterns of positions contain each data set twice its weight times, without a gap."""
     mix = Mix(weights)
-    stretch = [mix(position) for position in range(start, start + 2 * sum(weights))]
+    positions = [mix(position) for position in range(start, start + 2 * sum(weights))]
     for number, weight in enumerate(weights):
-        inner = [place for which, place in stretch if which == number]
-        assert inner == list(range(inner[0], inner[0] + 2 * weight))
+        of_set = [local for other, local in positions if other == number]
+        assert of_set == list(range(of_set[0], of_set[0] + 2 * weight))
 
 
 @given(weights, st.integers(0, 10**12))
-def test_a_position_in_a_mix_is_found_at_once_and_back(weights, position):
+def test_a_mix_has_an_inverse(weights, position):
     mix = Mix(weights)
-    number, inner = mix(position)
-    assert mix.position(number, inner) == position
-    assert mix.first_from(number, position) == inner
+    number, local = mix(position)
+    assert mix.position(number, local) == position
+    assert mix.first_from(number, position) == local
     for other in range(len(weights)):
         after = mix.position(other, mix.first_from(other, position))
         assert position <= after < position + sum(weights)
 
 
 @given(weights)
-def test_no_stretch_of_a_mix_is_far_from_its_share(weights):
-    """After n positions a data set of weight w has had n w / W of them, give or take one."""
+def test_the_beginning_of_a_mix_is_close_to_the_weights(weights):
+    """After n positions, a data set of weight w has read n w / W of them, within one."""
     mix, counts = Mix(weights), [0] * len(weights)
-    for place, (number, _) in enumerate(mix.pattern, start=1):
+    for position, (number, _) in enumerate(mix.pattern, start=1):
         counts[number] += 1
         assert all(
-            abs(count - place * w / sum(weights)) <= 1 for count, w in zip(counts, weights, strict=True) if len(weights) < 3
+            abs(count - position * w / sum(weights)) <= 1 for count, w in zip(counts, weights, strict=True) if len(weights) < 3
         )
 
 
 @given(st.lists(sizes, min_size=1, max_size=3), seeds, windows, st.data())
-def test_every_data_set_of_a_mix_is_exactly_once_in_its_own_epochs(data_sets, seed, window, data):
+def test_every_data_set_of_a_mix_has_exact_epochs(data_sets, seed, window, data):
     weights = data.draw(st.lists(st.integers(1, 4), min_size=len(data_sets), max_size=len(data_sets)))
     batch, ranks, accumulate = (data.draw(st.integers(1, high)) for high in (9, 4, 3))
     mix = Mix(weights)
@@ -227,9 +227,9 @@ def test_every_data_set_of_a_mix_is_exactly_once_in_its_own_epochs(data_sets, se
     for step in range(-(-end // batch)):
         for rank in range(ranks):
             for micro in range(accumulate):
-                for place in micro_batch(batch, ranks, accumulate, rank, micro):
-                    number, inner = mix(step * batch + place)
-                    ((epoch, sample),) = orders[number]([inner])
+                for index in micro_batch(batch, ranks, accumulate, rank, micro):
+                    number, local = mix(step * batch + index)
+                    ((epoch, sample),) = orders[number]([local])
                     seen[number, epoch, sample] += 1
     for number, sizes in enumerate(data_sets):
         for epoch in (0, 1):
@@ -243,7 +243,7 @@ def test_weights_become_the_smallest_whole_numbers():
     assert whole_weights([1.0, 0.125]) == [8, 1]
 
 
-def test_data_sets_of_one_run_are_mixed_independently():
+def test_data_sets_of_one_run_are_shuffled_independently():
     assert seed_of(5, 0) == 5
     assert len({seed_of(5, number) for number in range(50)}) == 50
 
@@ -252,39 +252,39 @@ def test_data_sets_of_one_run_are_mixed_independently():
 
 
 @given(st.data())
-def test_near_home_shares_the_batch_exactly_and_as_near_as_quotas_allow(data):
+def test_assign_near_home_divides_the_batch_exactly_and_prefers_home_nodes(data):
     per_node = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     node_of = [node for node, count in enumerate(per_node) for _ in range(count)]
     quotas = data.draw(st.lists(st.integers(0, 6), min_size=len(node_of), max_size=len(node_of)))
     shards = data.draw(st.lists(st.integers(0, 12), min_size=sum(quotas), max_size=sum(quotas)))
-    parts = near_home(shards, quotas, node_of)
-    assert [len(part) for part in parts] == quotas
-    assert sorted(place for part in parts for place in part) == list(range(len(shards)))
+    pieces = assign_near_home(shards, quotas, node_of)
+    assert [len(piece) for piece in pieces] == quotas
+    assert sorted(index for piece in pieces for index in piece) == list(range(len(shards)))
     nodes = len(per_node)
     for node in range(nodes):
         room = sum(quota for quota, at in zip(quotas, node_of, strict=True) if at == node)
-        own = sum(home(shard, nodes) == node for shard in shards)
-        taken = [shards[place] for part, at in zip(parts, node_of, strict=True) if at == node for place in part]
-        assert sum(home(shard, nodes) == node for shard in taken) == min(own, room)
+        own = sum(home_node(shard, nodes) == node for shard in shards)
+        taken = [shards[index] for piece, at in zip(pieces, node_of, strict=True) if at == node for index in piece]
+        assert sum(home_node(shard, nodes) == node for shard in taken) == min(own, room)
 
 
 @given(st.integers(0, 40), st.integers(1, 5))
-def test_on_one_node_ranks_take_consecutive_parts_as_ever(batch, ranks):
+def test_on_one_node_ranks_take_consecutive_pieces(batch, ranks):
     quotas = [len(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
-    parts = near_home([7] * batch, quotas, [0] * ranks)
-    assert parts == [list(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
+    pieces = assign_near_home([7] * batch, quotas, [0] * ranks)
+    assert pieces == [list(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
 
 
-def test_what_a_node_fetches_falls_with_the_number_of_nodes():
-    """128 shards of 1,000 samples, batches of 256: shards that an average node needs in an epoch."""
+def test_a_node_fetches_less_with_more_nodes():
+    """128 shards of 1,000 samples, batches of 256: the number of shards that an average node needs in an epoch."""
     order = Order([1000] * 128, 0, 8192)
     shards = [order.locate(sample)[0] for _, sample in order(range(128_000))]
     needed = {}
     for nodes in (1, 2, 4):
         pairs = set()
         for low in range(0, 128_000, 256):
-            parts = near_home(shards[low : low + 256], [256 // nodes] * nodes, list(range(nodes)))
-            pairs |= {(node, shards[low + place]) for node, part in enumerate(parts) for place in part}
+            pieces = assign_near_home(shards[low : low + 256], [256 // nodes] * nodes, list(range(nodes)))
+            pairs |= {(node, shards[low + index]) for node, piece in enumerate(pieces) for index in piece}
         needed[nodes] = len(pairs) / nodes
     assert needed[1] == 128
     assert needed[2] < 0.7 * 128
@@ -295,7 +295,7 @@ def test_what_a_node_fetches_falls_with_the_number_of_nodes():
 
 
 def splitmix64(state: int) -> int:
-    """Sebastiano Vigna's generator, one step: with numpy's wrapping integers, not ours."""
+    """One step of Sebastiano Vigna's generator, with the wrapping integers of numpy."""
     with np.errstate(over="ignore"):
         z = np.uint64(state) + np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -339,7 +339,7 @@ def test_draws_differ_per_use_epoch_sample_and_seed():
 def test_every_bit_of_a_draw_is_set_half_of_the_time(use):
     draws = np.array([draw(0, epoch, sample, use) for epoch in range(4) for sample in range(2000)], np.uint64)
     shares = [float((draws >> np.uint64(bit) & np.uint64(1)).mean()) for bit in range(64)]
-    assert max(abs(part - 0.5) for part in shares) < 5 * 0.5 / np.sqrt(8000)  # five standard deviations
+    assert max(abs(share - 0.5) for share in shares) < 5 * 0.5 / np.sqrt(8000)  # five standard deviations
 
 
 @given(
@@ -347,15 +347,15 @@ def test_every_bit_of_a_draw_is_set_half_of_the_time(use):
 )  # fmt: skip
 def test_a_crop_lies_inside_and_on_the_grid(bits, grid, cells, more_rows, more_columns):
     crop = grid * cells
-    top, left = crop_place(bits, crop + more_rows, crop + more_columns, crop, grid)
+    top, left = crop_corner(bits, crop + more_rows, crop + more_columns, crop, grid)
     assert top % grid == 0
     assert left % grid == 0
     assert 0 <= top <= more_rows
     assert 0 <= left <= more_columns
 
 
-def test_crops_reach_every_place_about_equally():
-    """9 x 5 places of an 8-pixel crop on a grid of two; 9,000 draws are 200 each, give or take 5 x 14."""
-    counts = Counter(crop_place(draw(0, 0, sample, CROP), 24, 16, 8, 2) for sample in range(9000))
+def test_crops_reach_every_corner_about_equally():
+    """9 x 5 corners of an 8-pixel crop on a grid of two; 9,000 draws are 200 each, within 5 x 14."""
+    counts = Counter(crop_corner(draw(0, 0, sample, CROP), 24, 16, 8, 2) for sample in range(9000))
     assert set(counts) == {(top, left) for top in range(0, 17, 2) for left in range(0, 9, 2)}
     assert max(abs(count - 200) for count in counts.values()) < 70

@@ -32,9 +32,9 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
-def test_lossless_images_are_decoded_as_pillow_does(picture, kind, mode):
-    """In every mode that shards take. Where there is alpha, it is left out, not blended."""
-    image = Image.fromarray(picture(1, 32, 40)).convert(mode)
+def test_lossless_images_are_decoded_as_pillow_does(make_photo, kind, mode):
+    """In every mode that shards accept. Alpha is dropped, not blended."""
+    image = Image.fromarray(make_photo(1, 32, 40)).convert(mode)
     if "A" in mode:
         image.putalpha(Image.fromarray((GREY % 256).astype(np.uint8)))
     data = saved(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
@@ -48,16 +48,16 @@ def test_lossless_images_are_decoded_as_pillow_does(picture, kind, mode):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_become_eight(channels):
     data = saved(Image.fromarray((GREY * 50).astype(np.uint16)), "PNG")
-    found = decode(data, channels)
-    assert found.dtype == torch.uint8
-    assert found.shape == (channels, 32, 40)
-    assert np.abs(found[0].numpy() - GREY * 50 / 257).max() <= 1
+    result = decode(data, channels)
+    assert result.dtype == torch.uint8
+    assert result.shape == (channels, 32, 40)
+    assert np.abs(result[0].numpy() - GREY * 50 / 257).max() <= 1
 
 
-def test_a_png_that_claims_to_be_huge_is_an_error_with_its_name(image_bytes, picture, tmp_path, monkeypatch):
-    """Pillow has an exception of its own for them."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90_000_000)  # its own limit, which building lifts
-    huge = bytearray(image_bytes(picture(1, 20, 20)))
+def test_a_decompression_bomb_is_an_error_that_names_it(image_bytes, make_photo, tmp_path, monkeypatch):
+    """Pillow raises its own exception for them."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90_000_000)  # the default, which `shards.build` removes
+    huge = bytearray(image_bytes(make_photo(1, 20, 20)))
     huge[16:24] = struct.pack(">II", 14_000, 14_000)
     huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
     folder = handmade(tmp_path, [bytes(huge)], sizes=[(20, 20)])
@@ -81,13 +81,13 @@ for row in range(len(reader.index(0))):
 """
 
 
-def test_images_that_were_broken_before_they_were_packed_are_named_and_crash_nothing(image_bytes, picture, tmp_path):
-    """Their checksum is right. torchvision's libpng ends the whole process for some of them, so a process reads them here."""
+def test_images_damaged_before_packing_are_named_and_do_not_crash_the_process(image_bytes, make_photo, tmp_path):
+    """Their checksum is right. torchvision's libpng ends the whole process for some of them, so a child process reads them."""
     broken = []
     for kind in ("PNG", "JPEG", "WEBP"):
-        for place in range(100, 1100, 100):
-            data = bytearray(image_bytes(picture(1, 32, 32), kind))
-            data[place % len(data)] ^= 0xFF
+        for offset in range(100, 1100, 100):
+            data = bytearray(image_bytes(make_photo(1, 32, 32), kind))
+            data[offset % len(data)] ^= 0xFF
             broken.append(bytes(data))
     broken += [data[: len(data) // 2] for data in broken[::10]]
     folder = handmade(tmp_path, broken, sizes=[(32, 32)] * len(broken))
@@ -97,18 +97,18 @@ def test_images_that_were_broken_before_they_were_packed_are_named_and_crash_not
     assert len(lines) == len(broken)
     for number, line in enumerate(lines):
         assert line == "decoded" or re.search(rf"t-000000\.tar': 'sample{number}' cannot be decoded", line)
-    assert all(line != "decoded" for line in lines[:10])  # every chunk of a PNG has a checksum of its own
+    assert all(line != "decoded" for line in lines[:10])  # every chunk of a PNG has a checksum
 
 
 # -------------------------------------------------------------------------------------------------------------- squares
 
 
 @pytest.fixture(scope="module")
-def sizes_and_kinds(tmp_path_factory, picture, image_bytes) -> ShardReader:
-    """Images of 5 to 70 pixels: PNG, JPEG with rows that begin anew, and JPEG without."""
+def sizes_and_kinds(tmp_path_factory, make_photo, image_bytes) -> ShardReader:
+    """Images of 5 to 70 pixels: PNG, JPEG with restart markers, and JPEG without."""
     images = []
     for number in range(24):
-        shape = picture(number, 5 + number * 37 % 66, 5 + number * 23 % 66)
+        shape = make_photo(number, 5 + number * 37 % 66, 5 + number * 23 % 66)
         kind, options = (("PNG", {}), ("JPEG", {"restart_marker_rows": 1}), ("JPEG", {}))[number % 3]
         images.append(image_bytes(shape, kind, **options))
     return ShardReader(open_shards(str(handmade(tmp_path_factory.mktemp("kinds"), images))))
@@ -123,19 +123,19 @@ def test_a_square_is_the_part_of_the_whole_image(sizes_and_kinds, data):
     assert reader.size(0, row, "hr") == (height, width)
     side = data.draw(st.integers(1, 80))
     top, left = (data.draw(st.integers(0, max(length - side, 0))) for length in (height, width))
-    found = reader.square(0, row, "hr", channels, Square(top, left, side))
-    assert found.shape == (side, side, channels)
-    assert found.dtype == np.uint8
+    result = reader.square(0, row, "hr", channels, Square(top, left, side))
+    assert result.shape == (side, side, channels)
+    assert result.dtype == np.uint8
     rows, columns = (np.minimum(np.arange(begin, begin + side), end - 1) for begin, end in ((top, height), (left, width)))
-    assert np.array_equal(found, whole[rows][:, columns])  # what lies beyond a small image repeats its border
+    assert np.array_equal(result, whole[rows][:, columns])  # the border of a small image is repeated
 
 
-def test_a_square_of_what_is_not_stored_is_none(sizes_and_kinds):
+def test_a_square_of_a_missing_member_is_none(sizes_and_kinds):
     assert sizes_and_kinds.square(0, 0, "lr", 3, Square(0, 0, 4)) is None
 
 
-def test_small_pairs_are_repeated_alike(tmp_path, picture, image_bytes):
-    lr = picture(1, 2, 3)
+def test_small_pairs_are_repeated_alike(tmp_path, make_photo, image_bytes):
+    lr = make_photo(1, 2, 3)
     hr = lr.repeat(2, 0).repeat(2, 1)
     reader = ShardReader(open_shards(str(handmade(tmp_path, [image_bytes(hr)], [image_bytes(lr)]))))
     large, small = (reader.square(0, 0, member, 3, Square(0, 0, side)) for member, side in (("hr", 8), ("lr", 4)))
@@ -143,24 +143,24 @@ def test_small_pairs_are_repeated_alike(tmp_path, picture, image_bytes):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("said", [(40, 60), (60, 40), (90, 90), (40, 40)])
-def test_an_index_that_is_wrong_about_sizes_is_an_error(tmp_path, picture, image_bytes, kind, said):
-    data = image_bytes(picture(1, 48, 48), kind, **({"restart_marker_rows": 1} if kind == "JPEG" else {}))
-    reader = ShardReader(open_shards(str(handmade(tmp_path, [data], sizes=[said]))))
-    width, height = said
-    with pytest.raises(ShardError, match="the hr image of 'sample0' is not of the size that its index says"):
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (90, 90), (40, 40)])
+def test_an_index_that_is_wrong_about_sizes_is_an_error(tmp_path, make_photo, image_bytes, kind, size):
+    data = image_bytes(make_photo(1, 48, 48), kind, **({"restart_marker_rows": 1} if kind == "JPEG" else {}))
+    reader = ShardReader(open_shards(str(handmade(tmp_path, [data], sizes=[size]))))
+    width, height = size
+    with pytest.raises(ShardError, match="the hr image of 'sample0' does not have the size in the index"):
         reader.square(0, 0, "hr", 3, Square(height - 20, width - 20, 20))
 
 
-def test_what_the_decoder_makes_of_a_damaged_jpeg_is_made_of_it_in_part_too(tmp_path, picture, image_bytes):
-    """Where the whole is decoded with a warning and the rows alone cannot be, as with bytes that look like a marker."""
-    good, found = image_bytes(picture(1, 96, 96), "JPEG", restart_marker_rows=1), []
+def test_a_square_of_a_damaged_jpeg_is_that_of_the_whole_decoded_image(tmp_path, make_photo, image_bytes):
+    """The decoder accepts the whole file with a warning, but not the rows alone, as with bytes that look like a marker."""
+    good, damaged = image_bytes(make_photo(1, 96, 96), "JPEG", restart_marker_rows=1), []
     begin = good.index(b"\xff\xd0")
-    for place in range(begin + 10, len(good) - 10, 25):
-        found.append(good[:place] + b"\xff\x4a" + good[place + 2 :])
-    reader = ShardReader(open_shards(str(handmade(tmp_path, found))))
+    for offset in range(begin + 10, len(good) - 10, 25):
+        damaged.append(good[:offset] + b"\xff\x4a" + good[offset + 2 :])
+    reader = ShardReader(open_shards(str(handmade(tmp_path, damaged))))
     fell_back = 0
-    for row, data in enumerate(found):
+    for row, data in enumerate(damaged):
         part, _ = band(bytearray(data), (96, 96), 0, 20)
         try:
             whole = reader.image(0, row, "hr", 3)

@@ -1,4 +1,4 @@
-"""Real-ESRGAN's degradations: JPEG against Pillow, kernels and resizers against formulas, and what a seed decides."""
+"""Real-ESRGAN's degradations: JPEG against Pillow, kernels and resizers against formulas, and the effect of the seed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def canvas(images: torch.Tensor) -> real.Canvas:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("quality", [30, 49, 50, 75, 95])
-def test_jpeg_is_what_pillow_writes_and_reads(quality, channels):
+def test_jpeg_agrees_with_pillow(quality, channels):
     images = photos(2, 96, channels).double()
     ours = jpeg_compression.jpeg(images, torch.tensor([quality, quality]))
     for image, our in zip(images, ours, strict=True):
@@ -42,7 +42,7 @@ def test_jpeg_is_what_pillow_writes_and_reads(quality, channels):
         Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(file, "JPEG", quality=quality)
         theirs = torch.from_numpy(np.array(Image.open(file)).reshape(96, 96, channels)).permute(2, 0, 1)
         difference = (our * 255 - theirs).abs()
-        # A rounding that libjpeg's integer cosine decides otherwise moves a whole block by some levels.
+        # Where libjpeg's integer cosine rounds differently, a whole block moves by several levels.
         assert difference.mean() < 0.7 and difference.gt(4).double().mean() < 0.03
         damage = (image * 255 - theirs).abs().mean()
         assert difference.mean() < 0.3 * damage
@@ -50,10 +50,10 @@ def test_jpeg_is_what_pillow_writes_and_reads(quality, channels):
 
 def test_each_image_has_its_own_quality():
     images = photos(1, 64).double().expand(3, -1, -1, -1)
-    found = jpeg_compression.jpeg(images, torch.tensor([30.0, 60.0, 95.0]))
-    errors = (found - images).abs().mean((1, 2, 3))
+    results = jpeg_compression.jpeg(images, torch.tensor([30.0, 60.0, 95.0]))
+    errors = (results - images).abs().mean((1, 2, 3))
     assert errors[0] > errors[1] > errors[2] > 0
-    assert torch.equal(found[1:2], jpeg_compression.jpeg(images[1:2], torch.tensor([60.0])))
+    assert torch.equal(results[1:2], jpeg_compression.jpeg(images[1:2], torch.tensor([60.0])))
 
 
 def test_flat_grey_survives_jpeg():
@@ -61,14 +61,14 @@ def test_flat_grey_survives_jpeg():
     assert torch.equal(jpeg_compression.jpeg(images, torch.tensor([30.0])), images)
 
 
-def test_kernels_sum_to_one_and_keep_to_their_size():
+def test_kernels_sum_to_one_and_are_zero_outside_their_size():
     draws, size = real.Draws(torch.arange(200)), torch.full((200,), 9)
     bells = real.gaussian_kernels(real.First(), size, 21, draws)
     rings = real.sinc(draws.uniform(math.pi / 3, math.pi), size, 21)
     assert (bells >= 0).all() and (rings < 0).any()
     for kernels in (bells, rings):
         torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(200, dtype=torch.float64))
-        kernels[:, 6:15, 6:15] = 0  # 9 x 9 in the middle of 21 x 21
+        kernels[:, 6:15, 6:15] = 0  # 9 x 9 at the centre of 21 x 21
         assert not kernels.any()
 
 
@@ -82,15 +82,15 @@ def test_an_isotropic_gaussian_is_the_formula():
 
 def test_filtering_is_a_correlation_mirrored_at_the_border():
     images, kernels = torch.rand(2, 3, 20, 24, dtype=torch.float64), torch.rand(2, 7, 7, dtype=torch.float64)
-    found = real.filtered(canvas(images), kernels).images
-    for image, kernel, ours in zip(images, kernels, found, strict=True):
+    results = real.filtered(canvas(images), kernels).images
+    for image, kernel, ours in zip(images, kernels, results, strict=True):
         padded = F.pad(image[:, None], (3, 3, 3, 3), mode="reflect")
         torch.testing.assert_close(ours[:, None], F.conv2d(padded, kernel[None, None]))
 
 
 @pytest.mark.parametrize("out", [5, 12, 19, 24, 31])
 @pytest.mark.parametrize(("mode", "name"), enumerate(["area", "bilinear", "bicubic"]))
-def test_resizers_are_torchs(mode, name, out):
+def test_resizers_agree_with_torch(mode, name, out):
     """Also on a canvas that is larger than the image on both sides."""
     line = torch.rand(1, 1, 24, dtype=torch.float64)
     square = line.expand(1, 24, 24)[None]  # the same in every row
@@ -103,7 +103,7 @@ def test_resizers_are_torchs(mode, name, out):
 
 
 def test_images_on_a_larger_canvas_are_degraded_as_on_their_own():
-    """The border is the image's: what lies around it on the canvas is never seen."""
+    """The border of the image counts: the rest of the canvas has no effect."""
     image, seeds = photos(1, 37).double(), torch.tensor([3])
     around = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     around[..., :37, :37] = image
@@ -127,7 +127,7 @@ def test_gaussian_noise_has_its_sigma_and_grey_noise_no_colour():
 
 @pytest.mark.parametrize("level", [20, 128, 240])
 def test_photon_noise_is_poissons(level):
-    """One level in sight: white is one photon, so the counts' mean and variance are level / 255; no fewer than none."""
+    """With one level, white is one photon, so the counts' mean and variance are level / 255, and counts are not negative."""
     images = canvas(torch.full((1, 1, 256, 256), level / 255, dtype=torch.float64))
     noise = real._photons(images.images, images, real.Draws(torch.tensor([4])).pixels(1, 256, 256))
     counts, rate = noise + level / 255, level / 255
@@ -141,20 +141,20 @@ def test_many_levels_are_many_photons():
     """256 levels: noise of one pixel has the standard deviation sqrt(256 x) / 256."""
     images = (torch.arange(256, dtype=torch.float64) / 255).repeat(256, 1)[None, None]
     noise = real._photons(images, canvas(images), real.Draws(torch.tensor([8])).pixels(1, 256, 256))
-    spread = noise[0, 0].std(0)[20:]
+    deviation = noise[0, 0].std(0)[20:]
     expected = torch.sqrt(256 * images[0, 0, 0, 20:]) / 256
-    torch.testing.assert_close(spread, expected, rtol=0.25, atol=0)
-    assert spread.mean().item() == pytest.approx(expected.mean().item(), rel=0.02)
+    torch.testing.assert_close(deviation, expected, rtol=0.25, atol=0)
+    assert deviation.mean().item() == pytest.approx(expected.mean().item(), rel=0.02)
 
 
 def test_random_numbers_are_uniform_and_do_not_repeat():
     draws = real.Draws(torch.arange(400))
     first, second = draws.uniform(), draws.uniform()
-    for found in (first, second, real.Draws(SEEDS[:1]).pixels(4096)[0]):
-        assert found.min() >= 0 and found.max() < 1
-        assert found.mean().item() == pytest.approx(0.5, abs=0.05)
-        assert found.var().item() == pytest.approx(1 / 12, rel=0.15)
-        assert len(found.unique()) == len(found)
+    for numbers in (first, second, real.Draws(SEEDS[:1]).pixels(4096)[0]):
+        assert numbers.min() >= 0 and numbers.max() < 1
+        assert numbers.mean().item() == pytest.approx(0.5, abs=0.05)
+        assert numbers.var().item() == pytest.approx(1 / 12, rel=0.15)
+        assert len(numbers.unique()) == len(numbers)
     assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.15
     share = draws.choice([0.2, 0.7, 0.1]).bincount() / 400
     assert share.tolist() == pytest.approx([0.2, 0.7, 0.1], abs=0.08)
@@ -168,11 +168,11 @@ def test_lr_has_its_size_its_range_and_8_bits(scale, side, channels):
     assert lr.shape == (6, channels, side // scale, side // scale) and lr.dtype == torch.float32
     assert lr.min() >= 0 and lr.max() <= 1
     torch.testing.assert_close(lr * 255, (lr * 255).round(), atol=1e-4, rtol=0)
-    assert torch.corrcoef(torch.stack([lr.mean((1, 2, 3)), hr.mean((1, 2, 3))]))[0, 1] > 0.5  # still those pictures
+    assert torch.corrcoef(torch.stack([lr.mean((1, 2, 3)), hr.mean((1, 2, 3))]))[0, 1] > 0.5  # still those images
 
 
 def test_a_sample_is_the_same_alone_and_in_any_batch():
-    """The draws of a sample are its seed's; nothing of its neighbours or of torch's generators comes in."""
+    """The random numbers of a sample depend on its seed only, not on other samples or on torch's generators."""
     hr, degrade = photos(6, 64), real.build(real.Config(), 4)
     together = degrade(hr, SEEDS)
     torch.manual_seed(1)
@@ -183,22 +183,22 @@ def test_a_sample_is_the_same_alone_and_in_any_batch():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_other_seeds_are_other_images_also_under_autocast():
+def test_other_seeds_give_other_images_also_under_autocast():
     hr, degrade = photos(1, 64).expand(2, -1, -1, -1), real.build(real.Config(), 4)
-    found = degrade(hr, torch.tensor([1, 2]))
-    assert (found[0] - found[1]).abs().mean() > 0.005
+    lr = degrade(hr, torch.tensor([1, 2]))
+    assert (lr[0] - lr[1]).abs().mean() > 0.005
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(degrade(hr, torch.tensor([1, 2])), found)
+        assert torch.equal(degrade(hr, torch.tensor([1, 2])), lr)
 
 
-def test_the_smallest_images_go_through():
+def test_the_smallest_images_can_be_degraded():
     lr = real.build(real.Config(), 4)(torch.rand(3, 3, 4, 8), SEEDS[:3])
     assert lr.shape == (3, 3, 1, 2) and lr.isfinite().all()
 
 
-def test_numbers_can_be_changed_one_by_one_and_the_second_stage_keeps_its_own():
-    chosen = config.typed(real.Config, {"second": {"jpeg_quality": ["60", "80"]}})
-    assert chosen.second.jpeg_quality == (60, 80) and chosen.second.resize_range == (0.3, 1.2)
-    assert chosen.first == real.First()
+def test_options_change_one_by_one_and_the_second_stage_has_its_own_defaults():
+    settings = config.typed(real.Config, {"second": {"jpeg_quality": ["60", "80"]}})
+    assert settings.second.jpeg_quality == (60, 80) and settings.second.resize_range == (0.3, 1.2)
+    assert settings.first == real.First()
     with pytest.raises(config.UserError, match=r"first.noise_sigma: \[30.0, 1.0\] is not a range"):
         config.typed(real.Config, {"first": {"noise_sigma": ["30", "1"]}})

@@ -1,4 +1,4 @@
-"""Shards that are fetched: from a real server that breaks off, lies and refuses, by real processes that are killed."""
+"""Remote shards, fetched from a real server with faults, by real processes that are killed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ from servers import serving
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import sha256
 from sr_dist.data.format import ShardEntry, ShardError
-from sr_dist.data.remote import cache as cache_module
-from sr_dist.data.remote import sources
+from sr_dist.data.remote import download, sources
 from sr_dist.data.remote.cache import Cache
+from sr_dist.data.remote.download import without_password
 from sr_dist.data.remote.sources import RemoteShards, open_shards
 
 NAMES = [f"photos-{number:06d}.tar" for number in range(3)]
@@ -35,25 +36,25 @@ def store(photo_shards):
 
 
 @pytest.fixture(autouse=True)
-def in_a_hurry(monkeypatch):
-    """Retries without the pauses between them; the waiting itself is seen in `waits`."""
-    waits: list[float] = []
-    monkeypatch.setattr(cache_module, "sleep", waits.append)
+def waits(monkeypatch):
+    """The seconds between tries, which are recorded and not waited for."""
+    seconds: list[float] = []
+    monkeypatch.setattr(download, "sleep", seconds.append)
     sources._fetched.cache_clear()
-    return waits
+    return seconds
 
 
 @pytest.fixture
-def cached(store, tmp_path):
-    """Shards at the server, with a cache of their own: `cached(shards_that_fit)`."""
+def open_remote(store, tmp_path):
+    """`open_remote(n)`: the shards of the server, with a cache for n shards."""
 
-    def opened(fit: float = 10) -> RemoteShards:
+    def open_with_cache(num_shards: float = 10) -> RemoteShards:
         size = max(path.stat().st_size for path in store.folder.glob("*.tar"))
-        found = open_shards(store.url, "data.train", Cache(tmp_path / "cache", int(size * fit)))
-        assert isinstance(found, RemoteShards)
-        return found
+        shards = open_shards(store.url, "data.train", Cache(tmp_path / "cache", int(size * num_shards)))
+        assert isinstance(shards, RemoteShards)
+        return shards
 
-    return opened
+    return open_with_cache
 
 
 def tars(folder: Path) -> list[Path]:
@@ -68,86 +69,88 @@ def content(shards, number: int) -> bytes:
         os.close(descriptor)
 
 
-def test_a_shard_is_fetched_once_and_is_the_servers(cached, store):
-    shards = cached()
+def test_a_shard_is_fetched_once_and_equals_the_servers(open_remote, store):
+    shards = open_remote()
     for _ in range(3):
         assert content(shards, 1) == (store.folder / NAMES[1]).read_bytes()
-    assert store.asked[NAMES[1]] == 1
-    assert store.asked[NAMES[0]] == 0
+    assert store.requests[NAMES[1]] == 1
+    assert store.requests[NAMES[0]] == 0
     assert [path.suffix for path in tars(shards.cache.folder)] == [".tar"]
 
 
-def test_manifest_and_indexes_are_those_of_the_folder(cached, photo_shards, store):
-    here, there = open_shards(str(photo_shards)), cached()
-    assert there.manifest.digest == here.manifest.digest
+def test_the_manifest_and_the_indexes_equal_those_of_the_folder(open_remote, photo_shards, store):
+    local, remote = open_shards(str(photo_shards)), open_remote()
+    assert remote.manifest.digest == local.manifest.digest
     for number in range(3):
-        assert there.index(number)["key"].tolist() == here.index(number)["key"].tolist()
+        assert remote.index(number)["key"].tolist() == local.index(number)["key"].tolist()
     sources._fetched.cache_clear()
-    cached()
-    assert store.asked["manifest.json"] == 2  # it may have changed
-    assert store.asked["photos-000000.idx"] == 1  # it belongs to that manifest
+    open_remote()
+    assert store.requests["manifest.json"] == 2  # it may have changed
+    assert store.requests["photos-000000.idx"] == 1  # it belongs to that manifest
 
 
 @pytest.mark.parametrize("fault", ["drop", "cut", "longer", "flip"])
-def test_a_shard_that_arrives_damaged_is_asked_for_again(cached, store, fault, in_a_hurry):
-    shards = cached()
+def test_a_shard_that_arrives_damaged_is_fetched_again(open_remote, store, fault, waits):
+    shards = open_remote()
     store.faults[NAMES[0]] = [fault, fault]
     assert content(shards, 0) == (store.folder / NAMES[0]).read_bytes()
-    assert store.asked[NAMES[0]] == 3
-    first, second = in_a_hurry
+    assert store.requests[NAMES[0]] == 3
+    first, second = waits
     assert 0.75 <= first <= 1.25
     assert 1.5 <= second <= 2.5  # twice as long
 
 
-def test_a_server_that_is_busy_for_a_while_is_waited_for(cached, store, in_a_hurry):
-    """By our tries alone: curl would ask thirty times more in each of them. After a refusal it is asked for the reason."""
-    shards = cached()
+def test_a_busy_server_is_tried_again(open_remote, store, waits):
+    """By our tries alone, without those of curl. Each error costs a second request, for its status."""
+    shards = open_remote()
     store.faults[NAMES[0]] = ["500", "500", "500"]
     assert content(shards, 0) == (store.folder / NAMES[0]).read_bytes()
-    assert len(in_a_hurry) == 2
-    assert store.asked[NAMES[0]] == 5
+    assert len(waits) == 2
+    assert store.requests[NAMES[0]] == 5
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"),
+    ("fault", "reason"),
     [
-        ("drop", "the connection broke off"),
-        ("cut", "bytes came where the manifest says"),
-        ("longer", "more than the .* bytes came that the manifest says"),
-        ("flip", "does not have the sha256"),
+        ("drop", "the connection was lost"),
+        ("cut", "received .* bytes, but the manifest says"),
+        ("longer", "received more than the .* bytes of the manifest"),
+        ("flip", "the sha256 does not match the manifest"),
     ],
 )
-def test_a_shard_that_never_arrives_whole_is_named_with_the_reason(cached, store, fault, why):
-    shards = cached()
+def test_a_shard_that_never_arrives_whole_is_named_with_the_reason(open_remote, store, fault, reason):
+    shards = open_remote()
     store.faults[NAMES[2]] = [fault] * 100
-    with pytest.raises(ShardError, match=rf"^the shard '{store.url}/{NAMES[2]}' could not be fetched in 7 tries: .*{why}"):
+    with pytest.raises(ShardError, match=rf"^the shard '{store.url}/{NAMES[2]}' could not be fetched in 7 tries: .*{reason}"):
         shards.open(2)
-    assert store.asked[NAMES[2]] == cache_module.TRIES
-    assert tars(shards.cache.folder) == []  # nothing half is left
+    assert store.requests[NAMES[2]] == download.SHARD_TRIES
+    assert tars(shards.cache.folder) == []  # no partial file is left
 
 
-@pytest.mark.parametrize(("fault", "why"), [("404", "404"), ("403", "403")])
-def test_what_a_server_refuses_for_good_is_not_asked_for_again(cached, store, fault, why, in_a_hurry):
-    shards = cached()
+@pytest.mark.parametrize(("fault", "reason"), [("404", "404"), ("403", "403")])
+def test_a_permanent_error_is_not_tried_again(open_remote, store, fault, reason, waits):
+    shards = open_remote()
     store.faults[NAMES[2]] = [fault] * 100
-    with pytest.raises(ShardError, match=rf"^the shard '{store.url}/{NAMES[2]}' could not be fetched: the server answers {why}"):
+    with pytest.raises(
+        ShardError, match=rf"^the shard '{store.url}/{NAMES[2]}' could not be fetched: the server answers {reason}"
+    ):
         shards.open(2)
-    assert in_a_hurry == []  # nobody waited
+    assert waits == []  # no wait
     assert tars(shards.cache.folder) == []
 
 
-@pytest.mark.parametrize("place", ["tars", "../store/tars/"])
-def test_tars_in_another_folder_of_the_server_are_found(photo_shards, tmp_path, place):
-    """As `shards.index OUT TARS` writes it, when both folders are served."""
+@pytest.mark.parametrize("tars_folder", ["tars", "../store/tars/"])
+def test_tars_may_be_in_another_folder_of_the_server(photo_shards, tmp_path, tars_folder):
+    """As `shards.index OUT TARS` writes the manifest, when both folders are served."""
     folder = tmp_path / "store"
     shutil.copytree(photo_shards, folder)
     (folder / "tars").mkdir()
     for tar in folder.glob("*.tar"):
         tar.rename(folder / "tars" / tar.name)
     tree = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**tree, "tars": place}))
+    (folder / "manifest.json").write_text(json.dumps({**tree, "tars": tars_folder}))
     commands = [f"pipe:cd {folder}; cat {{}}"]
-    if ".." not in place:
+    if ".." not in tars_folder:
         with serving(folder) as server:
             assert content(open_shards(server.url, "data.train", Cache(tmp_path / "cache", 10**9)), 1)
     for source in commands:
@@ -155,40 +158,40 @@ def test_tars_in_another_folder_of_the_server_are_found(photo_shards, tmp_path, 
         assert content(shards, 1) == (folder / "tars" / NAMES[1]).read_bytes()
 
 
-@pytest.mark.parametrize("place", ["a;touch x", "$(touch x)", "/etc", "a b", "-rf", "..//"])
-def test_no_folder_of_a_manifest_reaches_a_shell(photo_shards, tmp_path, place):
+@pytest.mark.parametrize("tars_folder", ["a;touch x", "$(touch x)", "/etc", "a b", "-rf", "..//"])
+def test_no_folder_of_a_manifest_reaches_a_shell(photo_shards, tmp_path, tars_folder):
     tree = json.loads((photo_shards / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**tree, "tars": place}))
-    with pytest.raises(ShardError, match="cannot be part of an address"):
+    (tmp_path / "manifest.json").write_text(json.dumps({**tree, "tars": tars_folder}))
+    with pytest.raises(ShardError, match="is not a safe relative path"):
         open_shards(f"pipe:cd {tmp_path}; cat {{}}", "data.train", Cache(tmp_path / "cache", 10**9))
     assert not (tmp_path / "x").exists()
 
 
-def test_a_server_that_says_nothing_is_reported_and_later_given_up(cached, store, monkeypatch, caplog):
-    shards = cached()
-    monkeypatch.setattr(cache_module, "SILENCE", 0.1)
-    monkeypatch.setattr(cache_module, "PATIENCE", 0.3)
+def test_a_silent_server_causes_a_warning_and_then_a_timeout(open_remote, store, monkeypatch, caplog):
+    shards = open_remote()
+    monkeypatch.setattr(download, "WARN_AFTER", 0.1)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     store.faults[NAMES[0]] = ["wait"]
     assert content(shards, 0) == (store.folder / NAMES[0]).read_bytes()
-    assert store.asked[NAMES[0]] == 2
-    said = [record.message for record in caplog.records]
-    assert said[0].startswith(f"still waiting for '{store.url}/{NAMES[0]}': nothing came for ")
-    assert "nothing came for" in said[1]
-    assert "try 2 of 7" in said[1]
-    assert len(said) == 2
+    assert store.requests[NAMES[0]] == 2
+    messages = [record.message for record in caplog.records]
+    assert messages[0].startswith(f"still waiting for '{store.url}/{NAMES[0]}': nothing received for ")
+    assert "nothing received for" in messages[1]
+    assert "try 2 of 7" in messages[1]
+    assert len(messages) == 2
 
 
-def test_what_was_not_used_for_the_longest_time_makes_room(cached):
-    shards = cached(2.5)
-    for number in (0, 1, 0):  # 1 is older than 0 now
+def test_the_least_recently_used_shard_is_removed(open_remote):
+    shards = open_remote(2.5)
+    for number in (0, 1, 0):  # shard 1 is now the least recently used
         content(shards, number)
     content(shards, 2)
-    kept = {path.stem for path in tars(shards.cache.folder)}
-    assert kept == {shards.manifest.shards[number].sha256 for number in (0, 2)}
+    stems = {path.stem for path in tars(shards.cache.folder)}
+    assert stems == {shards.manifest.shards[number].sha256 for number in (0, 2)}
 
 
-def test_the_limit_holds_and_an_open_shard_survives_its_removal(cached, store):
-    shards = cached(1.2)
+def test_the_limit_holds_and_an_open_shard_survives_its_removal(open_remote, store):
+    shards = open_remote(1.2)
     descriptor = shards.open(0)
     for number in (1, 2, 0, 2):
         content(shards, number)
@@ -197,30 +200,27 @@ def test_the_limit_holds_and_an_open_shard_survives_its_removal(cached, store):
     os.close(descriptor)
 
 
-def test_a_limit_below_one_shard_is_refused(cached):
+def test_a_limit_below_one_shard_is_refused(open_remote):
     with pytest.raises(UserError, match=r"^data\.cache_gb: .* is less than the largest shard"):
-        cached(0.5)
+        open_remote(0.5)
 
 
-def test_a_file_of_the_wrong_size_is_thrown_away(cached, store):
-    shards = cached()
+def test_a_file_of_the_wrong_size_is_fetched_again(open_remote, store):
+    shards = open_remote()
     content(shards, 0)
-    (whole,) = tars(shards.cache.folder)
-    whole.write_bytes(whole.read_bytes()[:-1])
+    (tar,) = tars(shards.cache.folder)
+    tar.write_bytes(tar.read_bytes()[:-1])
     assert content(shards, 0) == (store.folder / NAMES[0]).read_bytes()
 
 
-def test_every_try_is_written_down(cached, store, tmp_path):
-    import json
-    from dataclasses import replace
-
-    shards = replace(cached(), ledger=tmp_path / "fetched" / "node-000.jsonl")
+def test_every_try_is_recorded(open_remote, store, tmp_path):
+    shards = replace(open_remote(), fetch_log=tmp_path / "fetched" / "node-000.jsonl")
     store.faults[NAMES[0]] = ["cut"]
     content(shards, 0)
     size = shards.manifest.shards[0].bytes
-    rows = [json.loads(line) for line in shards.ledger.read_text().splitlines()]
+    rows = [json.loads(line) for line in shards.fetch_log.read_text().splitlines()]
     assert [(row["shard"], row["bytes"]) for row in rows] == [(NAMES[0], size // 2), (NAMES[0], size)]
-    assert "where the manifest says" in rows[0]["problem"]
+    assert "but the manifest says" in rows[0]["problem"]
     assert rows[1]["problem"] is None
 
 
@@ -255,17 +255,17 @@ def test_one_of_several_processes_fetches_and_the_others_wait_for_it(store, tmp_
         process.stdin.write("\n")
         process.stdin.flush()
     assert [process.wait(120) for process in processes] == [0, 0, 0]
-    assert store.asked[NAMES[0]] == 1
+    assert store.requests[NAMES[0]] == 1
     assert (tmp_path / "tars" / f"{sha256(store.folder / NAMES[0])}.tar").read_bytes() == (store.folder / NAMES[0]).read_bytes()
 
 
-def test_a_process_killed_while_it_fetches_holds_nobody_up_and_leaves_no_half(store, tmp_path):
+def test_a_process_killed_while_it_fetches_blocks_no_other_and_its_file_is_removed(store, tmp_path):
     store.faults[NAMES[0]] = ["wait"]
     first = fetching(store, tmp_path)
     first.stdin.write("\n")
     first.stdin.flush()
     deadline = time.monotonic() + 60
-    while store.asked[NAMES[0]] < 1:
+    while store.requests[NAMES[0]] < 1:
         assert time.monotonic() < deadline
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
@@ -274,10 +274,10 @@ def test_a_process_killed_while_it_fetches_holds_nobody_up_and_leaves_no_half(st
     path = store.folder / NAMES[1]
     entry = ShardEntry(name=NAMES[1], bytes=path.stat().st_size, samples=1, sha256=sha256(path))
     Cache(tmp_path, entry.bytes + 100).fetch(entry, f"{store.url}/{NAMES[1]}")
-    assert [found.name for found in tars(tmp_path)] == [f"{entry.sha256}.tar"]  # the dead one's half made room
+    assert [tar.name for tar in tars(tmp_path)] == [f"{entry.sha256}.tar"]  # the partial file was removed to make room
 
 
-# ---------------------------------------------------------------------------------------------- where shards may be
+# ---------------------------------------------------------------------------------------------- locations of shards
 
 
 def test_a_command_prints_the_files(photo_shards, tmp_path):
@@ -295,8 +295,8 @@ def test_a_command_without_a_place_for_the_name_is_refused(tmp_path):
         open_shards("pipe:cat x", "data.train", Cache(tmp_path, 10**9))
 
 
-def test_s3_is_asked_by_its_own_program(photo_shards, tmp_path, monkeypatch):
-    """A stand-in for the AWS command line, which must get the address in one piece."""
+def test_s3_is_read_by_the_aws_command(photo_shards, tmp_path, monkeypatch):
+    """A stand-in for the AWS command line. It must receive the URL as one argument."""
     program = tmp_path / "bin" / "aws"
     program.parent.mkdir()
     program.write_text(
@@ -309,7 +309,7 @@ def test_s3_is_asked_by_its_own_program(photo_shards, tmp_path, monkeypatch):
     assert content(shards, 2) == (photo_shards / NAMES[2]).read_bytes()
 
 
-def test_braces_choose_shards_at_a_url(store, tmp_path):
+def test_braces_select_shards_at_a_url(store, tmp_path):
     shards = open_shards(f"{store.url}/photos-{{000000..000001}}.tar", "data.train", Cache(tmp_path, 10**9))
     assert [entry.name for entry in shards.manifest.shards] == NAMES[:2]
     assert content(shards, 1) == (store.folder / NAMES[1]).read_bytes()
@@ -317,11 +317,11 @@ def test_braces_choose_shards_at_a_url(store, tmp_path):
         open_shards(f"{store.url}/photos-{{000001,000009}}.tar", "data.train", Cache(tmp_path, 10**9))
 
 
-def test_a_missing_manifest_and_a_damaged_index_are_said_by_their_address(photo_shards, tmp_path):
+def test_errors_name_the_url_of_a_missing_manifest_and_of_a_damaged_index(photo_shards, tmp_path):
     folder = shutil.copytree(photo_shards, tmp_path / "damaged")
     with serving(folder) as server:
-        where = rf"^data\.train: the manifest '{server.url}/no/manifest\.json'"
-        with pytest.raises(ShardError, match=f"{where} could not be fetched: the server answers 404"):
+        prefix = rf"^data\.train: the manifest '{server.url}/no/manifest\.json'"
+        with pytest.raises(ShardError, match=f"{prefix} could not be fetched: the server answers 404"):
             open_shards(f"{server.url}/no", "data.train", Cache(tmp_path / "cache", 10**9))
         index = folder / "photos-000001.idx"
         index.write_bytes(index.read_bytes()[:-1])
@@ -329,18 +329,19 @@ def test_a_missing_manifest_and_a_damaged_index_are_said_by_their_address(photo_
             open_shards(server.url, "data.train", Cache(tmp_path / "cache", 10**9))
 
 
-def test_what_a_server_gives_for_a_manifest_is_said_by_its_address(tmp_path):
+def test_errors_name_the_url_of_an_invalid_manifest(tmp_path):
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "manifest.json").write_text("<html>please log in</html>")
     with serving(tmp_path / "served") as server:
-        said = rf"^data\.train: '{server.url}/manifest\.json' is no manifest: .*cannot be read: Expecting value"
-        with pytest.raises(ShardError, match=said):
+        message = rf"^data\.train: '{server.url}/manifest\.json' is not a manifest: .*cannot be read: Expecting value"
+        with pytest.raises(ShardError, match=message):
             open_shards(server.url, "data.train", Cache(tmp_path / "cache", 10**9))
 
 
-def test_an_address_of_an_unknown_kind_is_no_folder(tmp_path):
+def test_a_url_of_an_unknown_scheme_is_an_error(tmp_path):
     with pytest.raises(
-        UserError, match=r"^data\.train: 'htp://host/a' looks like an address, .*http://, https://, s3://.* and pipe:$"
+        UserError,
+        match=r"^data\.train: 'htp://host/a' looks like a URL of an unknown scheme; .*http://, https://, s3://.* and pipe:$",
     ):
         open_shards("htp://host/a", "data.train", Cache(tmp_path, 10**9))
 
@@ -352,11 +353,11 @@ def test_no_name_of_a_manifest_reaches_a_shell(tmp_path, name):
     entry = json.dumps({"name": name, "bytes": 1, "samples": 1, "sha256": "0" * 64})
     (tmp_path / "manifest.json").write_text(manifest % entry)
     sources._fetched.cache_clear()
-    with pytest.raises(ShardError, match="is none that can be fetched"):
+    with pytest.raises(ShardError, match="has an unsafe name"):
         open_shards(f"pipe:cd {tmp_path}; cat {{}}", "data.train", Cache(tmp_path / "cache", 10**9))
     assert not (tmp_path / "x").exists()
 
 
-def test_passwords_in_addresses_are_not_shown():
-    assert cache_module.shown("https://me:secret@host/a") == "https://host/a"
-    assert cache_module.shown("https://host/a@b") == "https://host/a@b"
+def test_passwords_in_urls_are_removed():
+    assert without_password("https://me:secret@host/a") == "https://host/a"
+    assert without_password("https://host/a@b") == "https://host/a@b"

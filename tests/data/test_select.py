@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import Manifest, ShardEntry, Shards, attribute_bits, index_bytes, open_shards
-from sr_dist.data.select import Portion, chosen_rows
+from sr_dist.data.select import Portion, selected_rows
 
 CLASSES, ATTRIBUTES = ("chow", "tench"), ("Eyeglasses", "Smiling")
 
@@ -33,8 +33,8 @@ def shards_of(folder, samples, per_shard=4) -> Shards:
     return Shards(folder, Manifest(**facts, classes=CLASSES, attributes=ATTRIBUTES, shards=tuple(entries)))
 
 
-def chosen(folder, samples, select, per_shard=4) -> list[str]:
-    rows = chosen_rows(shards_of(folder, samples, per_shard), Portion(select))
+def selected(folder, samples, select, per_shard=4) -> list[str]:
+    rows = selected_rows(shards_of(folder, samples, per_shard), Portion(select))
     assert len(rows) == -(-len(samples) // per_shard)
     assert all(np.all(np.diff(part) > 0) for part in rows)  # in tar order, none twice
     return sorted(samples[shard * per_shard + row][0] for shard, part in enumerate(rows) for row in part)
@@ -55,41 +55,41 @@ SAMPLES = [(f"image{i}", i % 2, i % 3 == 0, i % 5 == 0) for i in range(30)]
 def test_the_same_samples_are_chosen_whatever_their_order_and_their_shards(tmp_path, samples, random, per_shard, other):
     mixed = random.sample(samples, len(samples))
     select = {"rest": 6}
-    assert chosen(tmp_path, samples, select, per_shard) == chosen(tmp_path, mixed, select, other)
+    assert selected(tmp_path, samples, select, per_shard) == selected(tmp_path, mixed, select, other)
 
 
 def test_one_line_takes_the_first_by_content_hash(tmp_path):
     tench = [name for name, label, *_ in SAMPLES if label == 1]
-    assert chosen(tmp_path, SAMPLES, {"tench": 7}) == sorted(first_by_hash(tench, 7))
+    assert selected(tmp_path, SAMPLES, {"tench": 7}) == sorted(first_by_hash(tench, 7))
 
 
 def test_each_class_takes_so_many_of_every_class(tmp_path):
     expected = [first_by_hash([name for name, label, *_ in SAMPLES if label == number], 4) for number in (0, 1)]
-    assert chosen(tmp_path, SAMPLES, {"each_class": 4}) == sorted(expected[0] + expected[1])
+    assert selected(tmp_path, SAMPLES, {"each_class": 4}) == sorted(expected[0] + expected[1])
 
 
 def test_rest_is_everything_that_fits_no_other_line_and_comes_last(tmp_path):
     glasses = [name for name, _, has, _ in SAMPLES if has]
     others = [name for name, _, has, _ in SAMPLES if not has]
     expected = sorted(first_by_hash(glasses, 3) + first_by_hash(others, 5))
-    assert chosen(tmp_path, SAMPLES, {"Eyeglasses": 3, "rest": 5}) == expected
-    assert chosen(tmp_path, SAMPLES, {"rest": 5, "Eyeglasses": 3}) == expected
+    assert selected(tmp_path, SAMPLES, {"Eyeglasses": 3, "rest": 5}) == expected
+    assert selected(tmp_path, SAMPLES, {"rest": 5, "Eyeglasses": 3}) == expected
 
 
 def test_a_sample_that_fits_two_lines_counts_for_the_first(tmp_path):
     glasses = [name for name, _, has, _ in SAMPLES if has]
     smiling = [name for name, _, has, smiles in SAMPLES if smiles and not has]
     expected = sorted(first_by_hash(glasses, 2) + first_by_hash(smiling, 3))
-    assert chosen(tmp_path, SAMPLES, {"Eyeglasses": 2, "Smiling": 3}) == expected
+    assert selected(tmp_path, SAMPLES, {"Eyeglasses": 2, "Smiling": 3}) == expected
 
 
 def test_more_than_there_are_is_refused_with_both_numbers(tmp_path):
     with pytest.raises(UserError, match=r"^data\.select\.tench: 16 samples wanted, 15 are there$"):
-        chosen(tmp_path, SAMPLES, {"tench": 16})
+        selected(tmp_path, SAMPLES, {"tench": 16})
     with pytest.raises(UserError, match=r"^data\.select\.each_class \(chow\): 16 samples wanted, 15 are there$"):
-        chosen(tmp_path, SAMPLES, {"each_class": 16})
+        selected(tmp_path, SAMPLES, {"each_class": 16})
     with pytest.raises(UserError, match=r"^data\.select\.rest: 21 samples wanted, 20 are there$"):
-        chosen(tmp_path, SAMPLES, {"Eyeglasses": 1, "rest": 21})
+        selected(tmp_path, SAMPLES, {"Eyeglasses": 1, "rest": 21})
 
 
 def test_equal_contents_are_told_apart_by_their_keys(tmp_path):
@@ -102,24 +102,24 @@ def test_equal_contents_are_told_apart_by_their_keys(tmp_path):
                 {"key": name.encode(), "class": 1, "attributes": bytes(1), "hash": bytes(16)} for name in order[low : low + 3]
             ]
             (tmp_path / f"a-{number:06d}.idx").write_bytes(index_bytes(rows, 1))
-        chosen_ones = chosen_rows(shards, Portion({"tench": 2}))
-        assert {order[3 * shard + row] for shard, rows in enumerate(chosen_ones) for row in rows} == {"a", "b"}
+        tench_rows = selected_rows(shards, Portion({"tench": 2}))
+        assert {order[3 * shard + row] for shard, rows in enumerate(tench_rows) for row in rows} == {"a", "b"}
 
 
 def test_an_unknown_class_or_attribute_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"^data\.select\.Eyeglases: .*; did you mean 'Eyeglasses'\?$"):
-        chosen(tmp_path, SAMPLES, {"Eyeglases": 1})
+        selected(tmp_path, SAMPLES, {"Eyeglases": 1})
 
 
 def test_each_class_of_shards_without_classes_is_refused(tmp_path):
     shards = shards_of(tmp_path, SAMPLES)
     shards = replace(shards, manifest=shards.manifest.model_copy(update={"classes": ()}))
     with pytest.raises(UserError, match=r"^data\.select\.each_class: '.*' has no classes$"):
-        chosen_rows(shards, Portion({"each_class": 3}))
+        selected_rows(shards, Portion({"each_class": 3}))
 
 
 def test_shards_without_any_chosen_sample_have_an_empty_list(tmp_path):
-    rows = chosen_rows(shards_of(tmp_path, SAMPLES), Portion({"tench": 1}))
+    rows = selected_rows(shards_of(tmp_path, SAMPLES), Portion({"tench": 1}))
     assert sum(len(part) for part in rows) == 1
     assert len(rows) == 8
 
@@ -131,7 +131,7 @@ def test_real_shards_in_another_order_give_the_same_selection(photos, photo_shar
     keys = []
     for folder in (photo_shards, tmp_path / "other"):
         shards = open_shards(str(folder))
-        rows = chosen_rows(shards, Portion({"each_class": 3}))
+        rows = selected_rows(shards, Portion({"each_class": 3}))
         keys.append({shards.index(i)["key"][row] for i, part in enumerate(rows) for row in part})
     assert keys[0] == keys[1]
     assert sorted(key.split(b"/")[0] for key in keys[0]) == [b"boats"] * 3 + [b"cats"] * 3 + [b"dunes"] * 3

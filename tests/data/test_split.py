@@ -12,7 +12,7 @@ from test_select import hash_of, shards_of
 
 from sr_dist.core.errors import UserError
 from sr_dist.data import select
-from sr_dist.data.crops import CropSource, Samples
+from sr_dist.data.crops import CropSource, DataSet
 from sr_dist.data.images import open_images
 from sr_dist.data.order import Mix
 from sr_dist.data.reader import ShardReader
@@ -54,18 +54,18 @@ def test_more_samples_move_none_to_another_part(tmp_path):
 
 def test_parts_are_as_large_as_their_shares(tmp_path):
     """400 samples: within four standard deviations of 280, 60 and 60, and each in one part."""
-    found = [names(tmp_path, SAMPLES, Portion(split=SPLIT, part=part)) for part in range(3)]
-    assert sum(map(len, found)) == len(set.union(*found)) == 400
-    for some, share in zip(found, SPLIT, strict=True):
+    parts = [names(tmp_path, SAMPLES, Portion(split=SPLIT, part=part)) for part in range(3)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 400
+    for some, share in zip(parts, SPLIT, strict=True):
         assert abs(len(some) - 400 * share) < 4 * (400 * share * (1 - share)) ** 0.5
 
 
 def test_what_is_selected_falls_into_all_parts(tmp_path):
     """Selection takes the first by hash; if the split looked at the same half of it, all would be for training."""
     select_100 = {"Eyeglasses": 50, "rest": 50}
-    found = [names(tmp_path, SAMPLES, Portion(select_100, SPLIT, part)) for part in range(3)]
-    assert sum(map(len, found)) == 100
-    assert 55 <= len(found[0]) <= 85 and len(found[1]) >= 5 and len(found[2]) >= 5
+    parts = [names(tmp_path, SAMPLES, Portion(select_100, SPLIT, part)) for part in range(3)]
+    assert sum(map(len, parts)) == 100
+    assert 55 <= len(parts[0]) <= 85 and len(parts[1]) >= 5 and len(parts[2]) >= 5
 
 
 def test_the_first_half_of_the_hash_says_nothing_about_the_part():
@@ -77,7 +77,7 @@ def test_the_first_half_of_the_hash_says_nothing_about_the_part():
 
 def test_training_and_validation_take_their_parts_of_the_same_shards(photo_shards):
     data = Data(train=str(photo_shards), crop=16, batch=4, split=(0.5, 0.5))
-    everything = Samples(ShardReader(open_images(str(photo_shards)).reader.shards), 0, 8192, portion_of(data))
+    everything = DataSet(ShardReader(open_images(str(photo_shards)).reader.shards), 0, 8192, portion_of(data))
     source = CropSource([everything], Mix([1]), 2, 16, 3)
     trained = {source.key(place) for place in range(source.samples)}
     seen = set(open_images(str(photo_shards), portion=portion_of(data, 1)).names)
@@ -96,19 +96,19 @@ def test_a_balance_is_a_selection_with_and_without(tmp_path):
     assert portion_of(Data(train="x", crop=16, batch=4), 1) == Portion()
     with pytest.raises(UserError, match=r"^data\.balance\.rest: 5000 samples wanted, \d+ are there"):
         names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 5000}, key="data.balance"))
-    chosen = names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 50}))
+    selected = names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 50}))
     glasses = {name for name, _, has, _ in SAMPLES if has}
-    assert (len(chosen & glasses), len(chosen - glasses)) == (30, 50)
+    assert (len(selected & glasses), len(selected - glasses)) == (30, 50)
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"split": [0.7, 0.2]}, "are not two or three shares that make 1"),
-        ({"split": [0.25] * 4}, "are not two or three shares that make 1"),
+        ({"split": [0.7, 0.2]}, "are not two or three shares with the sum 1"),
+        ({"split": [0.25] * 4}, "are not two or three shares with the sum 1"),
         ({"split": [0.5, 0.5], "validation": "y"}, "the second part of data.train; leave one of them out"),
         ({"balance": {"a": [1, 2], "b": [1, 2]}}, "balance takes one attribute"),
-        ({"balance": {"a": [1, 2]}, "select": {"b": 1}}, "balance takes one attribute and no select beside it"),
+        ({"balance": {"a": [1, 2]}, "select": {"b": 1}}, "balance takes one attribute and excludes select"),
     ],
 )
 def test_what_cannot_be_split_or_balanced_is_refused(options, complaint):
@@ -120,8 +120,8 @@ def test_shares_are_counted_in_the_training_part(tmp_path):
     shards = shards_of(tmp_path, SAMPLES, 50)
     train = [sample for sample in SAMPLES if part_by_hand(sample[0]) == 0]
     tench = np.mean([label for _, label, *_ in train])
-    found = shares(shards, Portion(split=SPLIT), Labels("class", ("chow", "tench")))
-    assert found == pytest.approx((1 - tench, tench), abs=1e-6)
+    measured = shares(shards, Portion(split=SPLIT), Labels("class", ("chow", "tench")))
+    assert measured == pytest.approx((1 - tench, tench), abs=1e-6)
     smiling = np.mean([smiles for *_, smiles in train])
     assert shares(shards, Portion(split=SPLIT), Labels("attributes", ("Smiling",))) == pytest.approx((smiling,), abs=1e-6)
     assert select.shares(shards, Portion(), Labels("class", ("chow", "tench"))) == (0.5, 0.5)

@@ -1,4 +1,4 @@
-"""What tests of evaluation share: stand-ins for the Inception file, and folders of made photographs."""
+"""Fixtures for tests of evaluation: stand-ins for the Inception file, and folders of generated photographs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Layers(nn.Module):
 
 
 class StandIn(nn.Module):
-    """Pictures (B, 3, 299, 299) in [0, 255] -> (B, width); its `layers` take [-1, 1], as those of the Inception file do."""
+    """(B, 3, 299, 299) in [0, 255] -> (B, width). Its `layers` take [-1, 1], like those of the Inception file."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = Layers(width)
-        for parameter in self.parameters():  # larger than they start: features that differ from image to image
+        for parameter in self.parameters():  # large weights, so that features differ between images
             nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(parameter.numel()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,13 +44,13 @@ def save_stand_in(path: Path, width: int) -> Path:
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory) -> Path:
-    """An extractor of 12 numbers per picture."""
+    """An extractor of 12 features per image."""
     return save_stand_in(tmp_path_factory.mktemp("extractor") / "toy.pt", 12)
 
 
 @pytest.fixture
 def inception(tmp_path, monkeypatch) -> Path:
-    """The weights folder with a stand-in in place of the Inception file, which is taken for it."""
+    """A weights folder with a stand-in in place of the Inception file, accepted under its sha256."""
     from sr_dist.core.files import sha256
     from sr_dist.models import pretrained
 
@@ -65,14 +65,14 @@ def inception(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def photographs(tmp_path, picture):
-    """`photographs(5, 40, 48)` -> a folder of so many."""
+def photographs(tmp_path, make_photo):
+    """`photographs(5, 40, 48)` -> a folder of 5 images of 40 x 48."""
 
     def make(count: int, height: int = 40, width: int = 48) -> Path:
         folder = tmp_path / f"photographs{count}"
         folder.mkdir()
         for i in range(count):
-            Image.fromarray(picture(i, height, width)).save(folder / f"{i:02d}.png")
+            Image.fromarray(make_photo(i, height, width)).save(folder / f"{i:02d}.png")
         return folder
 
     return make

@@ -1,4 +1,4 @@
-"""Sets of features in one process: dealing, intervals, KID. `tests/runs/test_evaluation.py` spreads them over ranks."""
+"""Sets of features in one process: groups, intervals, KID. `tests/runs/test_evaluation.py` distributes them over ranks."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,14 @@ import torch
 from cleanfid.fid import kernel_distance
 from test_frechet import naive, rows
 
-from sr_dist.evaluation.distances.features import Features, Unmeasurable, dealt, distances, halves, jackknifed
+from sr_dist.evaluation.distances.features import (
+    Features,
+    Unmeasurable,
+    frechet_distances,
+    halves,
+    jackknifed,
+    random_groups,
+)
 from sr_dist.evaluation.distances.frechet import from_rows
 from sr_dist.evaluation.metrics import class_fid, fid, kid
 
@@ -19,18 +26,18 @@ def features(x, per_image=1):
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (7, 10), (100, 2), (1, 2)])
-def test_images_are_dealt_once_into_parts_of_like_size(total, count):
-    found = dealt(features(rows(total, 2, 1)), count)
-    assert len(found) == min(total, count)
-    assert np.array_equal(np.sum(found, 0), np.ones(total))
-    assert max(part.sum() for part in found) - min(part.sum() for part in found) <= 1
-    assert all(np.array_equal(a, b) for a, b in zip(found, dealt(features(rows(total, 2, 2)), count), strict=True))
+def test_images_are_split_once_into_groups_of_about_equal_size(total, count):
+    groups = random_groups(features(rows(total, 2, 1)), count)
+    assert len(groups) == min(total, count)
+    assert np.array_equal(np.sum(groups, 0), np.ones(total))
+    assert max(group.sum() for group in groups) - min(group.sum() for group in groups) <= 1
+    assert all(np.array_equal(a, b) for a, b in zip(groups, random_groups(features(rows(total, 2, 2)), count), strict=True))
 
 
-def test_only_images_that_have_rows_are_dealt():
+def test_only_images_that_have_rows_are_in_groups():
     some = Features(rows(3, 2, 1), np.array([1, 4, 4]), 6, torch.device("cpu"))
-    found = np.sum(dealt(some, 5), 0)
-    assert found.tolist() == [0, 1, 0, 0, 1, 0]
+    counts = np.sum(random_groups(some, 5), 0)
+    assert counts.tolist() == [0, 1, 0, 0, 1, 0]
 
 
 def test_halves_are_unlike_images_and_equally_many_rows():
@@ -47,40 +54,40 @@ def test_halves_are_unlike_images_and_equally_many_rows():
 def test_the_distance_is_that_of_the_rows(n, width):
     a, b = rows(n, width, 1).astype(np.float32), rows(n, width, 2).astype(np.float32) + 0.3
     expected = naive(a.astype(np.float64), b.astype(np.float64))
-    assert distances([(features(a), features(b))])[0] == pytest.approx(expected, rel=1e-5)
-    found = jackknifed(features(a), features(b))
-    assert (found.value, found.n) == (pytest.approx(expected, rel=1e-5), n)
-    assert found.low < found.value < found.high
+    assert frechet_distances([(features(a), features(b))])[0] == pytest.approx(expected, rel=1e-5)
+    estimate = jackknifed(features(a), features(b))
+    assert (estimate.value, estimate.n) == (pytest.approx(expected, rel=1e-5), n)
+    assert estimate.low < estimate.value < estimate.high
 
 
 @pytest.mark.parametrize(("n", "width"), [(24, 30), (60, 4)])
 def test_the_interval_is_a_jackknife_over_images_and_their_partners(n, width):
     a, b = rows(n, width, 1).astype(np.float32), (rows(n, width, 2) + 0.3).astype(np.float32)
-    found, folds = jackknifed(features(a), features(b)), dealt(features(a), 10)
+    estimate, folds = jackknifed(features(a), features(b)), random_groups(features(a), 10)
     others = np.array([from_rows(a[~fold], b[~fold]) for fold in folds])
     error = np.sqrt(9 / 10 * ((others - others.mean()) ** 2).sum())
-    assert found.standard_error == pytest.approx(error, rel=1e-5)
-    assert found.high - found.value == pytest.approx(2.262157 * error, rel=1e-5)  # Student's t, 9 degrees of freedom
+    assert estimate.standard_error == pytest.approx(error, rel=1e-5)
+    assert estimate.high - estimate.value == pytest.approx(2.262157 * error, rel=1e-5)  # Student's t, 9 degrees of freedom
 
 
 def test_the_standard_error_is_about_the_spread_over_other_images():
     draws = [jackknifed(*(features(rows(80, 3, seed) * s + s) for s, seed in ((1.0, i), (1.4, i + 1000)))) for i in range(60)]
-    spread = np.std([found.value for found in draws])
-    assert 0.7 * spread < np.mean([found.standard_error for found in draws]) < 1.4 * spread
+    deviation = np.std([estimate.value for estimate in draws])
+    assert 0.7 * deviation < np.mean([estimate.standard_error for estimate in draws]) < 1.4 * deviation
 
 
 def test_two_images_have_a_distance_and_no_interval():
-    found = jackknifed(features(rows(2, 3, 1)), features(rows(2, 3, 2)))
-    assert found.value > 0
-    assert found.low is found.high is None
+    estimate = jackknifed(features(rows(2, 3, 1)), features(rows(2, 3, 2)))
+    assert estimate.value > 0
+    assert estimate.low is estimate.high is None
 
 
 def test_patches_of_an_image_are_left_out_together():
     a, b = rows(40, 3, 1), rows(40, 3, 2)
-    found = jackknifed(features(a, per_image=10), features(b, per_image=10))
+    estimate = jackknifed(features(a, per_image=10), features(b, per_image=10))
     keep = [np.arange(40) // 10 != i for i in range(4)]
     others = np.array([from_rows(a[k].astype(np.float32), b[k].astype(np.float32)) for k in keep])
-    assert found.standard_error == pytest.approx(np.sqrt(3 / 4 * ((others - others.mean()) ** 2).sum()), rel=1e-4)
+    assert estimate.standard_error == pytest.approx(np.sqrt(3 / 4 * ((others - others.mean()) ** 2).sum()), rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------------ KID
@@ -111,11 +118,11 @@ def test_kids_standard_error_leaves_out_an_image_and_its_partner():
 def test_more_than_1000_images_are_averaged_in_blocks(monkeypatch):
     monkeypatch.setattr(kid, "BLOCK", 30)
     a, b = rows(80, 4, 1).astype(np.float32), (rows(80, 4, 2) + 0.2).astype(np.float32)
-    found = kid.of_sets(features(a), features(b), NO_CLASSES)
-    blocks = [kid.squared_mmd(a[block], b[block]) for block in dealt(features(a), 3)]
-    assert found.value == pytest.approx(np.mean([value for value, _ in blocks]))
-    assert found.standard_error == pytest.approx(np.sqrt(sum(variance for _, variance in blocks)) / 3)
-    assert found.n == 80
+    estimate = kid.of_sets(features(a), features(b), NO_CLASSES)
+    blocks = [kid.squared_mmd(a[block], b[block]) for block in random_groups(features(a), 3)]
+    assert estimate.value == pytest.approx(np.mean([value for value, _ in blocks]))
+    assert estimate.standard_error == pytest.approx(np.sqrt(sum(variance for _, variance in blocks)) / 3)
+    assert estimate.n == 80
 
 
 def test_kid_of_one_kind_is_nothing_on_average():
@@ -129,9 +136,9 @@ def test_kid_of_one_kind_is_nothing_on_average():
 
 def test_the_distance_within_classes_is_their_mean():
     a, b, labels = rows(30, 4, 1).astype(np.float32), rows(30, 4, 2).astype(np.float32), np.arange(30) % 3
-    found = class_fid.of_sets(features(a), features(b), labels)
-    assert found.value == pytest.approx(np.mean([from_rows(a[labels == c], b[labels == c]) for c in range(3)]), rel=1e-6)
-    assert found.n == 10
+    estimate = class_fid.of_sets(features(a), features(b), labels)
+    assert estimate.value == pytest.approx(np.mean([from_rows(a[labels == c], b[labels == c]) for c in range(3)]), rel=1e-6)
+    assert estimate.n == 10
     assert class_fid.floor(features(b), labels) > 0
 
 

@@ -1,4 +1,4 @@
-"""The Fréchet distance beside naive transcriptions, scipy, clean-fid and numbers worked out by hand."""
+"""The Fréchet distance beside a naive transcription, scipy, clean-fid and numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -26,10 +26,10 @@ def naive(a, b):
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_moments_are_numpys(offset):
     x = rows(500, 12, 1, offset)
-    found = moments(x)
-    assert found.n == 500
-    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found.covariance, np.cov(x, rowvar=False), rtol=1e-10, atol=1e-12)
+    result = moments(x)
+    assert result.n == 500
+    np.testing.assert_allclose(result.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(result.covariance, np.cov(x, rowvar=False), rtol=1e-10, atol=1e-12)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(lambda sizes: sum(sizes) > 3), st.sampled_from([0.0, 500.0]))
@@ -78,12 +78,12 @@ def test_it_is_clean_fids():
 
 
 @pytest.mark.parametrize(("n", "width", "steep"), [(200, 32, 0.0), (200, 32, 0.2), (200, 32, 1.0), (20, 64, 0.5), (64, 64, 0.0)])
-def test_a_set_is_nothing_from_itself_and_never_less(n, width, steep):
+def test_the_distance_of_a_set_from_itself_is_zero_and_never_less(n, width, steep):
     """With steep=1 the variances span 27 decades, more than float64 has digits."""
     a = rows(n, width, 1, steep=steep)
     trace = np.trace(np.cov(a, rowvar=False))
-    for found in (from_moments(moments(a), moments(a)), from_rows(a, a), from_rows(a, a[::-1])):
-        assert 0 <= found <= 1e-6 * trace
+    for distance in (from_moments(moments(a), moments(a)), from_rows(a, a), from_rows(a, a[::-1])):
+        assert 0 <= distance <= 1e-6 * trace
     assert 0 <= from_moments(moments(a), moments(a[::-1])) <= 1e-6 * trace
 
 
@@ -100,10 +100,10 @@ def test_eigenvalues_are_trusted_as_far_as_rounding_lets_them(monkeypatch, condi
     """A matrix of this condition number with itself: the term is its trace."""
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(32, 32)))[0]
     matrix = rotation * np.geomspace(1, 1 / condition, 32) @ rotation.T
-    asked, right = [], frechet._nuclear_norm
-    monkeypatch.setattr(frechet, "_nuclear_norm", lambda product: asked.append(1) or right(product))
+    calls, right = [], frechet._nuclear_norm
+    monkeypatch.setattr(frechet, "_nuclear_norm", lambda product: calls.append(1) or right(product))
     assert frechet._cross((matrix + matrix.T) / 2, (matrix + matrix.T) / 2) == pytest.approx(np.trace(matrix), rel=1e-9)
-    assert bool(asked) == by_singular_values
+    assert bool(calls) == by_singular_values
 
 
 def test_a_constant_set_has_no_spread():
@@ -117,18 +117,18 @@ def test_float32_rows_are_measured_in_float64():
     assert from_rows(a, b) == pytest.approx(naive(a.astype(np.float64), b.astype(np.float64)), rel=1e-9)
 
 
-def test_unlike_numbers_of_images_are_refused():
+def test_sets_of_different_size_are_refused():
     a, b = rows(20, 3, 1), rows(21, 3, 2)
-    with pytest.raises(UserError, match="between 20 and 21 images"):
+    with pytest.raises(UserError, match="same size, but has 20 and 21 images"):
         from_rows(a, b)
-    with pytest.raises(UserError, match="between 20 and 21 images"):
+    with pytest.raises(UserError, match="same size, but has 20 and 21 images"):
         from_moments(moments(a), moments(b))
-    with pytest.raises(UserError, match="2 images or more; here is 1"):
+    with pytest.raises(UserError, match="2 images or more, but has 1"):
         from_rows(a[:1], b[:1])
 
 
-def test_features_of_unlike_width_do_not_add_up():
-    with pytest.raises(UserError, match="unlike width do not go together: 3 and 4"):
+def test_features_of_different_width_cannot_be_combined():
+    with pytest.raises(UserError, match="different width cannot be combined: 3 and 4"):
         moments(rows(5, 3, 1)) + moments(rows(5, 4, 1))
 
 

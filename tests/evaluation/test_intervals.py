@@ -1,4 +1,4 @@
-"""Shares that are compared on the same images: McNemar's test and Newcombe's interval, by hand and by others' arithmetic."""
+"""Shares on the same images: McNemar's test and Newcombe's interval, by hand and beside scipy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sr_dist.evaluation.intervals import mcnemar, newcombe, paired, wilson
+from sr_dist.evaluation.intervals import accuracy_difference, mcnemar, newcombe, wilson
 
 counts = st.integers(0, 40)
 
@@ -60,7 +60,7 @@ def test_newcombes_interval_is_the_papers(both, only_a, only_b, neither):
     low, high = newcombe(both, only_a, only_b, neither)
     assert (low, high) == pytest.approx(by_the_paper(both, only_a, only_b, neither), abs=1e-6)
     assert low >= -1 - 1e-9 and high <= 1 + 1e-9
-    assert newcombe(both, only_b, only_a, neither) == pytest.approx((-high, -low))  # asked the other way round
+    assert newcombe(both, only_b, only_a, neither) == pytest.approx((-high, -low))  # with the methods exchanged
 
 
 def test_newcombes_interval_holds_the_truth_as_often_as_it_says():
@@ -73,10 +73,10 @@ def test_newcombes_interval_holds_the_truth_as_often_as_it_says():
 
 def test_two_methods_on_the_same_images():
     first, second = np.array([1, 1, 1, 0, 0, 1, 1, 1], bool), np.array([1, 0, 1, 1, 0, 0, 0, 1], bool)
-    found = paired(first, second)
-    assert {"n": 8, "only_first": 3, "only_second": 1, "difference": -0.25, "p": pytest.approx(10 / 16)}.items() <= found.items()
-    assert found["low"] < -0.25 < found["high"]
-    assert paired(first[:0], second[:0]) is None
+    result = accuracy_difference(first, second)
+    assert {"n": 8, "only_first": 3, "only_second": 1, "difference": -0.25, "p": pytest.approx(10 / 16)}.items() <= result.items()
+    assert result["low"] < -0.25 < result["high"]
+    assert accuracy_difference(first[:0], second[:0]) is None
 
 
 def test_a_share_of_nothing_may_be_anything():

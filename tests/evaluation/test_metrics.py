@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sr_dist.core import plugins
+from sr_dist.core.errors import UserError
 from sr_dist.evaluation.distances.extractor import torchscript
-from sr_dist.evaluation.metric_set import is_of_sets, open_metrics
+from sr_dist.evaluation.metric_set import ImageMetric, open_metrics
 from sr_dist.evaluation.metrics import lpips, psnr, ssim
-from sr_dist.evaluation.protocol import PRESETS, Protocol, protocol
+from sr_dist.evaluation.presets import PROTOCOLS
+from sr_dist.evaluation.protocol import Protocol, protocol
 from sr_dist.models import pretrained
 
 FLOATS = Protocol("floats", 2, 0, eight_bit=False, rounded_luma=False)
 MODULES = [importlib.import_module(f"sr_dist.evaluation.metrics.{name}") for name in plugins.names("sr_dist.evaluation.metrics")]
-OF_IMAGES = [module for module in MODULES if not is_of_sets(module)]
+OF_IMAGES = [module for module in MODULES if isinstance(module, ImageMetric)]
 BACKBONES = {"alexnet-owt-7be5be79.pth": "alexnet", "vgg16-397923af.pth": "vgg16"}
 
 
@@ -93,17 +95,17 @@ def test_values_are_scikit_images(scale, amount):
 def test_psnr_of_a_constant_difference(difference):
     """Error d everywhere is 20 log10(255 / d); Y's error is (65.481 + 128.553 + 24.966) / 255 = 219 / 255 of it."""
     hr = torch.full((1, 3, 16, 16), 100 / 255, dtype=torch.float64)
-    found = psnr.per_image(hr + difference / 255, hr, FLOATS, grey=False)
-    assert found["psnr_rgb"] == pytest.approx([20 * math.log10(255 / difference)])
-    assert found["psnr_y"] == pytest.approx([20 * math.log10(255 / difference) + 20 * math.log10(255 / 219)])
+    values = psnr.per_image(hr + difference / 255, hr, FLOATS, grey=False)
+    assert values["psnr_rgb"] == pytest.approx([20 * math.log10(255 / difference)])
+    assert values["psnr_y"] == pytest.approx([20 * math.log10(255 / difference) + 20 * math.log10(255 / 219)])
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_identical_images_are_the_best_there_is(preset):
+@pytest.mark.parametrize("preset", PROTOCOLS)
+def test_identical_images_have_the_best_value(preset):
     image = photo()
     assert psnr.per_image(image, image, protocol(preset, 2), grey=False) == {"psnr_y": [100.0], "psnr_rgb": [100.0]}
-    found = ssim.per_image(image, image, protocol(preset, 2), grey=False)
-    assert found["ssim_y"] == pytest.approx([1.0]) and found["ssim_rgb"] == pytest.approx([1.0])
+    result = ssim.per_image(image, image, protocol(preset, 2), grey=False)
+    assert result["ssim_y"] == pytest.approx([1.0]) and result["ssim_rgb"] == pytest.approx([1.0])
 
 
 def test_a_batch_is_not_pooled():
@@ -133,12 +135,12 @@ def test_an_image_stored_grey_is_its_own_y():
     sr = worsened(hr[:, :1]).repeat(1, 3, 1, 1)
     rules = protocol("matlab-y", 2)
     y, x = levels(hr)[2:-2, 2:-2, 0], levels(sr)[2:-2, 2:-2, 0]
-    found = psnr.per_image(sr, hr, rules, grey=True)
-    assert found["psnr_y"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)])
-    assert found["psnr_y"] == pytest.approx(found["psnr_rgb"])
+    values = psnr.per_image(sr, hr, rules, grey=True)
+    assert values["psnr_y"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)])
+    assert values["psnr_y"] == pytest.approx(values["psnr_rgb"])
     assert ssim.per_image(sr, hr, rules, grey=True)["ssim_y"] == pytest.approx([reference_ssim(y, x)], abs=1e-6)
     through_bt601 = psnr.per_image(sr, hr, rules, grey=False)["psnr_y"][0]
-    assert through_bt601 - found["psnr_y"][0] == pytest.approx(20 * math.log10(255 / 219), abs=0.1)  # 1.32 dB
+    assert through_bt601 - values["psnr_y"][0] == pytest.approx(20 * math.log10(255 / 219), abs=0.1)  # 1.32 dB
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_8_bit_presets_round_before_they_compare(preset, psnr_rgb):
     assert psnr.per_image(hr + 0.25 / 255, hr, protocol(preset, 2), grey=False)["psnr_rgb"] == pytest.approx([psnr_rgb])
 
 
-def test_what_overshoots_is_clipped():
+def test_values_outside_0_to_1_are_clipped():
     hr = torch.ones(1, 3, 24, 24, dtype=torch.float64)
     assert psnr.per_image(hr + 0.3, hr, protocol("rgb-float", 2), grey=False)["psnr_rgb"] == [100.0]
 
@@ -159,15 +161,15 @@ def test_fp32_and_half_precision_are_measured_in_float64():
     sr = worsened(hr)
     exact = psnr.per_image(sr, hr, protocol("matlab-y", 2), grey=False)["psnr_y"]
     assert psnr.per_image(sr.float(), hr.float(), protocol("matlab-y", 2), grey=False)["psnr_y"] == pytest.approx(exact, abs=1e-9)
-    found = psnr.per_image(sr.bfloat16(), hr.float(), FLOATS, grey=False)["psnr_rgb"]
-    assert found == pytest.approx(psnr.per_image(sr.bfloat16().double(), hr.float().double(), FLOATS, grey=False)["psnr_rgb"])
+    values = psnr.per_image(sr.bfloat16(), hr.float(), FLOATS, grey=False)["psnr_rgb"]
+    assert values == pytest.approx(psnr.per_image(sr.bfloat16().double(), hr.float().double(), FLOATS, grey=False)["psnr_rgb"])
 
 
-@pytest.mark.parametrize(("size", "there"), [((15, 15), True), ((14, 30), False), ((30, 14), False), ((11, 11), False)])
-def test_ssim_needs_eleven_pixels_inside_the_border(size, there):
+@pytest.mark.parametrize(("size", "exists"), [((15, 15), True), ((14, 30), False), ((30, 14), False), ((11, 11), False)])
+def test_ssim_needs_eleven_pixels_inside_the_border(size, exists):
     image = photo(size)
-    found = ssim.per_image(image, image, protocol("matlab-y", 2), grey=False)
-    assert all(math.isfinite(values[0]) == there for values in found.values())
+    result = ssim.per_image(image, image, protocol("matlab-y", 2), grey=False)
+    assert all(math.isfinite(values[0]) == exists for values in result.values())
 
 
 def test_nothing_inside_the_border_is_nan():
@@ -179,10 +181,11 @@ def test_nothing_inside_the_border_is_nan():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_metric_says_what_it_measures_and_needs_in_literals(module):
+def test_every_metric_states_its_facts_as_literals(module):
     path = Path(module.__file__)
     assert plugins.literal(path, "BETTER") == module.BETTER
     assert plugins.literal(path, "NEEDS") == getattr(module, "NEEDS", None)
+    assert plugins.literal(path, "VIEW") == getattr(module, "VIEW", None)
     assert set(module.BETTER.values()) <= {"higher", "lower"}
 
 
@@ -190,10 +193,10 @@ def test_every_metric_says_what_it_measures_and_needs_in_literals(module):
 @pytest.mark.parametrize("count", [1, 3])
 def test_every_metric_gives_a_number_per_image_under_the_names_it_states(module, count, lpips_weights):
     hr = photo((64, 64), count=count)
-    found = module.per_image(worsened(hr).float(), hr.float(), protocol("matlab-y", 2), grey=False)
-    assert set(found) == set(module.BETTER)
+    result = module.per_image(worsened(hr).float(), hr.float(), protocol("matlab-y", 2), grey=False)
+    assert set(result) == set(module.BETTER)
     assert all(
-        len(values) == count and all(isinstance(v, float) and math.isfinite(v) for v in values) for values in found.values()
+        len(values) == count and all(isinstance(v, float) and math.isfinite(v) for v in values) for values in result.values()
     )
 
 
@@ -206,7 +209,7 @@ def test_every_metric_prefers_less_noise(module, lpips_weights):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(sorted(PRESETS)))
+@given(st.integers(0, 2**31), st.sampled_from(sorted(PROTOCOLS)))
 def test_exchanging_the_images_changes_nothing(seed, preset):
     a, b = photo((20, 24), seed), photo((20, 24), seed + 1)
     for metric in (psnr, ssim):
@@ -216,7 +219,7 @@ def test_exchanging_the_images_changes_nothing(seed, preset):
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_lpips_is_the_packages_own(net, lpips_weights):
-    """On whole 8-bit images in [-1, 1]; the backbone goes into the package under its own names here."""
+    """On whole 8-bit images in [-1, 1]; the backbone is loaded into the package's own network."""
     from lpips import LPIPS
 
     file = next(file for file, name in BACKBONES.items() if name.startswith(net))
@@ -228,34 +231,42 @@ def test_lpips_is_the_packages_own(net, lpips_weights):
     sr = worsened(hr, 0.1) + 0.2 / 255  # rounded away
     with torch.no_grad():
         expected = package(2 * worsened(hr, 0.1).float() - 1, 2 * hr.float() - 1).flatten().tolist()
-        found = lpips.per_image(sr, hr, protocol("matlab-y", 4), grey=False)[f"lpips_{net}"]
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert min(found) > 1e-4
+        values = lpips.per_image(sr, hr, protocol("matlab-y", 4), grey=False)[f"lpips_{net}"]
+    assert values == pytest.approx(expected, rel=1e-5)
+    assert min(values) > 1e-4
 
 
 def test_lpips_has_no_number_below_31_pixels(lpips_weights):
-    found = lpips.per_image(photo((30, 64)), photo((30, 64)), protocol("matlab-y", 2), grey=False)
-    assert all(math.isnan(values[0]) for values in found.values())
+    result = lpips.per_image(photo((30, 64)), photo((30, 64)), protocol("matlab-y", 2), grey=False)
+    assert all(math.isnan(values[0]) for values in result.values())
 
 
-def test_what_has_no_weights_is_missing_with_the_place_and_the_rest_is_measured(backbones, tmp_path, monkeypatch):
+def test_a_metric_without_weights_is_missing_with_the_place_and_the_rest_is_measured(backbones, tmp_path, monkeypatch):
     lpips._network.cache_clear()
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("torch.hub._hub_dir", None)
     monkeypatch.setattr(pretrained, "verified", lambda path, *_: path)
     (tmp_path / "vgg16-397923af.pth").symlink_to(backbones / "vgg16-397923af.pth")
-    found = open_metrics(["psnr", "lpips", "fid"], torch.device("cpu"))
-    assert found.missing.keys() == {"lpips_alex", "fid"}
-    assert f"put it at '{tmp_path / 'alexnet-owt-7be5be79.pth'}'" in found.missing["lpips_alex"]
-    assert f"put it at '{tmp_path / 'inception-2015-12-05.pt'}'" in found.missing["fid"]
-    assert found.extractor is None
+    metrics = open_metrics(["psnr", "lpips", "fid"], torch.device("cpu"))
+    assert metrics.missing.keys() == {"lpips_alex", "fid"}
+    assert f"put it at '{tmp_path / 'alexnet-owt-7be5be79.pth'}'" in metrics.missing["lpips_alex"]
+    assert f"put it at '{tmp_path / 'inception-2015-12-05.pt'}'" in metrics.missing["fid"]
+    assert metrics.extractor is None
     assert lpips.per_image(photo(), photo(), protocol("matlab-y", 2), grey=False).keys() == {"lpips_vgg"}
 
 
 def test_other_features_never_bear_the_name_of_the_inception(stand_in):
     own = torchscript(stand_in, "clean", torch.device("cpu"))
-    found = open_metrics(["psnr", "fid", "kid", "patch_fid", "class_fid"], torch.device("cpu"), own=own)
+    metrics = open_metrics(["psnr", "fid", "kid", "patch_fid", "class_fid"], torch.device("cpu"), extractor=own)
     names = ["psnr_y", "psnr_rgb", "fd_toy", "kd_toy", "patch_fd_toy", "class_fd_toy"]
-    assert list(found.better) == names
-    assert found.missing == {}
+    assert list(metrics.better) == names
+    assert metrics.missing == {}
+
+
+def test_a_file_without_the_functions_of_a_metric_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "own_metrics").mkdir()
+    (tmp_path / "own_metrics" / "empty.py").write_text('BETTER = {"empty": "lower"}\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"^metrics: '.*empty\.py' has neither BETTER and per_image, as a metric of images, nor "):
+        open_metrics(["own_metrics.empty"], torch.device("cpu"))

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from test_attributes import seen
+from test_attributes import with_answers
 from test_report import reported, store, write
 
 from sr_dist.evaluation.distances.extractor import torchscript
@@ -20,7 +20,7 @@ def browser():
     pytest.importorskip("selenium", reason="selenium is not installed")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("no chromium with its chromedriver here")
+        pytest.skip("chromium or chromedriver is not installed")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -35,16 +35,16 @@ def browser():
 
 @pytest.fixture(scope="module")
 def opened(browser, tmp_path_factory, stand_in):
-    """A report of six images and two trained methods, with a classifier's opinion of two, open in the browser."""
+    """A report of six images and two trained methods, with a classifier's answers to two, open in the browser."""
     root = tmp_path_factory.mktemp("page")
     for i in range(6):
         store(root / "images" / f"tile{i}.png", (64, 96), seed=i)
-    metrics = open_metrics(["psnr", "ssim", "fid", "kid"], CPU, own=torchscript(stand_in, "clean", CPU))
-    found, batches, methods = reported(root / "images", "other", "mine", metrics=metrics)
-    found = seen(found, "bicubic", "mine")
-    write(root / "out", found, batches, methods)
+    metrics = open_metrics(["psnr", "ssim", "fid", "kid"], CPU, extractor=torchscript(stand_in, "clean", CPU))
+    finished_report, batches, methods = reported(root / "images", "other", "mine", metrics=metrics)
+    finished_report = with_answers(finished_report, "bicubic", "mine")
+    write(root / "out", finished_report, batches, methods)
     browser.get((root / "out" / "report.html").as_uri())
-    return found, browser
+    return finished_report, browser
 
 
 def elements(browser, selector):
@@ -57,7 +57,7 @@ def rows_of(table):
 
 @pytest.mark.slow
 def test_the_page_works_in_a_browser(opened):
-    found, browser = opened
+    finished_report, browser = opened
     from selenium.webdriver import ActionChains
 
     # the slider follows a click and a drag
@@ -71,7 +71,7 @@ def test_the_page_works_in_a_browser(opened):
     ActionChains(browser).click_and_hold(stage).move_by_offset(far, 0).release().perform()
     assert float(stage.get_dom_attribute("style").split("--cut:")[1].strip(" ;%")) == pytest.approx(70, abs=1)
 
-    # a button changes what is on the left
+    # a button changes the method on the left
     figure = elements(browser, "figure")[0]
     assert [
         image.get_attribute("data-label") for image in figure.find_elements("css selector", ".over") if image.is_displayed()
@@ -88,9 +88,9 @@ def test_the_page_works_in_a_browser(opened):
     for reverse in (True, False):
         browser.execute_script("arguments[0].click()", elements(browser, "#scores th button")[column])
         names = [row.find_element("css selector", "td").text for row in elements(browser, "#scores tbody tr")]
-        assert names == sorted(found.order, key=lambda name: found.methods[name]["ssim_y"], reverse=reverse)
+        assert names == sorted(finished_report.order, key=lambda name: finished_report.methods[name]["ssim_y"], reverse=reverse)
 
-    # what classifiers see: the tables, each of which sorts by itself
+    # the tables of classifiers sort independently
     tables = elements(browser, "table[data-name]")
     assert [table.get_dom_attribute("data-name") for table in tables] == ["ranking", "facts/Male", "facts/Smiling", "pairs"]
     lost = [[cell.text for cell in row.find_elements("css selector", "td")] for row in rows_of(tables[0])]
@@ -101,13 +101,13 @@ def test_the_page_works_in_a_browser(opened):
         assert [row.find_elements("css selector", "td")[1].text for row in rows_of(tables[1])] == expected
     assert [row.find_element("css selector", "td").text for row in rows_of(tables[2])] == ["HR", "bicubic", "mine"]
 
-    # what else there is to see
-    assert len(elements(browser, "#trade-offs .dot")) == 2 * len(found.order)
-    assert len(elements(browser, "#histograms svg")) == len(found.image_columns)
-    assert len(elements(browser, "#extremes tbody tr")) == len(found.image_columns)
+    # the other plots and tables
+    assert len(elements(browser, "#trade-offs .dot")) == 2 * len(finished_report.order)
+    assert len(elements(browser, "#histograms svg")) == len(finished_report.image_columns)
+    assert len(elements(browser, "#extremes tbody tr")) == len(finished_report.image_columns)
     assert len(elements(browser, "#differences tbody tr")) == 3 + 3 + 1  # of each trained method to the others
     assert "n" in [row.find_element("css selector", "td").text for row in elements(browser, "#distances tbody tr")]
 
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-    asked = [entry["message"] for entry in browser.get_log("performance") if 'Network.requestWillBeSent"' in entry["message"]]
-    assert [message for message in asked if '"url":"http' in message] == []
+    requests = [entry["message"] for entry in browser.get_log("performance") if 'Network.requestWillBeSent"' in entry["message"]]
+    assert [message for message in requests if '"url":"http' in message] == []

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from sr_dist.core.errors import UserError
-from sr_dist.evaluation.protocol import PRESETS, luma, pictures, protocol
+from sr_dist.evaluation.presets import PROTOCOLS
+from sr_dist.evaluation.protocol import inside_border, luma, protocol
 
 # MATLAB's rgb2ycbcr on uint8: Y of the corners of the colour cube.
 CORNERS = {
@@ -17,9 +18,9 @@ def pixel(red, green, blue):
 
 @pytest.mark.parametrize(("colour", "y"), CORNERS.items())
 def test_luma_is_matlabs(colour, y):
-    found = luma(pixel(*colour), protocol("matlab-y", 2), grey=False)
-    assert found.shape == (1, 1, 1, 1)
-    assert found.item() == y
+    result = luma(pixel(*colour), protocol("matlab-y", 2), grey=False)
+    assert result.shape == (1, 1, 1, 1)
+    assert result.item() == y
 
 
 @pytest.mark.parametrize(("preset", "red"), [("matlab-y", 81.0), ("basicsr", 81.481), ("rgb-float", 81.481)])
@@ -27,7 +28,7 @@ def test_only_matlabs_luma_is_rounded(preset, red):
     assert luma(pixel(255, 0, 0), protocol(preset, 2), grey=False).item() == pytest.approx(red)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PROTOCOLS)
 def test_grey_images_are_their_own_luma(preset):
     for level in (0, 1, 100, 254, 255):
         assert luma(pixel(level, level, level), protocol(preset, 2), grey=True).item() == pytest.approx(level, abs=1e-10)
@@ -36,13 +37,13 @@ def test_grey_images_are_their_own_luma(preset):
 @pytest.mark.parametrize(("preset", "border"), [("matlab-y", 4), ("basicsr", 4), ("rgb-float", 0)])
 def test_borders_are_as_wide_as_the_scale(preset, border):
     assert protocol(preset, 4).border == border
-    assert pictures(torch.rand(2, 3, 20, 30), protocol(preset, 4)).shape == (2, 3, 20 - 2 * border, 30 - 2 * border)
+    assert inside_border(torch.rand(2, 3, 20, 30), protocol(preset, 4)).shape == (2, 3, 20 - 2 * border, 30 - 2 * border)
 
 
 def test_the_middle_stays():
     image = torch.arange(36, dtype=torch.float64).view(1, 1, 6, 6).repeat(1, 3, 1, 1) / 255
     expected = torch.tensor([[14.0, 15.0], [20.0, 21.0]], dtype=torch.float64) / 255
-    torch.testing.assert_close(pictures(image, protocol("matlab-y", 2))[0, 0], expected)
+    torch.testing.assert_close(inside_border(image, protocol("matlab-y", 2))[0, 0], expected)
 
 
 @pytest.mark.parametrize(("preset", "expected"), [("matlab-y", [0, 100, 101, 255]), ("basicsr", [0, 100, 101, 255])])
@@ -51,21 +52,21 @@ def test_8_bit_presets_round_and_clip(preset, expected):
         torch.tensor([-20.0, 100.4, 100.6, 300.0], dtype=torch.float64).view(1, 1, 1, 4).expand(1, 3, 5, 4).repeat(1, 1, 1, 3)
         / 255
     )
-    found = pictures(image, protocol(preset, 1)) * 255
-    assert found.round().unique().tolist() == expected
-    torch.testing.assert_close(found, found.round())
+    result = inside_border(image, protocol(preset, 1)) * 255
+    assert result.round().unique().tolist() == expected
+    torch.testing.assert_close(result, result.round())
 
 
 def test_floats_are_clipped_but_not_rounded():
     image = torch.tensor([-20.0, 100.4, 300.0], dtype=torch.float64).view(1, 1, 1, 3).repeat(1, 3, 1, 1) / 255
-    found = pictures(image, protocol("rgb-float", 2))[0, 0, 0] * 255
-    assert found.tolist() == pytest.approx([0, 100.4, 255])
+    result = inside_border(image, protocol("rgb-float", 2))[0, 0, 0] * 255
+    assert result.tolist() == pytest.approx([0, 100.4, 255])
 
 
 def test_the_description_carries_every_condition():
-    found = protocol("matlab-y", 3).describe()
-    assert {"name": "matlab-y", "scale": 3, "border": 3, "eight_bit": True, "rounded_luma": True}.items() <= found.items()
-    assert "Y" in found["channel"] and "100 dB" in found["mean"] and "11 x 11" in found["ssim"]
+    description = protocol("matlab-y", 3).describe()
+    assert {"name": "matlab-y", "scale": 3, "border": 3, "eight_bit": True, "rounded_luma": True}.items() <= description.items()
+    assert "Y" in description["channel"] and "100 dB" in description["mean"] and "11 x 11" in description["ssim"]
 
 
 def test_unknown_protocols_get_the_nearest_name():

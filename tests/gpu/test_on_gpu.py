@@ -1,4 +1,4 @@
-"""What only a CUDA device can show. Left out of every run without one: `pytest -m gpu` runs it."""
+"""Tests that need a CUDA device. `pytest -m gpu` runs them; all other runs leave them out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def train(shards: Path, runs: Path, name: str, *launcher: str, **more: object) -
         **{key.replace("__", "."): value for key, value in more.items()},
     }  # fmt: skip
     words = [sys.executable, *launcher, "-m", "sr_dist.train", str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
-    kept = {
+    inherited = {
         key: value
         for key, value in os.environ.items()
         if key not in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "DS_ACCELERATOR")
     }
-    environment = {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     answer = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-4000:]
     assert (runs / name / "DONE").exists()
@@ -37,7 +37,7 @@ def train(shards: Path, runs: Path, name: str, *launcher: str, **more: object) -
 
 @pytest.fixture(scope="module")
 def exact(photo_shards, tmp_path_factory) -> Path:
-    """fp32 without TF32: what the others are held against."""
+    """fp32 without TF32, the reference of the other tests."""
     return train(photo_shards, tmp_path_factory.mktemp("exact"), "run", tf32="false")
 
 
@@ -47,7 +47,7 @@ VARIANTS = {  # options, relative tolerance of the content loss
     "fp16": ({"precision": "fp16"}, 5e-2),
     "compiled": ({"tf32": "false", "compile": "true"}, 1e-3),
     "channels last": ({"tf32": "false", "channels_last": "true"}, 1e-3),
-    "activations made again": ({"tf32": "false", "checkpointing": "[dense*,encoder.*]"}, 1e-3),
+    "recomputed activations": ({"tf32": "false", "checkpointing": "[dense*,encoder.*]"}, 1e-3),
     "all at once": ({"precision": "bf16", "compile": "true", "channels_last": "true"}, 5e-2),
 }
 
@@ -60,8 +60,8 @@ def test_variants_train_like_plain_fp32(variant, photo_shards, tmp_path, exact):
         assert ours["loss/mse"] == pytest.approx(theirs["loss/mse"], rel=tolerance)
 
 
-def test_resumed_run_goes_on_as_the_whole_one(photo_shards, tmp_path, exact):
-    """The optimizer's counts of steps must come back to the device."""
+def test_a_resumed_run_equals_an_uninterrupted_one(photo_shards, tmp_path, exact):
+    """The step counts of the optimizer must be loaded onto the device."""
     train(photo_shards, tmp_path, "run", tf32="false", steps=3)
     run = train(photo_shards, tmp_path, "run", tf32="false")
     for ours, theirs in zip(losses(run), losses(exact), strict=True):
@@ -71,30 +71,22 @@ def test_resumed_run_goes_on_as_the_whole_one(photo_shards, tmp_path, exact):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_on_cuda(stage, photo_shards, tmp_path, exact):
     configuration = str(ROOT / "launch" / "accelerate" / f"zero{stage}.yaml")
-    launcher = (
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        configuration,
-        "--num_processes",
-        "1",
-        "--main_process_port",
-        "0",
-    )
+    options = ("--config_file", configuration, "--num_processes", "1", "--main_process_port", "0")
+    launcher = ("-m", "accelerate.commands.launch", *options)
     run = train(photo_shards, tmp_path, "run", *launcher, tf32="false")
     for ours, theirs in zip(losses(run), losses(exact), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def test_nccl_in_one_process_and_synchronised_normalisation(photo_shards, tmp_path):
-    """A group of one: the collectives of a step, with a generator that has batch normalisation."""
+def test_nccl_in_one_process_with_synchronized_batch_normalization(photo_shards, tmp_path):
+    """The collectives of a step in a group of one process, with a generator that has batch normalization."""
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=1", "--master_port=0")
     options = {"generator": "{name: srresnet, width: 16, num_blocks: 1}"}
     train(photo_shards, tmp_path, "run", *launcher, **options)
 
 
 def test_skipping_is_decided_on_the_device():
-    """A fused optimizer leaves an update out when it is handed the flag, and counts no step."""
+    """A fused optimizer skips an update when the flag is set, and does not count the step."""
     import torch
 
     weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
@@ -111,28 +103,27 @@ def test_skipping_is_decided_on_the_device():
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_batches_on_the_gpu_are_those_on_the_cpu(photo_shards, accumulate):
-    """Loading processes fill their slots anew while copies to the device are still under way."""
+    """Workers overwrite their slots while copies to the device may be in progress."""
     import torch
 
     from sr_dist.data.format import open_shards
-    from sr_dist.data.loader import Stream
+    from sr_dist.data.loader import Loader, LoaderConfig
     from sr_dist.recipe.sections import Data
 
-    def stream(device: str, workers: int) -> Stream:
+    def loader_on(device: str, workers: int) -> Loader:
         data = Data(train=str(photo_shards), crop=24, batch=12, workers=workers)
-        return Stream(
-            [open_shards(str(photo_shards))], data, seed=0, scale=2, accumulate=accumulate, steps=40, channels=3,
-            degrade=lambda hr, seeds: hr[..., ::2, ::2], device=torch.device(device),
-        )  # fmt: skip
+        config = LoaderConfig(data, seed=0, scale=2, accumulate=accumulate, steps=40, channels=3)
+        shards = [open_shards(str(photo_shards))]
+        return Loader(shards, config, lambda hr, seeds: hr[..., ::2, ::2], torch.device(device))
 
-    there, busy, found = stream("cuda", 2), torch.rand(8192, 8192, device="cuda"), []
+    loader, busy, steps = loader_on("cuda", 2), torch.rand(8192, 8192, device="cuda"), []
     try:
-        for _, batches in there.steps(1):
-            found.append(batches)
-            busy = (busy @ busy).clamp(0, 1)  # the next copies wait behind it
+        for _, batches in loader.steps(1):
+            steps.append(batches)
+            busy = (busy @ busy).clamp(0, 1)  # delays the next copies
     finally:
-        there.close()
-    for ours, (_, theirs) in zip(found, stream("cpu", 0).steps(1), strict=True):
+        loader.close()
+    for ours, (_, theirs) in zip(steps, loader_on("cpu", 0).steps(1), strict=True):
         for our, their in zip(ours, theirs, strict=True):
             assert our.keys == their.keys
             assert torch.equal(our.hr.cpu(), their.hr)

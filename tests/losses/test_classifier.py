@@ -1,4 +1,4 @@
-"""The class term: frozen classifiers, what they are asked, and whose gradient reaches sr."""
+"""The classifier term: its values, its readings, and the gradient that reaches sr."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from sr_dist.data import data_checks
 from sr_dist.losses.content import classifier as term
 from sr_dist.losses.content_terms import ContentTerms
 from sr_dist.models import trained
+from sr_dist.models.metadata import generator_metadata
 from sr_dist.recipe import checks
 from sr_dist.recipe.labels import Labels
 from sr_dist.training import needed_files
@@ -40,12 +41,12 @@ def by_class(tmp_path):
 
 
 @pytest.fixture
-def by_fact(tmp_path):
+def by_attributes(tmp_path):
     return finished(tmp_path / "faces.safetensors", FACTS, seed=1)
 
 
 def softmax_loss(logits, labels):
-    """-log of the truth's probability, an image at a time."""
+    """-log of the true class's probability, per image."""
     rows = logits.detach().numpy().astype(np.float64)
     return np.array([np.log(np.exp(row).sum()) - row[label] for row, label in zip(rows, labels, strict=True)])
 
@@ -55,35 +56,35 @@ def binary_loss(logits, facts):
     return -np.where(np.array(facts) == 1, np.log(chance), np.log(1 - chance)).mean(1)
 
 
-def test_by_class_it_is_the_difference_of_two_cross_entropies(by_class):
+def test_for_classes_it_is_the_difference_of_two_cross_entropies(by_class):
     (sr, hr), labels = pair(), [2, 0, 1, 1]
     network = trained.open_classifier(by_class, "x").network
     expected_sr, expected_hr = softmax_loss(network(sr), labels).mean(), softmax_loss(network(hr), labels).mean()
     value, readings = build(by_class)(sr, against(hr, labels))
     assert value.item() == pytest.approx(expected_sr - expected_hr, rel=1e-4)
-    found = {name: reading.value.item() for name, reading in readings.items()}
+    actual = {name: reading.value.item() for name, reading in readings.items()}
     right = (network(sr).argmax(1) == torch.tensor(labels)).float().mean().item()
-    assert found == pytest.approx(
+    assert actual == pytest.approx(
         {"animals_sr": expected_sr, "animals_hr": expected_hr, "animals_difference": value.item(), "animals_accuracy": right},
         rel=1e-4,
     )
 
 
-def test_by_attributes_it_is_the_mean_over_them(by_fact):
+def test_for_attributes_it_is_the_mean_over_them(by_attributes):
     sr, hr = pair()
     male, smiling = [1, 0, 1, 0], [0, 0, 1, 1]
-    network = trained.open_classifier(by_fact, "x").network
+    network = trained.open_classifier(by_attributes, "x").network
     facts = list(zip(male, smiling, strict=True))
     expected = (binary_loss(network(sr), facts) - binary_loss(network(hr), facts)).mean()
-    value, _ = build(by_fact)(sr, against(hr, Smiling=smiling, Young=[1, 1, 1, 1], Male=male))  # by name, in any order
+    value, _ = build(by_attributes)(sr, against(hr, Smiling=smiling, Young=[1, 1, 1, 1], Male=male))  # by name, in any order
     assert value.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_several_classifiers_add_up(by_class, by_fact):
+def test_several_classifiers_add_up(by_class, by_attributes):
     sr, hr = pair()
     batch = against(hr, [2, 0, 1, 1], Male=[1, 0, 1, 0], Smiling=[0, 0, 1, 1])
-    both, readings = build(by_class, by_fact)(sr, batch)
-    assert both.item() == pytest.approx(sum(build(run)(sr, batch)[0].item() for run in (by_class, by_fact)), rel=1e-5)
+    both, readings = build(by_class, by_attributes)(sr, batch)
+    assert both.item() == pytest.approx(sum(build(run)(sr, batch)[0].item() for run in (by_class, by_attributes)), rel=1e-5)
     assert {"animals_sr", "animals_hr", "faces_sr", "faces_difference"} <= set(readings)
     again = build(by_class, by_class)(sr, batch)[1]
     assert {"animals_sr", "animals_1_sr"} <= set(again)
@@ -101,14 +102,14 @@ def test_the_gradient_is_that_of_the_first_part_and_lowers_it(by_class):
     assert build(by_class)(moved, against(hr, labels))[0] < value
 
 
-def test_the_prediction_on_hr_can_be_the_target_and_then_no_labels_are_needed(by_class, by_fact):
+def test_the_prediction_on_hr_can_be_the_target_and_then_no_labels_are_needed(by_class, by_attributes):
     sr, hr = pair()
-    for run in (by_class, by_fact):
+    for run in (by_class, by_attributes):
         network = trained.open_classifier(run, "x").network
-        said = network(hr).argmax(1).tolist() if run == by_class else (network(hr) > 0).int().tolist()
+        text = network(hr).argmax(1).tolist() if run == by_class else (network(hr) > 0).int().tolist()
         loss = softmax_loss if run == by_class else binary_loss
         value, _ = build(run, target="prediction")(sr, against(hr))
-        assert value.item() == pytest.approx((loss(network(sr), said) - loss(network(hr), said)).mean(), rel=1e-4)
+        assert value.item() == pytest.approx((loss(network(sr), text) - loss(network(hr), text)).mean(), rel=1e-4)
 
 
 def test_absolute_is_taken_of_every_image(by_class):
@@ -133,10 +134,10 @@ def test_images_without_a_class_add_nothing(by_class):
 
 def test_with_weight_0_it_is_measured_and_has_no_gradient(by_class):
     (sr, hr), labels = pair(), [2, 0, 1, 1]
-    said = ContentTerms({"l1": 1.0, "classifier": {"weight": 0, "runs": [by_class]}})(sr, against(hr, labels))
-    assert said["classifier"].item() == 0 and not said["classifier"].requires_grad
-    assert isinstance(said["classifier_animals_sr"], Reading) and said["classifier_animals_sr"].value > 0
-    sum(value for value in said.values() if not isinstance(value, Reading)).backward()
+    text = ContentTerms({"l1": 1.0, "classifier": {"weight": 0, "runs": [by_class]}})(sr, against(hr, labels))
+    assert text["classifier"].item() == 0 and not text["classifier"].requires_grad
+    assert isinstance(text["classifier_animals_sr"], Reading) and text["classifier_animals_sr"].value > 0
+    sum(value for value in text.values() if not isinstance(value, Reading)).backward()
     torch.testing.assert_close(sr.grad, (sr - hr).detach().sign() / sr.numel())
     with_it = ContentTerms({"classifier": {"weight": 0.5, "runs": [by_class]}})(sr, against(hr, labels))["classifier"]
     assert with_it.item() == pytest.approx(0.5 * build(by_class)(sr, against(hr, labels))[0].item())
@@ -144,7 +145,7 @@ def test_with_weight_0_it_is_measured_and_has_no_gradient(by_class):
 
 @pytest.mark.parametrize("name", ["digit_cnn", "resnet18"])
 def test_a_classifier_never_changes(name, tmp_path):
-    """In training mode of everything around it, with batch normalisation and dropout in it: the same bits, the same answers."""
+    """The term is in training mode and the network has batch normalization and dropout: same bits, same logits."""
     options = {"norm": "batch", "dropout": 0.5} if name == "digit_cnn" else {"stem": "small"}
     content = build(finished(tmp_path / "k.safetensors", CLASSES, name=name, **options))
     before = {key: value.clone() for key, value in content.state_dict().items()}
@@ -161,12 +162,12 @@ def test_a_classifier_never_changes(name, tmp_path):
     assert not any(module.training for one in content.classifiers for module in one.modules())
 
 
-def test_images_come_to_the_size_and_channels_of_the_classifier(tmp_path):
-    """Twice as large and grey: as if the means of four pixels were shown three times over."""
+def test_images_are_converted_to_the_size_and_channels_of_the_classifier(tmp_path):
+    """Grey images become three equal channels, colour images become luma, larger images are resized."""
     colour = trained.open_classifier(finished(tmp_path / "colour.safetensors", CLASSES, size=8), "x")
     grey = trained.open_classifier(finished(tmp_path / "grey.safetensors", CLASSES, size=8, channels=1), "x")
-    picture = torch.rand(2, 1, 8, 8)
-    torch.testing.assert_close(colour(picture), colour(picture.repeat(1, 3, 1, 1)))
+    image = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(colour(image), colour(image.repeat(1, 3, 1, 1)))
     red_green_blue = torch.rand(2, 3, 8, 8)
     luma = 0.299 * red_green_blue[:, :1] + 0.587 * red_green_blue[:, 1:2] + 0.114 * red_green_blue[:, 2:]
     torch.testing.assert_close(grey(red_green_blue), grey(luma))
@@ -177,7 +178,7 @@ def test_images_come_to_the_size_and_channels_of_the_classifier(tmp_path):
     assert (large.grad.abs() > 0).all()
 
 
-# ---- what is refused, before training
+# ---- refusals before training
 
 
 def conditioned(write_recipe, *runs, **options):
@@ -185,24 +186,24 @@ def conditioned(write_recipe, *runs, **options):
     return checks.complete(data_checks.load(write_recipe(objective={"name": "pixel", "content": content}), {}))
 
 
-def test_a_classifier_that_the_shards_suit_is_taken(write_recipe, by_class):
+def test_a_classifier_that_fits_the_shards_is_accepted(write_recipe, by_class):
     needed_files.find_weights(conditioned(write_recipe, by_class))
 
 
-def test_classes_and_attributes_that_the_shards_lack_are_refused_by_name(write_recipe, by_fact, tmp_path):
+def test_classes_and_attributes_that_the_shards_lack_are_refused_by_name(write_recipe, by_attributes, tmp_path):
     with pytest.raises(
-        UserError, match=r"runs: '.*faces\.safetensors': the shards in '.*' have no attribute 'Male'; they have none"
+        UserError, match=r"runs: '.*faces\.safetensors': the shards in '.*' have no attribute 'Male'; they have no attributes"
     ):
-        needed_files.find_weights(conditioned(write_recipe, by_fact))
+        needed_files.find_weights(conditioned(write_recipe, by_attributes))
     other = finished(tmp_path / "digits.safetensors", Labels("class", ("one", "two")))
     with pytest.raises(
         UserError, match=r"the classifier distinguishes 2 classes \(one, two\), the shards in '.*' have 3 \(boats, cats, dunes\)"
     ):
         needed_files.find_weights(conditioned(write_recipe, other))
-    needed_files.find_weights(conditioned(write_recipe, other, target="prediction"))  # which asks the shards nothing
+    needed_files.find_weights(conditioned(write_recipe, other, target="prediction"))  # which needs no labels
 
 
-def test_files_that_are_no_classifiers_are_refused_by_name(write_recipe, by_class, tmp_path):
+def test_other_files_are_refused_by_name(write_recipe, by_class, tmp_path):
     from safetensors.torch import save_file
 
     with pytest.raises(UserError, match=r"classifier\.runs: names no classifier"):
@@ -211,8 +212,8 @@ def test_files_that_are_no_classifiers_are_refused_by_name(write_recipe, by_clas
         UserError, match=r"no run folder or weights file '.*animal\.safetensors'; did you mean '.*animals\.safetensors'"
     ):
         needed_files.find_weights(conditioned(write_recipe, by_class.replace("animals", "animal")))
-    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", trained.metadata({"name": "srcnn"}, 2))
-    with pytest.raises(UserError, match=r"g\.safetensors' is no weights file of a classifier"):
+    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", generator_metadata({"name": "srcnn"}, 2))
+    with pytest.raises(UserError, match=r"g\.safetensors' is not a weights file of a classifier"):
         needed_files.find_weights(conditioned(write_recipe, str(tmp_path / "g.safetensors")))
     with pytest.raises(UserError, match=r"animals\.safetensors' holds a classifier, not a generator"):
         trained.open_generator(by_class)

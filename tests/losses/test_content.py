@@ -21,7 +21,7 @@ LAYERS = [f"conv{i}_{j}" for i, count in enumerate((2, 2, 4, 4, 4), 1) for j in 
 
 
 class ThinVGG19(nn.Module):
-    """torchvision's VGG19 at a sixteenth of its width: the same modules in the same places, in milliseconds."""
+    """torchvision's VGG19 at a sixteenth of its width: the same modules in the same positions, in milliseconds."""
 
     def __init__(self, weights=None):
         super().__init__()
@@ -98,12 +98,12 @@ def test_half_precision_is_compared_in_full(name):
 
 
 @pytest.mark.parametrize("name", [name for name in plugins.names(PACKAGE) if name != "classifier"])  # see test_classifier.py
-def test_every_term_is_least_for_equals_and_leads_sr_towards_hr(name, thin):
+def test_every_term_is_smallest_for_equal_images_and_its_gradient_leads_to_hr(name, thin):
     options = {"weights": "random"} if name in ("vgg", "lpips") else {}
     module, config = plugins.resolve(PACKAGE, name, options, name)
     term = module.build(config)
     sr, hr = pair()
-    if name != "tv":  # which looks at sr alone
+    if name != "tv":  # which depends on sr alone
         assert term(hr, against(hr)) == pytest.approx(1e-3 if name == "charbonnier" else 0, abs=1e-7)
     sr.requires_grad_()
     value = term(sr, against(hr))
@@ -115,8 +115,8 @@ def test_every_term_is_least_for_equals_and_leads_sr_towards_hr(name, thin):
 
 def test_terms_are_named_and_weighted():
     sr, hr = torch.full((1, 3, 4, 4), 0.5), torch.zeros(1, 3, 4, 4)
-    found = ContentTerms({"l1": 0.01, "mse": {"weight": 2.0, "range": "-1..1"}})(sr, against(hr))
-    assert {name: value.item() for name, value in found.items()} == pytest.approx({"l1": 0.01 * 0.5, "mse": 2 * 4 * 0.25})
+    actual = ContentTerms({"l1": 0.01, "mse": {"weight": 2.0, "range": "-1..1"}})(sr, against(hr))
+    assert {name: value.item() for name, value in actual.items()} == pytest.approx({"l1": 0.01 * 0.5, "mse": 2 * 4 * 0.25})
 
 
 def test_weights_arrive_as_text_and_default_to_one():
@@ -137,37 +137,39 @@ def test_unknown_terms_and_options_are_refused():
 # ---- VGG
 
 
-def test_the_thin_network_stands_like_torchvisions():
+def test_the_thin_network_has_the_modules_of_torchvisions():
     with torch.device("meta"):
         whole = torchvision.models.vgg19().features
     assert [type(module) for module in whole] == [type(module) for module in ThinVGG19().features]
-    assert all(module.inplace for module in ThinVGG19().features if isinstance(module, nn.ReLU))  # the trap is set
+    assert all(
+        module.inplace for module in ThinVGG19().features if isinstance(module, nn.ReLU)
+    )  # in place they would overwrite tapped features
 
 
 @pytest.mark.parametrize("activated", [True, False])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_layer_is_the_jth_convolution_before_the_ith_pooling(thin, layer, activated):
     loss, (sr, hr) = build(layers=layer, activated=activated), pair()
-    found, there = (phi(loss.features, images, layer, activated) for images in (sr, hr))
-    assert loss(sr, against(hr)) == pytest.approx(((found - there) / 12.75).square().mean().item(), rel=1e-4)
+    actual, existing = (phi(loss.features, images, layer, activated) for images in (sr, hr))
+    assert loss(sr, against(hr)) == pytest.approx(((actual - existing) / 12.75).square().mean().item(), rel=1e-4)
 
 
 def test_esrgans_distance_is_the_mean_absolute_difference_before_activation(thin):
     loss, (sr, hr) = build(layers="conv5_4", activated="false", distance="l1", divide="1"), pair()
-    found, there = (phi(loss.features, images, "conv5_4", activated=False) for images in (sr, hr))
-    assert found.min() < 0
-    assert loss(sr, against(hr)) == pytest.approx((found - there).abs().mean().item(), rel=1e-4)
+    actual, existing = (phi(loss.features, images, "conv5_4", activated=False) for images in (sr, hr))
+    assert actual.min() < 0
+    assert loss(sr, against(hr)) == pytest.approx((actual - existing).abs().mean().item(), rel=1e-4)
 
 
 def test_layers_add_up_with_their_weights(thin):
-    """Pre-activation taps are followed by ReLUs, which must not write over them."""
+    """Pre-activation taps are followed by ReLUs, which must not overwrite them."""
     layers = {"conv1_2": 0.1, "conv2_2": 0.5, "conv3_4": 2.0}
     loss, (sr, hr) = build(layers=layers, activated=False), pair()
     expected = 0.0
     for layer, weight in layers.items():
-        found, there = (phi(loss.features, images, layer, activated=False) for images in (sr, hr))
-        assert found.min() < 0
-        expected += weight * ((found - there) / 12.75).square().mean().item()
+        actual, existing = (phi(loss.features, images, layer, activated=False) for images in (sr, hr))
+        assert actual.min() < 0
+        expected += weight * ((actual - existing) / 12.75).square().mean().item()
     assert loss(sr, against(hr)) == pytest.approx(expected, rel=1e-4)
 
 
@@ -206,20 +208,20 @@ def test_grey_images_count_as_three_equal_channels(thin):
 
 
 def test_the_whole_network_with_random_weights_warns(monkeypatch):
-    said = []
-    monkeypatch.setattr(vgg.logging.getLogger("sr_dist"), "warning", said.append)
+    text = []
+    monkeypatch.setattr(vgg.logging.getLogger("sr_dist"), "warning", text.append)
     sr, hr = pair(16)
     value = build(layers="conv1_2")(sr, against(hr))
     assert value > 0 and math.isfinite(value)
-    assert len(said) == 1 and "RANDOM" in said[0]
+    assert len(text) == 1 and "RANDOM" in text[0]
 
 
-def test_published_weights_are_asked_for_only_when_wanted():
+def test_published_weights_are_needed_only_where_they_are_used():
     assert vgg.files(vgg.Config()) == ["vgg19-dcbb9e9d.pth"]
     assert vgg.files(vgg.Config(weights="random")) == []
 
 
-def test_missing_weights_say_where_they_belong(thin, weights_folder):
+def test_the_error_about_missing_weights_names_the_path(thin, weights_folder):
     with pytest.raises(MissingWeights) as refusal:
         build(weights="imagenet")
     assert str(refusal.value).startswith("objective.content.vgg: ")
@@ -236,16 +238,16 @@ def test_weights_with_another_sha256_are_refused(thin, weights_folder):
 
 
 @pytest.mark.parametrize("hub", [False, True])
-def test_a_file_whose_name_tells_its_sha256_is_loaded(thin, weights_folder, monkeypatch, hub):
-    there = ThinVGG19().state_dict()
+def test_a_file_whose_name_holds_its_sha256_is_loaded(thin, weights_folder, monkeypatch, hub):
+    existing = ThinVGG19().state_dict()
     folder = weights_folder / "hub" / "checkpoints" if hub else weights_folder
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(there, folder / "plain.pth")
+    torch.save(existing, folder / "plain.pth")
     name = f"vgg19-{sha256(folder / 'plain.pth')[:8]}.pth"
     (folder / "plain.pth").rename(folder / name)
     monkeypatch.setattr(vgg, "FILE", name)
     loss = build(weights="imagenet")
-    assert all(torch.equal(value, there[f"features.{key}"]) for key, value in loss.features.state_dict().items())
+    assert all(torch.equal(value, existing[f"features.{key}"]) for key, value in loss.features.state_dict().items())
 
 
 def pickled(thing):

@@ -1,4 +1,4 @@
-"""Charbonnier, total variation, LPIPS, and VGG as Real-ESRGAN asks for it."""
+"""Charbonnier, total variation, LPIPS, and VGG as in Real-ESRGAN."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_lpips_is_the_packages(net):
 
 
 def test_lpips_of_a_flat_image_has_a_finite_gradient():
-    """The package divides by the root of zero where every feature of a place is zero."""
+    """The package divides by the root of zero where all features at a position are zero."""
     term, sr = build("lpips", weights="random"), torch.zeros(1, 3, 32, 32, requires_grad=True)
     with torch.no_grad():
         for name, parameter in term.features.named_parameters():
@@ -126,23 +126,23 @@ def test_lpips_refuses_small_images_before_and_in_training(write_recipe):
 
 
 @pytest.mark.parametrize(("net", "file"), [("alex", "alexnet-owt-7be5be79.pth"), ("vgg", "vgg16-397923af.pth")])
-def test_lpips_asks_for_its_published_file_and_never_downloads_unasked(weights_folder, net, file):
+def test_lpips_needs_its_published_file_and_does_not_download_it_by_itself(weights_folder, net, file):
     assert lpips.files(lpips.Config(net=net)) == [file]
     assert lpips.files(lpips.Config(net=net, weights="random")) == []
     assert ADDRESSES[file] == f"https://download.pytorch.org/models/{file}"
-    with pytest.raises(MissingWeights, match=rf"^objective\.content\.lpips: the weights file '{file}' is not here"):
+    with pytest.raises(MissingWeights, match=rf"^objective\.content\.lpips: the weights file '{file}' is missing"):
         build("lpips", net=net)
 
 
 def test_lpips_loads_torchvisions_file(weights_folder, monkeypatch):
-    there = torchvision.models.alexnet(weights=None).features.state_dict()
-    torch.save({f"features.{name}": value for name, value in there.items()}, weights_folder / "plain.pth")
+    existing = torchvision.models.alexnet(weights=None).features.state_dict()
+    torch.save({f"features.{name}": value for name, value in existing.items()}, weights_folder / "plain.pth")
     name = f"alexnet-{sha256(weights_folder / 'plain.pth')[:8]}.pth"
     (weights_folder / "plain.pth").rename(weights_folder / name)
     monkeypatch.setitem(lpips.FILES, "alex", name)
-    found = build("lpips").features.state_dict()
-    assert len(found) == len(there) == 10
-    assert all(torch.equal(value, there[key.split(".", 1)[1]]) for key, value in found.items())
+    actual = build("lpips").features.state_dict()
+    assert len(actual) == len(existing) == 10
+    assert all(torch.equal(value, existing[key.split(".", 1)[1]]) for key, value in actual.items())
     (weights_folder / "short.pth").write_bytes(b"no weights")
     monkeypatch.setitem(lpips.FILES, "alex", "short.pth")
     with pytest.raises(UserError, match=r"^objective\.content\.lpips: '.*short\.pth' is no file of alex weights: .") as refusal:

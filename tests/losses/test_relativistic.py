@@ -22,8 +22,8 @@ SETTINGS = {
 }
 
 
-class Critic(nn.Module):
-    """Patches, and far enough from linear that the mean matters."""
+class Discriminator(nn.Module):
+    """A logit per patch, nonlinear enough that the mean matters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Critic(nn.Module):
 
 def networks() -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(3)
-    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=1)), Critic()
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 3, 3, padding=1)), Discriminator()
 
 
 def images() -> Batch:
@@ -46,30 +46,30 @@ def images() -> Batch:
 
 
 def one_step(options: dict, part: slice, wrap=lambda network: network) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """This part's contribution to the losses, and the gradients, scaled as the loop does it."""
+    """This part's contribution to the losses, and the gradients, scaled as in training."""
     module, config = plugins.resolve("sr_dist.objectives", "esrgan", {"content": {"l1": 1e-2}, **options}, "objective")
     objective, whole = module.Objective(config), images()
     batch = Batch(whole.lr[part], whole.hr[part], whole.label[part], whole.keys[part])
     share = len(batch) / IMAGES
-    generator, critic = networks()
-    engine_g, engine_d = wrap(generator), wrap(critic)
-    critic.requires_grad_(False)
+    generator, discriminator = networks()
+    engine_g, engine_d = wrap(generator), wrap(discriminator)
+    discriminator.requires_grad_(False)
     sr = objective(engine_g, batch)
-    terms = objective.generator_loss(critic, batch, sr)
+    terms = objective.generator_loss(discriminator, batch, sr)
     (sum(terms.values()) * share * ranks.size()).backward()
-    critic.requires_grad_(True)
+    discriminator.requires_grad_(True)
     more = objective.discriminator_loss(engine_d, batch, sr.detach())
     (sum(more.values()) * share * ranks.size()).backward()
     losses = {name: share * value.item() for name, value in {**terms, **more}.items()}
-    return losses, {f"{n}.{k}": p.grad for n, m in (("g", generator), ("d", critic)) for k, p in m.named_parameters()}
+    return losses, {f"{n}.{k}": p.grad for n, m in (("g", generator), ("d", discriminator)) for k, p in m.named_parameters()}
 
 
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    found = {name: one_step(options, PARTS[rank], DistributedDataParallel) for name, options in SETTINGS.items()}
+    actual = {name: one_step(options, PARTS[rank], DistributedDataParallel) for name, options in SETTINGS.items()}
     mean = ranks.global_mean(torch.tensor([[1.0, 3.0]] if rank == 0 else [[5.0, 7.0], [9.0, 11.0]]))
-    torch.save({"steps": found, "mean": mean}, f"{folder}/rank{rank}.pt")
+    torch.save({"steps": actual, "mean": mean}, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -91,26 +91,26 @@ def test_the_global_mean_gives_one_processs_losses_and_gradients(one, two, name)
     for key, value in losses.items():
         assert two[0]["steps"][name][0][key] + two[1]["steps"][name][0][key] == pytest.approx(value, rel=1e-5), key
     for rank in (0, 1):
-        found = two[rank]["steps"][name][1]
-        assert found.keys() == gradients.keys()
+        actual = two[rank]["steps"][name][1]
+        assert actual.keys() == gradients.keys()
         for key, gradient in gradients.items():
-            torch.testing.assert_close(found[key], gradient, atol=2e-6, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(actual[key], gradient, atol=2e-6, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
 
 
 def test_the_local_mean_is_another_loss_on_two_ranks(one, two):
     losses, gradients = one["local"]
     assert losses == pytest.approx(one["global"][0])  # in one process they are the same
-    found = two[0]["steps"]["local"]
-    assert abs(found[0]["real"] + two[1]["steps"]["local"][0]["real"] - losses["real"]) > 1e-3
-    assert max((found[1][key] - gradients[key]).abs().max() / gradients[key].abs().max() for key in gradients) > 0.01
+    actual = two[0]["steps"]["local"]
+    assert abs(actual[0]["real"] + two[1]["steps"]["local"][0]["real"] - losses["real"]) > 1e-3
+    assert max((actual[1][key] - gradients[key]).abs().max() / gradients[key].abs().max() for key in gradients) > 0.01
 
 
-def test_the_mean_counts_images_whatever_each_ranks_share(two):
+def test_the_mean_is_over_images_not_over_ranks(two):
     """(2 + 6 + 10) / 3 = 6; the mean of the ranks' means would be (2 + 8) / 2 = 5."""
-    assert [found["mean"].item() for found in two] == [6.0, 6.0]
+    assert [actual["mean"].item() for actual in two] == [6.0, 6.0]
 
 
-def test_the_critics_mean_has_a_gradient():
+def test_the_mean_of_the_logits_has_a_gradient():
     """C(a) - E[C(b)]: -1/n for every b."""
     a, b = torch.zeros(2), torch.zeros(4, requires_grad=True)
     relative(a, b, "global")[0].backward()

@@ -1,7 +1,4 @@
-"""A source for shards.build: images in folders, with the folder as the class and attributes by the file's number.
-
-The number in the name says the attributes: bit i of it is attribute i.
-"""
+"""A source for shards.build: images in folders. The folder is the class; bit i of the number in the file name is attribute i."""
 
 from __future__ import annotations
 

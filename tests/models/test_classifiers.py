@@ -1,4 +1,4 @@
-"""Walks sr_dist/models/classifiers: a new file is tested the moment it exists. Give it small options in SMALL."""
+"""Every file of sr_dist/models/classifiers, new ones included. SMALL has options that make them small."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sr_dist.core.plugins import PACKAGES
 from sr_dist.models import pretrained, trained
 from sr_dist.models.classifiers import resnet18
 from sr_dist.models.frozen_classifier import FrozenClassifier
+from sr_dist.models.metadata import generator_metadata
 from sr_dist.recipe.labels import Labels
 
 PACKAGE = PACKAGES["classifier"]
@@ -54,21 +55,21 @@ def test_gradients_reach_every_parameter_and_the_image(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_in_evaluation_an_answer_depends_on_its_image_alone(name):
+def test_in_evaluation_logits_depend_on_their_image_alone(name):
     network, images = build(name, outputs=3).eval(), torch.rand(3, 3, 32, 32)
     together = network(images)
     torch.testing.assert_close(torch.cat([network(images[i : i + 1]) for i in range(3)]), together, atol=1e-4, rtol=1e-3)
 
 
 def test_the_digit_classifier_has_the_studys_layers():
-    """3 x 3 convolutions 32, 64, 128 with biases and batch normalisation; dense 128, 64, 10 on 128 planes of 7 x 7."""
+    """3 x 3 convolutions 32, 64, 128 with biases and batch normalization; dense 128, 64, 10 on 128 planes of 7 x 7."""
     convolutions = sum(9 * inside * width + width + 2 * width for inside, width in ((3, 32), (32, 64), (64, 128)))
     dense = 128 * 49 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
     module, config = plugins.resolve(PACKAGE, "digit_cnn", {}, "classifier")
     assert sum(p.numel() for p in module.build(config).parameters()) == convolutions + dense == 905_546
 
 
-def test_resnet18_is_torchvisions_after_imagenets_normalisation():
+def test_resnet18_is_torchvisions_after_imagenets_normalization():
     ours, theirs = build("resnet18", outputs=5, stem="imagenet").eval(), torchvision.models.resnet18(num_classes=5).eval()
     theirs.load_state_dict(ours.state_dict())  # strictly: the same names
     images = torch.rand(2, 3, 64, 48)
@@ -77,10 +78,10 @@ def test_resnet18_is_torchvisions_after_imagenets_normalisation():
 
 
 def test_the_small_stem_keeps_the_size():
-    network, seen = build("resnet18", outputs=2).eval(), []
-    network.layer1.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[-2:]))
+    network, sizes = build("resnet18", outputs=2).eval(), []
+    network.layer1.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-2:]))
     network(torch.rand(1, 3, 24, 20))
-    assert seen == [(24, 20)]
+    assert sizes == [(24, 20)]
 
 
 def test_an_unknown_torchvision_name_offers_the_nearest():
@@ -90,11 +91,11 @@ def test_an_unknown_torchvision_name_offers_the_nearest():
     assert one_answer.shape == (2, 2)  # in training too
 
 
-def test_batch_normalisation_is_refused_on_several_cpu_ranks():
+def test_batch_normalization_is_refused_on_several_cpu_ranks():
     world = Launch(ranks=2)
     for name, options in (("digit_cnn", {}), ("resnet18", {}), ("torchvision", {"arch": "resnet18"})):
         module, config = plugins.resolve(PACKAGE, name, options, "classifier")
-        assert "batch normalisation" in module.refuses(config, world)
+        assert "batch normalization" in module.refuses(config, world)
     for name, options in (("digit_cnn", {"norm": "none"}), ("torchvision", {"arch": "squeezenet1_1"})):
         module, config = plugins.resolve(PACKAGE, name, options, "classifier")
         assert module.refuses(config, world) is None
@@ -103,7 +104,7 @@ def test_batch_normalisation_is_refused_on_several_cpu_ranks():
 # ---- published weights
 
 
-def test_imagenets_weights_come_but_for_the_head_and_a_small_stem(monkeypatch, tmp_path):
+def test_imagenets_weights_are_loaded_except_the_head_and_a_small_stem(monkeypatch, tmp_path):
     published = torchvision.models.resnet18(num_classes=1000)
     torch.save(published.state_dict(), tmp_path / "plain.pth")
     file = f"resnet18-{sha256(tmp_path / 'plain.pth')[:8]}.pth"
@@ -111,15 +112,15 @@ def test_imagenets_weights_come_but_for_the_head_and_a_small_stem(monkeypatch, t
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(resnet18, "FILE", file)
     for stem, own in (("imagenet", {"fc.weight", "fc.bias"}), ("small", {"fc.weight", "fc.bias", "conv1.weight"})):
-        found, theirs = build("resnet18", outputs=2, stem=stem, weights="imagenet").state_dict(), published.state_dict()
-        differing = {n for n, value in found.items() if value.shape != theirs[n].shape or not torch.equal(value, theirs[n])}
+        actual, theirs = build("resnet18", outputs=2, stem=stem, weights="imagenet").state_dict(), published.state_dict()
+        differing = {n for n, value in actual.items() if value.shape != theirs[n].shape or not torch.equal(value, theirs[n])}
         assert differing == own
 
 
-def test_imagenets_weights_are_asked_for_by_name_and_never_downloaded_unasked(monkeypatch, tmp_path):
+def test_missing_imagenet_weights_are_named_and_not_downloaded_without_permission(monkeypatch, tmp_path):
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    with pytest.raises(pretrained.MissingWeights, match=r"^classifier: the weights file 'resnet18-f37072fd\.pth' is not here"):
+    with pytest.raises(pretrained.MissingWeights, match=r"^classifier: the weights file 'resnet18-f37072fd\.pth' is missing"):
         build("resnet18", weights="imagenet")
     module, config = plugins.resolve(PACKAGE, "torchvision", {"arch": "resnet18", "weights": "imagenet"}, "classifier")
     assert module.files(config) == ["resnet18-f37072fd.pth"]
@@ -128,7 +129,7 @@ def test_imagenets_weights_are_asked_for_by_name_and_never_downloaded_unasked(mo
         build("resnet18", weights="imagenet")
 
 
-# ---- finished classifiers as a beginning
+# ---- starting from trained classifiers
 
 
 DIGITS, GLASSES = Labels("class", tuple("0123456789")), Labels("attributes", ("Eyeglasses",))
@@ -140,10 +141,12 @@ def started(path: str, **options) -> tuple[torch.nn.Module, str]:
     )
     torch.manual_seed(9)
     network = module.build(config)
-    return network, trained.start(network, {"name": "digit_cnn", **config.model_dump()}, path, "classifier", "init.classifier")
+    return network, trained.load_starting_weights(
+        network, {"name": "digit_cnn", **config.model_dump()}, path, "classifier", "init.classifier"
+    )
 
 
-def test_another_number_of_outputs_begins_with_a_new_head_and_says_so(tmp_path):
+def test_another_number_of_outputs_starts_with_a_new_head_and_notes_it(tmp_path):
     path = finished(tmp_path / "digits.safetensors", DIGITS)
     theirs = load_file(path)
     network, note = started(path, outputs=1)
@@ -154,31 +157,31 @@ def test_another_number_of_outputs_begins_with_a_new_head_and_says_so(tmp_path):
     assert all(torch.equal(value, theirs[name]) for name, value in network.state_dict().items()) and "head" not in note
 
 
-def test_weights_that_fit_nowhere_are_refused(tmp_path):
+def test_weights_of_other_shapes_are_refused(tmp_path):
     path = finished(tmp_path / "glasses.safetensors", GLASSES, widths=(4, 6, 10))
     with pytest.raises(UserError, match=r"^init\.classifier: '.*' does not fit: 0 tensors missing, .* 3 of another shape"):
         started(path, outputs=1)
-    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", trained.metadata({"name": "srcnn"}, 2))
+    save_file({"x": torch.zeros(1)}, tmp_path / "g.safetensors", generator_metadata({"name": "srcnn"}, 2))
     with pytest.raises(UserError, match=r"holds a generator, not a classifier"):
         started(str(tmp_path / "g.safetensors"))
 
 
-def test_torchvisions_own_file_is_a_beginning_for_resnet18(tmp_path):
+def test_resnet18_starts_from_torchvisions_own_file(tmp_path):
     torch.save({"state_dict": torchvision.models.resnet18(num_classes=7).state_dict()}, tmp_path / "theirs.pth")
     module, config = plugins.resolve(PACKAGE, "resnet18", {"outputs": 2}, "classifier")
     network = module.build(config)
     section = {"name": "resnet18", **config.model_dump()}
-    note = trained.start(network, section, str(tmp_path / "theirs.pth"), "classifier", "init.classifier")
+    note = trained.load_starting_weights(network, section, str(tmp_path / "theirs.pth"), "classifier", "init.classifier")
     assert "its head (fc.bias, fc.weight)" in note
 
 
-def test_a_weights_file_says_what_it_tells_apart_and_how_large_its_images_are(tmp_path):
+def test_a_weights_file_states_its_labels_and_image_size(tmp_path):
     opened = trained.open_classifier(finished(tmp_path / "k.safetensors", GLASSES, size=12), "runs")
     assert (opened.labels, opened.size, opened.channels, opened.name) == (GLASSES, 12, 3, "k")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_features_are_what_the_last_layer_makes_the_logits_of(name, tmp_path):
+def test_features_are_the_input_of_the_last_layer(name, tmp_path):
     network = build(name, outputs=3)
     opened = FrozenClassifier(network, name, tmp_path, Labels("class", ("a", "b", "c")), 32, 3)
     images = torch.rand(2, 3, 20, 24)
@@ -186,11 +189,11 @@ def test_features_are_what_the_last_layer_makes_the_logits_of(name, tmp_path):
     assert features.ndim == 2 and features.isfinite().all() and not last._forward_pre_hooks
     if isinstance(last, torch.nn.Linear):
         torch.testing.assert_close(last(features), opened(images))
-    else:  # squeezenet's is a convolution, of whose places the mean is taken
+    else:  # squeezenet's is a convolution; features are the mean over positions
         assert features.shape == (2, last.in_channels)
 
 
-def test_a_network_that_ends_otherwise_is_no_extractor(tmp_path):
+def test_a_network_with_another_last_layer_is_no_extractor(tmp_path):
     opened = FrozenClassifier(build("digit_cnn", outputs=3), "k", tmp_path / "k", Labels("class", ("a", "b")), 32, 3)
     with pytest.raises(UserError, match=r"k' does not end in a dense or convolutional layer for 2 classes"):
         opened.features(torch.rand(1, 3, 32, 32))

@@ -1,4 +1,4 @@
-"""Walks sr_dist/models/discriminators: a new file is tested the moment it exists. Give it small options in SMALL."""
+"""Every file of sr_dist/models/discriminators, new ones included. SMALL has options that make them small."""
 
 import pytest
 import torch
@@ -32,77 +32,77 @@ def with_option(option):
     return [name for name in NAMES if has(name, option)]
 
 
-def everything(verdict):
-    classes = verdict.class_logits.square().mean() if verdict.class_logits is not None else 0
-    return verdict.logits.square().mean() + verdict.logits.mean() + classes
+def total(output):
+    classes = output.class_logits.square().mean() if output.class_logits is not None else 0
+    return output.logits.square().mean() + output.logits.mean() + classes
 
 
-def test_there_are_discriminators():
+def test_the_package_has_discriminators():
     assert "acgan" in NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_size_gets_one_verdict_per_image(name):
-    critic = build(name).eval()
+def test_images_of_any_size_get_one_output_each(name):
+    discriminator = build(name).eval()
     with torch.no_grad():
         for height, width in SIZES:
-            verdict = critic(torch.rand(3, 3, height, width))
-            assert isinstance(verdict, DiscriminatorOutput)
-            assert verdict.logits.shape[0] == 3 and verdict.logits.ndim in (1, 3)  # images or patches
-            assert verdict.logits.isfinite().all()
-            assert verdict.class_logits is None
+            output = discriminator(torch.rand(3, 3, height, width))
+            assert isinstance(output, DiscriminatorOutput)
+            assert output.logits.shape[0] == 3 and output.logits.ndim in (1, 3)  # images or patches
+            assert output.logits.isfinite().all()
+            assert output.class_logits is None
 
 
 @pytest.mark.parametrize("name", with_option("channels"))
-def test_grey_images_are_judged_too(name):
+def test_grey_images_are_accepted(name):
     assert build(name, channels=1)(torch.rand(2, 1, 16, 12)).logits.shape[0] == 2
 
 
 @pytest.mark.parametrize("name", with_option("classes"))
 @pytest.mark.parametrize("classes", [1, 2, 10])
 def test_a_class_head_has_a_logit_per_class(name, classes):
-    verdict = build(name, classes=classes)(torch.rand(3, 3, 9, 16))
-    assert verdict.class_logits.shape == (3, classes)
-    assert verdict.logits.shape[0] == 3
+    output = build(name, classes=classes)(torch.rand(3, 3, 9, 16))
+    assert output.class_logits.shape == (3, classes)
+    assert output.logits.shape[0] == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_parameter_and_the_image(name):
-    critic = build(name, **({"classes": 5} if has(name, "classes") else {})).train()
+    discriminator = build(name, **({"classes": 5} if has(name, "classes") else {})).train()
     images = torch.rand(4, 3, 24, 24, requires_grad=True)
-    everything(critic(images)).backward()
-    assert [n for n, p in critic.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+    total(discriminator(images)).backward()
+    assert [n for n, p in discriminator.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
     assert images.grad.abs().amax((1, 2, 3)).min() > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_is_deterministic_and_sees_each_image_alone(name):
-    critic, images = build(name).eval(), torch.rand(3, 3, 20, 13)
+    discriminator, images = build(name).eval(), torch.rand(3, 3, 20, 13)
     with torch.no_grad():
-        first, again = critic(images).logits, critic(images).logits
-        alone = torch.cat([critic(image[None]).logits for image in images])
+        first, again = discriminator(images).logits, discriminator(images).logits
+        alone = torch.cat([discriminator(image[None]).logits for image in images])
     assert torch.equal(first, again)
     torch.testing.assert_close(first, alone, atol=1e-5, rtol=1e-4)
-    assert first.std() > 0  # it says something about the image
+    assert first.std() > 0  # it depends on the image
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bf16_autocast_stays_finite(name):
-    critic = build(name)
+    discriminator = build(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = critic(torch.rand(2, 3, 16, 16)).logits.float().square().mean()
+        loss = discriminator(torch.rand(2, 3, 16, 16)).logits.float().square().mean()
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad.isfinite().all() for p in critic.parameters() if p.grad is not None)
+    assert all(p.grad.isfinite().all() for p in discriminator.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_channels_last_changes_nothing(name):
-    critic, images = build(name).eval(), torch.rand(2, 3, 18, 22)
+    discriminator, images = build(name).eval(), torch.rand(2, 3, 18, 22)
     with torch.no_grad():
-        expected = critic(images).logits
-        found = critic.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)).logits
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        expected = discriminator(images).logits
+        actual = discriminator.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last)).logits
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_acgan_has_the_reference_dimensions():
@@ -114,5 +114,5 @@ def test_acgan_has_the_reference_dimensions():
     expected += conv(512, 1024, 3) + (1024 * 1024 + 1024) + (1024 + 1) + (1024 * 1000 + 1000)
     module, config = plugins.resolve(PACKAGE, "acgan", {"classes": 1000}, "discriminator")
     with torch.device("meta"):
-        critic = module.build(config, 2)
-    assert sum(p.numel() for p in critic.parameters()) == expected == 16_447_273
+        discriminator = module.build(config, 2)
+    assert sum(p.numel() for p in discriminator.parameters()) == expected == 16_447_273

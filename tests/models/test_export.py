@@ -1,20 +1,23 @@
-"""What is written comes back as the same function: through our reader, through plain torch and through others' readers."""
+"""Exported files give the same function: in our reader, in plain torch and in the readers of other projects."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sr_dist.commands import Exporting
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.export import Export
+from sr_dist.export import export as command
 from sr_dist.models import trained
-from sr_dist.models.export import export
+from sr_dist.models.metadata import generator_metadata
 
 SECTIONS = {
     "rrdb": ({"name": "rrdb", "num_blocks": 1, "width": 8, "growth": 32}, 4),
@@ -31,7 +34,7 @@ SECTIONS = {
         2,
     ),
 }
-# What the tensors alone tell; the others need a note in the file.
+# Cases that the tensors alone describe; the others need metadata in the file.
 SELF_EVIDENT = {"rrdb", "rrdb x2", "rrdb x2 without unshuffle", "msrresnet", "srresnet"}
 
 
@@ -42,7 +45,7 @@ def network(case, seed=0):
     with torch.no_grad():
         for value in built.state_dict().values():
             if value.is_floating_point():
-                value += 0.05 * (torch.rand_like(value) - 0.5)  # the statistics of batch normalisation too
+                value += 0.05 * (torch.rand_like(value) - 0.5)  # the statistics of batch normalization too
     return built.eval()
 
 
@@ -57,7 +60,7 @@ def make_run(tmp_path):
         place.mkdir(parents=True)
         (place.parent.parent / "recipe.yaml").write_text(f"name: {name}\n")
         save_file(raw.state_dict(), place / "generator.safetensors")
-        about = trained.metadata(trained.complete(section, "generator"), scale)
+        about = generator_metadata(trained.complete(section, "generator"), scale)
         save_file(ema.state_dict(), place / "generator.ema.safetensors", about)
         return place.parent.parent, raw, ema
 
@@ -65,9 +68,11 @@ def make_run(tmp_path):
 
 
 def written(source, out):
-    asked = Exporting(source=str(source), out=str(out))
-    asked.check()
-    return export(asked)
+    """The line that the command prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        command(Export(source=str(source), out=str(out)))
+    return printed.getvalue().strip()
 
 
 def images(case, *size):
@@ -77,56 +82,56 @@ def images(case, *size):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("case", SECTIONS)
 @torch.no_grad()
-def test_what_is_exported_is_read_back_as_the_same_network(case, suffix, make_run, tmp_path):
+def test_an_exported_file_is_read_back_as_the_same_network(case, suffix, make_run, tmp_path):
     run, _, ema = make_run(case)
     line = written(run, tmp_path / f"out{suffix}")
     assert line.startswith(f"{tmp_path / f'out{suffix}'}: {SECTIONS[case][0]['name']} x{SECTIONS[case][1]}, ")
-    found = trained.open_generator(str(tmp_path / f"out{suffix}"))
+    actual = trained.open_generator(str(tmp_path / f"out{suffix}"))
     lr = images(case, 7, 6)
-    assert found.scale == SECTIONS[case][1]
-    assert torch.equal(found.network(lr), ema(lr))
+    assert actual.scale == SECTIONS[case][1]
+    assert torch.equal(actual.network(lr), ema(lr))
 
 
 @pytest.mark.parametrize("case", SECTIONS)
 def test_a_pth_holds_the_raw_weights_and_their_average(case, make_run, tmp_path):
     run, raw, ema = make_run(case)
     written(run, tmp_path / "out.pth")
-    found = torch.load(tmp_path / "out.pth", weights_only=True)
-    assert found.keys() - {"sr_dist"} == {"params", "params_ema"}
-    assert ("sr_dist" not in found) == (case in SELF_EVIDENT)
+    actual = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert actual.keys() - {"sr_dist"} == {"params", "params_ema"}
+    assert ("sr_dist" not in actual) == (case in SELF_EVIDENT)
     for name, expected in (("params", raw), ("params_ema", ema)):
-        assert all(torch.equal(found[name][key], value) for key, value in expected.state_dict().items())
-        assert found[name].keys() == expected.state_dict().keys()
+        assert all(torch.equal(actual[name][key], value) for key, value in expected.state_dict().items())
+        assert actual[name].keys() == expected.state_dict().keys()
 
 
 def test_a_weights_file_has_no_average_beside_it(make_run, tmp_path):
     run, _, ema = make_run("rrdb")
     written(run, tmp_path / "a.safetensors")
     written(tmp_path / "a.safetensors", tmp_path / "b.pth")
-    found = torch.load(tmp_path / "b.pth", weights_only=True)
-    assert found.keys() == {"params"}
-    assert torch.equal(found["params"]["conv_last.weight"], ema.conv_last.weight)
+    actual = torch.load(tmp_path / "b.pth", weights_only=True)
+    assert actual.keys() == {"params"}
+    assert torch.equal(actual["params"]["conv_last.weight"], ema.conv_last.weight)
 
 
-def test_a_safetensors_file_says_its_generator_in_full(make_run, tmp_path):
+def test_a_safetensors_file_states_its_whole_generator_section(make_run, tmp_path):
     run, _, _ = make_run("rrdb")
     written(run, tmp_path / "deep" / "folder" / "out.safetensors")
     with safe_open(tmp_path / "deep" / "folder" / "out.safetensors", "pt") as opened:
-        said = json.loads(opened.metadata()["sr_dist"])
-    assert said["scale"] == 4 and said["generator"]["growth"] == 32 and said["generator"]["channels"] == 3
+        stated = json.loads(opened.metadata()["sr_dist"])
+    assert stated["scale"] == 4 and stated["generator"]["growth"] == 32 and stated["generator"]["channels"] == 3
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("case", ["rrdb", "rrdb x2", "rrdb x2 without unshuffle"])
 @torch.no_grad()
-def test_spandrel_reads_what_is_exported(case, suffix, make_run, tmp_path):
+def test_spandrel_reads_exported_files(case, suffix, make_run, tmp_path):
     spandrel = pytest.importorskip("spandrel")
     run, _, ema = make_run(case)
     written(run, tmp_path / f"out{suffix}")
-    judge = spandrel.ModelLoader().load_from_file(tmp_path / f"out{suffix}")
+    reference = spandrel.ModelLoader().load_from_file(tmp_path / f"out{suffix}")
     lr = images(case, 8, 6)
-    assert judge.scale == SECTIONS[case][1]
-    torch.testing.assert_close(judge.model.eval()(lr), ema(lr), atol=1e-6, rtol=1e-6)
+    assert reference.scale == SECTIONS[case][1]
+    torch.testing.assert_close(reference.model.eval()(lr), ema(lr), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", ["rrdb", "rrdb x2", "msrresnet", "srresnet", "srcnn", "srcnn, grey, skip", "srugan"])
@@ -139,13 +144,13 @@ def test_onnx_takes_images_of_any_size(case, make_run, tmp_path):
     session = ort.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
     for size in ((5, 7), (16, 12), (1, 1), (40, 3)):
         lr = images(case, *size)
-        (found,) = session.run(["sr"], {"lr": lr.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), ema(lr), atol=1e-5, rtol=1e-5)
+        (actual,) = session.run(["sr"], {"lr": lr.numpy()})
+        torch.testing.assert_close(torch.from_numpy(actual), ema(lr), atol=1e-5, rtol=1e-5)
 
 
-def test_onnx_says_what_to_install(make_run, tmp_path, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("onnx") else found(name))
+def test_the_error_about_onnx_names_the_packages_to_install(make_run, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("onnx") else find_spec(name))
     run, _, _ = make_run("rrdb")
     with pytest.raises(
         UserError, match=r"^OUT: \.onnx needs onnx, onnxscript, onnxruntime: pip install onnx onnxscript onnxruntime, or"
@@ -153,7 +158,7 @@ def test_onnx_says_what_to_install(make_run, tmp_path, monkeypatch):
         written(run, tmp_path / "out.onnx")
 
 
-def test_a_file_is_not_written_over_itself(make_run, tmp_path):
+def test_a_file_is_not_overwritten_with_itself(make_run, tmp_path):
     run, _, _ = make_run("rrdb")
     written(run, tmp_path / "a.safetensors")
     before = (tmp_path / "a.safetensors").read_bytes()
@@ -162,7 +167,7 @@ def test_a_file_is_not_written_over_itself(make_run, tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == before
 
 
-def test_mistakes_are_said_before_anything_heavy_is_loaded(open_doors, tmp_path):
+def test_mistakes_are_reported_before_anything_heavy_is_loaded(run_fresh, tmp_path):
     (tmp_path / "a.pth").write_bytes(b"")
     (tmp_path / "folder.pth").mkdir()
     a, out = str(tmp_path / "a.pth"), str(tmp_path / "out.pth")
@@ -171,7 +176,7 @@ def test_mistakes_are_said_before_anything_heavy_is_loaded(open_doors, tmp_path)
         ("sr_dist.export", [str(tmp_path / "b.pth"), out], "RUN: nothing is at"),
         ("sr_dist.export", [a, str(tmp_path / "out.ptl")], "does not end in .safetensors, .pth or .onnx"),
         ("sr_dist.export", [a, str(tmp_path / "folder.pth")], "is a folder"),
-        ("sr_dist.export", [a, out, "--scal=2"], "scal: unknown key; did you mean 'scale'"),
+        ("sr_dist.export", [a, out, "--scal=2"], "scal: unknown option; did you mean 'scale'"),
         ("sr_dist.export", [a, out, "--out=x.pth"], "out: this is a word of the command"),
         ("sr_dist.interpolate", [a, a, out], "alpha: this key is missing"),
         ("sr_dist.interpolate", [a, a, out, "--alpha=1.5"], "alpha: "),
@@ -183,6 +188,6 @@ def test_mistakes_are_said_before_anything_heavy_is_loaded(open_doors, tmp_path)
         ("sr_dist.upscale", [a, a, str(tmp_path / "x.png"), "--format=jpg"], "format: jpg, but OUTPUT is"),
         ("sr_dist.upscale", [a, str(tmp_path), a], "OUTPUT: "),
     ]
-    answers = open_doors([(module, words) for module, words, _ in mistakes])
-    for (_, _, said), answer in zip(mistakes, answers, strict=True):
-        assert answer.code == 2 and said in answer.err and answer.err.count("\n") == 1 and not answer.heavy, (said, answer)
+    answers = run_fresh([(module, words) for module, words, _ in mistakes])
+    for (_, _, text), answer in zip(mistakes, answers, strict=True):
+        assert answer.code == 2 and text in answer.err and answer.err.count("\n") == 1 and not answer.heavy, (text, answer)

@@ -1,4 +1,4 @@
-"""Walks sr_dist/models/generators: a new file is tested the moment it exists. Give it small options in SMALL."""
+"""Every file of sr_dist/models/generators, new ones included. SMALL has options that make them small."""
 
 import copy
 
@@ -32,14 +32,14 @@ def has(name, option):
 
 
 def supported(name):
-    found = []
+    scales = []
     for scale in (1, 2, 3, 4, 8):
         try:
             build(name, scale)
         except UserError:
             continue
-        found.append(scale)
-    return found
+        scales.append(scale)
+    return scales
 
 
 NAMES = plugins.names(PACKAGE)
@@ -55,9 +55,9 @@ def nudged(network):
     return network
 
 
-def test_there_are_generators():
+def test_the_package_has_generators():
     assert "srugan" in NAMES
-    assert {name for name, _ in CASES} == set(NAMES)  # each can do some scale
+    assert {name for name, _ in CASES} == set(NAMES)  # each supports a scale
 
 
 @pytest.mark.parametrize(("name", "scale"), CASES)
@@ -112,8 +112,8 @@ def test_channels_last_changes_nothing(name, scale):
     network, lr = nudged(build(name, scale)).eval(), torch.rand(2, 3, 9, 6)
     with torch.no_grad():
         expected = network(lr)
-        found = network.to(memory_format=torch.channels_last)(lr.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        actual = network.to(memory_format=torch.channels_last)(lr.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,7 +155,7 @@ def test_srugan_with_a_bicubic_skip_starts_as_imresize_under_autocast_too():
 def test_srugan_without_skip_stays_in_the_image_range(scale):
     network = build("srugan", scale, skip="none")
     with torch.no_grad():
-        network.tail.weight *= 100  # loud enough to leave any range that is not held
+        network.tail.weight *= 100  # large enough to leave the range without tanh
         sr = network(torch.rand(2, 3, 9, 9))
     assert sr.min() >= 0 and sr.max() <= 1
     assert sr.max() - sr.min() > 0.9
@@ -167,7 +167,7 @@ def test_srugan_takes_any_number_of_levels(widths):
     assert sr.shape == (1, 3, 10, 18)
 
 
-def test_srugan_looks_at_the_whole_image():
+def test_srugan_depends_on_the_whole_image():
     """The U-Net and its attention give every pixel the context of all others."""
     network, lr = nudged(build("srugan", 2, widths=(8, 12, 16))), torch.rand(1, 3, 40, 40, requires_grad=True)
     network(lr)[..., 0, 0].sum().backward()
@@ -195,9 +195,9 @@ def dense(width):
     return conv(width, half, 3) + conv(width + half, half, 3) + conv(width + 2 * half, width, 3)
 
 
-@pytest.mark.parametrize(("scale", "frozen"), [(2, 11_369_199), (4, 11_533_682)])
-def test_srugan_has_the_reference_dimensions(scale, frozen):
-    """By hand, from the description of the reference; the two numbers are the sums, so that neither moves unseen."""
+@pytest.mark.parametrize(("scale", "reference"), [(2, 11_369_199), (4, 11_533_682)])
+def test_srugan_has_the_reference_dimensions(scale, reference):
+    """By hand, from the description of the reference; the two numbers are the sums, so that a change of either is noticed."""
     encoder = sum(
         residual(inside, width) + residual(width, width) + attention(width)
         for inside, width in [(64, 64), (64, 96), (96, 128), (128, 256)]
@@ -211,7 +211,7 @@ def test_srugan_has_the_reference_dimensions(scale, frozen):
     module, config = plugins.resolve(PACKAGE, "srugan", {}, "generator")
     with torch.device("meta"):
         network = module.build(config, scale)
-    assert sum(p.numel() for p in network.parameters()) == expected == frozen
+    assert sum(p.numel() for p in network.parameters()) == expected == reference
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])

@@ -42,42 +42,42 @@ def test_a_damaged_file_is_refused_by_name(places, damaged):
     (places[0] / NAME).write_bytes(damaged)
     with pytest.raises(UserError) as caught:
         find(NAME, KEY)
-    found = hashlib.sha256(damaged).hexdigest()[:8]
+    digest = hashlib.sha256(damaged).hexdigest()[:8]
     assert str(caught.value).startswith(f"{KEY}: '{places[0] / NAME}' is damaged or another file")
-    assert found in str(caught.value)
+    assert digest in str(caught.value)
     assert not isinstance(caught.value, MissingWeights)
 
 
-def test_a_name_without_digits_of_a_checksum_is_taken_as_it_is(places):
+def test_a_name_without_a_checksum_is_not_verified(places):
     (places[0] / "own.pth").write_bytes(b"anything")
     assert find("own.pth", KEY) == places[0] / "own.pth"
 
 
-def test_missing_weights_say_the_exact_place_and_the_switch(places):
+def test_the_error_about_missing_weights_names_the_path_and_the_option(places):
     with pytest.raises(MissingWeights) as caught:
         find(NAME, KEY)
     message = str(caught.value)
-    assert message.startswith(f"{KEY}: the weights file '{NAME}' is not here")
+    assert message.startswith(f"{KEY}: the weights file '{NAME}' is missing")
     assert f"'{places[0] / NAME}'" in message
     assert "allow_download" in message
 
 
-def test_without_a_named_folder_the_place_is_the_hub_cache(places, monkeypatch):
+def test_without_a_named_folder_the_hub_cache_is_used(places, monkeypatch):
     monkeypatch.delenv("SR_DIST_WEIGHTS")
     with pytest.raises(MissingWeights, match=str(places[1] / NAME)):
         find(NAME, KEY)
 
 
-def test_nothing_is_fetched_unless_it_is_allowed(places, monkeypatch):
-    asked = []
+def test_nothing_is_downloaded_unless_it_is_allowed(places, monkeypatch):
+    requested = []
     monkeypatch.setitem(pretrained.ADDRESSES, NAME, "https://nowhere.invalid/x")
-    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: asked.append(args) or io.BytesIO(DATA))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: requested.append(args) or io.BytesIO(DATA))
     with pytest.raises(MissingWeights):
         find(NAME, KEY)
-    assert asked == []
+    assert requested == []
     assert find(NAME, KEY, download=True).read_bytes() == DATA
-    assert find(NAME, KEY, download=True).read_bytes() == DATA  # the second time it is there
-    assert len(asked) == 1
+    assert find(NAME, KEY, download=True).read_bytes() == DATA  # the second time it exists
+    assert len(requested) == 1
     assert [p.name for p in places[0].iterdir()] == [NAME]
 
 
@@ -89,7 +89,7 @@ def test_a_download_that_is_cut_short_does_not_appear(places, monkeypatch):
     assert not (places[0] / NAME).exists()
 
 
-def test_a_place_that_cannot_be_reached_says_where_to_put_the_file(places, monkeypatch):
+def test_a_failed_download_names_the_path_for_the_file(places, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("no route")
 
@@ -101,12 +101,12 @@ def test_a_place_that_cannot_be_reached_says_where_to_put_the_file(places, monke
 
 
 def test_ranks_that_arrive_during_a_download_wait_for_it(places, monkeypatch):
-    """The ranks of a node come together: one fetches, none spoils the file under the other's hands."""
+    """The ranks of a node start together: one downloads, the others wait and do not damage the file."""
     others, results = [], []
 
     class Slow(io.BytesIO):
         def read(self, size=-1):
-            if self.tell() and not others:  # half is written: now another rank asks for the same file
+            if self.tell() and not others:  # half is written: another rank now needs the same file
                 others.append(threading.Thread(target=lambda: results.append(find(NAME, KEY, download=True)), daemon=True))
                 others[0].start()
                 time.sleep(0.2)

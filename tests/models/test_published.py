@@ -1,4 +1,4 @@
-"""Networks against what was published of them: sizes, names of tensors, initial weights."""
+"""Networks compared with their publications: sizes, tensor names, initial weights, equations."""
 
 import math
 
@@ -43,8 +43,8 @@ def conv(inside, outside):
     return 9 * inside * outside + outside
 
 
-def test_srgans_critic_has_the_papers_dimensions():
-    """By hand: eight convolutions, seven with batch normalisation, 96 / 16 = 6, dense 1024, dense 1."""
+def test_srgans_discriminator_has_the_papers_dimensions():
+    """By hand: eight convolutions, seven with batch normalization, 96 / 16 = 6, dense 1024, dense 1."""
     widths = [3, 64, 64, 128, 128, 256, 256, 512, 512]
     convolutions = sum(conv(inside, outside) for inside, outside in zip(widths, widths[1:], strict=False))
     norms = 2 * sum(widths[2:])
@@ -55,36 +55,36 @@ def test_srgans_critic_has_the_papers_dimensions():
 
 @pytest.mark.parametrize(("scale", "inside", "ups"), [(1, 48, 2), (2, 12, 2), (4, 3, 2), (8, 3, 3)])
 def test_rrdbs_tensors_are_named_as_in_basicsr(scale, inside, ups):
-    found = build("generator", "rrdb", scale, num_blocks=2, width=8, growth=4).state_dict()
+    actual = build("generator", "rrdb", scale, num_blocks=2, width=8, growth=4).state_dict()
     names = [f"body.{i}.rdb{j}.conv{k}" for i in range(2) for j in (1, 2, 3) for k in (1, 2, 3, 4, 5)]
     names += ["conv_first", "conv_body", "conv_hr", "conv_last", *(f"conv_up{n + 1}" for n in range(ups))]
-    assert set(found) == {f"{name}.{end}" for name in names for end in ("weight", "bias")}
-    assert found["conv_first.weight"].shape == (8, inside, 3, 3)
-    assert found["body.1.rdb2.conv3.weight"].shape == (4, 8 + 2 * 4, 3, 3)
-    assert found["conv_up1.weight"].shape == (8, 8, 3, 3)
+    assert set(actual) == {f"{name}.{end}" for name in names for end in ("weight", "bias")}
+    assert actual["conv_first.weight"].shape == (8, inside, 3, 3)
+    assert actual["body.1.rdb2.conv3.weight"].shape == (4, 8 + 2 * 4, 3, 3)
+    assert actual["conv_up1.weight"].shape == (8, 8, 3, 3)
 
 
 @pytest.mark.parametrize(("scale", "up", "rest"), [(2, 4, []), (3, 9, []), (4, 4, ["upconv2"])])
 def test_msrresnets_tensors_are_named_as_in_basicsr(scale, up, rest):
-    found = build("generator", "msrresnet", scale, num_blocks=2, width=8).state_dict()
+    actual = build("generator", "msrresnet", scale, num_blocks=2, width=8).state_dict()
     names = [f"body.{i}.conv{k}" for i in range(2) for k in (1, 2)] + ["conv_first", "upconv1", "conv_hr", "conv_last", *rest]
-    assert set(found) == {f"{name}.{end}" for name in names for end in ("weight", "bias")}
-    assert found["upconv1.weight"].shape == (8 * up, 8, 3, 3)
+    assert set(actual) == {f"{name}.{end}" for name in names for end in ("weight", "bias")}
+    assert actual["upconv1.weight"].shape == (8 * up, 8, 3, 3)
 
 
 def test_srresnets_tensors_have_the_names_its_docstring_gives():
     assert srresnet.__doc__ and "body.{i}.conv1, bn1, act, conv2, bn2" in srresnet.__doc__
-    found = {name.rsplit(".", 1)[0] for name in build("generator", "srresnet", num_blocks=1, width=8).state_dict()}
+    actual = {name.rsplit(".", 1)[0] for name in build("generator", "srresnet", num_blocks=1, width=8).state_dict()}
     block = {f"body.0.{part}" for part in ("conv1", "bn1", "act", "conv2", "bn2")}
     ups = {f"upsample.{u}.{part}" for u in (0, 1) for part in ("conv", "act")}
-    assert found == block | ups | {"conv_first", "act_first", "conv_body", "bn_body", "conv_last"}
+    assert actual == block | ups | {"conv_first", "act_first", "conv_body", "bn_body", "conv_last"}
 
 
-def test_the_unet_critics_tensors_are_named_as_in_real_esrgan():
-    found = build("discriminator", "unet_sn", width=8).state_dict()
+def test_the_unet_discriminators_tensors_are_named_as_in_real_esrgan():
+    actual = build("discriminator", "unet_sn", width=8).state_dict()
     spectral = {f"conv{n}.weight_{end}" for n in range(1, 9) for end in ("orig", "u", "v")}
-    assert set(found) == spectral | {"conv0.weight", "conv0.bias", "conv9.weight", "conv9.bias"}
-    assert found["conv1.weight_orig"].shape == (16, 8, 4, 4)
+    assert set(actual) == spectral | {"conv0.weight", "conv0.bias", "conv9.weight", "conv9.bias"}
+    assert actual["conv1.weight_orig"].shape == (16, 8, 4, 4)
 
 
 # ---- initial weights
@@ -95,7 +95,7 @@ def kaiming_std(weight):
     return math.sqrt(2 / weight[0].numel())
 
 
-def test_dense_blocks_start_at_a_tenth_of_kaimings_and_the_outer_convolutions_as_torch_makes_them():
+def test_dense_blocks_start_at_a_tenth_of_kaimings_and_the_outer_convolutions_with_torchs_default():
     torch.manual_seed(0)
     network = rrdb.build(rrdb.Config(num_blocks=2), 4)
     for name, tensor in network.named_parameters():
@@ -127,13 +127,13 @@ def test_a_fresh_msrresnet_is_nearly_the_bilinear_image():
     torch.testing.assert_close(sr, F.interpolate(lr, scale_factor=4, mode="bilinear"), atol=1e-3, rtol=0)
 
 
-def test_the_unet_critics_norms_are_near_one_from_the_start():
+def test_the_unet_discriminators_norms_are_near_one_from_the_start():
     torch.manual_seed(0)
-    critic = build("discriminator", "unet_sn", width=16).eval()
+    discriminator = build("discriminator", "unet_sn", width=16).eval()
     with torch.no_grad():
-        critic(torch.rand(1, 3, 8, 8))
+        discriminator(torch.rand(1, 3, 8, 8))
     for n in range(1, 9):
-        weight = getattr(critic, f"conv{n}").weight
+        weight = getattr(discriminator, f"conv{n}").weight
         assert torch.linalg.matrix_norm(weight.flatten(1), 2) == pytest.approx(1, abs=0.15), n
 
 
@@ -141,7 +141,7 @@ def test_the_unet_critics_norms_are_near_one_from_the_start():
 
 
 def test_residuals_of_rrdb_are_scaled_by_a_fifth_at_both_levels():
-    """With convolutions that only pass a constant c on, a dense block adds 0.2 c, and an RRDB 0.2 of three of those."""
+    """With convolutions that return a constant c, a dense block adds 0.2 c, and an RRDB adds 0.2 of the sum of three."""
     block = rrdb.RRDB(4, 2)
     with torch.no_grad():
         for name, parameter in block.named_parameters():
@@ -151,14 +151,14 @@ def test_residuals_of_rrdb_are_scaled_by_a_fifth_at_both_levels():
     torch.testing.assert_close(block(x), x + 0.2 * (x + 3 * 0.2 * 5))
 
 
-def test_a_dense_convolution_sees_all_before_it():
+def test_a_dense_convolution_gets_all_features_before_it():
     torch.manual_seed(0)
     block, x = rrdb.DenseBlock(3, 2), torch.rand(1, 3, 5, 4)
-    seen = x
+    features = x
     for k in (1, 2, 3, 4):
         layer = getattr(block, f"conv{k}")
-        seen = torch.cat([seen, F.leaky_relu(F.conv2d(seen, layer.weight, layer.bias, padding=1), 0.2)], 1)
-    expected = x + 0.2 * F.conv2d(seen, block.conv5.weight, block.conv5.bias, padding=1)
+        features = torch.cat([features, F.leaky_relu(F.conv2d(features, layer.weight, layer.bias, padding=1), 0.2)], 1)
+    expected = x + 0.2 * F.conv2d(features, block.conv5.weight, block.conv5.bias, padding=1)
     torch.testing.assert_close(block(x), expected)
 
 
@@ -181,10 +181,10 @@ def test_tanh_output_is_in_the_image_range():
     assert 0 <= sr.min() < 0.1 and 0.9 < sr.max() <= 1
 
 
-# ---- verdicts, and what cannot be run
+# ---- outputs and refusals
 
 
-def test_patches_and_pixels_are_judged_one_by_one():
+def test_logits_are_per_patch_per_pixel_or_per_image():
     images = torch.rand(2, 3, 28, 28)
     assert build("discriminator", "patch", widths=(4, 4, 4, 4))(images).logits.shape == (2, 2, 2)
     assert build("discriminator", "unet_sn", width=4)(images[..., :27, :25]).logits.shape == (2, 27, 25)
@@ -197,12 +197,12 @@ def test_a_dense_head_refuses_other_sizes():
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "options", "where", "refused"),
+    ("kind", "name", "options", "launch", "reason_part"),
     [
-        ("generator", "srresnet", {}, {"ranks": 2}, "batch normalisation"),
+        ("generator", "srresnet", {}, {"ranks": 2}, "batch normalization"),
         ("generator", "srresnet", {}, {"ranks": 2, "cuda": True}, None),
         ("generator", "srresnet", {}, {}, None),
-        ("discriminator", "patch", {}, {"ranks": 2}, "batch normalisation"),
+        ("discriminator", "patch", {}, {"ranks": 2}, "batch normalization"),
         ("discriminator", "patch", {"norm": "none"}, {"ranks": 2}, None),
         ("discriminator", "srgan_vgg", {}, {"ranks": 3}, "3 CPU ranks"),
         ("discriminator", "srgan_vgg", {"norm": "none"}, {"ranks": 3}, None),
@@ -210,14 +210,14 @@ def test_a_dense_head_refuses_other_sizes():
         ("discriminator", "unet_sn", {}, {"stage": 2, "ranks": 2}, None),
     ],
 )
-def test_networks_say_what_they_cannot_run_under(kind, name, options, where, refused):
+def test_networks_state_why_they_cannot_run_under_a_launch(kind, name, options, launch, reason_part):
     module, config = plugins.resolve(f"sr_dist.models.{kind}s", name, options, kind)
-    reason = module.refuses(config, Launch(**where))
-    assert reason is None if refused is None else refused in reason
+    reason = module.refuses(config, Launch(**launch))
+    assert reason is None if reason_part is None else reason_part in reason
 
 
 @pytest.mark.parametrize("kind", ["generator", "discriminator"])
-def test_every_network_takes_grey_images_as_a_recipe_says_it(kind):
+def test_every_network_accepts_one_channel_as_text(kind):
     """Recipes hold text: `channels: 1` arrives as "1"."""
     for name in plugins.names(f"sr_dist.models.{kind}s"):
         _, config = plugins.resolve(f"sr_dist.models.{kind}s", name, {"channels": "1"}, kind)

@@ -6,7 +6,9 @@ from safetensors.torch import save_file
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.core.version import __version__
 from sr_dist.models import trained
+from sr_dist.models.metadata import generator_metadata
 
 SMALL = {"name": "srugan", "widths": [4, 6], "num_blocks": 1, "num_dense_blocks": 1, "reduction": 2}
 
@@ -16,9 +18,9 @@ def network(scale=2, seed=0):
     return trained.build(PACKAGES["generator"], SMALL, scale, "generator")
 
 
-def saved(path, net, about=None):
+def saved(path, net, metadata=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(net.state_dict(), path, trained.metadata(SMALL, 2) if about is None else about)
+    save_file(net.state_dict(), path, generator_metadata(SMALL, 2) if metadata is None else metadata)
     return path
 
 
@@ -30,35 +32,35 @@ def a_run(folder, *steps):
     return folder
 
 
-def test_a_weights_file_says_what_it_is(tmp_path):
+def test_a_weights_file_is_opened_by_its_metadata(tmp_path):
     net = network()
-    found = trained.open_generator(str(saved(tmp_path / "best.safetensors", net)))
-    assert (found.name, found.scale, found.step) == ("best", 2, None)
-    assert not found.network.training and not any(p.requires_grad for p in found.network.parameters())
+    actual = trained.open_generator(str(saved(tmp_path / "best.safetensors", net)))
+    assert (actual.name, actual.scale, actual.step) == ("best", 2, None)
+    assert not actual.network.training and not any(p.requires_grad for p in actual.network.parameters())
     lr = torch.rand(1, 3, 5, 4)
-    assert torch.equal(found.network(lr), net.eval()(lr))
+    assert torch.equal(actual.network(lr), net.eval()(lr))
 
 
 def test_a_run_is_the_ema_of_its_newest_checkpoint(tmp_path):
-    found = trained.open_generator(str(a_run(tmp_path / "tried", 50, 100)))
-    assert (found.name, found.step) == ("tried", 100)
+    actual = trained.open_generator(str(a_run(tmp_path / "tried", 50, 100)))
+    assert (actual.name, actual.step) == ("tried", 100)
     expected = network(seed=100).state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in found.network.state_dict().items())
+    assert all(torch.equal(value, expected[key]) for key, value in actual.network.state_dict().items())
 
 
-def test_a_checkpoint_of_a_run_says_whose_it_is_and_of_which_step(tmp_path):
-    """So that several steps of several runs stay apart in one table."""
+def test_a_checkpoint_of_a_run_is_named_by_run_and_step(tmp_path):
+    """So that several steps of several runs differ in one table."""
     run = a_run(tmp_path / "tried", 20, 100)
-    found = trained.open_generator(str(run / "checkpoints" / "0000020" / "generator.ema.safetensors"))
-    assert (found.name, found.step) == ("tried@20", 20)
+    actual = trained.open_generator(str(run / "checkpoints" / "0000020" / "generator.ema.safetensors"))
+    assert (actual.name, actual.step) == ("tried@20", 20)
 
 
 def test_steps_are_compared_as_numbers(tmp_path):
-    """From ten million steps on the folder's name has a digit more."""
+    """From ten million steps on, the folder's name has one more digit."""
     assert trained.open_generator(str(a_run(tmp_path / "long", 9_999_999, 10_000_000))).step == 10_000_000
 
 
-def test_unfinished_checkpoints_are_not_looked_at(tmp_path):
+def test_unfinished_checkpoints_are_ignored(tmp_path):
     run = a_run(tmp_path / "tried", 50)
     saved(run / "checkpoints" / ".0000100.unfinished" / "generator.ema.safetensors", network())
     assert trained.open_generator(str(run)).step == 50
@@ -69,17 +71,17 @@ def test_a_run_without_checkpoints_is_named(tmp_path):
         trained.open_generator(str(a_run(tmp_path / "tried")), "METHOD")
 
 
-def test_a_run_of_another_kind_is_said_to_be_one(tmp_path):
+def test_a_run_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^attributes: '.*tried' is a run of another kind: .* no classifier\.ema\.safetensors"):
         trained.open_classifier(str(a_run(tmp_path / "tried", 7)), "attributes")
 
 
-def test_initial_weights_are_the_ema_for_generators_and_the_weights_for_critics(tmp_path):
+def test_starting_weights_are_the_ema_for_generators_and_the_raw_weights_for_discriminators(tmp_path):
     run = a_run(tmp_path / "tried", 7)
-    critic = {"a": torch.arange(3.0)}
-    save_file(critic, run / "checkpoints" / "0000007" / "discriminator.safetensors")
+    discriminator = {"a": torch.arange(3.0)}
+    save_file(discriminator, run / "checkpoints" / "0000007" / "discriminator.safetensors")
     file = trained.starting_file(str(run), "discriminator", "init.discriminator")
-    assert file.name == "discriminator.safetensors" and torch.equal(trained.read(file, "k")[0]["a"], critic["a"])
+    assert file.name == "discriminator.safetensors" and torch.equal(trained.read(file, "k")[0]["a"], discriminator["a"])
     assert trained.starting_file(str(run), "generator", "init.generator").name == "generator.ema.safetensors"
 
 
@@ -94,20 +96,20 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         trained.open_generator(str(tmp_path))
 
 
-@pytest.mark.parametrize("bytes_kept", [0, 4, 40, -1])
-def test_a_cut_file_is_refused_by_name(tmp_path, bytes_kept):
+@pytest.mark.parametrize("bytes_stored", [0, 4, 40, -1])
+def test_a_cut_file_is_refused_by_name(tmp_path, bytes_stored):
     path = saved(tmp_path / "cut.safetensors", network())
-    path.write_bytes(path.read_bytes()[:bytes_kept])
-    with pytest.raises(UserError, match=r"cut\.safetensors' is no whole \.safetensors file"):
+    path.write_bytes(path.read_bytes()[:bytes_stored])
+    with pytest.raises(UserError, match=r"cut\.safetensors' is not a complete \.safetensors file"):
         trained.open_generator(str(path))
 
 
-def test_a_file_that_does_not_say_its_generator_is_refused(tmp_path):
+def test_a_file_without_metadata_or_known_names_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not say which generator it fits"):
-        trained.open_generator(str(saved(tmp_path / "foreign.safetensors", network(), about={})))
+        trained.open_generator(str(saved(tmp_path / "foreign.safetensors", network(), metadata={})))
 
 
-def test_what_does_not_fit_is_counted(tmp_path):
+def test_tensors_that_do_not_fit_are_counted(tmp_path):
     tensors = network().state_dict()
     names = sorted(tensors)
     del tensors[names[0]], tensors[names[1]]
@@ -123,9 +125,28 @@ def test_what_does_not_fit_is_counted(tmp_path):
 
 
 def test_metadata_holds_the_generator_and_the_scale():
-    assert json.loads(trained.metadata(SMALL, 4)["sr_dist"]) == {"generator": SMALL, "scale": 4}
+    assert json.loads(generator_metadata(SMALL, 4)["sr_dist"]) == {
+        "format": 1,
+        "sr_dist": __version__,
+        "generator": SMALL,
+        "scale": 4,
+    }
 
 
 def test_an_unknown_generator_is_the_users_mistake():
     with pytest.raises(UserError, match="did you mean 'srugan'"):
         trained.build(PACKAGES["generator"], {"name": "srugun"}, 2, "generator")
+
+
+def test_metadata_of_an_unknown_format_is_refused_with_the_version_that_wrote_it(tmp_path):
+    facts = {"format": 7, "sr_dist": "9.1.0", "generator": SMALL, "scale": 4}
+    save_file(network(4).state_dict(), tmp_path / "new.safetensors", {"sr_dist": json.dumps(facts)})
+    text = r"^METHOD: '.*new\.safetensors' has metadata of format 7, written by sr_dist 9\.1\.0; .* reads format 1$"
+    with pytest.raises(UserError, match=text):
+        trained.open_generator(str(tmp_path / "new.safetensors"), "METHOD")
+
+
+def test_metadata_without_a_format_is_that_of_0_1(tmp_path):
+    facts = {"generator": SMALL, "scale": 4}
+    save_file(network(4).state_dict(), tmp_path / "old.safetensors", {"sr_dist": json.dumps(facts)})
+    assert trained.open_generator(str(tmp_path / "old.safetensors"), "METHOD").scale == 4

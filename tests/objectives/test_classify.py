@@ -18,8 +18,8 @@ LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.3, -2.0], [1.0, 1.5, 1.0], [-0.
 
 def losses(batch, logits, **options):
     module, config = plugins.resolve("sr_dist.objectives", "classify", options, "objective")
-    found = module.Objective(config).classifier_loss(None, batch, logits)
-    return found["cross_entropy"], found["accuracy"].value.item()
+    terms = module.Objective(config).classifier_loss(None, batch, logits)
+    return terms["cross_entropy"], terms["accuracy"].value.item()
 
 
 def a_batch(label=(2, 0, 1, 2), **facts):
@@ -31,22 +31,22 @@ def test_classes_are_a_softmax():
     expected = -np.log([rows[0, 2], rows[1, 0], rows[2, 1], rows[3, 2]])
     loss, right = losses(a_batch(), LOGITS)
     assert loss.item() == pytest.approx(expected.mean(), rel=1e-6)
-    assert right == 2 / 4  # said 0, 1, 1, 2
+    assert right == 2 / 4  # it predicts 0, 1, 1, 2
     assert losses(a_batch((2, -1, 1, -1)), LOGITS)[0].item() == pytest.approx((expected[0] + expected[2]) / 4, rel=1e-6)
 
 
-def test_attributes_are_a_yes_or_no_each():
+def test_attributes_are_a_sigmoid_each():
     male, smiling = np.array([1, 0, 0, 1]), np.array([0, 0, 1, 1])
-    chances = 1 / (1 + np.exp(-LOGITS[:, :2].numpy().astype(np.float64)))
-    expected = -np.mean([male * np.log(chances[:, 0]) + (1 - male) * np.log(1 - chances[:, 0]),
-                         smiling * np.log(chances[:, 1]) + (1 - smiling) * np.log(1 - chances[:, 1])])  # fmt: skip
+    probability = 1 / (1 + np.exp(-LOGITS[:, :2].numpy().astype(np.float64)))
+    expected = -np.mean([male * np.log(probability[:, 0]) + (1 - male) * np.log(1 - probability[:, 0]),
+                         smiling * np.log(probability[:, 1]) + (1 - smiling) * np.log(1 - probability[:, 1])])  # fmt: skip
     loss, right = losses(a_batch(Smiling=smiling, Male=male), LOGITS[:, :2], labels="Male,Smiling")
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    said = LOGITS[:, :2].numpy() > 0
-    assert right == np.mean(said == np.stack([male, smiling], 1))
+    predicted = LOGITS[:, :2].numpy() > 0
+    assert right == np.mean(predicted == np.stack([male, smiling], 1))
 
 
-def test_the_gradient_is_the_chance_less_the_truth():
+def test_the_gradient_is_the_probability_minus_the_label():
     logits = LOGITS.clone().requires_grad_()
     losses(a_batch(), logits)[0].backward()
     expected = (LOGITS.softmax(1) - torch.eye(3)[[2, 0, 1, 2]]) / 4
@@ -75,8 +75,8 @@ def test_balance_weighs_the_loss():
     label = torch.tensor([2, 0, 1, 2])
     each = torch.nn.functional.cross_entropy(LOGITS, label, reduction="none")
     expected = (each / (3 * torch.tensor(shares)[label])).mean().item()
-    found = losses(a_batch(), LOGITS, balance="weights", shares=shares)[0].item()
-    assert found == pytest.approx(expected, rel=1e-6) and found not in plain
+    loss = losses(a_batch(), LOGITS, balance="weights", shares=shares)[0].item()
+    assert loss == pytest.approx(expected, rel=1e-6) and loss not in plain
 
 
 # ---- recipes
@@ -112,18 +112,18 @@ def test_outputs_and_shares_come_from_the_shards(classifier):
     [
         (
             {"objective.labels": "[Male]"},
-            r"^objective\.labels: the shards in .* have no attribute 'Male'; they have none at all$",
+            r"^objective\.labels: the shards in .* have no attribute 'Male'; they have no attributes$",
         ),
         ({"classifier.outputs": "5"}, r"^classifier\.outputs: 5, but objective\.labels are 3 classes; leave it out, or say 3$"),
         ({"classifier": "none"}, r"^generator: this key is missing \(or classifier"),
         (
             {"keep.best": "balanced"},
-            r"^keep\.best: 'balanced' is no column of the metrics accuracy, balanced_accuracy; did you mean",
+            r"^keep\.best: 'balanced' is not a column of the metrics accuracy, balanced_accuracy; did you mean",
         ),
         ({"data.split": "[0.98, 0.01, 0.01]"}, r"^data\.split: no sample of '.*' falls into part [23] of"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_torch(classifier, options, complaint):
+def test_contradictions_are_refused_before_torch(classifier, options, complaint):
     with pytest.raises(UserError, match=complaint):
         classifier(options)
 

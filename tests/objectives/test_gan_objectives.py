@@ -16,7 +16,7 @@ from sr_dist.recipe import checks
 CONTENT = {"mse": {"weight": 2.0, "range": "-1..1"}}
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     def __init__(self, patches: bool = False) -> None:
         super().__init__()
         torch.manual_seed(7)
@@ -47,7 +47,7 @@ def probability(logit: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-logit))
 
 
-# Every formula: (real logits, fake logits) -> (critic's real term, critic's fake term, generator's term)
+# Every formula: (real logits, fake logits) -> (discriminator's real term, discriminator's fake term, generator's term)
 
 
 def standard(real, fake):
@@ -87,78 +87,80 @@ CASES = [
 ]
 
 
-def logits(critic: nn.Module, images: Tensor) -> list[Tensor]:
-    return list(critic(images).logits.flatten())
+def logits(discriminator: nn.Module, images: Tensor) -> list[Tensor]:
+    return list(discriminator(images).logits.flatten())
 
 
 @pytest.mark.parametrize("patches", [False, True])
 @pytest.mark.parametrize(("name", "options", "formula", "weight", "factor"), CASES)
 def test_the_generators_loss_and_gradient_are_the_papers(name, options, formula, weight, factor, patches):
-    (batch, sr), critic = a_batch(), Critic(patches)
-    terms = objective(name, **options).generator_loss(critic.requires_grad_(False), batch, sr)
+    (batch, sr), discriminator = a_batch(), Discriminator(patches)
+    terms = objective(name, **options).generator_loss(discriminator.requires_grad_(False), batch, sr)
     content = 2 * average([((2 * a - 1) - (2 * b - 1)) ** 2 for a, b in zip(sr.flatten(), batch.hr.flatten(), strict=True)])
-    adversarial = weight * factor * formula(logits(critic, batch.hr), logits(critic, sr))[2]
+    adversarial = weight * factor * formula(logits(discriminator, batch.hr), logits(discriminator, sr))[2]
     assert set(terms) == {"mse", "adversarial"}
-    for found, expected in ((terms["mse"], content), (terms["adversarial"], adversarial)):
-        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-        here, there = (torch.autograd.grad(value, sr, retain_graph=True)[0] for value in (found, expected))
-        torch.testing.assert_close(here, there, rtol=0, atol=1e-6 * there.abs().max().item())
+    for actual, expected in ((terms["mse"], content), (terms["adversarial"], adversarial)):
+        assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
+        gradient, expected_gradient = (torch.autograd.grad(value, sr, retain_graph=True)[0] for value in (actual, expected))
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-6 * expected_gradient.abs().max().item())
 
 
 @pytest.mark.parametrize("patches", [False, True])
 @pytest.mark.parametrize(("name", "options", "formula", "weight", "factor"), CASES)
-def test_the_critics_loss_and_gradient_are_the_papers(name, options, formula, weight, factor, patches):
-    (batch, sr), critic = a_batch(), Critic(patches)
-    terms = objective(name, **options).discriminator_loss(critic, batch, sr.detach())
-    real, fake, _ = formula(logits(critic, batch.hr), logits(critic, sr.detach()))
+def test_the_discriminators_loss_and_gradient_are_the_papers(name, options, formula, weight, factor, patches):
+    (batch, sr), discriminator = a_batch(), Discriminator(patches)
+    terms = objective(name, **options).discriminator_loss(discriminator, batch, sr.detach())
+    real, fake, _ = formula(logits(discriminator, batch.hr), logits(discriminator, sr.detach()))
     assert set(terms) == {"real", "fake"}
-    for found, expected in ((terms["real"], factor * real), (terms["fake"], factor * fake)):
-        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-        here, there = (
-            torch.cat([g.flatten() for g in torch.autograd.grad(value, critic.parameters(), retain_graph=True)])
-            for value in (found, expected)
+    for actual, expected in ((terms["real"], factor * real), (terms["fake"], factor * fake)):
+        assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
+        gradient, expected_gradient = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(value, discriminator.parameters(), retain_graph=True)])
+            for value in (actual, expected)
         )
-        torch.testing.assert_close(here, there, rtol=0, atol=1e-6 * there.abs().max().item())
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-6 * expected_gradient.abs().max().item())
 
 
 @pytest.mark.parametrize(("name", "options", "formula", "weight", "factor"), CASES)
-def test_a_small_step_of_the_generator_raises_what_the_critic_says_of_it(name, options, formula, weight, factor):
-    (batch, sr), critic = a_batch(), Critic()
-    (gradient,) = torch.autograd.grad(objective(name, **options).generator_loss(critic, batch, sr)["adversarial"], sr)
-    assert critic(sr - 1e-3 * gradient / gradient.norm()).logits.mean() > critic(sr).logits.mean()
+def test_a_small_step_of_the_generator_raises_the_discriminators_logits(name, options, formula, weight, factor):
+    (batch, sr), discriminator = a_batch(), Discriminator()
+    (gradient,) = torch.autograd.grad(objective(name, **options).generator_loss(discriminator, batch, sr)["adversarial"], sr)
+    assert discriminator(sr - 1e-3 * gradient / gradient.norm()).logits.mean() > discriminator(sr).logits.mean()
 
 
 def test_both_terms_of_the_relativistic_generator_loss_have_a_gradient():
-    """The term of the real images reaches sr through E[C(sr)] alone; without it the gradient is another."""
-    (batch, sr), critic = a_batch(), Critic()
-    real, fake = critic(batch.hr).logits.detach(), critic(sr).logits
+    """The term of the real images reaches sr only through E[C(sr)]; without it the gradient differs."""
+    (batch, sr), discriminator = a_batch(), Discriminator()
+    real, fake = discriminator(batch.hr).logits.detach(), discriminator(sr).logits
     through_the_mean = torch.nn.functional.softplus(real - fake.mean()).mean()
     (part,) = torch.autograd.grad(through_the_mean, sr, retain_graph=True)
     assert part.abs().max() > 0
-    (whole,) = torch.autograd.grad(objective("esrgan").generator_loss(critic, batch, sr)["adversarial"], sr)
+    (whole,) = torch.autograd.grad(objective("esrgan").generator_loss(discriminator, batch, sr)["adversarial"], sr)
     (rest,) = torch.autograd.grad(torch.nn.functional.softplus(-(fake - real.mean())).mean(), sr)
     torch.testing.assert_close(whole, 5e-3 * (part + rest), rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("patches", [False, True])
 @pytest.mark.parametrize("name", ["srgan", "esrgan"])
-def test_r1_is_the_squared_norm_of_the_critics_gradient_on_real_images(name, patches):
-    (batch, sr), critic = a_batch(), Critic(patches)
-    terms = objective(name, r1_weight=5.0).discriminator_loss(critic, batch, sr.detach())
+def test_r1_is_the_squared_norm_of_the_discriminators_gradient_on_real_images(name, patches):
+    (batch, sr), discriminator = a_batch(), Discriminator(patches)
+    terms = objective(name, r1_weight=5.0).discriminator_loss(discriminator, batch, sr.detach())
     norms = []
     for image in batch.hr:
         x = image[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(x).logits.mean(), x, create_graph=True)
+        (gradient,) = torch.autograd.grad(discriminator(x).logits.mean(), x, create_graph=True)
         norms.append((gradient**2).sum())
     expected = 5 * average(norms)
     assert terms["r1"].item() == pytest.approx(expected.item(), rel=1e-6)
-    here, there = (torch.autograd.grad(value, critic.conv.weight, retain_graph=True)[0] for value in (terms["r1"], expected))
-    torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-9)
+    gradient, expected_gradient = (
+        torch.autograd.grad(value, discriminator.conv.weight, retain_graph=True)[0] for value in (terms["r1"], expected)
+    )
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-9)
     assert not batch.hr.requires_grad
 
 
 @pytest.mark.parametrize("name", ["srgan", "esrgan"])
-def test_r1_says_that_it_does_not_run_under_zero(name):
+def test_r1_is_refused_under_zero(name):
     module, config = plugins.resolve("sr_dist.objectives", name, {"r1_weight": "5"}, "objective")
     assert module.refuses(config, Launch(ranks=8, cuda=True)) is None
     assert "double backward" in module.refuses(config, Launch("deepspeed", 1, ranks=8, cuda=True))
@@ -175,13 +177,13 @@ def test_defaults_are_the_papers():
     assert esrgan.content["vgg"] == {"weight": 1.0, "layers": "conv5_4", "activated": False, "distance": "l1", "divide": 1.0}
 
 
-# ---- what an objective asks of the rest of the recipe
+# ---- what an objective requires of the rest of the recipe
 
 ESRGAN = {"objective": {"name": "esrgan", "content": {"l1": 1.0}}, "discriminator": {"name": "patch", "widths": [8, 8]}}
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"accumulate": "2"}, r"^objective\.batch_mean: global cannot span the 2 micro-batches"),
         ({"data.crop": "none"}, r"^objective\.batch_mean: global cannot span whole images"),
@@ -189,13 +191,13 @@ ESRGAN = {"objective": {"name": "esrgan", "content": {"l1": 1.0}}, "discriminato
         ({"discriminator.name": "srgan_vgg"}, r"^discriminator\.crop: .* 96, but data\.crop is 16; "),
     ],
 )  # fmt: skip
-def test_recipes_that_cannot_be_right_are_refused(write_recipe, options, said):
-    critic = {} if "discriminator.name" in options else {"widths": [8, 8]}
-    parts = {**ESRGAN, "discriminator": {"name": "patch", **critic}}
-    with pytest.raises(UserError, match=said):
+def test_contradictory_recipes_are_refused(write_recipe, options, message):
+    discriminator = {} if "discriminator.name" in options else {"widths": [8, 8]}
+    parts = {**ESRGAN, "discriminator": {"name": "patch", **discriminator}}
+    with pytest.raises(UserError, match=message):
         checks.complete(data_checks.load(write_recipe(**parts), options))
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": "2", "objective.batch_mean": "local"}])
-def test_recipes_that_are_right_are_not(write_recipe, options):
+def test_valid_recipes_are_accepted(write_recipe, options):
     assert checks.complete(data_checks.load(write_recipe(**ESRGAN), options)).objective.options["halved"] is False

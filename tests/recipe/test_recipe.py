@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sr_dist.commands import Evaluation
 
+from sr_dist import evaluate
 from sr_dist.core import config
 from sr_dist.core.errors import UserError
 from sr_dist.data import data_checks
 from sr_dist.data.open_data import open_training_sets
-from sr_dist.recipe import checks, columns, content, resume_rules
+from sr_dist.evaluate import Evaluate
+from sr_dist.recipe import checks, columns, resume_rules
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training import needed_files
 
@@ -50,24 +51,24 @@ def test_a_tiny_recipe_loads_with_its_defaults(write_recipe):
         "keep.best",
     ],
 )  # fmt: skip
-def test_none_is_understood_wherever_a_thing_can_be_left_out(write_recipe, key):
+def test_none_is_understood_for_every_optional_key(write_recipe, key):
     value = load(write_recipe(), **{key: "none"})
     for name in key.split("."):
         value = getattr(value, name)
     assert value is None
 
 
-def test_a_section_that_can_be_left_out_can_be_none(write_recipe):
+def test_an_optional_section_can_be_none(write_recipe):
     assert load(write_recipe(discriminator=ACGAN), discriminator="none").discriminator is None
 
 
 def test_the_resolved_recipe_is_read_back_as_itself(write_recipe, tmp_path):
-    whole = checks.complete(load(write_recipe()))
-    (tmp_path / "resolved.yaml").write_text(config.text(whole), encoding="utf-8")
+    complete = checks.complete(load(write_recipe()))
+    (tmp_path / "resolved.yaml").write_text(config.text(complete), encoding="utf-8")
     again = checks.complete(data_checks.load(tmp_path / "resolved.yaml", {}))
-    assert config.text(again) == config.text(whole)
-    assert whole.generator.options["widths"] == [8, 8]
-    assert whole.generator.options["channels"] == 3  # a default of the part, written out
+    assert config.text(again) == config.text(complete)
+    assert complete.generator.options["widths"] == [8, 8]
+    assert complete.generator.options["channels"] == 3  # a default of the part
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -75,7 +76,7 @@ def test_every_recipe_of_the_repository_is_understood(path):
     typed = config.typed(Recipe, config.read(path))
     assert typed.name == path.stem
     checks.check_names(typed)
-    checks.check_world(typed, 1)
+    checks.check_batch(typed, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- the classes
@@ -121,11 +122,11 @@ def test_a_crop_above_the_smallest_side_offers_what_fits(refused, write_recipe):
     assert load(write_recipe(), data__crop="34", data__small="replicate").data.crop == 34
 
 
-def test_a_crop_where_no_multiple_of_the_scale_fits_says_so(refused, picture, image_bytes, tmp_path):
+def test_a_crop_where_no_multiple_of_the_scale_fits_says_so(refused, make_photo, image_bytes, tmp_path):
     from shards.build import build
 
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(image_bytes(picture(0, 3, 5)))
+    (tmp_path / "images" / "a.png").write_bytes(image_bytes(make_photo(0, 3, 5)))
     build("folder", str(tmp_path / "images"), tmp_path / "small", {})
     message = refused({"data.train": str(tmp_path / "small"), "data.crop": "8", "scale": "4"})
     assert ", 3; no multiple of scale 4 fits, and data.small=replicate repeats" in message
@@ -175,7 +176,7 @@ def test_data_sets_may_be_mixed_by_weights(write_recipe, photo_shards, other_sha
 
 
 @pytest.mark.parametrize(
-    ("train", "said"),
+    ("train", "message"),
     [
         ("{a: 0}", "data.train: 'a': the weight 0 is not a number above 0"),
         ("{a: much}", "data.train: 'a': 'much' is not a weight (a number)"),
@@ -184,14 +185,14 @@ def test_data_sets_may_be_mixed_by_weights(write_recipe, photo_shards, other_sha
         ("pipe:cat x", "data.train: 'pipe:cat x' has no {}"),
         ("", "data.train: is empty; name a folder of shards"),
         ("{'': 1}", "data.train: one of the data sets has no name"),
-        ("[a, b]", "data.train: ['a', 'b'] is a list; several data sets come with weights, such as {data/a: 3, data/b: 1}"),
+        ("[a, b]", "data.train: ['a', 'b'] is a list; several data sets need weights, such as {data/a: 3, data/b: 1}"),
     ],
 )
-def test_weights_and_commands_that_make_no_sense_are_refused(refused, train, said):
-    assert refused({"data.train": train}).startswith(said)
+def test_invalid_weights_and_commands_are_refused(refused, train, message):
+    assert refused({"data.train": train}).startswith(message)
 
 
-def test_what_is_mixed_must_agree_where_it_meets(write_recipe, photo_shards, other_shards):
+def test_mixed_data_sets_must_have_the_same_kind_of_samples(write_recipe, photo_shards, other_shards):
     mixed = {"data.train": f"{{{photo_shards}: 1, {other_shards('folder')}: 1}}"}
     with pytest.raises(UserError, match=r"^data\.train: .* have different classes, and a discriminator learns them$"):
         data_checks.load(write_recipe(discriminator=ACGAN), mixed)
@@ -204,15 +205,15 @@ def test_a_missing_folder_in_a_mix_is_named(refused, photo_shards):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"data.select": "{cat: 2}"}, "data.select.cat: no class or attribute of that name; did you mean 'cats'?"),
         ({"data.select": "{cats: 200}"}, "data.select.cats: 200 samples wanted, 8 are there"),
         ({"data.balance": "{Hat: [2, 2]}"}, "data.balance.Hat: no class or attribute of that name"),
     ],
 )
-def test_a_selection_of_what_is_not_there_is_refused_with_the_recipe(refused, options, said):
-    assert refused(options).startswith(said)
+def test_a_selection_of_missing_samples_is_refused_with_the_recipe(refused, options, message):
+    assert refused(options).startswith(message)
 
 
 @pytest.mark.parametrize("count", ["-1", "0"])
@@ -225,7 +226,7 @@ def test_a_batch_below_one_image_per_rank_and_micro_batch_is_refused(write_recip
     assert load(write_recipe(), data__batch="6", accumulate="2").accumulate == 2
     with pytest.raises(UserError, match=r"^data\.batch: 5 is less than ranks x accumulate = 3 x 2$"):
         load(write_recipe(), data__batch="5", accumulate="2")
-    with pytest.raises(UserError, match=r"^data\.batch: 8 whole images .* do not divide by 3 ranks$"):
+    with pytest.raises(UserError, match=r"^data\.batch: 8 whole images .* cannot be divided by 3 ranks$"):
         load(write_recipe(), data__batch="8", data__crop="none")
 
 
@@ -255,12 +256,7 @@ def test_a_mistake_names_its_key_and_the_nearest(refused, options, start, end):
     assert message.endswith(end)
 
 
-def test_content_terms_have_weights_and_options():
-    terms = content.content_sections({"l1": "0.01", "vgg": {"weight": "2", "layers": "conv5_4"}, "mse": {"range": "-1..1"}})
-    assert terms == {"l1": (0.01, {}), "vgg": (2.0, {"layers": "conv5_4"}), "mse": (1.0, {"range": "-1..1"})}
-
-
-def test_an_objective_and_a_discriminator_must_want_each_other(write_recipe):
+def test_an_objective_and_a_discriminator_must_fit_each_other(write_recipe):
     with pytest.raises(UserError, match=r"^discriminator: the objective 'pixel' trains none"):
         checks.complete(load(write_recipe(discriminator=ACGAN)))
     gan = write_recipe(objective={"name": "srugan", "content": {"l1": 1}})
@@ -268,10 +264,10 @@ def test_an_objective_and_a_discriminator_must_want_each_other(write_recipe):
         checks.complete(load(gan))
 
 
-def test_a_loss_without_its_weights_says_where_they_belong(write_recipe, tmp_path, monkeypatch):
+def test_a_loss_without_its_weights_file_tells_where_it_belongs(write_recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
     monkeypatch.setattr("torch.hub._hub_dir", str(tmp_path / "empty"))
-    with pytest.raises(UserError, match=r"^objective\.content\.vgg: the weights file 'vgg19-dcbb9e9d\.pth' is not here"):
+    with pytest.raises(UserError, match=r"^objective\.content\.vgg: the weights file 'vgg19-dcbb9e9d\.pth' is missing"):
         needed_files.find_weights(checks.complete(load(write_recipe(), **{"objective.content.vgg": "1"})))
 
 
@@ -279,13 +275,13 @@ def test_a_loss_without_its_weights_says_where_they_belong(write_recipe, tmp_pat
 
 
 def resolved(loaded) -> dict:
-    """The recipe as a run folder keeps it: text."""
+    """The recipe as text, as the run folder stores it."""
     return config.parse(config.text(loaded))
 
 
 def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
     loaded = load(write_recipe(discriminator=ACGAN))
-    assert resume_rules.changed(resolved(loaded), loaded) == []
+    assert resume_rules.forbidden_changes(resolved(loaded), loaded) == []
 
 
 @pytest.mark.parametrize(
@@ -297,13 +293,13 @@ def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
         ("resume.allow", "scale"), ("data.on_corrupt", "substitute"), ("data.cache", "elsewhere"), ("data.cache_gb", "7"),
     ],
 )  # fmt: skip
-def test_what_may_change_on_resuming(write_recipe, key, value):
+def test_keys_that_may_change_on_resuming(write_recipe, key, value):
     path = write_recipe()
-    assert resume_rules.changed(resolved(load(path)), load(path, **{key: value})) == []
+    assert resume_rules.forbidden_changes(resolved(load(path)), load(path, **{key: value})) == []
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "change"),
     [
         ("seed", "1", "seed: was 0, is 1"),
         ("data.batch", "8", "data.batch: was 4, is 8"),
@@ -312,20 +308,20 @@ def test_what_may_change_on_resuming(write_recipe, key, value):
         ("generator.num_blocks", "2", "generator.num_blocks: was 1, is 2"),
     ],
 )
-def test_everything_else_is_refused_by_name_unless_it_is_allowed(write_recipe, key, value, said):
+def test_everything_else_is_refused_by_name_unless_it_is_allowed(write_recipe, key, value, change):
     path = write_recipe()
     before = resolved(load(path))
-    assert resume_rules.changed(before, load(path, **{key: value})) == [said]
-    assert resume_rules.changed(before, load(path, **{key: value, "resume.allow": f"name,{key}"})) == []
-    assert resume_rules.changed(before, load(path, **{key: value, "resume.allow": key.split(".")[0]})) == []
-    assert resume_rules.changed(before, load(path, **{key: value, "resume.allow": key[:-1]})) == [said]  # no prefixes of words
+    assert resume_rules.forbidden_changes(before, load(path, **{key: value})) == [change]
+    assert resume_rules.forbidden_changes(before, load(path, **{key: value, "resume.allow": f"name,{key}"})) == []
+    assert resume_rules.forbidden_changes(before, load(path, **{key: value, "resume.allow": key.split(".")[0]})) == []
+    assert resume_rules.forbidden_changes(before, load(path, **{key: value, "resume.allow": key[:-1]})) == [change]
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
 
 
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "message"),
     [
         ({"methods": "bicubik", "data": "."}, r"^METHOD: .*'bicubik'; did you mean 'bicubic'\?$"),
         ({"methods": "bicubic,bicubic", "data": "."}, r"^METHOD: .* twice$"),
@@ -335,23 +331,23 @@ def test_everything_else_is_refused_by_name_unless_it_is_allowed(write_recipe, k
         ({"methods": "bicubic", "data": ".", "scal": "2"}, r"^scal: unknown key; did you mean 'scale'\?$"),
     ],
 )  # fmt: skip
-def test_what_is_asked_of_evaluate_is_checked_first(tree, said):
-    with pytest.raises(UserError, match=said):
-        config.typed(Evaluation, tree).check()
+def test_the_options_of_evaluate_are_checked_first(tree, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.check(config.typed(Evaluate, tree))
 
 
 def test_evaluate_takes_none_for_no_limit():
-    assert config.typed(Evaluation, {"methods": "bicubic", "data": ".", "limit": "none"}).limit is None
+    assert config.typed(Evaluate, {"methods": "bicubic", "data": ".", "limit": "none"}).limit is None
 
 
 # ---------------------------------------------------------------------------------------------------------- the metrics
 
 
-def test_the_best_is_chosen_by_a_column_of_the_recipes_own_metrics(write_recipe, refused):
+def test_the_best_checkpoint_is_that_of_a_column_of_the_recipes_metrics(write_recipe, refused):
     assert load(write_recipe(), keep__best="ssim_rgb").keep.best == "ssim_rgb"
     assert load(write_recipe(), keep__best="lpips_alex", metrics="psnr,lpips").metrics == ("psnr", "lpips")
-    assert refused({"keep.best": "psnr"}) == "keep.best: 'psnr' is no column of the metrics psnr, ssim; did you mean 'psnr_y'?"
-    assert "no column of the metrics psnr" in refused({"keep.best": "ssim_y", "metrics": "psnr"})
+    assert refused({"keep.best": "psnr"}) == "keep.best: 'psnr' is not a column of the metrics psnr, ssim; did you mean 'psnr_y'?"
+    assert "not a column of the metrics psnr" in refused({"keep.best": "ssim_y", "metrics": "psnr"})
     assert refused({"metrics": "psnr,ssin"}).endswith("did you mean 'ssim'?")
 
 
@@ -368,33 +364,33 @@ def test_validation_shards_that_do_not_fit_are_refused_before_training(write_rec
 
 
 def test_an_extractor_gives_its_name_to_the_columns_of_sets(write_recipe, refused, photos, tmp_path):
-    chosen = {"metrics": "psnr,fid,kid", "extractor": "runs/glasses"}
-    assert load(write_recipe(), keep__best="kd_glasses", **chosen).extractor == "runs/glasses"
+    options = {"metrics": "psnr,fid,kid", "extractor": "runs/glasses"}
+    assert load(write_recipe(), keep__best="kd_glasses", **options).extractor == "runs/glasses"
     assert load(write_recipe(), keep__best="fd_toy", metrics="fid", extractor="a/toy.pt").keep.best == "fd_toy"
-    assert "no column of the metrics psnr, fid, kid" in refused({"keep.best": "fid", **chosen})
+    assert "not a column of the metrics psnr, fid, kid" in refused({"keep.best": "fid", **options})
     with pytest.raises(UserError, match=r"^extractor: nothing is at 'runs/glasses'"):
-        needed_files.find_weights(load(write_recipe(), data__validation=str(photos), **chosen))
-    there = {**chosen, "extractor": str(tmp_path / "glasses")}
+        needed_files.find_weights(load(write_recipe(), data__validation=str(photos), **options))
+    present = {**options, "extractor": str(tmp_path / "glasses")}
     (tmp_path / "glasses").mkdir()
     with pytest.raises(UserError, match=r"^extractor: '.*glasses' is a folder, but no run of a classifier"):
-        needed_files.find_weights(load(write_recipe(), data__validation=str(photos), **there))
+        needed_files.find_weights(load(write_recipe(), data__validation=str(photos), **present))
     (tmp_path / "glasses" / "recipe.yaml").write_text("name: glasses\n")
-    needed_files.find_weights(load(write_recipe(), data__validation=str(photos), **there))  # no published weights are looked for
+    needed_files.find_weights(load(write_recipe(), data__validation=str(photos), **present))  # needs no published weights
 
 
 @pytest.mark.parametrize(
     ("column", "better"),
     [("psnr_y", "higher"), ("fid", "lower"), ("fd_glasses", "lower"), ("patch_fd_x", "lower"), ("kd_a_b", "lower"), ("fd", None)],
 )
-def test_columns_of_any_extractor_have_a_sense(column, better):
+def test_columns_of_any_extractor_have_a_better_direction(column, better):
     assert columns.better_direction(column) == better
 
 
-def test_weights_that_a_metric_needs_are_looked_for_before_training(write_recipe, photos, tmp_path, monkeypatch):
+def test_weights_that_a_metric_needs_are_searched_before_training(write_recipe, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub._hub_dir", None)
-    chosen = load(write_recipe(), metrics="psnr,fid", data__validation=str(photos))
+    recipe = load(write_recipe(), metrics="psnr,fid", data__validation=str(photos))
     with pytest.raises(UserError, match=rf"^metrics: fid: .* put it at '{tmp_path}/inception-2015-12-05.pt'"):
-        needed_files.find_weights(chosen)
-    needed_files.find_weights(load(write_recipe(), metrics="psnr,fid"))  # without validation nothing is measured
+        needed_files.find_weights(recipe)
+    needed_files.find_weights(load(write_recipe(), metrics="psnr,fid"))  # without validation no metric is computed

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+from sr_dist.core.run_layout import checkpoint_steps
 from sr_dist.train import main
 from sr_dist.training import checkpoint
 
@@ -18,7 +19,7 @@ STAGES = ("first tensors", "before state", "before manifest", "before rename", "
 
 
 def arm(stage: str, step: int) -> None:
-    """Wraps what a save calls, so that the process dies there."""
+    """Wraps the functions that a save calls, so that the process dies in one of them."""
 
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -67,7 +68,7 @@ def arm(stage: str, step: int) -> None:
             if (
                 not str(path).endswith(".unfinished")
                 and Path(path).exists()
-                and len(checkpoint.steps(Path(path).parent)) > 2
+                and len(checkpoint_steps(Path(path).parents[1])) > 2
                 and this_step(max(Path(path).parent.glob("0*")))
             ):
                 next(Path(path).iterdir()).unlink()

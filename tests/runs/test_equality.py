@@ -1,27 +1,26 @@
-"""One GAN step is the same step on one process, under DDP and under ZeRO 1, 2, 3, with and without accumulation."""
+"""A GAN step is the same in one process, under DDP and under ZeRO 1, 2, 3, with and without accumulation."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from finished import finished
-from processes import DEMO, LONGEST, ROOT, environment, losses
+from processes import DEMO, ROOT, finish_with, losses, popen, run
 from safetensors.torch import load_file
 
 from sr_dist.recipe.labels import Labels
 
 BATCH, STEPS = 8, 5
 TINY = "{name: srugan, widths: [8, 12], num_blocks: 1, num_dense_blocks: 1, skip: bicubic}"
-CRITIC = "{name: acgan, classes: manifest, widths: [8, 12], features: 16}"
+DISCRIMINATOR = "{name: acgan, classes: manifest, widths: [8, 12], features: 16}"
 PLAIN = "{name: msrresnet, width: 8, num_blocks: 1}"  # no normalisation
 PATCH = "{name: patch, widths: [8, 12], norm: none}"
 OBJECTIVES = {
     "pixel": {"discriminator": "none", "objective": "{name: pixel, content: {l1: 1.0}}"},
-    "srugan": {"discriminator": CRITIC, "objective": "{name: srugan, content: {mse: 1.0}, adversarial_weight: 0.1}"},
+    "srugan": {"discriminator": DISCRIMINATOR, "objective": "{name: srugan, content: {mse: 1.0}, adversarial_weight: 0.1}"},
     "srgan": {
         "generator": PLAIN,
         "discriminator": PATCH,
@@ -42,12 +41,13 @@ OBJECTIVES = {
         "data.split": "[0.5, 0.25, 0.25]",
     },
 }
-GUIDED = {"one": (3e-4, "one"), "two": (3e-4, "one,two"), "none": (0, "one,two")}  # weights, and whom srgan listens to
-FAULTS = ("critic not frozen", "gradients not reduced", "loss not divided")
+# The weight of the class term in srgan, and its classifiers.
+GUIDED = {"one": (3e-4, "one"), "two": (3e-4, "one,two"), "none": (0, "one,two")}
+FAULTS = ("discriminator not frozen", "gradients not reduced", "loss not divided")
 
 
 def guided(shards: Path, weight: float, names: str) -> dict[str, str]:
-    """srgan with the class term."""
+    """The options of srgan with the class term."""
     runs = ", ".join(str(shards.parent / f"{name}.safetensors") for name in names.split(","))
     content = f"{{mse: 1.0, classifier: {{weight: {weight}, runs: [{runs}]}}}}"
     return OBJECTIVES["srgan"] | {"objective": f"{{name: srgan, content: {content}, adversarial_weight: 0.1}}"}
@@ -75,19 +75,18 @@ def jobs(shards: Path, runs: Path) -> list[dict]:
     ]
 
 
-def train(folder: Path, work: list[dict], launcher: list[str], **extra: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "jobs.json").write_text(json.dumps(work))
-    words = [sys.executable, *launcher, str(Path(__file__).with_name("equality_trainings.py")), str(folder / "jobs.json")]
-    answer = subprocess.run(words, env=environment(**extra), capture_output=True, text=True, timeout=2 * LONGEST, cwd=ROOT)
-    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-4000:]
-
-
-def launcher(backend: str) -> list[str]:
-    words = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0"]
-    if backend.startswith("zero"):
-        return [*words, "--config_file", str(ROOT / "launch" / "accelerate" / f"{backend}.yaml"), "--num_processes", "2"]
-    return [*words, "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"]
+def train(backend: str, folder: Path, work: list[dict]) -> None:
+    """Runs the jobs one after the other: in one process, on two ranks, or on two ranks under DeepSpeed."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(work))
+    script = Path(__file__).with_name("equality_trainings.py")
+    if backend in ("one process", "ddp"):
+        run(2 if backend == "ddp" else 0, script.stem, file, cwd=script.parent)
+        return
+    config = ROOT / "launch" / "accelerate" / f"{backend}.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_machines", "1", "--num_processes", "2"]
+    line = [sys.executable, *launcher, "--main_process_port", "0", str(script), str(file)]
+    finish_with(0, popen(line, DS_ACCELERATOR="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -99,31 +98,24 @@ def shards(photo_shards) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(shards, tmp_path_factory) -> Path:
-    """One process, whole batches."""
-    runs = tmp_path_factory.mktemp("reference")
-    train(runs, [one for one in jobs(shards, runs) if one["options"]["accumulate"] == "1"], [])
-    return runs
+def one_process(shards, tmp_path_factory) -> tuple[Path, Path]:
+    """The trainings in one process with whole batches, and the same with a learning rate of almost nothing: -> their folders."""
+    reference, start = (tmp_path_factory.mktemp(name) for name in ("reference", "start"))
+    work = [one for one in jobs(shards, reference) if one["options"]["accumulate"] == "1"]
+    hardly = [job(shards, start, objective, 1, "sgd") for objective in (*OBJECTIVES, *GUIDED)]
+    for one in hardly:
+        one["options"]["optimizer"] = "{name: sgd, learning_rate: 1e-30}"
+    train("one process", reference, [*work, *hardly])
+    return reference, start
 
 
 def parameters(run: Path) -> dict:
-    found = {}
+    tensors = {}
     for network in ("generator", "discriminator", "classifier"):
         file = run / "checkpoints" / f"{STEPS:07d}" / f"{network}.safetensors"
         if file.exists():
-            found.update({f"{network}.{name}": tensor for name, tensor in load_file(file).items()})
-    return found
-
-
-@pytest.fixture(scope="module")
-def start(shards, tmp_path_factory) -> Path:
-    """The same trainings stopped before anything was learned: a learning rate of almost nothing."""
-    runs = tmp_path_factory.mktemp("start")
-    work = [job(shards, runs, objective, 1, "sgd") for objective in (*OBJECTIVES, *GUIDED)]
-    for one in work:
-        one["options"]["optimizer"] = "{name: sgd, learning_rate: 1e-30}"
-    train(runs, work, [])
-    return runs
+            tensors.update({f"{network}.{name}": tensor for name, tensor in load_file(file).items()})
+    return tensors
 
 
 def distance(run: Path, other: Path) -> float:
@@ -136,12 +128,12 @@ SLOW = [pytest.param(backend, marks=pytest.mark.slow) for backend in ("zero1", "
 
 
 @pytest.mark.parametrize("backend", ["ddp", "zero2", *SLOW])
-def test_two_ranks_take_the_step_of_one(backend, shards, reference, start, tmp_path):
+def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
     """Parameters after 5 steps of SGD within 1e-4 of the largest change, every loss of 5 steps of Adam within 1e-5;
     under DDP, each of three planted faults is at least 100 times further away."""
-    extra = {"DS_ACCELERATOR": "cpu"} if backend.startswith("zero") else {"ACCELERATE_USE_CPU": "true"}
+    reference, start = one_process
     faulty = [job(shards, tmp_path, "srugan", 2, "sgd", fault) for fault in FAULTS] if backend == "ddp" else []
-    train(tmp_path, [*jobs(shards, tmp_path), *faulty], launcher(backend), **extra)
+    train(backend, tmp_path, [*jobs(shards, tmp_path), *faulty])
     for objective in (*OBJECTIVES, *GUIDED):
         change = distance(reference / f"{objective}-1-sgd", start / f"{objective}-1-sgd")
         assert change >= 1e-3
@@ -166,8 +158,9 @@ def test_two_ranks_take_the_step_of_one(backend, shards, reference, start, tmp_p
 
 
 def check_guidance(runs: Path) -> None:
-    """The class term's gradient reaches the generator, of one and of two classifiers; with the weight 0 it is exactly nothing.
-    (That classifiers stay what they are, bit by bit, is checked where they train.)"""
+    """The gradient of the class term reaches the generator, with one and with two classifiers. With weight 0 it changes no bit.
+
+    `equality_trainings.py` checks that the classifiers themselves do not change."""
     plain = runs / "srgan-1-sgd"
     assert distance(runs / "none-1-sgd", plain) == 0
     one, two = (distance(runs / f"{name}-1-sgd", plain) for name in ("one", "two"))
@@ -176,7 +169,7 @@ def check_guidance(runs: Path) -> None:
 
 
 def counts(run: Path) -> list:
-    """What the report of a classifier says of the test part."""
+    """The counts in the classification report on the test part."""
     (file,) = run.glob("eval/*/classification.json")
     tree = json.loads(file.read_text())
     return [tree["n"], *((head["n"], head["confusion"]) for head in tree["heads"].values())]

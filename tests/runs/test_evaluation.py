@@ -21,11 +21,11 @@ from processes import LONGEST, environment, finish, kill, run, start, wait_for
 from sr_dist.data.format import open_shards
 from sr_dist.recipe.labels import Labels
 
-WORDS = ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr,ssim,fid,kid,patch_fid,class_fid", "--cache=none"]
+OPTIONS = ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr,ssim,fid,kid,patch_fid,class_fid", "--cache=none"]
 
 
 class Toy(torch.nn.Module):
-    """Sixteen numbers per picture: the means of quarters of it, bent."""
+    """Sixteen features per image: products of the means of its parts."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         small = torch.nn.functional.adaptive_avg_pool2d(x / 64, 4)
@@ -42,7 +42,7 @@ def toy(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory, picture) -> Path:
+def labelled(tmp_path_factory, make_photo) -> Path:
     """Shards of 23 images in two classes; two of the images have patches of 299 pixels."""
     from shards.build import build
 
@@ -51,7 +51,7 @@ def labelled(tmp_path_factory, picture) -> Path:
         folder = root / "images" / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
         size = (300, 620) if i in (4, 15) else (40 + i % 3 * 4, 44)
-        Image.fromarray(picture(i, *size)).save(folder / f"{i:02d}.png")
+        Image.fromarray(make_photo(i, *size)).save(folder / f"{i:02d}.png")
     build("class_folders", str(root / "images"), root / "shards", {"per_shard": "10"})
     return root / "shards"
 
@@ -60,32 +60,32 @@ def tree(out: Path) -> dict:
     return json.loads((out / "report.json").read_text())
 
 
-def numbers(found: dict) -> dict[str, float]:
+def numbers(report: dict) -> dict[str, float]:
     """All numbers that methods have, in one row."""
-    rows = {f"{m}/{c}": value for m, values in found["methods"].items() for c, value in values.items()}
-    for column, distance in found["distances"].items():
+    rows = {f"{m}/{c}": value for m, values in report["methods"].items() for c, value in values.items()}
+    for column, distance in report["distances"].items():
         rows[f"{column}/floor"] = distance["floor"]
         for method, estimate in distance["methods"].items():
             rows |= {f"{column}/{method}/{key}": value for key, value in estimate.items()}
     return rows
 
 
-def assert_equal_numbers(found: dict, expected: dict) -> None:
-    here, there = numbers(found), numbers(expected)
-    assert here.keys() == there.keys()
-    for name, value in there.items():
-        assert here[name] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
+def assert_equal_numbers(report: dict, expected: dict) -> None:
+    actual, wanted = numbers(report), numbers(expected)
+    assert actual.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert actual[name] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
 
 
-def assert_equal_opinions(found: dict, expected: dict) -> None:
-    """Counts and tests are the same to the last digit; only how sure a classifier is may differ in the last ones."""
+def assert_equal_answers(report: dict, expected: dict) -> None:
+    """Counts and tests are equal; only confidences may differ in the last digits."""
     for key in ("confusion", "accuracy", "accuracy_interval", "agreement", "against_hr", "per_class"):
-        here, there = (
-            {(k, name, method): seen[key] for k, one in found["attributes"].items() for name, head in one["heads"].items()
-             for method, seen in head["methods"].items()} for found in (found, expected)
+        actual, wanted = (
+            {(k, name, method): statistics[key] for k, one in report["attributes"].items() for name, head in one["heads"].items()
+             for method, statistics in head["methods"].items()} for report in (report, expected)
         )  # fmt: skip
-        assert here == there, key
-    assert found["ranking"] == expected["ranking"] and found["attributes"].keys() == {"k"}
+        assert actual == wanted, key
+    assert report["ranking"] == expected["ranking"] and report["attributes"].keys() == {"k"}
 
 
 def batches_done(out: Path) -> int:
@@ -94,35 +94,34 @@ def batches_done(out: Path) -> int:
 
 @pytest.mark.slow
 def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, tmp_path):
-    """Whole on one process; killed at a random image on one and gone on with on two; killed again on none and ended on three."""
+    """Evaluations that are killed on one process and continued on two or three ranks equal one that is not killed."""
     k = finished(tmp_path / "k.safetensors", Labels("class", ("a", "b")), size=16)
-    words = [*WORDS, f"--data={labelled}", f"--extractor={toy}", f"--attributes={k}"]
-    said, _ = run(0, "sr_dist.evaluate", *words, f"--out={tmp_path / 'whole'}")
-    assert "continuing" not in said
+    options = [*OPTIONS, f"--data={labelled}", f"--extractor={toy}", f"--attributes={k}"]
+    output, _ = run(0, "sr_dist.evaluate", *options, f"--out={tmp_path / 'whole'}")
+    assert "continuing" not in output
     whole = tree(tmp_path / "whole")
     assert whole["methods"]["bicubic"].keys() >= {"psnr_y", "fd_toy", "kd_toy", "patch_fd_toy", "class_fd_toy"}
     assert not [name for name, value in numbers(whole).items() if value is None and "patch" not in name and "class" not in name]
-    said = whole["attributes"]["k"]["heads"]["class"]["methods"]
-    assert list(said) == ["HR", "nearest", "bilinear", "bicubic"] and all(
-        np.sum(seen["confusion"]) == 23 for seen in said.values()
-    )
+    methods = whole["attributes"]["k"]["heads"]["class"]["methods"]
+    assert list(methods) == ["HR", "nearest", "bilinear", "bicubic"]
+    assert all(np.sum(statistics["confusion"]) == 23 for statistics in methods.values())
     assert (whole["distances"]["fd_toy"]["width"], whole["distances"]["patch_fd_toy"]["methods"]["bicubic"]["n"]) == (16, 4)
 
     for ranks in (2, 3):
         out = tmp_path / f"killed{ranks}"
-        process = start(0, "sr_dist.evaluate", *words, f"--out={out}")
+        process = start(0, "sr_dist.evaluate", *options, f"--out={out}")
         at = random.randint(1, 7)
         wait_for(lambda out=out, at=at: batches_done(out) >= at, process)
         kill(process)
         finish(process)
         assert not (out / "report.json").exists()
         left = batches_done(out)
-        print(f"killed when {at} batches were there; {left} are left")  # shown with whatever fails below
-        said, _ = run(ranks, "sr_dist.evaluate", *words, f"--out={out}")
-        done, all_of_them = map(int, re.search(r"continuing: (\d+) of (\d+) batches are there", said).groups())
-        assert left - 1 <= done <= left < all_of_them, f"killed at {at}"
+        print(f"killed when {at} batches were done; {left} are left")  # pytest shows it with a failure below
+        output, _ = run(ranks, "sr_dist.evaluate", *options, f"--out={out}")
+        done, total = map(int, re.search(r"continuing: (\d+) of (\d+) batches are done", output).groups())
+        assert left - 1 <= done <= left < total, f"killed at {at}"
         assert_equal_numbers(tree(out), whole)
-        assert_equal_opinions(tree(out), whole)
+        assert_equal_answers(tree(out), whole)
         rows = [(path / "images.jsonl").read_text() for path in (out, tmp_path / "whole")]
         assert rows[0] == rows[1]
         assert sorted(path.name for path in out.iterdir()) == ["images.jsonl", "report.html", "report.json", "report.md"]
@@ -132,13 +131,12 @@ SETS = """
 import json, sys
 import numpy as np, torch
 from sr_dist.core import ranks
-from sr_dist.training.build import open_accelerator
-from sr_dist.evaluation.distances.features import Features, dealt, distances, halves, jackknifed
+from sr_dist.evaluation.distances.features import Features, frechet_distances, halves, jackknifed
 from sr_dist.evaluation.metrics import class_fid, kid
 
-accelerator = open_accelerator("no")
+accelerator = ranks.open_accelerator("no")
 draw = np.random.default_rng(0)
-found = {}
+results = {}
 for name, total, width, per, cuts in json.loads(sys.argv[1]):
     x = draw.normal(1, 2, (total * per, width)).astype(np.float32)
     y = (x + draw.normal(0, 1, x.shape)).astype(np.float32)
@@ -148,16 +146,16 @@ for name, total, width, per, cuts in json.loads(sys.argv[1]):
     a, b = (Features(rows[low:high], images, total, torch.device("cpu")) for rows in (x, y))
     labels = np.arange(total) % 3
     moments = a.moments()
-    found[name] = {
+    results[name] = {
         "mean": moments.mean.tolist(), "covariance": moments.covariance.tolist(), "n": moments.n,
-        "fid": vars(jackknifed(a, b)), "floor": distances([halves(a)])[0], "kid": vars(kid.of_sets(a, b, labels)),
+        "fid": vars(jackknifed(a, b)), "floor": frechet_distances([halves(a)])[0], "kid": vars(kid.of_sets(a, b, labels)),
         "class": vars(class_fid.of_sets(a, b, labels)) if per == 1 else None,
         "numpys": np.cov(x.astype(np.float64), rowvar=False).tolist(),
     }
 if ranks.is_first():
-    open(sys.argv[2], "w").write(json.dumps(found))
-ranks.wait()
-ranks.leave()
+    open(sys.argv[2], "w").write(json.dumps(results))
+ranks.barrier()
+ranks.destroy_group()
 """
 # name, images, width, rows per image, and where ranks' slices begin and end: uneven, and empty first, in the middle, last
 CASES = [
@@ -170,30 +168,31 @@ CASES = [
 @pytest.mark.slow
 def test_moments_and_distances_are_the_same_on_one_two_and_three_ranks(tmp_path):
     (tmp_path / "sets.py").write_text(SETS)
-    found = {}
+    results = {}
     for ranks in (1, 2, 3):
         launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(ranks), "--num_machines", "1"]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
         out = tmp_path / f"{ranks}.json"
-        words = [sys.executable, *(launcher if ranks > 1 else []), str(tmp_path / "sets.py"), json.dumps(CASES), str(out)]
-        done = subprocess.run(words, env=environment(ACCELERATE_USE_CPU="true"), capture_output=True, text=True, timeout=LONGEST)
+        command = [sys.executable, *(launcher if ranks > 1 else []), str(tmp_path / "sets.py"), json.dumps(CASES), str(out)]
+        cpu = environment(ACCELERATE_USE_CPU="true")
+        done = subprocess.run(command, env=cpu, capture_output=True, text=True, timeout=LONGEST)
         assert done.returncode == 0, done.stderr[-3000:]
-        found[ranks] = json.loads(out.read_text())
-    for name, one in found[1].items():
+        results[ranks] = json.loads(out.read_text())
+    for name, one in results[1].items():
         np.testing.assert_allclose(one["covariance"], one["numpys"], rtol=1e-12, atol=1e-14)
         for ranks in (2, 3):
-            other = found[ranks][name]
+            other = results[ranks][name]
             assert other["n"] == one["n"]
             np.testing.assert_allclose(other["mean"], one["mean"], rtol=1e-12)
             np.testing.assert_allclose(other["covariance"], one["covariance"], rtol=1e-12, atol=1e-13)
             assert other["floor"] == pytest.approx(one["floor"], rel=1e-6)
             for metric in ("fid", "kid", "class"):
-                here, there = ({key: value for key, value in (found[metric] or {}).items() if value} for found in (other, one))
-                assert here == pytest.approx(there, rel=1e-6), (name, ranks, metric)
+                actual, wanted = ({key: value for key, value in (r[metric] or {}).items() if value} for r in (other, one))
+                assert actual == pytest.approx(wanted, rel=1e-6), (name, ranks, metric)
 
 
-def test_a_mistake_late_in_an_evaluation_takes_nothing_from_what_was_done(open_doors, labelled, tmp_path):
-    """An image of the last shard cannot be read; once it can, the same command goes on with the batches before it."""
+def test_an_error_late_in_an_evaluation_keeps_the_batches_before_it(run_commands, labelled, tmp_path):
+    """An image of the last shard is damaged. Once it is repaired, the same command continues after the batches that are done."""
     folder, out = shutil.copytree(labelled, tmp_path / "shards"), tmp_path / "out"
     shards = open_shards(str(folder))
     last, index = shards.paths()[-1], shards.index(len(shards.paths()) - 1)
@@ -201,29 +200,29 @@ def test_a_mistake_late_in_an_evaluation_takes_nothing_from_what_was_done(open_d
     at = int(index["hr_offset"][0]) + 50
     call = ("sr_dist.evaluate", ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr", f"--data={folder}", f"--out={out}"])
     last.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    (damaged,) = open_doors([call])
+    (damaged,) = run_commands([call])
     assert damaged.code == 2 and damaged.err.startswith("error: ") and index["key"][0].decode() in damaged.err
     assert [path.name for path in out.iterdir()] == [".partial"]
     done = batches_done(out)
     last.write_bytes(whole)
-    (mended,) = open_doors([call])
+    (mended,) = run_commands([call])
     assert mended.code == 0 and f"continuing: {done} of " in mended.out and done > 1
     assert sorted(path.name for path in out.iterdir()) == ["images.jsonl", "report.html", "report.json", "report.md"]
 
 
-def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, picture, labelled, tmp_path, monkeypatch):
-    """A corrupt image, LR and HR of unlike size, a missing partner, a weights file cut short; nothing done, so nothing stays."""
+def test_bad_inputs_end_with_one_line_and_nothing_half_written(run_commands, make_photo, labelled, tmp_path, monkeypatch):
+    """A corrupt image, LR and HR of different size, a missing LR, a truncated weights file. Nothing is written."""
     good = tmp_path / "good"
     good.mkdir()
     for i in range(3):
-        Image.fromarray(picture(i, 40, 44)).save(good / f"{i}.png")
+        Image.fromarray(make_photo(i, 40, 44)).save(good / f"{i}.png")
     shutil.copytree(good, tmp_path / "corrupt")
     (tmp_path / "corrupt" / "2.png").write_bytes((good / "2.png").read_bytes()[:1500])
     shutil.copytree(good, tmp_path / "headless")
     (tmp_path / "headless" / "1.png").write_bytes(b"")
     for name, size in (("HR", (40, 44)), ("LR", (20, 21))):
         (tmp_path / "pairs" / name).mkdir(parents=True)
-        Image.fromarray(picture(0, *size)).save(tmp_path / "pairs" / name / "a.png")
+        Image.fromarray(make_photo(0, *size)).save(tmp_path / "pairs" / name / "a.png")
     shutil.copytree(tmp_path / "pairs", tmp_path / "lonely")
     (tmp_path / "lonely" / "LR" / "a.png").unlink()
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
@@ -242,7 +241,7 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
         (["bicubic", f"--data={tmp_path / 'headless'}", *plain], "1.png' is not an image that can be read"),
         (
             ["bicubic", f"--data={good}", *plain[:2], f"--out={tmp_path / 'file' / 'deeper'}"],
-            "deeper' cannot be made or written: ",
+            "deeper' cannot be created or written: ",
         ),
         ([f"{tmp_path}/cut.safetensors,{tmp_path}/./cut.safetensors", f"--data={good}", *plain], "names a method twice"),
         (["bicubic", f"--data={good}", *plain, "--limit=0"], "limit: "),
@@ -257,8 +256,11 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
         (["bicubic", f"--data={good}", *plain, "--attributes=nowhere"], "attributes: nothing is at 'nowhere'"),
         (["bicubic", f"--data={good}", *plain, f"--attributes={good}/0.png"], "attributes: "),
         (["bicubic", f"--data={good}", *plain, f"--attributes={hats},{tmp_path}/./hats.safetensors"], "names a classifier twice"),
-        (["bicubic", f"--data={labelled}", *plain, f"--attributes={hats}"], "have no attribute 'Wearing_Hat'; they have none"),
-        (["bicubic", f"--data={labelled}", *plain, f"--attributes={cats}"], "it tells apart 2 classes (a, cats), the shards in"),
+        (
+            ["bicubic", f"--data={labelled}", *plain, f"--attributes={hats}"],
+            "no attribute 'Wearing_Hat'; they have no attributes",
+        ),
+        (["bicubic", f"--data={labelled}", *plain, f"--attributes={cats}"], "distinguishes 2 classes (a, cats), the shards in"),
         (
             ["bicubic", f"--data={good}", *plain, "--split=0.5,0.5", "--part=validation"],
             "is a folder of images; only shards have",
@@ -272,12 +274,12 @@ def test_bad_inputs_end_with_one_line_and_nothing_half_written(open_doors, pictu
             ["bicubic", f"--data={labelled}", *plain, "--split=0.5,0.4", "--part=training"],
             "split: [0.5, 0.4] are not two or three",
         ),
-        (["bicubic", f"--data={labelled}", *plain, "--part=test"], "part: test of what? Give --split"),
+        (["bicubic", f"--data={labelled}", *plain, "--part=test"], "part: test needs --split"),
         (["bicubic", f"--data={labelled}", *plain, "--select={c: 3}"], "error: select.c: no class or attribute of that name"),
         (["bicubic", f"--data={labelled}", *plain, "--select=3"], "select: "),
     ]
-    answers = open_doors([("sr_dist.evaluate", words) for words, _ in mistakes])
-    for (words, said), answer in zip(mistakes, answers, strict=True):
-        assert answer.code == 2, (words, answer)
-        assert answer.err.startswith("error: ") and answer.err.count("\n") == 1 and said in answer.err, (words, answer.err)
+    answers = run_commands([("sr_dist.evaluate", options) for options, _ in mistakes])
+    for (options, message), answer in zip(mistakes, answers, strict=True):
+        assert answer.code == 2, (options, answer)
+        assert answer.err.startswith("error: ") and answer.err.count("\n") == 1 and message in answer.err, (options, answer.err)
     assert not out.exists()

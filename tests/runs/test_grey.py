@@ -1,17 +1,17 @@
-"""A network of one channel is trained on grey crops and validated on the pictures as they are."""
+"""A network of one channel is trained on grey crops and validated on colour images."""
 
 from __future__ import annotations
 
 import json
 
 
-def test_a_grey_network_is_validated_and_scored_on_colour_pictures(write_recipe, photos, open_doors, tmp_path):
+def test_a_grey_network_is_validated_and_scored_on_colour_images(write_recipe, photos, run_commands, tmp_path):
     recipe = write_recipe(
         generator={"channels": 1, "skip": "bicubic"}, data={"validation": str(photos), "validation_limit": 3}, steps=2
     )
     out = str(tmp_path / "report")
     run = str(tmp_path / "runs" / "tiny")
-    trained, scored = open_doors(
+    trained, scored = run_commands(
         [
             ("sr_dist.train", [str(recipe)]),
             ("sr_dist.evaluate", [run, f"--data={photos}", "--limit=2", "--metrics=psnr", f"--out={out}"]),

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import random
 import re
-import resource
 import shutil
 import signal
-import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 from killed_in_save import STAGES
 from processes import (
     ROOT,
+    Process,
     assert_exactly_once,
-    environment,
     finish,
+    finish_with,
     kill,
     last_step,
+    launch,
     losses,
+    popen,
     run,
     small_gan,
     start,
@@ -42,16 +44,28 @@ def words(shards: Path, runs: Path, **more: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(photo_shards, tmp_path_factory):
-    """A whole run on one rank, and one on two, each made when it is first asked for."""
-    made: dict[int, Path] = {}
+    """A whole run on one rank, and one on two, each made when a test first needs it."""
 
+    @cache
     def of(ranks: int) -> Path:
-        if ranks not in made:
-            made[ranks] = tmp_path_factory.mktemp(f"undisturbed{ranks}")
-            run(ranks if ranks > 1 else 0, "sr_dist.train", *words(photo_shards, made[ranks]))
-        return made[ranks] / "run"
+        runs = tmp_path_factory.mktemp(f"undisturbed{ranks}")
+        run(ranks, "sr_dist.train", *words(photo_shards, runs))
+        return runs / "run"
 
     return of
+
+
+@pytest.fixture(scope="module")
+def twelve_steps(photo_shards, tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("twelve_steps")
+    run(0, "sr_dist.train", *words(photo_shards, runs, steps=12))
+    return runs / "run"
+
+
+@pytest.fixture
+def begun(twelve_steps, tmp_path) -> Path:
+    """A run folder of twelve steps on one rank, with checkpoints 8 and 12, to damage and to continue."""
+    return shutil.copytree(twelve_steps, tmp_path / "run")
 
 
 def assert_same_bits(run_folder: Path, other: Path) -> None:
@@ -64,33 +78,33 @@ def assert_same_bits(run_folder: Path, other: Path) -> None:
         assert all(ours[key].equal(theirs[key]) for key in ours), name
 
 
-def frozen_at(process: subprocess.Popen, folder: Path, step: int) -> None:
+def frozen_at(process: Process, folder: Path, step: int) -> None:
     """Waits for a step and stops every process there, so that what comes next comes in mid-run."""
     wait_for(lambda: last_step(folder) >= step, process)
     kill(process, signal.SIGSTOP)
     assert last_step(folder) < STEPS, "too late: the run is over"
 
 
-MOMENTS = {  # ranks, who gets which signal, whether the run has time to save
-    "one process, SIGKILL": (1, "all", signal.SIGKILL),
-    "one process, SIGTERM": (1, "all", signal.SIGTERM),
-    "one process, SIGINT": (1, "all", signal.SIGINT),
-    "one process, SIGUSR1": (1, "all", signal.SIGUSR1),
-    "two ranks, SIGKILL of all": (2, "all", signal.SIGKILL),
-    "two ranks, SIGKILL of the first": (2, 0, signal.SIGKILL),
-    "two ranks, SIGKILL of the second": (2, 1, signal.SIGKILL),
-    "two ranks, SIGTERM to the second": (2, 1, signal.SIGTERM),
-    "two ranks, SIGUSR1 to the first": (2, 0, signal.SIGUSR1),
-    "two ranks, SIGTERM to the launcher": (2, "launcher", signal.SIGTERM),
+MOMENTS = {  # how it is started, on how many ranks, who gets which signal
+    "one process, SIGKILL": (start, 1, "all", signal.SIGKILL),
+    "one process, SIGTERM": (start, 1, "all", signal.SIGTERM),
+    "one process, SIGINT": (start, 1, "all", signal.SIGINT),
+    "one process, SIGUSR1": (start, 1, "all", signal.SIGUSR1),
+    "two ranks, SIGKILL of all": (start, 2, "all", signal.SIGKILL),
+    "two ranks, SIGKILL of the first": (start, 2, 0, signal.SIGKILL),
+    "two ranks, SIGKILL of the second": (launch, 2, 1, signal.SIGKILL),
+    "two ranks, SIGTERM to the second": (start, 2, 1, signal.SIGTERM),
+    "two ranks, SIGUSR1 to the first": (start, 2, 0, signal.SIGUSR1),
+    "two ranks, SIGTERM to the launcher": (launch, 2, "launcher", signal.SIGTERM),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_in_mid_run(moment, photo_shards, tmp_path, undisturbed):
-    """At a random step; another number of loading processes continues."""
-    ranks, whom, number = MOMENTS[moment]
+    """At a random step; another number of loader workers continues."""
+    begin, ranks, whom, number = MOMENTS[moment]
     folder, command = tmp_path / "run", words(photo_shards, tmp_path)
-    process = start(ranks if ranks > 1 else 0, "sr_dist.train", *command)
+    process = begin(ranks, "sr_dist.train", *command)
     step = random.randint(5, STEPS - 10)
     print("killed at step", step)
     frozen_at(process, folder, step)
@@ -101,38 +115,34 @@ def test_killed_in_mid_run(moment, photo_shards, tmp_path, undisturbed):
     else:
         trainers(process)[whom].send_signal(number)
     kill(process, signal.SIGCONT)
-    code, _, complaints = finish(process)
+    code, _, err = finish(process)
     if number != signal.SIGKILL:
-        assert (folder / "PREEMPTED").exists(), complaints[-2000:]
-        assert code == 0 or whom == "launcher"  # a launcher that was told to end says 1, whatever its ranks did
+        assert (folder / "PREEMPTED").exists(), err[-2000:]
+        assert code == 0 or whom == "launcher"  # a launcher that got a signal returns 1, whatever its ranks return
     else:
         assert code != 0
         assert not (folder / "PREEMPTED").exists()
     assert not (folder / "DONE").exists()
-    run(ranks if ranks > 1 else 0, "sr_dist.train", *words(photo_shards, tmp_path, data__workers=random.randint(1, 2)))
+    run(ranks, "sr_dist.train", *words(photo_shards, tmp_path, data__workers=random.randint(1, 2)))
     assert (folder / "DONE").exists()
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
     assert_same_bits(folder, undisturbed(ranks))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_while_a_checkpoint_is_written(stage, photo_shards, tmp_path, undisturbed):
-    folder, command = tmp_path / "run", words(photo_shards, tmp_path)
-    script = [sys.executable, str(Path(__file__).with_name("killed_in_save.py")), stage, "16", *command]
-    answer = subprocess.run(script, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert answer.returncode == -signal.SIGKILL, answer.stderr[-2000:]
+def test_killed_while_a_checkpoint_is_written(stage, photo_shards, tmp_path, begun, undisturbed):
+    command = words(photo_shards, tmp_path)
+    finish_with(-signal.SIGKILL, start(0, "killed_in_save", stage, 16, *command, cwd=Path(__file__).parent))
     out, _ = run(0, "sr_dist.train", *command)
     assert f"continuing after step {16 if stage in ('after rename', 'while pruning') else 12}" in out
-    assert not list((folder / "checkpoints").glob(".*"))
-    assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
-    assert_same_bits(folder, undisturbed(1))
+    assert not list((begun / "checkpoints").glob(".*"))
+    assert_exactly_once(begun, SAMPLES, BATCH, STEPS)
+    assert_same_bits(begun, undisturbed(1))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "without a manifest", "without a file"])
-def test_damaged_newest_checkpoint(damage, photo_shards, tmp_path, undisturbed):
-    folder = tmp_path / "run"
-    run(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=12))
-    newest = folder / "checkpoints" / "0000012"
+def test_damaged_newest_checkpoint(damage, photo_shards, tmp_path, begun, undisturbed):
+    newest = begun / "checkpoints" / "0000012"
     victim = newest / ("manifest.json" if damage == "without a manifest" else "discriminator.optimizer.safetensors")
     data = victim.read_bytes()
     if damage == "truncated":
@@ -144,8 +154,8 @@ def test_damaged_newest_checkpoint(damage, photo_shards, tmp_path, undisturbed):
     out, _ = run(0, "sr_dist.train", *words(photo_shards, tmp_path))
     assert "checkpoint 0000012 is damaged" in out
     assert "continuing after step 8" in out
-    assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
-    assert_same_bits(folder, undisturbed(1))
+    assert_exactly_once(begun, SAMPLES, BATCH, STEPS)
+    assert_same_bits(begun, undisturbed(1))
 
 
 def test_killed_while_validating(photo_shards, tmp_path, undisturbed):
@@ -167,7 +177,7 @@ def test_killed_while_validating(photo_shards, tmp_path, undisturbed):
 
 
 def test_killed_and_continued_on_other_numbers_of_ranks(photo_shards, tmp_path, undisturbed):
-    """2 ranks, then 1, then 3, each with another number of loading processes, killed at random steps."""
+    """2 ranks, then 1, then 3, each with another number of loader workers, killed at random steps."""
     folder, first = tmp_path / "run", random.randint(5, 9)
     for workers, (ranks, step) in enumerate(((2, first), (0, first + random.randint(5, 9)))):
         process = start(ranks, "sr_dist.train", *words(photo_shards, tmp_path, data__workers=workers))
@@ -184,19 +194,11 @@ def test_killed_under_zero_and_continued_under_another_backend(photo_shards, tmp
     """ZeRO-2 on two ranks, ZeRO-3 on two, DDP on two, one process: one checkpoint layout for all."""
     folder, command = tmp_path / "run", words(photo_shards, tmp_path)
 
-    def configured(stage: int) -> subprocess.Popen:
-        launcher = [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(ROOT / "launch" / "accelerate" / f"zero{stage}.yaml"),
-        ]
-        launcher += ["--num_processes", "2", "--main_process_port", "0", "-m", "sr_dist.train"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        return subprocess.Popen([sys.executable, *launcher, *command], env=environment(DS_ACCELERATOR="cpu"), cwd=ROOT, **pipes)
-
     for stage, step in ((2, 6), (3, 13)):
-        process = configured(stage)
+        config = ROOT / "launch" / "accelerate" / f"zero{stage}.yaml"
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+        launcher += ["--main_process_port", "0"]
+        process = popen([sys.executable, *launcher, "-m", "sr_dist.train", *command], DS_ACCELERATOR="cpu")
         frozen_at(process, folder, step)
         kill(process)
         finish(process)
@@ -210,32 +212,23 @@ def test_killed_under_zero_and_continued_under_another_backend(photo_shards, tmp
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def limited(command: list[str], largest: int) -> subprocess.CompletedProcess:
-    """The training in a process that may write no file larger than so many bytes, as on a disk that is full."""
-    return subprocess.run(
-        [sys.executable, "-m", "sr_dist.train", *command], env=environment(), cwd=ROOT, capture_output=True, text=True,
-        timeout=300, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
-    )  # fmt: skip
+def test_full_disk_keeps_the_last_good_checkpoint(photo_shards, tmp_path, begun, undisturbed):
+    def on_full_disk(**more: object) -> str:
+        process = start(0, "full_disk", 60_000, *words(photo_shards, tmp_path, **more), cwd=Path(__file__).parent)
+        return finish_with(1, process)[0]
 
-
-def test_full_disk_keeps_the_last_good_checkpoint(photo_shards, tmp_path, undisturbed):
-    folder = tmp_path / "run"
-    run(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=8))
-    answer = limited(words(photo_shards, tmp_path), 60_000)
-    assert answer.returncode == 1
-    assert "the checkpoint could not be written (" in answer.stdout
-    assert not (folder / "DONE").exists()
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["0000004", "0000008"]
-    going_on = limited(words(photo_shards, tmp_path, on_save_error="continue"), 60_000)
-    assert going_on.stdout.count("the checkpoint could not be written (") > 3
-    assert going_on.returncode == 1, "a run whose last weights are nowhere is not done"
-    assert not (folder / "DONE").exists()
+    assert "the checkpoint could not be written (" in on_full_disk()
+    assert not (begun / "DONE").exists()
+    assert sorted(path.name for path in (begun / "checkpoints").iterdir()) == ["0000008", "0000012"]
+    out = on_full_disk(on_save_error="continue")  # a run whose last weights are nowhere is not done
+    assert out.count("the checkpoint could not be written (") > 3
+    assert not (begun / "DONE").exists()
     run(0, "sr_dist.train", *words(photo_shards, tmp_path))
-    assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
-    assert_same_bits(folder, undisturbed(1))
+    assert_exactly_once(begun, SAMPLES, BATCH, STEPS)
+    assert_same_bits(begun, undisturbed(1))
 
 
-def test_loading_process_that_dies_is_an_error_that_names_the_sample(photo_shards, tmp_path):
+def test_loader_worker_that_dies_is_an_error_that_names_the_sample(photo_shards, tmp_path):
     import psutil
 
     folder, command = tmp_path / "run", words(photo_shards, tmp_path, data__workers=1, steps=2000, save_every="none")
@@ -243,20 +236,19 @@ def test_loading_process_that_dies_is_an_error_that_names_the_sample(photo_shard
     wait_for(lambda: last_step(folder) >= 3, process)
     for worker in psutil.Process(process.pid).children():
         worker.kill()
-    code, _, complaints = finish(process)
+    code, _, err = finish(process)
     assert code == 1
-    assert "a loading process died" in complaints
-    assert re.search(r"while samples of the steps \d+ to \d+ were read: '\w+/", complaints)
+    assert "a data worker died" in err
+    assert re.search(r"while reading the samples of steps \d+ to \d+: '\w+/", err)
 
 
 def test_rank_that_hangs_ends_the_job_with_a_stack_dump(photo_shards, tmp_path):
-    folder, command = tmp_path / "run", words(photo_shards, tmp_path, steps=100_000, save_every="none", hang_timeout=6)
+    folder, command = tmp_path / "run", words(photo_shards, tmp_path, steps=100_000, save_every="none", hang_timeout=4)
     process = start(2, "sr_dist.train", *command)
     wait_for(lambda: last_step(folder) >= 3, process)
     trainers(process)[1].send_signal(signal.SIGSTOP)
-    code, _, complaints = finish(process)
+    code, _, err = finish(process)
     assert code != 0
-    assert "rank 0 made no progress for 6 s: " in complaints
-    assert "rank-001: last seen" in complaints
-    assert "take_step" in complaints
-    shutil.rmtree(folder)
+    assert "rank 0 made no progress for 4 s: " in err
+    assert "rank-001: last seen" in err
+    assert "take_step" in err

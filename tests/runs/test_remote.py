@@ -1,4 +1,4 @@
-"""Trainings on shards that are elsewhere, or damaged: one process, and two nodes with a cache each."""
+"""Training on remote or damaged shards: one process, and two nodes with a cache each."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def words(train: object, runs: Path, name: str, **more: object) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def node(number: int, port: int, *train: str) -> subprocess.Popen:
-    """One of two machines with one rank each, as a cluster would start it."""
+    """One of two machines with one rank each, started as on a cluster."""
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
     launcher += ["--machine_rank", str(number), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
     launcher += ["--rdzv_backend", "static", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "sr_dist.train"]
@@ -48,28 +48,28 @@ def node(number: int, port: int, *train: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_two_nodes_train_as_one_process_and_fetch_less_than_everything_each(small_shards, tmp_path):
-    run(0, "sr_dist.train", *words(small_shards, tmp_path, "here"))
+def test_two_nodes_train_like_one_process_and_each_fetches_a_part_of_the_shards(small_shards, tmp_path):
+    run(0, "sr_dist.train", *words(small_shards, tmp_path, "single"))
     port = free_port()
     with serving(small_shards) as store:
         nodes = [
             node(number, port, *words(store.url, tmp_path, "nodes", data__workers=1, data__cache=tmp_path / f"cache{number}"))
             for number in (0, 1)
         ]
-        answers = [finish(process) for process in nodes]
-        assert [code for code, *_ in answers] == [0, 0], answers[0][2][-3000:] + answers[1][2][-3000:]
+        results = [finish(process) for process in nodes]
+        assert [code for code, *_ in results] == [0, 0], results[0][2][-3000:] + results[1][2][-3000:]
         sent = {name: size for name, size in store.sent.items() if name.endswith(".tar")}
     folder = tmp_path / "nodes"
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
-    for ours, theirs in zip(losses(folder), losses(tmp_path / "here"), strict=True):
+    for ours, theirs in zip(losses(folder), losses(tmp_path / "single"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-    ledgers = {path.stem: path.read_text().splitlines() for path in (folder / "fetched").iterdir()}
-    fetched = {name: sum(json.loads(line)["bytes"] for line in lines) for name, lines in ledgers.items()}
+    rows = {path.stem: path.read_text().splitlines() for path in (folder / "fetched").iterdir()}
+    fetched = {name: sum(json.loads(line)["bytes"] for line in lines) for name, lines in rows.items()}
     assert fetched.keys() == {"node-000", "node-001"}
     assert sum(fetched.values()) == sum(sent.values())
-    everything = sum(path.stat().st_size for path in small_shards.glob("*.tar"))
+    total = sum(path.stat().st_size for path in small_shards.glob("*.tar"))
     assert sent.keys() == {path.name for path in small_shards.glob("*.tar")}
-    assert sum(sent.values()) < 2 * 0.9 * everything
+    assert sum(sent.values()) < 2 * 0.9 * total
     text = (folder / "log.txt").read_text()
     assert "on 2 node(s)" in text
     assert "fetched from epoch 0.00 to 1.00: node-000 " in text
@@ -77,14 +77,14 @@ def test_two_nodes_train_as_one_process_and_fetch_less_than_everything_each(smal
 
 
 def test_damaged_images_are_replaced_counted_and_listed(small_shards, tmp_path):
-    """Bits flipped in one shard, another missing: every step has its images, and the run says which they were."""
+    """One shard has flipped bits, another is missing: every step has all its images, and the run lists the replaced ones."""
     folder = shutil.copytree(small_shards, tmp_path / "damaged")
     flipped, missing = sorted(folder.glob("*.tar"))[3:5]
     flipped.write_bytes(bytes(byte ^ 0xFF for byte in flipped.read_bytes()))
     missing.unlink()
-    _, complaint = run(0, "sr_dist.train", *words(folder, tmp_path, "strict"), expect=2)
-    assert complaint.startswith(f"error: the shard '{missing}' of the manifest is missing")
-    assert f"'python -m shards.verify {folder}'" in complaint
+    _, error = run(0, "sr_dist.train", *words(folder, tmp_path, "strict"), expect=2)
+    assert error.startswith(f"error: the shard '{missing}' of the manifest is missing")
+    assert f"'python -m shards.verify {folder}'" in error
     run(0, "sr_dist.train", *words(folder, tmp_path, "lenient", data__on_corrupt="substitute", steps=6, data__workers=1))
     rows = metrics(tmp_path / "lenient")
     assert [row["data/substituted"] for row in rows][-1] == 4  # two shards of two samples, in one epoch
@@ -97,9 +97,9 @@ def test_damaged_images_are_replaced_counted_and_listed(small_shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_validation_is_read_through_the_same_cache(small_shards, tmp_path):
+def test_validation_uses_the_same_cache(small_shards, tmp_path):
     with serving(small_shards) as store:
         command = words(store.url, tmp_path, "url", steps=2, data__validation=store.url, data__cache=tmp_path / "cache")
         run(0, "sr_dist.train", *command, "--data.validation_limit=3", "--validate_every=2")
-        assert max(count for name, count in store.asked.items() if name.endswith(".tar")) == 1
+        assert max(count for name, count in store.requests.items() if name.endswith(".tar")) == 1
     assert "validation of 3 images" in (tmp_path / "url" / "log.txt").read_text()

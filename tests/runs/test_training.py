@@ -1,16 +1,31 @@
-"""Whole trainings in real processes: the same on any number of ranks, and after a kill."""
+"""Whole trainings in real processes: the same result on any number of ranks, and after a kill."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from processes import DEMO, assert_exactly_once, finish, kill, last_step, losses, run, start, trace, trainers, wait_for
+from processes import (
+    DEMO,
+    assert_exactly_once,
+    finish,
+    finish_with,
+    kill,
+    last_step,
+    launch,
+    losses,
+    run,
+    start,
+    trace,
+    trainers,
+    wait_for,
+)
 from safetensors.torch import load_file
 
-SAMPLES, BATCH = 40, 8
+SAMPLES, BATCH, STEPS = 40, 8, 5  # an epoch
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +48,7 @@ def shards(tmp_path_factory) -> Path:
 
 
 def words(shards: Path, runs: Path, name: str, steps: int, **more: object) -> list[str]:
-    """The demo's GAN, thin enough for a test."""
+    """The arguments that train the demo's GAN, thin enough for a test."""
     options = {
         "name": name, "runs": runs, "data.train": shards, "data.validation": "none", "steps": steps, "data.batch": BATCH,
         "data.trace": "true", "data.workers": 0, "data.crop": 32, "log_every": 1, "save_every": 4, "log.wandb": "off",
@@ -52,29 +67,34 @@ def assert_close(one: list[dict[str, float]], other: list[dict[str, float]], tol
             assert b[key] == pytest.approx(a[key], rel=tolerance), key
 
 
-def test_one_two_and_three_ranks_train_alike(shards, tmp_path):
+@pytest.fixture(scope="module")
+def one_process(shards, tmp_path_factory) -> Path:
+    """The run folder of five steps in one process, with checkpoints 4 and 5. Only read it."""
+    runs = tmp_path_factory.mktemp("one_process")
+    run(0, "sr_dist.train", *words(shards, runs, "run", STEPS))
+    return runs / "run"
+
+
+def test_one_two_and_three_ranks_train_alike(shards, one_process, tmp_path):
     """8 images do not divide by 3 ranks: shares of 2, 3 and 3 must weigh as what they are."""
-    for ranks in (1, 2, 3):
-        run(ranks, "sr_dist.train", *words(shards, tmp_path, f"ranks{ranks}", 5))
-    one, two, three = (losses(tmp_path / f"ranks{ranks}") for ranks in (1, 2, 3))
-    assert_close(one, two, 1e-5)
-    assert_close(one, three, 1e-5)
-    by_step = [sorted(trace(tmp_path / f"ranks{ranks}")) for ranks in (1, 2, 3)]
-    assert by_step[0] == by_step[1] == by_step[2]
+    finish_with(0, launch(2, "sr_dist.train", *words(shards, tmp_path, "ranks2", STEPS)))
+    run(3, "sr_dist.train", *words(shards, tmp_path, "ranks3", STEPS))
+    for ranks in (2, 3):
+        assert_close(losses(one_process), losses(tmp_path / f"ranks{ranks}"), 1e-5)
+        assert sorted(trace(one_process)) == sorted(trace(tmp_path / f"ranks{ranks}"))
 
 
-def test_accumulation_trains_like_one_large_batch(shards, tmp_path):
+def test_accumulation_trains_like_one_large_batch(shards, one_process, tmp_path):
     """8 images in 3 micro-batches, of 2, 3 and 3."""
-    for parts in (1, 3):
-        run(0, "sr_dist.train", *words(shards, tmp_path, f"parts{parts}", 4, accumulate=parts))
-    assert_close(losses(tmp_path / "parts1"), losses(tmp_path / "parts3"), 1e-5)
+    run(0, "sr_dist.train", *words(shards, tmp_path, "parts", STEPS, accumulate=3))
+    assert_close(losses(one_process), losses(tmp_path / "parts"), 1e-5)
 
 
 def test_killed_run_continues_bit_for_bit(shards, tmp_path):
     """Two ranks, killed with everything they started after step 6 or so; checkpoints are made every 4 steps."""
-    steps = 40
+    steps = 20
     run(2, "sr_dist.train", *words(shards, tmp_path, "whole", steps))
-    process = start(2, "sr_dist.train", *words(shards, tmp_path, "killed", steps))
+    process = launch(2, "sr_dist.train", *words(shards, tmp_path, "killed", steps))
     wait_for(lambda: last_step(tmp_path / "killed") >= 6, process)
     kill(process, signal.SIGSTOP)  # alive, and not done before it is killed
     refused = run(0, "sr_dist.train", *words(shards, tmp_path, "killed", steps), expect=2)[1]
@@ -128,22 +148,22 @@ def test_stop_file_and_signals_save_and_the_same_command_continues(shards, tmp_p
     assert_exactly_once(folder, SAMPLES, BATCH, end + 3)
 
 
-def test_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(shards, tmp_path):
-    run(0, "sr_dist.train", *words(shards, tmp_path, "run", 8))
-    victim = tmp_path / "run" / "checkpoints" / "0000008" / "generator.safetensors"
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(shards, one_process, tmp_path):
+    folder = shutil.copytree(one_process, tmp_path / "run")
+    victim = folder / "checkpoints" / f"{STEPS:07d}" / "generator.safetensors"
     victim.write_bytes(victim.read_bytes()[:-7])
-    out, _ = run(0, "sr_dist.train", *words(shards, tmp_path, "run", 9))
-    assert "checkpoint 0000008 is damaged (generator.safetensors has" in out
+    out, _ = run(0, "sr_dist.train", *words(shards, tmp_path, "run", STEPS + 1))
+    assert f"checkpoint {STEPS:07d} is damaged (generator.safetensors has" in out
     assert "continuing after step 4" in out
-    assert_exactly_once(tmp_path / "run", SAMPLES, BATCH, 9)
+    assert_exactly_once(folder, SAMPLES, BATCH, STEPS + 1)
 
 
-def test_changed_recipe_is_refused_by_name(shards, tmp_path):
-    run(0, "sr_dist.train", *words(shards, tmp_path, "run", 2))
-    changed = words(shards, tmp_path, "run", 3, objective__adversarial_weight=0.5)
-    _, complaint = run(0, "sr_dist.train", *changed, expect=2)
-    assert "objective.adversarial_weight: was" in complaint
-    assert complaint.count("\n") == 1
+def test_changed_recipe_is_refused_by_name(shards, one_process, tmp_path):
+    shutil.copytree(one_process, tmp_path / "run")
+    changed = words(shards, tmp_path, "run", STEPS + 1, objective__adversarial_weight=0.5)
+    _, err = finish_with(2, launch(0, "sr_dist.train", *changed))
+    assert "objective.adversarial_weight: was" in err
+    assert err.count("\n") == 1
     run(0, "sr_dist.train", *changed, "--resume.allow=objective.adversarial_weight")
 
 
@@ -190,7 +210,7 @@ def test_generator_in_a_file_of_the_users_own_trains_and_is_evaluated(shards, tm
         log: {{wandb: offline}}
     """
     (tmp_path / "toy.yaml").write_text(text)
-    run(1, "sr_dist.train", tmp_path / "toy.yaml", cwd=tmp_path)
+    finish_with(0, launch(1, "sr_dist.train", tmp_path / "toy.yaml", cwd=tmp_path))
     folder = tmp_path / "toy"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "validation/psnr_y" in row] == [3, 6]
@@ -198,38 +218,27 @@ def test_generator_in_a_file_of_the_users_own_trains_and_is_evaluated(shards, tm
     wandb_id = (folder / "wandb_id").read_text().strip()
     assert list((folder / "wandb").glob(f"offline-run-*-{wandb_id}/run-{wandb_id}.wandb"))
 
-    runs = {}
-    for ranks in (1, 2, 3):
+    reports = {}
+    for ranks, begin in ((1, start), (2, launch), (3, start)):
         out = tmp_path / f"report{ranks}"
-        run(
-            ranks,
-            "sr_dist.evaluate",
-            folder,
-            f"--data={shards}",
-            "--limit=7",
-            "--batch=3",
-            "--metrics=psnr,ssim",
-            f"--out={out}",
-            cwd=tmp_path,
-        )
-        runs[ranks] = json.loads((out / "report.json").read_text())["methods"]
-    assert set(runs[1]) == {"nearest", "bilinear", "bicubic", "toy"}
+        options = [f"--data={shards}", "--limit=7", "--batch=3", "--metrics=psnr,ssim", f"--out={out}"]
+        finish_with(0, begin(ranks, "sr_dist.evaluate", folder, *options, cwd=tmp_path))
+        reports[ranks] = json.loads((out / "report.json").read_text())["methods"]
+    assert set(reports[1]) == {"nearest", "bilinear", "bicubic", "toy"}
     for ranks in (2, 3):
-        for method, values in runs[1].items():
+        for method, values in reports[1].items():
             for metric, value in values.items():
-                assert runs[ranks][method][metric] == pytest.approx(value, rel=1e-6), (ranks, method, metric)
+                assert reports[ranks][method][metric] == pytest.approx(value, rel=1e-6), (ranks, method, metric)
 
 
 def test_failure_in_a_loader_worker_ends_the_run_with_the_name_of_the_sample(shards, tmp_path):
     """A flipped byte in a shard: one line, exit code 2, and no process left hanging."""
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(shards, broken)
     tar = sorted(broken.glob("*.tar"))[2]
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
     tar.write_bytes(data)
-    _, complaint = run(0, "sr_dist.train", *words(broken, tmp_path, "run", 30, data__workers=2), expect=2)
-    assert complaint.startswith(f"error: '{tar}': the hr image of 'class")
-    assert complaint.count("\n") == 1
+    _, err = run(0, "sr_dist.train", *words(broken, tmp_path, "run", 30, data__workers=2), expect=2)
+    assert err.startswith(f"error: '{tar}': the hr image of 'class")
+    assert err.count("\n") == 1

@@ -1,5 +1,8 @@
-"""What version 0.1.0 wrote is still opened, evaluated and continued: `tests/version_0_1` holds shards, a GAN and a classifier
-of three steps, and the numbers that 0.1.0 itself went on to report (`expected.json`)."""
+"""Files of version 0.1.0 are still opened, evaluated and continued.
+
+`tests/version_0_1` holds shards, a GAN and a classifier of three steps, and the numbers that 0.1.0 itself reported next
+(`expected.json`).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from pathlib import Path
 import pytest
 from processes import run
 
-HERE = Path(__file__).resolve().parents[1] / "version_0_1"
-EXPECTED = json.loads((HERE / "expected.json").read_text())
+FILES = Path(__file__).resolve().parents[1] / "version_0_1"
+EXPECTED = json.loads((FILES / "expected.json").read_text())
 
 
 @pytest.fixture
 def old(tmp_path) -> Path:
-    """A copy that may be written to, as the working folder of the commands: the recipes name `shards` and `runs` in it."""
-    return Path(shutil.copytree(HERE, tmp_path / "old"))
+    """A copy that may be written to. It is the working folder of the commands: the recipes name `shards` and `runs` in it."""
+    return Path(shutil.copytree(FILES, tmp_path / "old"))
 
 
 def close(value: object) -> object:
@@ -36,7 +39,7 @@ def test_a_run_of_0_1_is_evaluated_to_the_same_numbers(old):
     for method, columns in EXPECTED["methods"].items():
         assert report["methods"][method] == {name: close(value) for name, value in columns.items()}
     seen = report["attributes"]["classifier"]["heads"]["class"]["methods"]
-    assert {method: found["confusion"] for method, found in seen.items()} == EXPECTED["confusion"]
+    assert {method: answers["confusion"] for method, answers in seen.items()} == EXPECTED["confusion"]
 
 
 def test_a_checkpoint_of_0_1_is_continued_to_the_same_numbers(old):

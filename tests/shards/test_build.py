@@ -17,7 +17,7 @@ from made_shards import built, bytes_of, keys_of, members, rejects_of
 from PIL import Image
 
 from shards import build
-from shards.items import LONGEST_KEY, SUFFIXES, Files, fit
+from shards.items import LONGEST_KEY, SUFFIXES, Files, clean_key
 from shards.sources import sample_photos
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import MODES, open_shards
@@ -30,7 +30,7 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-# ----------------------------------------------------------------------------------------- what others read in our tars
+# ------------------------------------------------------------------------------------------ our tars in other programs
 
 
 def test_tarfile_reads_every_image_as_it_was(photo_shards, photos):
@@ -80,7 +80,7 @@ def test_the_index_points_at_the_images(photo_shards, photos):
             assert index["lr_bytes"][row] == 0
 
 
-def test_the_manifest_tells_what_is_there(photo_shards, photos):
+def test_the_manifest_describes_the_shards(photo_shards, photos):
     manifest = open_shards(str(photo_shards)).manifest
     assert (manifest.samples, manifest.min_side, manifest.order) == (24, 32, {"seed": 0})
     assert manifest.classes == ("boats", "cats", "dunes")
@@ -126,7 +126,7 @@ def test_shards_are_even_and_hold_at_most_so_many(photos, tmp_path, per_shard, s
     assert [entry.samples for entry in shards.manifest.shards] == sizes
 
 
-def test_names_of_shards_can_be_chosen(photos, tmp_path):
+def test_shards_can_be_named(photos, tmp_path):
     shards = built("folder", photos, tmp_path / "out", name="train")
     assert [path.name for path in shards.paths()] == ["train-000000.tar"]
     assert shards.manifest.classes == ()
@@ -153,18 +153,18 @@ def test_a_reject_makes_its_shard_shorter_and_shifts_no_other(photos, photo_shar
 
 
 @pytest.fixture
-def bad_images(folder, picture, image_bytes):
+def bad_images(folder, make_photo, image_bytes):
     """Two good images and everything that cannot be a sample."""
-    good = picture(1, 32, 40)
+    good = make_photo(1, 32, 40)
     jpeg, png, webp = (image_bytes(good, kind) for kind in ("JPEG", "PNG", "WEBP"))
     contents = {
-        "good.png": png, "good2.jpg": jpeg, "empty.png": b"", "text.png": b"no picture at all", "cut.jpg": jpeg[:-20],
+        "good.png": png, "good2.jpg": jpeg, "empty.png": b"", "text.png": b"no image at all", "cut.jpg": jpeg[:-20],
         "cut.webp": webp[: len(webp) // 2], "cut2.png": png[:-20], "header.png": png[:20],
-        "cut.bmp": image_bytes(good, "BMP")[:-90], "small.png": image_bytes(picture(2, 15, 40)),
+        "cut.bmp": image_bytes(good, "BMP")[:-90], "small.png": image_bytes(make_photo(2, 15, 40)),
     }  # fmt: skip
     for name, data in contents.items():
         (folder / name).write_bytes(data)
-    frames = [Image.fromarray(picture(number, 32, 32)) for number in range(3)]
+    frames = [Image.fromarray(make_photo(number, 32, 32)) for number in range(3)]
     for name in ("moving.gif", "moving.webp", "moving.png", "pages.tif"):
         frames[0].save(folder / name, save_all=True, append_images=frames[1:])
     Image.fromarray(good[..., 0].astype(np.float32)).save(folder / "float.tif")
@@ -186,18 +186,18 @@ def test_bad_images_are_listed_with_their_reason_and_not_fatal(bad_images, tmp_p
     assert "WEBP" in reasons["cut-webp"] or reasons["cut-webp"].startswith("not an image")
     assert reasons["cut"].startswith("cannot be decoded")
     assert reasons["small"] == "40 x 15 is below min_side 16"
-    assert reasons["moving"] == "a GIF of several pictures"
-    assert reasons["moving-png"] == "a PNG of several pictures"
-    assert reasons["moving-webp"] == "a WEBP of several pictures"
-    assert reasons["pages"] == "a TIFF of several pictures"
+    assert reasons["moving"] == "a GIF of several images"
+    assert reasons["moving-png"] == "a PNG of several images"
+    assert reasons["moving-webp"] == "a WEBP of several images"
+    assert reasons["pages"] == "a TIFF of several images"
     assert reasons["float"] == "colour mode F has no clear meaning in 8 bits"
     assert reasons["bomb"] == "20000 x 20000 is more than 200000000 pixels"
     assert len(reasons) == 14
     assert "14 inputs were rejected" in capsys.readouterr().out
 
 
-def test_a_pipe_that_is_called_like_an_image_is_not_waited_for(folder, tmp_path, picture, image_bytes):
-    (folder / "a.png").write_bytes(image_bytes(picture(1, 32, 32)))
+def test_a_pipe_that_is_called_like_an_image_is_not_waited_for(folder, tmp_path, make_photo, image_bytes):
+    (folder / "a.png").write_bytes(image_bytes(make_photo(1, 32, 32)))
     os.mkfifo(folder / "b.png")
     assert built("folder", folder, tmp_path / "out").manifest.samples == 1
 
@@ -225,8 +225,8 @@ def test_nothing_but_bad_images_is_a_users_mistake(folder, tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_shard_of_rejects_alone_is_empty_and_harmless(folder, tmp_path, picture, image_bytes):
-    (folder / "good.png").write_bytes(image_bytes(picture(1, 32, 32)))
+def test_a_shard_of_rejects_alone_is_empty_and_harmless(folder, tmp_path, make_photo, image_bytes):
+    (folder / "good.png").write_bytes(image_bytes(make_photo(1, 32, 32)))
     (folder / "empty.png").write_bytes(b"")
     shards = built("folder", folder, tmp_path / "out", per_shard="1")
     assert sorted(entry.samples for entry in shards.manifest.shards) == [0, 1]
@@ -237,22 +237,22 @@ def test_a_shard_of_rejects_alone_is_empty_and_harmless(folder, tmp_path, pictur
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_promised_colour_mode_is_taken(folder, tmp_path, picture, mode):
-    grey = picture(1, 32, 32)[..., 0]
+def test_every_promised_colour_mode_is_taken(folder, tmp_path, make_photo, mode):
+    grey = make_photo(1, 32, 32)[..., 0]
     image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
     image.save(folder / "a.png")
     shards = built("folder", folder, tmp_path / "out")
     assert MODES[shards.index(0)["mode"][0]] == mode
 
 
-def test_a_jpeg_with_bytes_after_its_end_is_whole(folder, tmp_path, picture, image_bytes):
-    """Cameras append previews and padding; decoders stop at the end marker. Some of ImageNet's files are so."""
-    (folder / "a.jpg").write_bytes(image_bytes(picture(1, 32, 32), "JPEG") + b"appended by a camera")
+def test_a_jpeg_with_bytes_after_its_end_is_whole(folder, tmp_path, make_photo, image_bytes):
+    """Cameras append previews and padding; decoders stop at the end marker. Some files of ImageNet are like this."""
+    (folder / "a.jpg").write_bytes(image_bytes(make_photo(1, 32, 32), "JPEG") + b"appended by a camera")
     assert built("folder", folder, tmp_path / "out").manifest.samples == 1
 
 
-def test_a_suffix_that_lies_does_not_matter(folder, tmp_path, picture, image_bytes):
-    (folder / "a.png").write_bytes(image_bytes(picture(1, 32, 32), "JPEG"))
+def test_a_suffix_that_lies_does_not_matter(folder, tmp_path, make_photo, image_bytes):
+    (folder / "a.png").write_bytes(image_bytes(make_photo(1, 32, 32), "JPEG"))
     shards = built("folder", folder, tmp_path / "out")
     assert [member.name for member in members(shards.paths()[0])] == ["a.jpg"]
 
@@ -266,13 +266,13 @@ NAMES = [
 ]  # fmt: skip
 
 
-def test_strange_names_become_unique_keys_that_everyone_reads(folder, tmp_path, picture, image_bytes):
+def test_strange_names_become_unique_keys_that_everyone_reads(folder, tmp_path, make_photo, image_bytes):
     import webdataset
 
     contents = []
     for number, name in enumerate(NAMES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        contents.append(image_bytes(picture(number, 32, 32), "PNG"))
+        contents.append(image_bytes(make_photo(number, 32, 32), "PNG"))
         (folder / name).write_bytes(contents[-1])
     shards = built("folder", folder, tmp_path / "out")
     keys = keys_of(shards)
@@ -306,14 +306,14 @@ def test_keys_are_unique_short_and_without_dots(paths):
 
 @given(st.text("ab", min_size=91, max_size=120), st.text("ab", min_size=91, max_size=120))
 def test_long_keys_differ_when_their_names_do(left, right):
-    assert (fit(left) == fit(right)) == (left == right)
+    assert (clean_key(left) == clean_key(right)) == (left == right)
 
 
-def test_names_that_are_no_utf8_are_taken(folder, tmp_path, picture, image_bytes):
+def test_names_that_are_no_utf8_are_taken(folder, tmp_path, make_photo, image_bytes):
     names = (b"caf\xe9.png", b"caf\xe8.png", b"ok.png")
     for number, name in enumerate(names):
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:
-            file.write(image_bytes(picture(number, 32, 32)))
+            file.write(image_bytes(make_photo(number, 32, 32)))
     with open(os.path.join(os.fsencode(folder), b"\xff.png"), "wb"):
         pass
     keys = keys_of(built("folder", folder, tmp_path / "out"))
@@ -322,16 +322,16 @@ def test_names_that_are_no_utf8_are_taken(folder, tmp_path, picture, image_bytes
     assert rejects_of(tmp_path / "out") == {"_": "the file is empty"}
 
 
-def test_linked_folders_are_followed_but_not_in_circles(folder, tmp_path, picture, image_bytes):
+def test_linked_folders_are_followed_but_not_in_circles(folder, tmp_path, make_photo, image_bytes):
     (tmp_path / "cats").mkdir()
-    (tmp_path / "cats" / "a.png").write_bytes(image_bytes(picture(1, 32, 32)))
+    (tmp_path / "cats" / "a.png").write_bytes(image_bytes(make_photo(1, 32, 32)))
     (folder / "cats").symlink_to(tmp_path / "cats")
     (tmp_path / "cats" / "up").symlink_to(folder)
     assert keys_of(built("folder", folder, tmp_path / "out")) == ["cats/a"]
 
 
 def test_a_listing_is_small(tmp_path):
-    """A million files must fit into what a login node gives."""
+    """A million files must fit into the memory of a login node."""
     names = [f"n{i // 1000:08d}/n{i // 1000:08d}_{i:08d}.JPEG" for i in range(10_000)]
     tracemalloc.start()
     files = Files("/data/imagenet/train", names, np.zeros(len(names), np.int32))
@@ -342,10 +342,10 @@ def test_a_listing_is_small(tmp_path):
     assert peak / len(names) < 200
 
 
-def test_hidden_files_are_left_out(folder, tmp_path, picture, image_bytes):
+def test_hidden_files_are_left_out(folder, tmp_path, make_photo, image_bytes):
     for name in ("seen/a.png", ".hidden.png", ".cache/b.png", "seen/._a.png"):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(image_bytes(picture(1, 32, 32)))
+        (folder / name).write_bytes(image_bytes(make_photo(1, 32, 32)))
     assert keys_of(built("folder", folder, tmp_path / "out")) == ["seen/a"]
     assert keys_of(built("class_folders", folder, tmp_path / "out2")) == ["seen/a"]
 
@@ -353,10 +353,10 @@ def test_hidden_files_are_left_out(folder, tmp_path, picture, image_bytes):
 # -------------------------------------------------------------------------------------------------------------- classes
 
 
-def test_classes_are_numbered_by_their_sorted_names_and_loose_images_left_out(folder, tmp_path, picture, image_bytes):
+def test_classes_are_numbered_by_their_sorted_names_and_loose_images_left_out(folder, tmp_path, make_photo, image_bytes):
     for name in ("zebra/a.png", "ape/deep/b.png", "loose.png", "Cat/c.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(image_bytes(picture(1, 32, 32)))
+        (folder / name).write_bytes(image_bytes(make_photo(1, 32, 32)))
     shards = built("class_folders", folder, tmp_path / "out")
     assert shards.manifest.classes == ("Cat", "ape", "zebra")
     index = shards.index(0)
@@ -364,8 +364,8 @@ def test_classes_are_numbered_by_their_sorted_names_and_loose_images_left_out(fo
     assert labels == {b"Cat/c": 0, b"ape/deep/b": 1, b"zebra/a": 2}
 
 
-def test_a_folder_without_class_folders_says_which_source_takes_it(folder, tmp_path, picture, image_bytes):
-    (folder / "a.png").write_bytes(image_bytes(picture(1, 32, 32)))
+def test_a_folder_without_class_folders_says_which_source_takes_it(folder, tmp_path, make_photo, image_bytes):
+    (folder / "a.png").write_bytes(image_bytes(make_photo(1, 32, 32)))
     with pytest.raises(UserError, match=r"^INPUT: .*the source 'folder' takes images without classes"):
         built("class_folders", folder, tmp_path / "out")
 
@@ -374,10 +374,10 @@ def test_a_folder_without_class_folders_says_which_source_takes_it(folder, tmp_p
 
 
 def boxes(part: str, tile: int, stride: int) -> dict[str, list]:
-    found: dict[str, list] = {}
+    boxes_of: dict[str, list] = {}
     for item in sample_photos.listing(part, sample_photos.Config(tile=tile, stride=stride)).items:
-        found.setdefault(item.path, []).append(item.box)
-    return found
+        boxes_of.setdefault(item.path, []).append(item.box)
+    return boxes_of
 
 
 @given(st.integers(8, 200), st.integers(0, 150))
@@ -422,6 +422,6 @@ def test_files_that_no_build_made_are_neither_replaced_nor_removed(photos, tmp_p
     (tmp_path / "own").mkdir()
     mine = tmp_path / "own" / "own-000001.tar"
     mine.write_text("precious")
-    with pytest.raises(UserError, match=r"^OUT: '.*own' holds 'own-000001.tar', which no build here began"):
+    with pytest.raises(UserError, match=r"^OUT: '.*own' holds 'own-000001.tar', which no build wrote"):
         built("class_folders", photos, tmp_path / "own", per_shard="8", on_bad="fail")
     assert [path.name for path in (tmp_path / "own").iterdir()] == [mine.name] and mine.read_text() == "precious"

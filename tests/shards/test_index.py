@@ -1,4 +1,4 @@
-"""Tars that others made, adopted; and damaged ones, which end in a line."""
+"""Adoption of tars that other programs wrote, and damaged tars, which end in one line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 from made_shards import built, bytes_of, keys_of, rejects_of
 from PIL import Image
 
-from shards import build, index, show, verify
+from shards import index, show, verify
+from shards.adopt import adopt
+from shards.tar_scan import class_number
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import ShardError, open_shards, read_manifest
 
@@ -31,21 +34,21 @@ def tar_of(path, members, form=tarfile.GNU_FORMAT):
             tar.addfile(info, io.BytesIO(data))
 
 
-def run(door_module, *words) -> int:
+def run(command, *words) -> int:
     try:
-        return door_module.main([str(word) for word in words])
+        return command.main([str(word) for word in words])
     except SystemExit as end:
         return 1 if isinstance(end.code, str) else int(end.code or 0)
 
 
 def adopted(out, *patterns, **options):
-    index.adopt(out, [str(pattern) for pattern in patterns], index.Adopting(**options))
+    adopt(out, [str(pattern) for pattern in patterns], options.get("classes"), options.get("tars"), 1)
     return open_shards(str(out))
 
 
 @pytest.fixture(scope="module")
-def jpegs(picture, image_bytes):
-    return [image_bytes(picture(i, 32 + 4 * (i % 3), 40), "JPEG") for i in range(9)]
+def jpegs(make_photo, image_bytes):
+    return [image_bytes(make_photo(i, 32 + 4 * (i % 3), 40), "JPEG") for i in range(9)]
 
 
 def image_of(shards, shard, row):
@@ -82,8 +85,8 @@ def test_tars_of_imagenet_wds_are_adopted(tmp_path, jpegs, form, away):
     assert run(show, out, f"--picture={tmp_path}/sheet.png") == 0
 
 
-def test_tars_of_img2dataset_are_adopted(tmp_path, jpegs, image_bytes, picture):
-    others = {"webp": image_bytes(picture(20, 32, 32), "WEBP"), "png": image_bytes(picture(21, 32, 32))}
+def test_tars_of_img2dataset_are_adopted(tmp_path, jpegs, image_bytes, make_photo):
+    others = {"webp": image_bytes(make_photo(20, 32, 32), "WEBP"), "png": image_bytes(make_photo(21, 32, 32))}
     members = []
     for number, (suffix, data) in enumerate([*(("jpg", data) for data in jpegs[:3]), *others.items()]):
         key = f"{number:09d}"
@@ -102,12 +105,12 @@ def test_our_own_tars_get_the_index_that_they_had(photo_shards, tmp_path):
         assert shards.index(number).path.read_bytes() == ours.path.read_bytes()
 
 
-def test_pairs_in_tars_are_adopted_with_their_scale(tmp_path, picture, image_bytes):
+def test_pairs_in_tars_are_adopted_with_their_scale(tmp_path, make_photo, image_bytes):
     (tmp_path / "HR").mkdir()
     (tmp_path / "LR").mkdir()
     for number in range(3):
-        (tmp_path / "HR" / f"{number}.png").write_bytes(image_bytes(picture(number, 32, 48)))
-        (tmp_path / "LR" / f"{number}.png").write_bytes(image_bytes(picture(number, 16, 24)))
+        (tmp_path / "HR" / f"{number}.png").write_bytes(image_bytes(make_photo(number, 32, 48)))
+        (tmp_path / "LR" / f"{number}.png").write_bytes(image_bytes(make_photo(number, 16, 24)))
     own = built("pairs", tmp_path, tmp_path / "own", scale="2")
     shards = adopted(tmp_path / "out", tmp_path / "own" / "own-000000.tar")
     assert shards.manifest.scale == 2
@@ -119,9 +122,9 @@ def test_pairs_in_tars_are_adopted_with_their_scale(tmp_path, picture, image_byt
     assert np.array_equal(sheet[4:36, 52:100], lr.repeat(2, 0).repeat(2, 1))  # beside its HR, enlarged
 
 
-def test_what_training_could_not_read_is_left_out_and_listed(tmp_path, jpegs, image_bytes, picture):
+def test_images_that_training_cannot_read_are_left_out_and_listed(tmp_path, jpegs, image_bytes, make_photo):
     palette = io.BytesIO()
-    Image.fromarray(picture(1, 32, 32)).convert("P").save(palette, "PNG")
+    Image.fromarray(make_photo(1, 32, 32)).convert("P").save(palette, "PNG")
     tar_of(tmp_path / "a.tar", [
         ("good.jpg", jpegs[0]), ("good.cls", b"1"), ("palette.png", palette.getvalue()), ("cut.jpg", jpegs[1][:-9]),
         ("empty.jpg", b""), ("class.jpg", jpegs[2]), ("class.cls", b"cat"), ("two.jpg", jpegs[3]), ("two.png", jpegs[3]),
@@ -132,7 +135,7 @@ def test_what_training_could_not_read_is_left_out_and_listed(tmp_path, jpegs, im
     assert image_of(shards, 0, 0) == jpegs[0]
     reasons = rejects_of(tmp_path)
     assert set(reasons) == {"palette", "cut", "empty", "class", "two", "good"}
-    assert reasons["good"] == "the key stands twice in this tar; members of a sample lie side by side"
+    assert reasons["good"] == "the key occurs twice in this tar; the members of a sample must follow each other"
     assert reasons["palette"].startswith("colour mode P: training cannot read it")
 
 
@@ -160,10 +163,10 @@ def test_a_number_that_can_be_no_class_is_refused_by_name(tmp_path, jpegs, numbe
     tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0]), ("a.cls", number.encode())])
     with pytest.raises(UserError, match=r"'a': the class \d{8,20} is beyond 9999999, the highest"):
         adopted(tmp_path / "out", tmp_path / "a.tar")
-    assert index.class_of(b"9999999") == 9_999_999
+    assert class_number(b"9999999") == 9_999_999
 
 
-def test_names_of_classes_and_the_place_of_the_tars_can_be_said(tmp_path, jpegs):
+def test_names_of_classes_and_the_place_of_the_tars_can_be_given(tmp_path, jpegs):
     tar_of(tmp_path / "tars" / "a.tar", [("a.jpg", jpegs[0]), ("a.cls", b"1")])
     (tmp_path / "names.txt").write_text("chow\ntench\ncrane\n")
     shards = adopted(tmp_path / "o", tmp_path / "tars/a.tar", classes=tmp_path / "names.txt", tars="https://example.org/a")
@@ -179,7 +182,7 @@ def test_names_of_classes_and_the_place_of_the_tars_can_be_said(tmp_path, jpegs)
 def test_the_place_of_tars_is_relative_to_the_manifest_or_absolute(tmp_path, jpegs, monkeypatch):
     tar_of(tmp_path / "x" / "tars" / "a.tar", [("a.jpg", jpegs[0])])
     monkeypatch.chdir(tmp_path)
-    shards = adopted(build.Path("x/out"), "x/tars/a.tar")
+    shards = adopted(Path("x/out"), "x/tars/a.tar")
     assert shards.manifest.tars == "../tars"
     shutil.move(tmp_path / "x", tmp_path / "y")
     moved = open_shards(str(tmp_path / "y" / "out"))
@@ -189,7 +192,7 @@ def test_the_place_of_tars_is_relative_to_the_manifest_or_absolute(tmp_path, jpe
 
 
 @pytest.mark.parametrize("place", ["pipe:cat x", "ftp://a/b", "file:///a", "gs://x"])
-def test_a_manifest_may_not_say_how_to_run_something(photo_shards, tmp_path, place):
+def test_a_manifest_cannot_name_a_program_to_run(photo_shards, tmp_path, place):
     tree = json.loads((photo_shards / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**tree, "tars": place}))
     with pytest.raises(ShardError, match="neither a folder nor begins with"):
@@ -201,23 +204,23 @@ def test_a_manifest_may_not_say_how_to_run_something(photo_shards, tmp_path, pla
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
-def test_compressed_tars_pipes_and_what_is_not_there_are_refused_in_a_line(tmp_path, jpegs, capsys):
+def test_compressed_missing_and_piped_tars_are_refused_in_one_line(tmp_path, jpegs, capsys):
     tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0])])
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "gz.tar").write_bytes(gzip.compress(whole))
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(whole))
     (tmp_path / "bz.tar").write_bytes(bz2.compress(whole))
     os.mkfifo(tmp_path / "pipe.tar")
-    for name, said in {
+    for name, expected in {
         "gz.tar": "is compressed (gzip)", "b.tar.gz": "is compressed (gzip)", "bz.tar": "is compressed (bzip2)",
-        "pipe.tar": "is no file with a beginning and an end", "none.tar": "cannot be read: No such file",
+        "pipe.tar": "is not a regular file", "none.tar": "cannot be read: No such file",
     }.items():  # fmt: skip
         assert run(index, tmp_path / "out", tmp_path / name) == 2
         message = capsys.readouterr().err
         assert message.startswith("error: TARS: ")
-        assert said in message
+        assert expected in message
         assert message.count("\n") == 1
-    for words, said in (
+    for words, expected in (
         ([tmp_path / "out", "https://example.org/a.tar"], "is not on this machine"),
         ([tmp_path / "out", "pipe:cat a.tar"], "is not on this machine"),
         ([tmp_path / "out"], "TARS is missing"),
@@ -226,13 +229,13 @@ def test_compressed_tars_pipes_and_what_is_not_there_are_refused_in_a_line(tmp_p
         ([tmp_path / "out", tmp_path / "a.tar", tmp_path / "x" / "a.tar"], "2 folders"),
     ):
         assert run(index, *words) == 2
-        assert said in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_tars_without_a_readable_image_are_refused_and_a_second_manifest_too(tmp_path, jpegs):
     tar_of(tmp_path / "a.tar", [("a.txt", b"x")])
-    with pytest.raises(UserError, match=r"^TARS: there is no sample that training can read: 'a': 0 images"):
+    with pytest.raises(UserError, match=r"^TARS: training can read none of the samples: 'a': 0 images"):
         adopted(tmp_path / "out", tmp_path / "a.tar")
     tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0])])
     adopted(tmp_path / "out", tmp_path / "a.tar")
@@ -247,7 +250,7 @@ def test_a_stored_lr_that_is_no_png_is_not_passed_over(tmp_path, jpegs):
     assert rejects_of(tmp_path / "out") == {"a": "its LR is a .lr.jpg; stored LR is PNG"}
 
 
-def test_a_refusal_leaves_no_half_made_index_and_what_was_there_as_it_was(tmp_path, jpegs, photo_shards):
+def test_a_refusal_leaves_no_unfinished_index_and_changes_no_file(tmp_path, jpegs, photo_shards):
     tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0]), ("a.cls", b"1")])
     tar_of(tmp_path / "b.tar", [("b.jpg", jpegs[1])])
     (tmp_path / "b.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:700])
@@ -269,7 +272,7 @@ def test_an_index_of_another_program_stays(tmp_path, jpegs):
     tar_of(tmp_path / "a.tar", [("a.jpg", jpegs[0])])
     (tmp_path / "a.idx").write_text("v1.2 1\njpg 512 812 a.jpg\n")  # as DALI's wds2idx writes it
     before = bytes_of(tmp_path)
-    with pytest.raises(UserError, match=r"^OUT: '.*a\.idx' is there and is not an index of sr_dist"):
+    with pytest.raises(UserError, match=r"^OUT: '.*a\.idx' exists and is not an index of sr_dist"):
         adopted(tmp_path, tmp_path / "a.tar")
     assert bytes_of(tmp_path) == before
 
@@ -289,7 +292,7 @@ def small_tar(tmp_path_factory, jpegs):
 @given(st.data())
 @settings(max_examples=150)
 def test_a_damaged_tar_is_refused_or_gives_right_images(tmp_path, small_tar, jpegs, data):
-    """Bytes of headers changed at will (also with a right checksum), or the file cut: never another picture than was packed."""
+    """Bytes of headers changed at will (also with a right checksum), or the file cut: never another image than was packed."""
     raw, headers = bytearray(small_tar[0]), small_tar[1]
     for _ in range(data.draw(st.integers(1, 4))):
         header = data.draw(st.sampled_from(headers))
@@ -307,16 +310,16 @@ def test_a_damaged_tar_is_refused_or_gives_right_images(tmp_path, small_tar, jpe
     try:
         shards = adopted(folder / "out", folder / "a.tar")
     except UserError as problem:
-        said = str(problem)
+        result = str(problem)
     else:
-        said = "adopted"
-        # A larger size under a right checksum adds bytes behind the image, which JPEG allows; its picture stays what it was.
+        result = "adopted"
+        # A larger size under a right checksum adds bytes behind the image, which JPEG allows; its image stays what it was.
         assert all(image_of(shards, 0, row).startswith(tuple(jpegs[:3])) for row in range(len(shards.index(0))))
-    assert len(said.splitlines()) == 1
+    assert len(result.splitlines()) == 1
 
 
 def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path, small_tar):
-    """tarfile would give the members before it and say nothing."""
+    """tarfile would return the members before it without an error."""
     raw = bytearray(small_tar[0])
     raw[small_tar[1][2] + 5] ^= 1
     (tmp_path / "a.tar").write_bytes(raw)
@@ -344,8 +347,8 @@ anything = st.recursive(
 
 @given(st.data())
 @settings(max_examples=100)
-def test_damaged_manifests_and_indexes_end_in_a_line_at_every_door(tmp_path, photo_shards, capsys, data):
-    """Never a traceback, and where a door says that all is well, the samples are those that were packed."""
+def test_damaged_manifests_and_indexes_end_in_one_line_in_every_command(tmp_path, photo_shards, capsys, data):
+    """Never a traceback. If a command reports no damage, the samples are those that were packed."""
     copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(photo_shards, copy)

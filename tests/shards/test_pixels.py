@@ -1,4 +1,4 @@
-"""What becomes of an image on its way into a shard, against Pillow and numpy used directly."""
+"""The preparation of images for shards, against Pillow and numpy used directly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from made_shards import built, contents, keys_of, rejects_of
 from PIL import Image
 
-from shards.pixels import ORIENTATION, Preparation, Rejected, geometry, header, plain_jpeg, prepared, tiles
+from shards.image_header import ORIENTATION, Rejected, read_header, read_plain_jpeg
+from shards.pixels import Preparation, geometry, prepare, tiles
 from sr_dist.core.errors import UserError
 from sr_dist.data.jpeg_rows import band
 
@@ -27,16 +28,16 @@ def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def one(data: bytes, lr: bytes | None = None, scale: int = 1, **options):
-    (sample,) = prepared(data, lr, Preparation(**options), scale)
+    (sample,) = prepare(data, lr, Preparation(**options), scale)
     return sample
 
 
 @pytest.fixture(scope="module")
-def photo(picture) -> Image.Image:
-    return Image.fromarray(picture(3, 60, 84))
+def photo(make_photo) -> Image.Image:
+    return Image.fromarray(make_photo(3, 60, 84))
 
 
-# ----------------------------------------------------------------------------------- kept, or converted with its meaning
+# ----------------------------------------------------------------------------------- stored unchanged, or converted
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -44,7 +45,7 @@ def test_without_options_the_bytes_stay(photo, kind):
     data = saved(photo, kind)
     sample = one(data)
     assert sample.hr.data == data
-    assert sample.change is None
+    assert sample.conversion is None
     assert one(data, keep=True) == sample
 
 
@@ -57,7 +58,7 @@ def grey16(photo):
 
 
 @pytest.mark.parametrize(
-    ("data_of", "expected", "change"),
+    ("data_of", "expected", "conversion"),
     [
         (palette, lambda p: p.convert("P").convert("RGB"), "colour mode P"),
         (lambda p: saved(p.convert("1")), lambda p: p.convert("1").convert("L"), "colour mode 1"),
@@ -69,10 +70,10 @@ def grey16(photo):
         (lambda p: saved(p.convert("CMYK"), "TIFF"), lambda p: p.convert("CMYK").convert("RGB"), "TIFF"),
     ],
 )
-def test_odd_images_become_png_of_the_same_pixels(photo, data_of, expected, change):
+def test_odd_images_become_png_of_the_same_pixels(photo, data_of, expected, conversion):
     sample = one(data_of(photo))
     want = np.asarray(expected(photo))
-    assert (sample.hr.suffix, sample.change) == ("png", change)
+    assert (sample.hr.suffix, sample.conversion) == ("png", conversion)
     image = opened(sample.hr.data)
     assert image.format == "PNG"
     assert image.mode in ("RGB", "L")
@@ -81,7 +82,7 @@ def test_odd_images_become_png_of_the_same_pixels(photo, data_of, expected, chan
 
 def test_a_cmyk_photograph_keeps_its_colours(photo):
     sample = one(saved(photo.convert("CMYK"), "JPEG", quality=98))
-    assert (sample.hr.suffix, sample.change) == ("png", "colour mode CMYK")
+    assert (sample.hr.suffix, sample.conversion) == ("png", "colour mode CMYK")
     assert np.abs(np.asarray(opened(sample.hr.data)).astype(int) - np.asarray(photo)).mean() < 4
 
 
@@ -111,14 +112,14 @@ def test_exif_turned_webp_and_16_bit_png_are_told_apart(photo):
     exif[ORIENTATION] = 6
     assert one(saved(photo, "WEBP", exif=exif, lossless=True)).hr.width == 60
     grey = Image.fromarray(np.asarray(photo)[..., 0].astype(np.uint16) * 200)
-    assert one(saved(grey)).hr.mode == "I;16"  # kept, for readers know it
+    assert one(saved(grey)).hr.mode == "I;16"  # unchanged, since readers know it
     small = opened(one(saved(grey), centre_crop=60).hr.data)
     assert small.mode == "L"
     want = (np.asarray(grey)[:, 12:72] / 257 + 0.5).astype(np.uint8)
     assert np.array_equal(np.asarray(small), want)
 
 
-def test_a_jpeg_with_a_second_picture_is_one_photograph(photo):
+def test_a_jpeg_with_a_second_image_is_one_photograph(photo):
     """Cameras and telephones append previews (MPO)."""
     data = saved(photo, "MPO", save_all=True, append_images=[photo.resize((20, 20))])
     assert opened(data).format == "MPO"
@@ -137,7 +138,7 @@ def test_the_pixel_cap_is_read_from_the_header(width, height, kind):
     st.integers(1, 200), st.integers(1, 200), st.sampled_from(["RGB", "L", "CMYK"]), st.booleans(), st.sampled_from([0, 1, 2]),
     st.sampled_from([b"", b"a comment"]), st.integers(0, 8),
 )  # fmt: skip
-def test_the_fast_header_of_a_jpeg_says_what_pillow_says(width, height, mode, progressive, sampling, comment, orientation):
+def test_the_fast_header_of_a_jpeg_agrees_with_pillow(width, height, mode, progressive, sampling, comment, orientation):
     exif = Image.Exif()
     if orientation:
         exif[ORIENTATION] = orientation
@@ -148,14 +149,14 @@ def test_the_fast_header_of_a_jpeg_says_what_pillow_says(width, height, mode, pr
         "exif": exif.tobytes() if orientation else b"",
     }
     data = saved(Image.new(mode, (width, height)), "JPEG", **options)
-    fast = plain_jpeg(data)
+    fast = read_plain_jpeg(data)
     assert (fast is None) == (mode == "CMYK" or orientation > 0)
-    assert fast in (None, header(data))
+    assert fast in (None, read_header(data))
 
 
 @given(st.data())
 def test_damaged_images_are_rejected_or_are_images(photo, data):
-    """Cut, or with changed bytes: a reason or a picture that decodes, nothing else."""
+    """Cut, or with changed bytes: the result is a reason or an image that decodes."""
     kind = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]))
     raw = bytearray(saved(photo, kind))
     for _ in range(data.draw(st.integers(0, 6))):
@@ -184,8 +185,8 @@ def test_resizing_is_pillows_bicubic(photo, mode, size):
     assert np.array_equal(np.asarray(image), np.asarray(want))
 
 
-def test_the_faces_of_the_study_are_cut_from_the_middle_and_made_small(picture):
-    face = Image.fromarray(picture(4, 218, 178))
+def test_the_faces_of_the_study_are_cut_from_the_middle_and_made_small(make_photo):
+    face = Image.fromarray(make_photo(4, 218, 178))
     image = opened(one(saved(face), centre_crop=144, resize=64).hr.data)
     want = face.crop((17, 37, 161, 181)).resize((64, 64), Image.Resampling.BICUBIC)
     assert np.array_equal(np.asarray(image), np.asarray(want))
@@ -195,9 +196,9 @@ def test_the_faces_of_the_study_are_cut_from_the_middle_and_made_small(picture):
 
 @given(st.integers(10, 90), st.integers(10, 90), st.integers(4, 10), st.integers(2, 12))
 def test_tiles_cover_every_pixel_and_lie_inside(width, height, tile, stride):
-    how = Preparation(tile=tile, stride=min(stride, tile))
+    preparation = Preparation(tile=tile, stride=min(stride, tile))
     seen = np.zeros((height, width), int)
-    boxes = list(tiles(width, height, how))
+    boxes = list(tiles(width, height, preparation))
     assert len(set(boxes)) == len(boxes)
     for left, top, right, bottom in boxes:
         assert (right - left, bottom - top) == (tile, tile)
@@ -210,8 +211,8 @@ def test_tiles_cover_every_pixel_and_lie_inside(width, height, tile, stride):
     st.integers(8, 300), st.integers(8, 300), st.integers(1, 12), st.integers(1, 4), st.sampled_from(["short", "squash", "crop"])
 )
 def test_sizes_lie_on_the_grid_of_the_scale(width, height, units, grid, mode):
-    how = Preparation(resize=units * grid, resize_mode=mode)
-    box, size = geometry(width, height, how, grid)
+    preparation = Preparation(resize=units * grid, resize_mode=mode)
+    box, size = geometry(width, height, preparation, grid)
     assert size[0] % grid == 0 and size[1] % grid == 0
     assert min(size) == units * grid
     assert 0 <= box[0] < box[2] <= width
@@ -255,7 +256,7 @@ def test_lower_quality_is_smaller(photo):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"keep": True, "resize": 8}, "keep: "),
         ({"stride": 8}, "stride: "),
@@ -266,8 +267,8 @@ def test_lower_quality_is_smaller(photo):
         ({"tile": 30}, "tile: 30 is not a multiple of scale 4"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(options, said):
-    with pytest.raises(UserError, match=f"^{said}"):
+def test_options_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(UserError, match=f"^{message}"):
         Preparation(**options).check(4)
 
 
@@ -276,10 +277,10 @@ def test_options_that_contradict_each_other_are_refused(options, said):
 
 def test_the_lr_of_a_pair_is_cut_where_its_hr_is(photo):
     lr = photo.resize((21, 15), Image.Resampling.BOX)
-    made = list(prepared(saved(photo), saved(lr), Preparation(centre_crop=48, tile=24, stride=12), 4))
+    made = list(prepare(saved(photo), saved(lr), Preparation(centre_crop=48, tile=24, stride=12), 4))
     assert len(made) == 9
     for sample in made:
-        x, y = map(int, sample.place.split("-")[1:])
+        x, y = map(int, sample.key_suffix.split("-")[1:])
         hr_box = (16 + x, 4 + y, 40 + x, 28 + y)  # (84 - 48) / 2 = 18 and (60 - 48) / 2 = 6 lie between points of the grid of 4
         assert np.array_equal(np.asarray(opened(sample.hr.data)), np.asarray(photo.crop(hr_box)))
         assert np.array_equal(np.asarray(opened(sample.lr.data)), np.asarray(lr.crop(tuple(v // 4 for v in hr_box))))
@@ -292,7 +293,7 @@ def test_resized_pairs_are_scale_apart_whatever_they_were(photo):
     assert np.array_equal(np.asarray(opened(sample.lr.data)), np.asarray(lr.resize((11, 8), Image.Resampling.BICUBIC)))
 
 
-def test_a_kept_pair_has_its_bytes_and_lr_becomes_png(photo):
+def test_an_unchanged_pair_has_its_bytes_and_lr_becomes_png(photo):
     lr = photo.resize((21, 15))
     assert one(saved(photo, "JPEG"), saved(lr), 4).hr.data == saved(photo, "JPEG")
     assert one(saved(photo), saved(lr), 4).lr.data == saved(lr)
@@ -301,10 +302,10 @@ def test_a_kept_pair_has_its_bytes_and_lr_becomes_png(photo):
     assert opened(from_jpeg.data).format == "PNG"
 
 
-@pytest.mark.parametrize(("size", "options", "said"), [
+@pytest.mark.parametrize(("size", "options", "message"), [
     ((21, 14), {}, "the pair is not 4 times apart: HR 84 x 60, LR 21 x 14"),
     ((15, 21), {"resize": 32}, "the pair has two shapes: HR 84 x 60, LR 15 x 21"),
 ])  # fmt: skip
-def test_pairs_that_do_not_fit_are_rejected_with_both_sizes(photo, size, options, said):
-    with pytest.raises(Rejected, match=f"^{said}$"):
+def test_pairs_that_do_not_fit_are_rejected_with_both_sizes(photo, size, options, message):
+    with pytest.raises(Rejected, match=f"^{message}$"):
         one(saved(photo), saved(photo.resize(size)), 4, **options)

@@ -13,17 +13,17 @@ import pytest
 from made_shards import built, bytes_of, keys_of, rejects_of
 from processes import family, finish, kill, run, start, wait_for
 
-from shards import build, work
-from shards.plan import BEGUN
+from shards import build, workers
+from shards.build_files import PLAN_FILE
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import ShardError, open_shards
 
-WORK = {"per_shard": "3", "resize": "20", "format": "png"}  # enough of it that a kill finds something to interrupt
+WORK = {"per_shard": "3", "resize": "20", "format": "png"}  # slow enough that a kill interrupts something
 
 
 @pytest.fixture(scope="module")
 def whole(photos, tmp_path_factory):
-    """What an uninterrupted build of the photographs with a reject and a duplicate makes. Only read it."""
+    """An uninterrupted build of the photographs with a reject and a duplicate. Only read it."""
     root = tmp_path_factory.mktemp("whole")
     shutil.copytree(photos, root / "in")
     (root / "in" / "cats" / "broken.png").write_bytes(b"")
@@ -92,7 +92,7 @@ def test_kills_at_any_moment_end_in_the_same_bytes(whole, tmp_path, seed):
 @pytest.mark.slow
 def test_tasks_at_the_same_time_one_of_them_killed_make_the_bytes_of_one(whole, tmp_path):
     tasks = [start(0, "shards.build", *words(whole, tmp_path / "out", f"--task={task}/3")) for task in range(3)]
-    wait_for(lambda: (tmp_path / "out" / BEGUN).exists(), tasks[1])
+    wait_for(lambda: (tmp_path / "out" / PLAN_FILE).exists(), tasks[1])
     kill(tasks[1])
     assert [finish(task)[0] for task in tasks][::2] == [0, 0]
     run(0, "shards.build", *words(whole, tmp_path / "out", "--task=1/3"))
@@ -110,7 +110,7 @@ def assert_nothing_half_written(out):
 
 
 class Killed(BaseException):
-    """Stands for a SIGKILL at a chosen line: nothing catches it."""
+    """Stands for a SIGKILL at a given line: nothing catches it."""
 
 
 @pytest.mark.parametrize("dedupe", ["false", "true"])
@@ -152,22 +152,22 @@ def test_only_unfinished_shards_are_built_again(whole, tmp_path, monkeypatch):
     (tmp_path / "out" / "out-000007.part").write_text('{"entry": 3')
     (tmp_path / "out" / ".out-000008.tar.4711").write_bytes(b"half")
     written = []
-    real = work.write_shard
-    monkeypatch.setattr(work, "write_shard", lambda name, *rest: (written.append(name), real(name, *rest))[1])
+    real = workers.write_shard
+    monkeypatch.setattr(workers, "write_shard", lambda name, *rest: (written.append(name), real(name, *rest))[1])
     built("class_folders", tmp_path / "in", tmp_path / "out", **WORK)
     assert written == [f"out-{number:06d}.tar" for number in (3, 5, 7)]
     assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"per_shard": "4"}, "options.per_shard 3, where it is 4 now"), ({"seed": "1"}, "seed 0, where it is 1 now"),
-    ({"resize": "24"}, "options.resize 20, where it is 24 now"),
-    ({"per_class": "2"}, "options.per_class None, where it is 2 now"),
+@pytest.mark.parametrize(("change", "message"), [
+    ({"per_shard": "4"}, "options.per_shard 3, but it is 4 now"), ({"seed": "1"}, "seed 0, but it is 1 now"),
+    ({"resize": "24"}, "options.resize 20, but it is 24 now"),
+    ({"per_class": "2"}, "options.per_class None, but it is 2 now"),
 ])  # fmt: skip
-def test_other_options_than_a_build_began_with_are_refused_by_name(whole, tmp_path, change, said):
+def test_other_options_than_a_build_began_with_are_refused_by_name(whole, tmp_path, change, message):
     build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, "task": "0/3"})
     before = bytes_of(tmp_path / "out")
-    with pytest.raises(UserError, match=f"^OUT: .*unfinished build with {said}"):
+    with pytest.raises(UserError, match=f"^OUT: .*unfinished build with {message}"):
         build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, **change})
     assert bytes_of(tmp_path / "out") == before
 
@@ -175,28 +175,28 @@ def test_other_options_than_a_build_began_with_are_refused_by_name(whole, tmp_pa
 def test_other_inputs_tools_or_sources_than_a_build_began_with_are_refused_by_name(whole, tmp_path, monkeypatch):
     shutil.copytree(whole / "in", tmp_path / "in")
     build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", {**WORK, "task": "0/3"})
-    with pytest.raises(UserError, match=r"unfinished build with source class_folders, where it is folder now"):
+    with pytest.raises(UserError, match=r"unfinished build with source class_folders, but it is folder now"):
         build.build("folder", str(tmp_path / "in"), tmp_path / "out", WORK)
     (tmp_path / "in" / "cats" / "broken.png").rename(tmp_path / "in" / "cats" / "other.png")
     with pytest.raises(UserError, match=r"unfinished build with inputs\.digest "):
         build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", WORK)
     (tmp_path / "in" / "cats" / "other.png").unlink()
-    with pytest.raises(UserError, match=r"unfinished build with inputs\.count 26, where it is 25 now"):
+    with pytest.raises(UserError, match=r"unfinished build with inputs\.count 26, but it is 25 now"):
         build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", WORK)
     (tmp_path / "in" / "cats" / "broken.png").write_bytes(b"")
-    tree = json.loads((tmp_path / "out" / BEGUN).read_text())
+    tree = json.loads((tmp_path / "out" / PLAN_FILE).read_text())
     tree["tool"]["pillow"] = "9.0.0"
-    (tmp_path / "out" / BEGUN).write_text(json.dumps(tree))
-    with pytest.raises(UserError, match=r"unfinished build with tool\.pillow 9\.0\.0, where it is"):
+    (tmp_path / "out" / PLAN_FILE).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"unfinished build with tool\.pillow 9\.0\.0, but it is"):
         build.build("class_folders", str(tmp_path / "in"), tmp_path / "out", WORK)
 
 
 def test_a_build_killed_while_it_tidied_is_ended_by_the_same_command(whole, tmp_path):
     for task in range(3):
         build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, "task": f"{task}/3"})
-    begun, part = (tmp_path / "out" / BEGUN).read_bytes(), (tmp_path / "out" / "out-000004.part").read_bytes()
+    begun, part = (tmp_path / "out" / PLAN_FILE).read_bytes(), (tmp_path / "out" / "out-000004.part").read_bytes()
     built("class_folders", whole / "in", tmp_path / "out", **WORK)
-    (tmp_path / "out" / BEGUN).write_bytes(begun)
+    (tmp_path / "out" / PLAN_FILE).write_bytes(begun)
     (tmp_path / "out" / "out-000004.part").write_bytes(part)
     built("class_folders", whole / "in", tmp_path / "out", **WORK)
     assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
@@ -232,7 +232,7 @@ def test_a_worker_that_is_killed_ends_the_build_with_a_line(whole, tmp_path):
 
 def test_ctrl_c_ends_a_build_with_a_line_and_the_same_command_continues(whole, tmp_path):
     process = start(0, "shards.build", *words(whole, tmp_path / "out", "--workers=2"))
-    wait_for(lambda: (tmp_path / "out" / BEGUN).exists(), process)
+    wait_for(lambda: (tmp_path / "out" / PLAN_FILE).exists(), process)
     kill(process, signal.SIGINT)
     code, _, complaints = finish(process)
     if not (tmp_path / "out" / "manifest.json").exists():  # else it was done before the signal came
@@ -273,19 +273,19 @@ def test_so_many_of_each_class(whole, tmp_path):
         built("folder", whole / "in", tmp_path / "none", per_class="2")
 
 
-@pytest.mark.parametrize(("options", "said"), [
+@pytest.mark.parametrize(("options", "message"), [
     (["--task=4/4"], "task: '4/4' is not a share"), (["--task=1"], "task: '1' is not a share"), (["--task=0/0"], "task: "),
     (["--task=0/2", "--merge"], "merge: "), (["--workers=0"], "workers: "), (["--tile=0"], "tile: "),
     (["--keep", "--resize=8"], "keep: "), (["--quality=101"], "quality: "), (["--resize_mode=fit"], "resize_mode: "),
 ])  # fmt: skip
-def test_options_that_cannot_be_are_refused(photos, tmp_path, capsys, options, said):
+def test_options_that_cannot_be_are_refused(photos, tmp_path, capsys, options, message):
     assert build.main(["folder", str(photos), str(tmp_path / "out"), *options]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()
 
 
 def test_progress_is_told_in_lines_where_nobody_sees_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(work, "EVERY", -1)
-    assert list(work.with_progress(iter([(3, "a"), (5, "b")]), 10)) == ["a", "b"]
+    monkeypatch.setattr(workers, "PRINT_EVERY", -1)
+    assert list(workers.with_progress(iter([(3, "a"), (5, "b")]), 10)) == ["a", "b"]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["3 of 10 images", "8 of 10 images"]

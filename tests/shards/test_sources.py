@@ -47,12 +47,12 @@ def test_digits_come_with_their_class(tmp_path, part, name, packed, below):
     shards = built("mnist", tmp_path / "in", tmp_path / "out", part=part)
     assert shards.manifest.classes == tuple("0123456789")
     assert rows(shards, "class", "width", "height") == {f"{part}-{i:05d}": (int(d), 28, 28) for i, d in enumerate(LABELS)}
-    found = contents(shards)
+    members = contents(shards)
     for i, digit in enumerate(LABELS):
-        image = Image.open(io.BytesIO(found[f"{part}-{i:05d}.png"]))
+        image = Image.open(io.BytesIO(members[f"{part}-{i:05d}.png"]))
         assert image.mode == "L"
         assert np.array_equal(np.asarray(image), DIGITS[i])
-        assert found[f"{part}-{i:05d}.cls"] == str(digit).encode()
+        assert members[f"{part}-{i:05d}.cls"] == str(digit).encode()
 
 
 def test_digits_of_the_other_part_are_pointed_out(tmp_path):
@@ -61,14 +61,14 @@ def test_digits_of_the_other_part_are_pointed_out(tmp_path):
         built("mnist", tmp_path, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("damage", "said"), [
-    (lambda d: d[:-1], "is cut short"), (lambda d: b"\0\0\x09" + d[3:], "no idx file"), (lambda d: b"", "no idx file"),
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda d: d[:-1], "is cut short"), (lambda d: b"\0\0\x09" + d[3:], "not an idx file"), (lambda d: b"", "not an idx file"),
     (lambda d: d[:4] + b"\xff" * 12 + d[16:], "is cut short"), (lambda d: gzip.compress(d)[:-30], "cannot be read"),
 ])  # fmt: skip
-def test_damaged_idx_files_are_refused(tmp_path, damage, said):
+def test_damaged_idx_files_are_refused(tmp_path, damage, message):
     write_mnist(tmp_path, "train", False)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(damage(idx(DIGITS)))
-    with pytest.raises(UserError, match=f"^INPUT: '.*train-images-idx3-ubyte' .*{said}"):
+    with pytest.raises(UserError, match=f"^INPUT: '.*train-images-idx3-ubyte' .*{message}"):
         built("mnist", tmp_path, tmp_path / "out")
 
 
@@ -99,8 +99,8 @@ def write_celeba(root, images, count_line=True, csv=False, listed=6, below=""):
 
 
 @pytest.fixture
-def faces(picture, image_bytes):
-    return [image_bytes(picture(i, 40, 34), "JPEG") for i in range(6)]
+def faces(make_photo, image_bytes):
+    return [image_bytes(make_photo(i, 40, 34), "JPEG") for i in range(6)]
 
 
 @pytest.mark.parametrize("form", [{}, {"count_line": False}, {"csv": True}, {"below": "Anno"}])
@@ -108,16 +108,16 @@ def test_faces_come_with_their_attributes(tmp_path, faces, form):
     write_celeba(tmp_path / "in", faces, **form)
     shards = built("celeba", tmp_path / "in", tmp_path / "out")
     assert list(shards.manifest.attributes) == NAMES
-    index, found = shards.index(0), contents(shards)
+    index, members = shards.index(0), contents(shards)
     assert index["attributes"].dtype.itemsize == 2
     bits = attribute_values(index["attributes"], len(NAMES))
     for row, key in enumerate(index["key"]):
         number = int(key.decode().rpartition("/")[2]) - 1
         assert bits[row].tolist() == (VALUES[number] == 1).tolist()
-        assert json.loads(found[key.decode() + ".json"]) == {
+        assert json.loads(members[key.decode() + ".json"]) == {
             "attributes": dict(zip(NAMES, (VALUES[number] == 1) * 1, strict=True))
         }
-        assert found[key.decode() + ".jpg"] == faces[number]
+        assert members[key.decode() + ".jpg"] == faces[number]
     assert len(index) == 6
 
 
@@ -140,28 +140,28 @@ def test_faces_without_attributes_are_rejected_and_faces_in_two_folders_refused(
     assert built("celeba", tmp_path / "in", tmp_path / "out3", images="other").manifest.samples == 1
 
 
-@pytest.mark.parametrize(("text", "said"), [
+@pytest.mark.parametrize(("text", "message"), [
     ("", "does not begin with the names"), ("2\n", "does not begin with the names"),
-    ("A B\n1.jpg 1\n", "line 2: wants a name and 2"),
-    ("A B\n1.jpg 1 2\n", "line 2: wants a name and 2"), ("A A\n", "does not begin with the names"),
+    ("A B\n1.jpg 1\n", "line 2: needs a name and 2"),
+    ("A B\n1.jpg 1 2\n", "line 2: needs a name and 2"), ("A A\n", "does not begin with the names"),
 ])  # fmt: skip
-def test_a_list_that_is_no_list_is_refused(tmp_path, faces, text, said):
+def test_a_list_that_is_no_list_is_refused(tmp_path, faces, text, message):
     write_celeba(tmp_path / "in", faces)
     (tmp_path / "in" / "list_attr_celeba.txt").write_text(text)
-    with pytest.raises(UserError, match=f"^INPUT: .*{said}"):
+    with pytest.raises(UserError, match=f"^INPUT: .*{message}"):
         built("celeba", tmp_path / "in", tmp_path / "out")
 
 
 # --------------------------------------------------------------------------------------------------------------- pairs
 
 
-def write_pairs(hr, lr, picture, names, sizes, scale=4):
+def write_pairs(hr, lr, make_photo, names, sizes, scale=4):
     """HR and LR images under the names given for each."""
     for number, ((hr_name, lr_name), (height, width)) in enumerate(zip(names, sizes, strict=True)):
         for folder, name, size in ((hr, hr_name, (width, height)), (lr, lr_name, (width // scale, height // scale))):
             if name:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture(number, height, width)).resize(size).save(folder / name)
+                Image.fromarray(make_photo(number, height, width)).resize(size).save(folder / name)
 
 
 PAIRS = [("0801.png", "0801x4.png"), ("b_HR.png", "b_LR.jpg"), ("z.png", "z.png"), ("Canon_001_HR.png", "Canon_001_LR4.png")]
@@ -172,47 +172,47 @@ def pair_sizes(shards):
     return rows(shards, "width", "height", "lr_width", "lr_height")
 
 
-def test_pairs_are_matched_by_name_whatever_their_order_and_endings(tmp_path, picture):
-    write_pairs(tmp_path / "a", tmp_path / "b", picture, PAIRS, SIZES)
+def test_pairs_are_matched_by_name_whatever_their_order_and_endings(tmp_path, make_photo):
+    write_pairs(tmp_path / "a", tmp_path / "b", make_photo, PAIRS, SIZES)
     shards = built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "b"))
     assert shards.manifest.scale == 4
     assert pair_sizes(shards) == {
         "0801": (60, 40, 15, 10), "b": (40, 60, 10, 15), "z": (44, 44, 11, 11), "Canon_001": (36, 80, 9, 20),
     }  # fmt: skip
-    found = contents(shards)
-    assert found["0801.png"] == (tmp_path / "a" / "0801.png").read_bytes()
-    assert found["0801.lr.png"] == (tmp_path / "b" / "0801x4.png").read_bytes()
-    assert Image.open(io.BytesIO(found["b.lr.png"])).format == "PNG"
+    members = contents(shards)
+    assert members["0801.png"] == (tmp_path / "a" / "0801.png").read_bytes()
+    assert members["0801.lr.png"] == (tmp_path / "b" / "0801x4.png").read_bytes()
+    assert Image.open(io.BytesIO(members["b.lr.png"])).format == "PNG"
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
 
 
-def test_webdataset_reads_pairs(tmp_path, picture):
+def test_webdataset_reads_pairs(tmp_path, make_photo):
     import webdataset
 
-    write_pairs(tmp_path / "a", tmp_path / "b", picture, PAIRS, SIZES)
+    write_pairs(tmp_path / "a", tmp_path / "b", make_photo, PAIRS, SIZES)
     shards = built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "b"))
     for sample in webdataset.WebDataset(str(shards.paths()[0]), shardshuffle=False):
         hr, lr = (Image.open(io.BytesIO(sample[suffix])) for suffix in ("png", "lr.png"))
         assert hr.size == (lr.width * 4, lr.height * 4)
 
 
-def test_pairs_in_folders_hr_and_lr_and_in_one_folder(tmp_path, picture):
+def test_pairs_in_folders_hr_and_lr_and_in_one_folder(tmp_path, make_photo):
     names = [("a.png", "a.png"), ("b.png", "b.png")]
-    write_pairs(tmp_path / "in" / "HR", tmp_path / "in" / "LR", picture, names, SIZES[:2], scale=2)
+    write_pairs(tmp_path / "in" / "HR", tmp_path / "in" / "LR", make_photo, names, SIZES[:2], scale=2)
     both = pair_sizes(built("pairs", tmp_path / "in", tmp_path / "out", scale="2"))
     assert both == {"a": (60, 40, 30, 20), "b": (40, 60, 20, 30)}
     names = [("a_SRF_2_HR.png", "a_SRF_2_LR.png"), ("b_SRF_2_HR.png", "b_SRF_2_LR.png")]
-    write_pairs(tmp_path / "one", tmp_path / "one", picture, names, SIZES[:2], scale=2)
+    write_pairs(tmp_path / "one", tmp_path / "one", make_photo, names, SIZES[:2], scale=2)
     one = pair_sizes(built("pairs", tmp_path / "one", tmp_path / "out2", scale="2"))
     assert list(one.values()) == [both[key[0]] for key in one]
 
 
-def test_pairs_without_partner_or_of_other_sizes_are_listed(tmp_path, picture):
+def test_pairs_without_partner_or_of_other_sizes_are_listed(tmp_path, make_photo):
     names = [*PAIRS, ("alone.png", None), (None, "lost.png")]
-    write_pairs(tmp_path / "a", tmp_path / "b", picture, names, [*SIZES, (40, 40), (40, 40)])
-    Image.fromarray(picture(9, 11, 10)).save(tmp_path / "b" / "z.png")
+    write_pairs(tmp_path / "a", tmp_path / "b", make_photo, names, [*SIZES, (40, 40), (40, 40)])
+    Image.fromarray(make_photo(9, 11, 10)).save(tmp_path / "b" / "z.png")
     for name in ("twice_HR.png", "twice.png"):
-        Image.fromarray(picture(9, 40, 40)).save(tmp_path / "a" / name)
+        Image.fromarray(make_photo(9, 40, 40)).save(tmp_path / "a" / name)
     shards = built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "b"))
     assert sorted(keys_of(shards)) == ["0801", "Canon_001", "b"]
     assert rejects_of(tmp_path / "out") == {
@@ -224,31 +224,31 @@ def test_pairs_without_partner_or_of_other_sizes_are_listed(tmp_path, picture):
 
 
 @pytest.mark.parametrize("options", [{}, {"resize": "32"}])
-def test_the_file_that_is_no_image_is_listed_be_it_hr_or_lr(tmp_path, picture, options):
-    write_pairs(tmp_path / "a", tmp_path / "b", picture, [(f"{i}.png", f"{i}.png") for i in range(4)], SIZES)
+def test_the_file_that_is_no_image_is_listed_be_it_hr_or_lr(tmp_path, make_photo, options):
+    write_pairs(tmp_path / "a", tmp_path / "b", make_photo, [(f"{i}.png", f"{i}.png") for i in range(4)], SIZES)
     (tmp_path / "a" / "0.png").write_bytes(b"")
     (tmp_path / "b" / "1.png").write_bytes(b"")
     (tmp_path / "b" / "2.png").unlink()
     bitmap = tmp_path / "b" / "2.bmp"
-    Image.fromarray(picture(2, 11, 11)).save(bitmap)
-    bitmap.write_bytes(bitmap.read_bytes()[:-9])  # of which only decoding tells
+    Image.fromarray(make_photo(2, 11, 11)).save(bitmap)
+    bitmap.write_bytes(bitmap.read_bytes()[:-9])  # only decoding detects this
     built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "b"), **options)
     lines = map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
     paths = {row["key"]: row["path"] for row in lines}
     assert paths == {"0": "0.png", "1": str(tmp_path / "b" / "1.png"), "2": str(bitmap)}
-    Image.fromarray(picture(0, 40, 60)).save(tmp_path / "a" / "0.png")
+    Image.fromarray(make_photo(0, 40, 60)).save(tmp_path / "a" / "0.png")
     with pytest.raises(UserError, match=rf"^on_bad: '{tmp_path}/b/(1\.png|2\.bmp)' "):
         built("pairs", tmp_path / "a", tmp_path / "out2", lr=str(tmp_path / "b"), on_bad="fail")
 
 
-def test_pairs_of_any_size_are_resized_to_the_scale(tmp_path, picture):
-    write_pairs(tmp_path / "a", tmp_path / "b", picture, PAIRS, SIZES, scale=3)
+def test_pairs_of_any_size_are_resized_to_the_scale(tmp_path, make_photo):
+    write_pairs(tmp_path / "a", tmp_path / "b", make_photo, PAIRS, SIZES, scale=3)
     shards = built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "b"), resize="32", resize_mode="squash")
     assert set(pair_sizes(shards).values()) == {(32, 32, 8, 8)}
 
 
-def test_pairs_of_which_none_fit_are_refused(tmp_path, picture):
-    write_pairs(tmp_path / "a", tmp_path / "b", picture, [("a.png", "b.png")], [(40, 40)])
+def test_pairs_of_which_none_fit_are_refused(tmp_path, make_photo):
+    write_pairs(tmp_path / "a", tmp_path / "b", make_photo, [("a.png", "b.png")], [(40, 40)])
     with pytest.raises(UserError, match=r"^INPUT: no HR image has the name of an LR image"):
         built("pairs", tmp_path / "a", tmp_path / "out", lr=str(tmp_path / "b"))
     with pytest.raises(UserError, match=r"^lr: no folder"):
@@ -265,10 +265,10 @@ VAL = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 5)]
 
 
 @pytest.fixture
-def val(tmp_path, picture, image_bytes):
+def val(tmp_path, make_photo, image_bytes):
     (tmp_path / "in").mkdir()
     for number, name in enumerate(VAL):
-        (tmp_path / "in" / f"{name}.JPEG").write_bytes(image_bytes(picture(number, 32, 32), "JPEG"))
+        (tmp_path / "in" / f"{name}.JPEG").write_bytes(image_bytes(make_photo(number, 32, 32), "JPEG"))
     return tmp_path / "in"
 
 
@@ -294,28 +294,28 @@ def test_validation_images_get_their_class_from_every_form_of_truth(val, tmp_pat
     assert rows(shards, "class") == {name: (label,) for name, label in zip(VAL, labels, strict=True)}
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("n01000001\nn02\n", "line 2: 'n02' is no wnid"), ("n01000001\nn02000002\nn01000001\n", "names n01000001 twice"),
+@pytest.mark.parametrize(("text", "message"), [
+    ("n01000001\nn02\n", "line 2: 'n02' is not a wnid"), ("n01000001\nn02000002\nn01000001\n", "names n01000001 twice"),
 ])  # fmt: skip
-def test_synsets_that_cannot_be_are_refused(val, tmp_path, text, said):
+def test_synsets_that_cannot_be_are_refused(val, tmp_path, text, message):
     (tmp_path / "truth.txt").write_text("1\n2\n1\n2\n")
     (tmp_path / "synsets.txt").write_text(text)
-    with pytest.raises(UserError, match=f"^synsets: '.*' {said}"):
+    with pytest.raises(UserError, match=f"^synsets: '.*' {message}"):
         built("imagenet_val", val, tmp_path / "out", truth=str(tmp_path / "truth.txt"), synsets=str(tmp_path / "synsets.txt"))
 
 
-@pytest.mark.parametrize(("text", "said"), [
+@pytest.mark.parametrize(("text", "message"), [
     ("1\n2\n", "has 2 lines for 4 images"), ("1\n2\n0\n1\n", "line 3: '0' is not a number from 1 to 2"),
-    ("a b\n", "row 1: wants the name"), (f"{VAL[0]} n00000001\n{VAL[1]} 3\n", "has both wnids and numbers"),
-    (f"{VAL[0]} 3\nx\n", "row 2: wants the name"),
+    ("a b\n", "row 1: needs the name"), (f"{VAL[0]} n00000001\n{VAL[1]} 3\n", "has both wnids and numbers"),
+    (f"{VAL[0]} 3\nx\n", "row 2: needs the name"),
 ])  # fmt: skip
-def test_a_truth_that_cannot_be_is_refused(val, tmp_path, text, said):
+def test_a_truth_that_cannot_be_is_refused(val, tmp_path, text, message):
     (tmp_path / "truth.txt").write_text(text)
-    with pytest.raises(UserError, match=f"^truth: '.*' {said}"):
+    with pytest.raises(UserError, match=f"^truth: '.*' {message}"):
         built("imagenet_val", val, tmp_path / "out", truth=str(tmp_path / "truth.txt"))
 
 
-def test_a_truth_must_be_given_and_be_there(val, tmp_path):
+def test_a_truth_must_be_given_and_exist(val, tmp_path):
     with pytest.raises(UserError, match=r"^truth: this key is missing"):
         built("imagenet_val", val, tmp_path / "out")
     with pytest.raises(UserError, match=r"^truth: '.*' cannot be read"):

@@ -19,7 +19,7 @@ def copy(photo_shards, tmp_path):
 
 @pytest.fixture
 def verified(capsys):
-    """Runs the door: (exit code, lines)."""
+    """Runs the command: (exit code, lines)."""
 
     def run(folder, *options: str) -> tuple[int, list[str]]:
         capsys.readouterr()
@@ -44,7 +44,7 @@ def test_whole_shards_are_whole(verified, photo_shards):
 
 
 @pytest.mark.parametrize("place", [0, 130, 700, -700, -1])
-def test_a_flipped_bit_anywhere_in_a_shard_is_found(verified, copy, place):
+def test_a_flipped_bit_anywhere_in_a_shard_is_reported(verified, copy, place):
     flip(copy / "photos-000001.tar", place)
     code, lines = verified(copy)
     assert code == 1
@@ -67,7 +67,7 @@ def test_of_many_damaged_samples_the_first_are_named_and_the_others_counted(veri
     assert lines[3] == "BAD photos-000001.tar: and 6 more"
 
 
-def test_a_shard_that_was_cut_short_or_is_gone_is_found(verified, copy):
+def test_a_shard_that_was_cut_short_or_is_gone_is_reported(verified, copy):
     path = copy / "photos-000000.tar"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[: size - 512])
@@ -81,7 +81,7 @@ def test_a_shard_that_was_cut_short_or_is_gone_is_found(verified, copy):
 
 
 @pytest.mark.parametrize("place", [3, 9, 13, 17, 21, 25, 40, -1])
-def test_a_flipped_bit_anywhere_in_an_index_is_found(verified, copy, place):
+def test_a_flipped_bit_anywhere_in_an_index_is_reported(verified, copy, place):
     flip(copy / "photos-000001.idx", place)
     code, lines = verified(copy)
     assert code == 1
@@ -90,14 +90,14 @@ def test_a_flipped_bit_anywhere_in_an_index_is_found(verified, copy, place):
     assert len(lines) == 2
 
 
-def test_a_missing_index_is_found(verified, copy):
+def test_a_missing_index_is_reported(verified, copy):
     (copy / "photos-000002.idx").unlink()
     code, lines = verified(copy)
     assert code == 1
     assert "photos-000002.idx' cannot be read" in lines[0]
 
 
-def test_the_index_of_another_shard_is_found(verified, copy):
+def test_the_index_of_another_shard_is_reported(verified, copy):
     shutil.copy(copy / "photos-000000.idx", copy / "photos-000001.idx")
     code, lines = verified(copy)
     assert code == 1
@@ -105,7 +105,7 @@ def test_the_index_of_another_shard_is_found(verified, copy):
     assert lines[0].endswith("does not match its checksum")
 
 
-def test_a_manifest_that_counts_wrongly_is_found(verified, copy):
+def test_a_manifest_that_counts_wrongly_is_reported(verified, copy):
     tree = json.loads((copy / "manifest.json").read_text())
     tree["shards"][0]["samples"], tree["shards"][1]["samples"] = 9, 7
     (copy / "manifest.json").write_text(json.dumps(tree))
@@ -115,7 +115,7 @@ def test_a_manifest_that_counts_wrongly_is_found(verified, copy):
 
 
 @pytest.mark.parametrize(
-    ("lie", "said"),
+    ("lie", "message"),
     [
         ({"min_side": 33}, "min_side is 33, but the smallest side in the indexes is 32"),
         ({"min_side": 16}, "min_side is 16, but the smallest side in the indexes is 32"),
@@ -123,18 +123,18 @@ def test_a_manifest_that_counts_wrongly_is_found(verified, copy):
         ({"classes": ["boats", "cats"]}, "it names 2 classes, but the indexes have the class 2"),
     ],
 )
-def test_a_manifest_that_belies_its_indexes_is_found(verified, copy, lie, said):
+def test_a_manifest_that_contradicts_its_indexes_is_reported(verified, copy, lie, message):
     tree = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**tree, **lie}))
     counted = "3 of 3 shards are whole, with 24 of 24 samples"
-    assert verified(copy) == (1, [f"BAD manifest.json: {said}", counted])
+    assert verified(copy) == (1, [f"BAD manifest.json: {message}", counted])
 
 
-def test_the_scale_of_stored_lr_is_compared_with_the_manifest(verified, tmp_path, picture, image_bytes):
+def test_the_scale_of_stored_lr_is_compared_with_the_manifest(verified, tmp_path, make_photo, image_bytes):
     (tmp_path / "HR").mkdir()
     (tmp_path / "LR").mkdir()
-    (tmp_path / "HR" / "a.png").write_bytes(image_bytes(picture(1, 32, 48)))
-    (tmp_path / "LR" / "a.png").write_bytes(image_bytes(picture(1, 16, 24)))
+    (tmp_path / "HR" / "a.png").write_bytes(image_bytes(make_photo(1, 32, 48)))
+    (tmp_path / "LR" / "a.png").write_bytes(image_bytes(make_photo(1, 16, 24)))
     build("pairs", str(tmp_path), tmp_path / "out", {"scale": "2"})
     assert verified(tmp_path / "out")[0] == 0
     tree = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -144,12 +144,12 @@ def test_the_scale_of_stored_lr_is_compared_with_the_manifest(verified, tmp_path
     )
 
 
-def test_deep_finds_an_image_that_was_broken_before_it_was_packed(verified, tmp_path, picture, image_bytes):
+def test_deep_finds_an_image_that_was_broken_before_it_was_packed(verified, tmp_path, make_photo, image_bytes):
     (tmp_path / "images").mkdir()
-    broken = bytearray(image_bytes(picture(1, 32, 32)))
+    broken = bytearray(image_bytes(make_photo(1, 32, 32)))
     broken[60:200] = bytes(140)
     (tmp_path / "images" / "broken.png").write_bytes(broken)
-    (tmp_path / "images" / "good.png").write_bytes(image_bytes(picture(2, 32, 32)))
+    (tmp_path / "images" / "good.png").write_bytes(image_bytes(make_photo(2, 32, 32)))
     build("folder", str(tmp_path / "images"), tmp_path / "out", {})
     assert verified(tmp_path / "out")[0] == 0
     code, lines = verified(tmp_path / "out", "--deep")
@@ -169,7 +169,7 @@ def test_some_shards_can_be_verified_alone(verified, copy):
 # ----------------------------------------------------------------------------------------------------------------- show
 
 
-def test_show_makes_a_sheet_of_real_pictures_and_a_summary(copy, capsys):
+def test_show_makes_a_sheet_of_images_and_a_summary(copy, capsys):
     assert show.main([str(copy), "--num=9"]) == 0
     out = capsys.readouterr().out
     assert "24 samples in 3 shards" in out
@@ -183,17 +183,17 @@ def test_show_makes_a_sheet_of_real_pictures_and_a_summary(copy, capsys):
             assert cell.std() > 10  # no cell is blank
 
 
-def test_the_pictures_of_the_sheet_are_the_samples(copy, tmp_path, photos):
+def test_the_images_of_the_sheet_are_the_samples(copy, tmp_path, photos):
     assert show.main([str(copy), "--num=1", f"--picture={tmp_path}/new/sheet.png"]) == 0
     sheet = np.array(Image.open(tmp_path / "new" / "sheet.png"))
     key = Index(copy / "photos-000000.idx")["key"][0].decode()
-    picture = np.array(Image.open(next(photos.glob(f"{key}.*"))).convert("RGB"))
-    height, width = picture.shape[:2]
-    assert np.array_equal(sheet[4 : 4 + height, 4 : 4 + width], picture)
+    image = np.array(Image.open(next(photos.glob(f"{key}.*"))).convert("RGB"))
+    height, width = image.shape[:2]
+    assert np.array_equal(sheet[4 : 4 + height, 4 : 4 + width], image)
     assert not (copy / "contact_sheet.png").exists()
 
 
-def test_more_pictures_than_samples_shows_them_all(copy, tmp_path):
+def test_a_larger_num_than_samples_shows_them_all(copy, tmp_path):
     assert show.main([str(copy), "--num=1000", f"--picture={tmp_path}/sheet.png"]) == 0
     sheet = np.array(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape[:2] == (5 * 68 + 4, 5 * 52 + 4)  # 24 in five columns

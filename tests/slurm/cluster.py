@@ -1,4 +1,4 @@
-"""A whole SLURM of two nodes on this one machine: private key, sockets, ports and folders; it ends what it started."""
+"""A SLURM cluster of two nodes on one machine, with its own key, sockets, ports and folders. It ends all its processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import processes
 import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo", "squeue")
-PATIENCE = 240  # seconds for whatever a busy machine should do at once
+TIMEOUT = 240  # seconds, for a busy machine
 NODES = ("n0", "n1")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
@@ -61,11 +61,11 @@ NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=
 
 
 def missing() -> str | None:
-    """Why there can be no cluster here, or None."""
+    """Why this machine cannot run a cluster, or None."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"no {', '.join(absent)} on this machine (Debian: apt-get install slurm-wlm munge)"
-    return "a cluster of our own needs root" if os.geteuid() else None
+    return "the cluster needs root" if os.geteuid() else None
 
 
 def _path() -> str:
@@ -79,11 +79,11 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {
+        inherited = {
             key: value for key, value in processes.environment().items() if not key.startswith(("SBATCH_", "SRUN_", "MASTER_"))
         }
         private = {"PATH": _path(), "SLURM_CONF": str(self.folder / "slurm.conf"), "SBATCH_OUTPUT": f"{self.folder}/job-%j.log"}
-        return {**kept, **private, "SR_DIST_PYTHON": sys.executable, "MASTER_ADDR": "127.0.0.1"}
+        return {**inherited, **private, "SR_DIST_PYTHON": sys.executable, "MASTER_ADDR": "127.0.0.1"}
 
     def start(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.out", "ab") as out:
@@ -95,87 +95,87 @@ class Cluster:
         self.start(name, "slurmd", "-D", "-N", name)
 
     def stop_node(self, name: str) -> None:
-        """The node's daemon and all that runs on it, at once, as when a machine loses its power."""
+        """Kills the node's daemon and everything that runs on it at once, like a power failure."""
         daemon = self.daemons.pop(name)
         _kill([psutil.Process(daemon.pid), *_families(self.steps(name))])
         daemon.wait()
 
     def steps(self, *nodes: str) -> list[psutil.Process]:
-        """The daemons of the steps that run on these nodes: they write into the nodes' logs."""
+        """The daemons of the steps on these nodes, recognized by the nodes' logs, which they write."""
         logs = {str(self.folder / f"slurmd-{name}.log") for name in nodes or NODES}
-        found = []
+        daemons = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if "slurmstepd" in " ".join(process.cmdline()) and logs & {file.path for file in process.open_files()}:
-                    found.append(process)
-        return found
+                    daemons.append(process)
+        return daemons
 
-    def tasks(self, number: int) -> list[psutil.Process]:
-        """What srun started for a job on all nodes; not its batch script."""
-        wanted = re.compile(rf"\[{number}\.\d+\]")
-        steps = [step for step in self.steps() if wanted.search(" ".join(step.cmdline()))]
+    def tasks(self, job_id: int) -> list[psutil.Process]:
+        """The processes that srun started for a job on all nodes, without the batch script."""
+        pattern = re.compile(rf"\[{job_id}\.\d+\]")
+        steps = [step for step in self.steps() if pattern.search(" ".join(step.cmdline()))]
         return [child for step in steps for child in step.children(recursive=True)]
 
     def submit(self, script: str, *words: object, options: Sequence[object] = (), **environment: str) -> int:
-        """`sbatch OPTIONS launch/slurm/SCRIPT WORDS` in the repository's folder -> the job's number."""
+        """`sbatch OPTIONS launch/slurm/SCRIPT WORDS` in the folder of the repository -> the job id."""
         command = ["sbatch", "--parsable", *map(str, options), f"launch/slurm/{script}", *map(str, words)]
-        return int(self.ask(*command, **environment))
+        return int(self.run(*command, **environment))
 
-    def log(self, number: int) -> str:
-        path = self.folder / f"job-{number}.log"
+    def log(self, job_id: int) -> str:
+        path = self.folder / f"job-{job_id}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def ask(self, *command: str, **environment: str) -> str:
+    def run(self, *command: str, **environment: str) -> str:
         done = subprocess.run(
-            command, env={**self.environment, **environment}, cwd=processes.ROOT, capture_output=True, text=True, timeout=PATIENCE
+            command, env={**self.environment, **environment}, cwd=processes.ROOT, capture_output=True, text=True, timeout=TIMEOUT
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
         return done.stdout
 
-    def job(self, number: int | str) -> dict[str, str]:
-        """What the controller knows of a job: JobState, ExitCode, Restarts, ..."""
-        return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "job", str(number))))
+    def job(self, job_id: int | str) -> dict[str, str]:
+        """The fields of a job: JobState, ExitCode, Restarts, ..."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", str(job_id))))
 
     def idle(self) -> bool:
-        return self.ask("sinfo", "--noheader", "--format=%T", "--Node").split() == ["idle"] * len(NODES)
+        return self.run("sinfo", "--noheader", "--format=%T", "--Node").split() == ["idle"] * len(NODES)
 
-    def wait(self, happened: Callable[[], object], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not happened():
+    def wait(self, condition: Callable[[], object], event: str) -> None:
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {PATIENCE} s: {what}\n{self._story()}")
+                raise AssertionError(f"not within {TIMEOUT} s: {event}\n{self._logs()}")
             time.sleep(0.2)
 
-    def ended(self, number: int | str) -> dict[str, str]:
-        """Waits for the end of a job for good; a requeued one is started again soon instead of in two minutes."""
+    def ended(self, job_id: int | str) -> dict[str, str]:
+        """Waits for the final end of a job. A requeued job starts again soon instead of after two minutes."""
 
         def over() -> bool:
-            self.hurry(number)
-            return self.job(number)["JobState"] in ENDED
+            self.hurry(job_id)
+            return self.job(job_id)["JobState"] in ENDED
 
-        self.wait(over, f"the end of job {number}")
-        return self.job(number)
+        self.wait(over, f"the end of job {job_id}")
+        return self.job(job_id)
 
-    def hurry(self, number: int | str) -> None:
-        """A requeued job starts in three seconds: in the same one, its nodes would still refuse its old credential."""
-        known = self.job(number)
-        waits = known["JobState"] == "PENDING" and known["Reason"] == "BeginTime" and known["StartTime"] != "Unknown"
-        if waits and datetime.fromisoformat(known["StartTime"]) > datetime.now() + timedelta(seconds=20):
-            self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+3")
+    def hurry(self, job_id: int | str) -> None:
+        """Starts a requeued job in three seconds. In the same second, its nodes would still refuse its old credential."""
+        job = self.job(job_id)
+        waits = job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and job["StartTime"] != "Unknown"
+        if waits and datetime.fromisoformat(job["StartTime"]) > datetime.now() + timedelta(seconds=20):
+            self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now+3")
 
-    def _story(self) -> str:
+    def _logs(self) -> str:
         logs = [*self.folder.glob("*.log"), *self.folder.glob("*.out")]
-        return self.ask("squeue", "--long") + "".join(
+        return self.run("squeue", "--long") + "".join(
             f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}\n" for path in logs
         )
 
 
 def _kill(processes: list[psutil.Process]) -> None:
-    """All of them at one moment, as a power cut does: none sees another go and dumps core over it."""
-    for number in (signal.SIGSTOP, signal.SIGKILL):
+    """Kills all at the same moment, so that none sees another end and dumps core."""
+    for signal_number in (signal.SIGSTOP, signal.SIGKILL):
         for process in processes:
             with suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
+                process.send_signal(signal_number)
 
 
 def _families(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
@@ -183,12 +183,12 @@ def _families(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def _free_ports(count: int) -> list[int]:
-    listening = [socket.socket() for _ in range(count)]
-    for one in listening:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in listening]
-    for one in listening:
-        one.close()
+    sockets = [socket.socket() for _ in range(count)]
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports
 
 
@@ -206,10 +206,10 @@ def _configure(folder: Path) -> None:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """Two idle nodes, and none of their processes afterwards."""
+    """A cluster of two idle nodes. All its processes are ended afterwards."""
     _configure(folder)
     made = Cluster(folder)
-    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: not without cleaning up
+    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that SIGTERM also cleans up
     names = {key: f"--{key}-file={folder}/munge.{key}" for key in ("key", "pid", "log", "seed")}
     try:
         made.start("munged", "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *names.values())
@@ -217,18 +217,18 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         made.start("slurmctld", "slurmctld", "-D")
         for name in NODES:
             made.start_node(name)
-        made.wait(lambda: _answers(made), "two idle nodes")
+        made.wait(lambda: _ready(made), "two idle nodes")
         yield made
     finally:
         running = [psutil.Process(daemon.pid) for daemon in made.daemons.values() if daemon.poll() is None]
         _kill(_families([*running, *made.steps()]))
-        _kill(_families(made.steps()))  # what was just being started
+        _kill(_families(made.steps()))  # steps that were starting
         for daemon in made.daemons.values():
             daemon.wait()
-        signal.signal(signal.SIGTERM, terminated)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _answers(made: Cluster) -> bool:
+def _ready(made: Cluster) -> bool:
     with suppress(AssertionError):
         return made.idle()
     return False

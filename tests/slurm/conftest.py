@@ -1,4 +1,4 @@
-"""One cluster for all tests in this folder."""
+"""One cluster for all tests of this folder."""
 
 import pytest
 from cluster import Cluster, cluster, missing

@@ -1,7 +1,7 @@
-"""Stands for Python in jobs whose rules are tested without a training: it saves when told to stop, and gains a few steps a time.
+"""Replaces Python in tests of the job rules, so that they need no training: each attempt gains a few steps and saves on STOP.
 
-stand_in.py -c ... RECIPE --key=value      prints the run folder, as a recipe's would
-stand_in.py -m DOOR RECIPE --key=value     --steps=N to be done, --gain=N of them per attempt, --fail=CODE
+stand_in.py -c ... RECIPE --key=value        prints the run folder
+stand_in.py -m MODULE RECIPE --key=value     --steps=N in all, --gain=N of them per attempt, --fail=CODE
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def train(run: Path, steps: int, gain: int) -> int:
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     time.sleep(0.5)
-    (run / "STOP").unlink(missing_ok=True)  # as a training does when it has found its data
+    (run / "STOP").unlink(missing_ok=True)  # as a training run does when it starts
     (run / "recipe.yaml").touch()
     before = max((int(path.name) for path in checkpoints.iterdir()), default=0)
     after = min(before + gain, steps)
@@ -37,7 +37,7 @@ def train(run: Path, steps: int, gain: int) -> int:
         time.sleep(0.05)
     (checkpoints / f"{after:07d}").mkdir(exist_ok=True)
     (run / ("DONE" if after == steps else "PREEMPTED")).write_text(f"step {after}\n")
-    return int(after < steps)  # accelerate's launcher says 1 after a signal, whatever its ranks say
+    return int(after < steps)  # accelerate's launcher exits with 1 after a signal
 
 
 if __name__ == "__main__":

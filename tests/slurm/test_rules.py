@@ -1,4 +1,4 @@
-"""When a job goes on and when it does not: the real scripts on a real SLURM, with a stand-in for Python that needs no time."""
+"""When a job is continued and when it is not: the real scripts on a real SLURM, with a stand-in for Python that takes no time."""
 
 from __future__ import annotations
 
@@ -24,72 +24,72 @@ def attempts(folder: Path) -> list[str]:
     return (folder / "attempts").read_text().splitlines() if (folder / "attempts").exists() else []
 
 
-def out_of_time(slurm, number: int, folder: Path, attempt: int) -> None:
-    """What SLURM says 180 s before the end of the attempt with this number."""
+def out_of_time(slurm, job_id: int, folder: Path, attempt: int) -> None:
+    """Sends the signal that SLURM sends 180 s before the time limit of this attempt."""
 
-    def begun() -> bool:
-        slurm.hurry(number)
+    def started() -> bool:
+        slurm.hurry(job_id)
         return len(attempts(folder)) >= attempt
 
-    slurm.wait(begun, f"attempt {attempt}")
-    slurm.ask("scancel", "--batch", "--signal=USR1", str(number))
+    slurm.wait(started, f"attempt {attempt}")
+    slurm.run("scancel", "--batch", "--signal=USR1", str(job_id))
 
 
-def state(slurm, number: int | str) -> tuple[str, str]:
-    known = slurm.ended(number)
-    return known["JobState"], known["ExitCode"]
+def state(slurm, job_id: int | str) -> tuple[str, str]:
+    job = slurm.ended(job_id)
+    return job["JobState"], job["ExitCode"]
 
 
-def test_requeued_as_often_as_it_is_allowed(slurm, python, tmp_path):
+def test_a_job_is_requeued_up_to_the_limit(slurm, python, tmp_path):
     words = ["toy.yaml", f"--runs={tmp_path}", "--steps=100", "--gain=5"]
-    number = slurm.submit("train.sbatch", *words, SR_DIST_PYTHON=python, SR_DIST_REQUEUES="2")
+    job_id = slurm.submit("train.sbatch", *words, SR_DIST_PYTHON=python, SR_DIST_REQUEUES="2")
     for attempt in (1, 2):
-        out_of_time(slurm, number, tmp_path, attempt)
-        slurm.wait(lambda times=attempt: slurm.job(number)["Restarts"] == str(times), f"requeue {attempt}")
-    out_of_time(slurm, number, tmp_path, 3)
-    assert state(slurm, number) == ("FAILED", "1:0")
+        out_of_time(slurm, job_id, tmp_path, attempt)
+        slurm.wait(lambda times=attempt: slurm.job(job_id)["Restarts"] == str(times), f"requeue {attempt}")
+    out_of_time(slurm, job_id, tmp_path, 3)
+    assert state(slurm, job_id) == ("FAILED", "1:0")
     assert len(attempts(tmp_path)) == 3
-    assert "came from step 5 to step 10" in slurm.log(number)
-    assert "it has been requeued 2 times" in slurm.log(number)
+    assert "advanced from step 5 to step 10" in slurm.log(job_id)
+    assert "it has been requeued 2 times" in slurm.log(job_id)
 
 
-def test_not_requeued_without_a_step_gained(slurm, python, tmp_path):
+def test_a_job_without_progress_is_not_requeued(slurm, python, tmp_path):
     (tmp_path / "toy" / "checkpoints" / "0000040").mkdir(parents=True)
-    number = slurm.submit("train.sbatch", "toy.yaml", f"--runs={tmp_path}", "--steps=100", "--gain=0", SR_DIST_PYTHON=python)
-    out_of_time(slurm, number, tmp_path, 1)
-    assert state(slurm, number) == ("FAILED", "1:0")
-    assert "is at step 40, as before this attempt" in slurm.log(number)
-    assert slurm.job(number)["Restarts"] == "0"
+    job_id = slurm.submit("train.sbatch", "toy.yaml", f"--runs={tmp_path}", "--steps=100", "--gain=0", SR_DIST_PYTHON=python)
+    out_of_time(slurm, job_id, tmp_path, 1)
+    assert state(slurm, job_id) == ("FAILED", "1:0")
+    assert "is still at step 40: not requeued, because this attempt made no progress" in slurm.log(job_id)
+    assert slurm.job(job_id)["Restarts"] == "0"
 
 
-def test_told_to_stop_by_hand_it_is_not_requeued(slurm, python, tmp_path):
-    number = slurm.submit("train.sbatch", "toy.yaml", f"--runs={tmp_path}", "--steps=100", "--gain=5", SR_DIST_PYTHON=python)
+def test_a_run_stopped_by_a_stop_file_is_not_requeued(slurm, python, tmp_path):
+    job_id = slurm.submit("train.sbatch", "toy.yaml", f"--runs={tmp_path}", "--steps=100", "--gain=5", SR_DIST_PYTHON=python)
     slurm.wait((tmp_path / "toy" / "recipe.yaml").exists, "the attempt")
     (tmp_path / "toy" / "STOP").touch()
-    assert state(slurm, number) == ("FAILED", "1:0"), "what depends on the run must not start"
-    assert "was told to stop and is saved at step 5" in slurm.log(number)
+    assert state(slurm, job_id) == ("FAILED", "1:0"), "jobs that depend on the run must not start"
+    assert "was stopped on request and saved at step 5" in slurm.log(job_id)
 
 
-def test_a_failure_keeps_its_code_also_where_an_older_attempt_was_stopped(slurm, python, tmp_path):
+def test_a_failure_keeps_its_exit_code_after_a_preempted_attempt(slurm, python, tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "PREEMPTED").write_text("step 5\n")
-    number = slurm.submit("train.sbatch", "toy.yaml", f"--runs={tmp_path}", "--fail=7", SR_DIST_PYTHON=python)
-    assert state(slurm, number) == ("FAILED", "7:0")
+    job_id = slurm.submit("train.sbatch", "toy.yaml", f"--runs={tmp_path}", "--fail=7", SR_DIST_PYTHON=python)
+    assert state(slurm, job_id) == ("FAILED", "7:0")
 
 
-def test_a_chain_of_jobs_goes_on_until_the_run_is_done(slurm, python, tmp_path):
-    """Of three minutes each, so that SLURM says by itself, at once, that 180 s are left."""
+def test_a_chain_of_jobs_continues_until_the_run_is_done(slurm, python, tmp_path):
+    """Jobs of three minutes, so that SLURM itself sends the signal of the last 180 s at once."""
     words = ["toy.yaml", f"--runs={tmp_path}", "--steps=10", "--gain=5"]
     chain = slurm.submit("train_array.sbatch", *words, options=["--array=3-6%1", "--time=3"], SR_DIST_PYTHON=python)
     assert [state(slurm, f"{chain}_{task}") for task in (3, 4, 5, 6)] == [("COMPLETED", "0:0")] * 4
-    assert len(attempts(tmp_path)) == 2, "the first was out of time, the second was done, the others have nothing to do"
+    assert len(attempts(tmp_path)) == 2, "the first ran out of time, the second finished the run, the others have nothing to do"
 
 
 def test_a_failure_ends_the_chain(slurm, python, tmp_path):
     words = ["toy.yaml", f"--runs={tmp_path}", "--fail=7"]
     chain = slurm.submit("train_array.sbatch", *words, options=["--array=0-2%1"], SR_DIST_PYTHON=python)
     assert state(slurm, f"{chain}_0") == ("FAILED", "7:0")
-    slurm.wait(lambda: not slurm.ask("squeue", "--noheader", f"--jobs={chain}"), "the end of the chain")
+    slurm.wait(lambda: not slurm.run("squeue", "--noheader", f"--jobs={chain}"), "the end of the chain")
     assert len(attempts(tmp_path)) == 1
 
 
@@ -101,21 +101,21 @@ def test_a_sweep_trains_a_run_for_each_value_and_each_line(slurm, python, tmp_pa
         "sweep.sbatch", "optimizer.learning_rate=1e-4,2e-4", *words, options=["--array=0-1"], SR_DIST_PYTHON=python
     )
     both = slurm.submit("sweep.sbatch", lines, *words, options=["--array=0-2"], SR_DIST_PYTHON=python)
-    ends = [state(slurm, f"{job}_{task}") for job, task in ((rates, 0), (rates, 1), (both, 0), (both, 1), (both, 2))]
-    assert ends == [("COMPLETED", "0:0")] * 4 + [("FAILED", "2:0")], "there is no third line"
+    states = [state(slurm, f"{job}_{task}") for job, task in ((rates, 0), (rates, 1), (both, 0), (both, 1), (both, 2))]
+    assert states == [("COMPLETED", "0:0")] * 4 + [("FAILED", "2:0")], "there is no third line"
     runs = {path.name for path in tmp_path.iterdir() if (path / "DONE").exists()}
     assert runs == {"toy-learning_rate-1e-4", "toy-learning_rate-2e-4", "toy-line-0", "mine"}
-    said = "\n".join(attempts(tmp_path))
-    assert "--name=toy-learning_rate-2e-4 --optimizer.learning_rate=2e-4" in said
-    assert "--name=toy-line-0 --seed=1 --data.batch=8" in said
+    commands = "\n".join(attempts(tmp_path))
+    assert "--name=toy-learning_rate-2e-4 --optimizer.learning_rate=2e-4" in commands
+    assert "--name=toy-line-0 --seed=1 --data.batch=8" in commands
 
 
-def test_a_failing_stage_cancels_what_waits_for_it(slurm, python, tmp_path):
+def test_a_failing_stage_cancels_the_stages_after_it(slurm, python, tmp_path):
     (tmp_path / "toy.yaml").touch()
     train = ["train:", f"{tmp_path}/toy.yaml", f"--runs={tmp_path}", "--fail=7"]
     evaluate = ["evaluate:", f"{tmp_path}/toy", f"--runs={tmp_path}", "--data=x"]
-    answer = slurm.ask("bash", "launch/slurm/pipeline.sh", *train, *evaluate, SR_DIST_PYTHON=python)
-    (first, one), (second, two) = (line.split() for line in answer.splitlines())
+    output = slurm.run("bash", "launch/slurm/pipeline.sh", *train, *evaluate, SR_DIST_PYTHON=python)
+    (first, one), (second, two) = (line.split() for line in output.splitlines())
     assert (first, second) == ("train", "evaluate")
     assert state(slurm, one) == ("FAILED", "7:0")
     assert state(slurm, two)[0] == "CANCELLED"
@@ -124,6 +124,6 @@ def test_a_failing_stage_cancels_what_waits_for_it(slurm, python, tmp_path):
 
 def test_nodes_with_unequal_numbers_of_gpus_are_refused(slurm, python, tmp_path):
     words = ["toy.yaml", f"--runs={tmp_path}", "--steps=5", "--gain=5"]
-    number = slurm.submit("train.sbatch", *words, options=["--nodes=2", "--gpus=3"], SR_DIST_PYTHON=python)
-    assert state(slurm, number)[0] == "FAILED"
-    assert "n1 has 1 GPUs for this job and the first node 2; ask for the same on each" in slurm.log(number)
+    job_id = slurm.submit("train.sbatch", *words, options=["--nodes=2", "--gpus=3"], SR_DIST_PYTHON=python)
+    assert state(slurm, job_id)[0] == "FAILED"
+    assert "n1 has 1 GPUs for this job, but the first node has 2; request the same number on each node" in slurm.log(job_id)

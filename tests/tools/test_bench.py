@@ -1,4 +1,4 @@
-"""What a recipe costs: bytes against numbers worked out by hand, and the door that says them."""
+"""The cost of a recipe: bytes against numbers worked out by hand, and the command that prints them."""
 
 from __future__ import annotations
 
@@ -16,54 +16,55 @@ from sr_dist.data import data_checks
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Optimizer
 from sr_dist.tools import memory
-from sr_dist.tools.memory import Saved, Sizes, buffers, held, outermost, sizes
+from sr_dist.tools.memory import SavedTensors, Sizes, buffer_bytes, outermost, sizes, state_bytes
 from sr_dist.training.optimizer_state import build_optimizer, states_per_weight
 
-TINY_CRITIC = {"name": "acgan", "classes": 3, "widths": [4, 4], "features": 8}
+TINY_DISCRIMINATOR = {"name": "acgan", "classes": 3, "widths": [4, 4], "features": 8}
 GAN = {"name": "srugan", "content": {"mse": 1.0}, "class_weight": 1.0}
 
 
 def test_a_linear_layer_of_20_weights_on_4_ranks():
     network = sizes(nn.Linear(3, 5))
     assert network == Sizes((15, 5), (), 0)
-    assert held(network, 2, 0, 4, True) == {"weights": 80, "gradients": 80, "optimizer": 160, "ema": 80}
-    assert held(network, 2, 1, 4, True) == {"weights": 80, "gradients": 80, "optimizer": 3 * 20, "ema": 80}  # a master of 5, too
-    assert held(network, 2, 2, 4, True) == {"weights": 80, "gradients": 20, "optimizer": 3 * 20, "ema": 80}
-    # Stage 3 cuts each parameter by itself: 15 into fours, 5 into twos; the EMA is a share and the whole copy.
-    assert held(network, 2, 3, 4, True) == {"weights": 24, "gradients": 24, "optimizer": 3 * 24, "ema": 24 + 80}
-    assert held(network, 2, 3, 4, False)["ema"] == 0
+    assert state_bytes(network, 2, 0, 4, True) == {"weights": 80, "gradients": 80, "optimizer": 160, "ema": 80}
+    # Stages 1 and 2 also keep master weights: 5 values and 2 states of each.
+    assert state_bytes(network, 2, 1, 4, True) == {"weights": 80, "gradients": 80, "optimizer": 3 * 20, "ema": 80}
+    assert state_bytes(network, 2, 2, 4, True) == {"weights": 80, "gradients": 20, "optimizer": 3 * 20, "ema": 80}
+    # Stage 3 partitions each parameter: 4 of 15 values and 2 of 5. The EMA is a share and the whole copy.
+    assert state_bytes(network, 2, 3, 4, True) == {"weights": 24, "gradients": 24, "optimizer": 3 * 24, "ema": 24 + 80}
+    assert state_bytes(network, 2, 3, 4, False)["ema"] == 0
 
 
 def test_frozen_parameters_have_neither_gradients_nor_states():
     network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     network[0].requires_grad_(False)
-    found = sizes(network)
-    assert found == Sizes((5, 5), (15, 5), 11)  # mean, variance, and the number of batches
-    assert held(found, 2, 0, 1, True) == {"weights": 164, "gradients": 40, "optimizer": 80, "ema": 164}
+    counts = sizes(network)
+    assert counts == Sizes((5, 5), (15, 5), 11)  # mean, variance, and the number of batches
+    assert state_bytes(counts, 2, 0, 1, True) == {"weights": 164, "gradients": 40, "optimizer": 80, "ema": 164}
 
 
-def test_buffers_are_buckets_and_under_stage_3_the_weights_in_use():
+def test_buffers_are_buckets_and_at_stage_3_also_the_gathered_weights():
     network = Sizes((1000,), (), 0)
-    assert buffers(network, {"stage": 0}, 1, False) == 0
-    assert buffers(network, {"stage": 0}, 8, False) == 4000
-    assert buffers(network, {"stage": 1}, 8, True) == 4 * 500_000_000
-    assert buffers(network, {"stage": 2, "reduce_bucket_size": 1000}, 8, True) == 2 * 4000
-    assert buffers(network, {"stage": 3, "reduce_bucket_size": 1000}, 8, True) == 2000 + 4000
+    assert buffer_bytes(network, {"stage": 0}, 1, False) == 0
+    assert buffer_bytes(network, {"stage": 0}, 8, False) == 4000
+    assert buffer_bytes(network, {"stage": 1}, 8, True) == 4 * 500_000_000
+    assert buffer_bytes(network, {"stage": 2, "reduce_bucket_size": 1000}, 8, True) == 2 * 4000
+    assert buffer_bytes(network, {"stage": 3, "reduce_bucket_size": 1000}, 8, True) == 2000 + 4000
 
 
-@pytest.mark.parametrize("settings", [{"name": "adam"}, {"name": "adamw"}, {"name": "sgd"}, {"name": "sgd", "momentum": 0.9}])
-def test_states_are_those_that_the_optimizer_makes(settings):
-    network, chosen = nn.Linear(3, 5, bias=False), Optimizer(**settings)
-    optimizer = build_optimizer(network, chosen)
+@pytest.mark.parametrize("options", [{"name": "adam"}, {"name": "adamw"}, {"name": "sgd"}, {"name": "sgd", "momentum": 0.9}])
+def test_states_per_weight_are_those_that_the_optimizer_makes(options):
+    network, settings = nn.Linear(3, 5, bias=False), Optimizer(**options)
+    optimizer = build_optimizer(network, settings)
     network(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     state = optimizer.state[network.weight].values()
-    assert states_per_weight(chosen) == sum(value.numel() == 15 for value in state if value is not None)
+    assert states_per_weight(settings) == sum(value.numel() == 15 for value in state if value is not None)
 
 
-def test_saved_activations_count_each_storage_once_and_no_parameter():
+def test_saved_tensors_count_each_storage_once_and_no_parameter():
     network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(2, 1, 1))
-    saved = Saved(network)
+    saved = SavedTensors(network)
     with saved.counting(outermost(network, ("0", "1"))):
         network(torch.ones(1, 1, 4, 4))
     # The input for the first convolution; the ReLU's output for itself and for the second convolution.
@@ -71,59 +72,60 @@ def test_saved_activations_count_each_storage_once_and_no_parameter():
     assert saved.segments == {"0": 64, "1": 128}
 
 
-def test_the_outermost_modules_that_fit():
+def test_only_the_outermost_modules_that_match():
     network = nn.ModuleDict({"body": nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()), "tail": nn.ReLU()})
     assert list(outermost(network, ("body.*",))) == ["body.0", "body.1"]
 
 
 def gan_table(write_recipe, gpus: int = 8, **more) -> dict:
-    changes = {"discriminator": TINY_CRITIC, "objective": {**GAN, **more.pop("objective", {})}, **more}
+    changes = {"discriminator": TINY_DISCRIMINATOR, "objective": {**GAN, **more.pop("objective", {})}, **more}
     path = write_recipe("gan.yaml", **changes)
-    return memory.table(data_checks.load_without_data(path, {}), gpus)
+    return memory.memory_table(data_checks.load_without_data(path, {}), gpus)
 
 
 def test_memory_falls_with_the_stage(write_recipe):
-    found = gan_table(write_recipe, data={"batch": 16})["backends"]
-    kept = {name: found[name]["weights"] + found[name]["gradients"] + found[name]["optimizer"] for name in found}
-    assert kept["DDP"] > kept["ZeRO-1"] > kept["ZeRO-2"] > kept["ZeRO-3"]
-    assert found["ZeRO-2, offload"]["optimizer"] == 0 < found["ZeRO-2, offload"]["host"]
-    assert found["ZeRO-2"]["buffers"] == 2 * found["ZeRO-1"]["buffers"] <= 2 * found["DDP"]["weights"]  # of one network at a time
-    assert found["ZeRO-3"]["ema"] > found["ZeRO-2"]["ema"]
+    rows = gan_table(write_recipe, data={"batch": 16})["backends"]
+    states = {name: row["weights"] + row["gradients"] + row["optimizer"] for name, row in rows.items()}
+    assert states["DDP"] > states["ZeRO-1"] > states["ZeRO-2"] > states["ZeRO-3"]
+    assert rows["ZeRO-2, offload"]["optimizer"] == 0 < rows["ZeRO-2, offload"]["host"]
+    # The buffers of one network exist at a time.
+    assert rows["ZeRO-2"]["buffers"] == 2 * rows["ZeRO-1"]["buffers"] <= 2 * rows["DDP"]["weights"]
+    assert rows["ZeRO-3"]["ema"] > rows["ZeRO-2"]["ema"]
 
 
-def test_activations_are_linear_in_images_and_less_where_they_are_made_again(write_recipe):
+def test_activations_are_linear_in_images_and_less_with_recomputation(write_recipe):
     one, two = gan_table(write_recipe, data={"batch": 8}), gan_table(write_recipe, data={"batch": 16})
     assert (one["images"], two["images"]) == (1, 2)
     full = two["activations"][-1]
     assert full["precision"] == "no"
     assert full["generator"] == pytest.approx(2 * one["activations"][-1]["generator"], rel=0.01)
-    again = gan_table(write_recipe, data={"batch": 16}, checkpointing=["dense*.*"])["activations"][-1]
-    assert again["checkpointing"] == ["dense*.*"]
-    assert again["generator"] < full["generator"]
+    recomputed = gan_table(write_recipe, data={"batch": 16}, checkpointing=["dense*.*"])["activations"][-1]
+    assert recomputed["checkpointing"] == ["dense*.*"]
+    assert recomputed["generator"] < full["generator"]
 
 
-def test_estimates_on_tensors_without_numbers_are_those_of_real_ones(write_recipe, monkeypatch):
-    path = write_recipe("gan.yaml", discriminator=TINY_CRITIC, objective=GAN)
-    chosen = checks.complete(data_checks.load_without_data(path, {}))
+def test_estimates_on_fake_tensors_equal_those_on_real_ones(write_recipe, monkeypatch):
+    path = write_recipe("gan.yaml", discriminator=TINY_DISCRIMINATOR, objective=GAN)
+    recipe = checks.complete(data_checks.load_without_data(path, {}))
     for patterns in ((), ("dense*.*",)):
-        variant = chosen.model_copy(update={"checkpointing": patterns})
+        variant = recipe.model_copy(update={"checkpointing": patterns})
         estimated = memory.activations(variant, 2)
         with monkeypatch.context() as patched:
             patched.setattr(memory, "FakeTensorMode", nullcontext)
             assert memory.activations(variant, 2) == estimated
 
 
-def test_a_step_on_random_images_is_a_step_of_the_loop(write_recipe):
-    path = write_recipe("gan.yaml", discriminator=TINY_CRITIC, objective=GAN)
+def test_a_step_on_random_images_has_the_losses_of_training(write_recipe):
+    path = write_recipe("gan.yaml", discriminator=TINY_DISCRIMINATOR, objective=GAN)
     losses = memory.one_step(checks.complete(data_checks.load_without_data(path, {})), 4)
     readings = {"reading/accuracy_real", "reading/accuracy_fake"}
     assert losses.keys() == {"mse", "adversarial", "real", "fake", "class_real", "class_fake"} | readings
     assert all(math.isfinite(float(value)) for value in losses.values())
 
 
-def test_memory_needs_no_shards_unless_they_count_the_classes(write_recipe, tmp_path):
+def test_memory_needs_no_shards_unless_the_classes_come_from_them(write_recipe, tmp_path):
     nowhere = {"train": str(tmp_path / "nowhere")}
-    path = write_recipe("gan.yaml", data=nowhere, discriminator={**TINY_CRITIC, "classes": "manifest"}, objective=GAN)
+    path = write_recipe("gan.yaml", data=nowhere, discriminator={**TINY_DISCRIMINATOR, "classes": "manifest"}, objective=GAN)
     with pytest.raises(UserError, match=r"discriminator.classes: manifest, but .*--discriminator.classes=N"):
         data_checks.load_without_data(path, {})
     assert data_checks.load_without_data(path, {"discriminator.classes": "7"}).discriminator.options["classes"] == "7"
@@ -132,40 +134,40 @@ def test_memory_needs_no_shards_unless_they_count_the_classes(write_recipe, tmp_
 def test_published_weights_are_counted_and_not_read(write_recipe, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     objective = {"content": {"vgg": {"weight": 1.0, "layers": "conv5_4"}}}
-    found = gan_table(write_recipe, objective=objective, data={"crop": 32})
-    assert found["backends"]["DDP"]["content"] == 4 * (20_024_384 + 6)  # VGG19's convolutions, and a mean and deviation
+    table = gan_table(write_recipe, objective=objective, data={"crop": 32})
+    assert table["backends"]["DDP"]["content"] == 4 * (20_024_384 + 6)  # VGG19's convolutions, and a mean and deviation
 
 
 def test_bench_step_times_real_steps_and_touches_no_run_folder(write_recipe, tmp_path):
-    path = write_recipe("gan.yaml", discriminator=TINY_CRITIC, objective=GAN)
+    path = write_recipe("gan.yaml", discriminator=TINY_DISCRIMINATOR, objective=GAN)
     out, _ = run(0, "sr_dist.bench", "step", path, "--steps=2", "--json", cwd=tmp_path)
-    found = json.loads(out.splitlines()[-1])
-    speed = found["images_per_second"]
+    result = json.loads(out.splitlines()[-1])
+    speed = result["images_per_second"]
     assert 0 < speed["min"] <= speed["median"] <= speed["max"]
-    assert (found["steps"], found["ranks"], found["finite"]) == (2, 1, True)
-    assert 0 <= found["data_wait"] < 1
-    assert found["losses"].keys() >= {"mse", "real", "fake"}
+    assert (result["steps"], result["ranks"], result["finite"]) == (2, 1, True)
+    assert 0 <= result["data_wait"] < 1
+    assert result["losses"].keys() >= {"mse", "real", "fake"}
     assert not (tmp_path / "runs").exists()
 
 
 def test_bench_data_measures_the_stream_beside_the_decoder_and_webdataset(write_recipe, tmp_path):
     out, _ = run(0, "sr_dist.bench", "data", write_recipe(), "--images=8", "--rounds=1", "--json", cwd=tmp_path)
-    found = json.loads(out.splitlines()[-1])
-    speeds = found["images_per_second"]
+    result = json.loads(out.splitlines()[-1])
+    speeds = result["images_per_second"]
     assert speeds.keys() == {"stream", "decode", "batches", "webdataset"}
     assert all(speed > 0 for speed in speeds.values())
-    assert found["share_of_decode"] == pytest.approx(speeds["stream"] / speeds["decode"])
-    assert found["ratio_to_webdataset"] == pytest.approx(speeds["stream"] / speeds["webdataset"])
-    assert found["resume"].keys() == {"seconds_at_the_start", "seconds_after_1000000_steps", "ratio"}
-    assert found["samples"] == 24
+    assert result["share_of_decode"] == pytest.approx(speeds["stream"] / speeds["decode"])
+    assert result["ratio_to_webdataset"] == pytest.approx(speeds["stream"] / speeds["webdataset"])
+    assert result["resume"].keys() == {"seconds_at_the_start", "seconds_after_1000000_steps", "ratio"}
+    assert result["samples"] == 24
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_door_says_a_table_and_ends_with_json(write_recipe, tmp_path):
+def test_the_command_prints_a_table_and_ends_with_json(write_recipe, tmp_path):
     out, _ = run(0, "sr_dist.bench", "step", write_recipe(), "--memory", "--gpus=2", "--json", cwd=tmp_path)
     *table, last = out.splitlines()
-    found = json.loads(last)
-    assert (found["gpus"], found["measured"]) == (2, None)
+    result = json.loads(last)
+    assert (result["gpus"], result["measured"]) == (2, None)
     assert any(line.startswith("| ZeRO-3 | ") for line in table)
     assert "computed" in out
     assert "estimated" in out

@@ -1,11 +1,13 @@
-"""The workspace as it would be sent, without a network."""
+"""The workspace as it is sent, without a network."""
 
+import importlib.util
 import json
 import re
 
 import pytest
 
-from sr_dist.commands import Boarding
+from sr_dist.core.errors import UserError
+from sr_dist.dashboard import Dashboard, dashboard
 from sr_dist.training.trackers import wandb
 
 pytest.importorskip("wandb_workspaces", reason="the extra sr_dist[dashboard] is not installed")
@@ -29,37 +31,33 @@ def test_the_sections_are_training_quality_speed_and_hardware(board):
     assert (board.entity, board.project, board.name, board.settings.x_axis) == ("lab", "faces", "sr_dist", "images")
 
 
-def test_everything_that_a_run_sends_has_a_curve_over_images(board):
+def test_every_column_that_a_run_sends_has_one_curve_over_images(board):
     panels = [panel for section in board.sections for panel in section.panels if hasattr(panel, "metric_regex")]
     for name in wandb.grouped(ROW).keys() - {"images", "epoch"}:
-        fitting = [p for p in panels if name in p.y or (p.metric_regex and re.fullmatch(p.metric_regex, name))]
-        assert len(fitting) == 1, name
-        assert fitting[0].x == "images"
+        matches = [p for p in panels if name in p.y or (p.metric_regex and re.fullmatch(p.metric_regex, name))]
+        assert len(matches) == 1, name
+        assert matches[0].x == "images"
 
 
-def test_best_values_pictures_and_machines_are_shown(board):
+def test_best_values_images_and_hardware_have_panels(board):
     sent = json.dumps(board._to_model().model_dump(mode="json"))
     for name in ("best/psnr_y", "samples/sheet", "samples/table", "memoryAllocated", "powerWatts"):
         assert name in sent, name
-    machines = [panel for panel in board.sections[-1].panels if "system" in (panel.metric_regex or "")]
-    assert all(re.fullmatch(machines[0].metric_regex, f"system/gpu.{i}.gpu") for i in (0, 11))
+    hardware = [panel for panel in board.sections[-1].panels if "system" in (panel.metric_regex or "")]
+    assert all(re.fullmatch(hardware[0].metric_regex, f"system/gpu.{i}.gpu") for i in (0, 11))
 
 
-def test_without_an_account_one_line_says_what_to_do(monkeypatch, tmp_path):
-    from sr_dist.core.errors import UserError
+def test_without_an_account_the_error_names_the_login(monkeypatch, tmp_path):
     from sr_dist.tools.dashboard import publish
 
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(UserError, match=r"W&B did not take the workspace for 'lab/faces'.*wandb login"):
-        publish(Boarding(project="lab/faces"))
+    with pytest.raises(UserError, match=r"W&B did not accept the workspace for 'lab/faces'.*wandb login"):
+        publish("lab", "faces", "sr_dist")
 
 
-def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
-    from sr_dist import commands
-    from sr_dist.core.errors import UserError
-
-    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
+def test_without_the_extra_the_error_names_the_package(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'sr_dist\[dashboard\]'"):
-        Boarding(project="lab/faces").check()
+        dashboard(Dashboard(project="lab/faces"))

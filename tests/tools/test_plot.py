@@ -9,12 +9,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sr_dist.commands import Plotting
 from sr_dist.core.errors import UserError
-from sr_dist.tools.plot import columns_of, labels, plot, read, smoothed, summary
+from sr_dist.plot import Plot, check, plot
+from sr_dist.tools.plot import read_metrics, run_names, section_columns, smooth, summarize
 
 
-def written(folder, rows=6, **changes):
+def write_run(folder, rows=6, **changes):
     """A run of so many logged steps, with a validation at the end and one row that is still being written."""
     folder.mkdir(parents=True)
     lines = []
@@ -27,22 +27,22 @@ def written(folder, rows=6, **changes):
     return str(folder)
 
 
-def test_a_run_becomes_pictures_and_a_page_that_needs_nothing_else(tmp_path, capsys):
-    run = written(tmp_path / "mine")
-    plot(Plotting(runs=(run,)))
+def test_a_run_becomes_images_and_a_page_without_links(tmp_path, capsys):
+    run = write_run(tmp_path / "mine")
+    plot(Plot(runs=(run,)))
     out = tmp_path / "mine" / "curves"
     names = {"losses.png", "validation.png", "speed.png", "gradients.png", "curves.html"}
     assert {path.name for path in out.iterdir()} == names
     assert str(out) in capsys.readouterr().out
     for name in names - {"curves.html"}:
-        with Image.open(out / name) as picture:
-            assert picture.width > 500
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20, f"{name} is empty"
+        with Image.open(out / name) as image:
+            assert image.width > 500
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 20, f"{name} is empty"
     page = (out / "curves.html").read_text()
     links = re.findall(r"""(?:src|href)=["'](?!#)|url\((?!#)|@import""", page)
     assert not [link for link in links if "xmlns" not in link]
     ids = re.findall(r'\bid="([^"]+)"', page)
-    assert {identity for identity in ids if identity.endswith("--run0")} == {
+    assert {name for name in ids if name.endswith("--run0")} == {
         f"{column}--run0" for column in (
             "loss/l1", "validation/psnr_y", "validation/lpips_alex", "images_per_second", "data_wait", "memory_gb",
             "grad_norm/generator", "learning_rate",
@@ -50,9 +50,9 @@ def test_a_run_becomes_pictures_and_a_page_that_needs_nothing_else(tmp_path, cap
     }  # fmt: skip
 
 
-def test_several_runs_lie_over_each_other_where_both_have_a_curve(tmp_path):
-    one, other = written(tmp_path / "a" / "gan"), written(tmp_path / "b" / "gan", **{"loss/adversarial": 0.1})
-    plot(Plotting(runs=(one, other), out=str(tmp_path / "out")))
+def test_several_runs_share_the_panels_of_the_columns_that_they_have(tmp_path):
+    one, other = write_run(tmp_path / "a" / "gan"), write_run(tmp_path / "b" / "gan", **{"loss/adversarial": 0.1})
+    plot(Plot(runs=(one, other), out=str(tmp_path / "out")))
     page = (tmp_path / "out" / "curves.html").read_text()
     assert 'id="loss/l1--run0"' in page
     assert 'id="loss/l1--run1"' in page
@@ -60,38 +60,38 @@ def test_several_runs_lie_over_each_other_where_both_have_a_curve(tmp_path):
     assert 'id="loss/adversarial--run1"' in page
     assert page.count('type="checkbox"') == 2
     assert not (tmp_path / "out" / "readings.png").exists()
-    assert labels((one, other)) == [one, other]  # the folders' names are alike
-    assert labels((one, str(tmp_path / "out"))) == ["gan", "out"]
+    assert run_names((one, other)) == [one, other]  # the names of the folders are equal
+    assert run_names((one, str(tmp_path / "out"))) == ["gan", "out"]
 
 
-def test_what_is_measured_beside_the_losses_has_a_picture_of_its_own(tmp_path):
+def test_readings_have_a_section_of_their_own(tmp_path):
     name = "reading/classifier_digits_accuracy"
-    run = written(tmp_path / "guided", **{name: 0.9})
-    plot(Plotting(runs=(run,)))
-    with Image.open(tmp_path / "guided" / "curves" / "readings.png") as picture:
-        assert picture.width > 500
+    run = write_run(tmp_path / "guided", **{name: 0.9})
+    plot(Plot(runs=(run,)))
+    with Image.open(tmp_path / "guided" / "curves" / "readings.png") as image:
+        assert image.width > 500
     assert f'id="{name}--run0"' in (tmp_path / "guided" / "curves" / "curves.html").read_text()
 
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are drawn, kept."""
-    found = []
+    """The figures that are drawn."""
+    drawn = []
 
-    class Kept(Figure):
+    class RecordedFigure(Figure):
         def savefig(self, *words, **options):
-            found.append(self)
+            drawn.append(self)
             super().savefig(*words, **options)
 
-    monkeypatch.setattr("sr_dist.tools.plot.Figure", Kept)
-    return found
+    monkeypatch.setattr("sr_dist.tools.plot.Figure", RecordedFigure)
+    return drawn
 
 
-def test_names_stand_in_the_legend_as_they_are(tmp_path, figures):
-    """Matplotlib leaves out what begins with _, and reads what is between two $ as a formula; a single { is then an error."""
+def test_the_legend_shows_names_unchanged(tmp_path, figures):
+    """Matplotlib leaves out labels that begin with _ and reads text between two $ as a formula; a single { is then an error."""
     names = ["_mine", "cost$5$", "a$\\frac{$", "plain"]
-    runs = [written(tmp_path / name) for name in names]
-    plot(Plotting(runs=tuple(runs), out=str(tmp_path / "out")))
+    runs = [write_run(tmp_path / name) for name in names]
+    plot(Plot(runs=tuple(runs), out=str(tmp_path / "out")))
     sheets = [figure for figure in figures if figure.legends]
     assert len(sheets) == 4
     for sheet in sheets:
@@ -101,75 +101,76 @@ def test_names_stand_in_the_legend_as_they_are(tmp_path, figures):
         assert len({line.get_color() for line in legend.get_lines()}) == 4
 
 
-def test_a_level_curve_is_not_cut_by_the_frame(tmp_path, figures):
-    """Memory, which rises early by a little and stays, is drawn from 0 and with room above it."""
+def test_a_constant_curve_is_not_cut_by_the_frame(tmp_path, figures):
+    """Memory hardly changes. Its axis begins at 0 and has room above the curve."""
     folder = tmp_path / "mine"
-    plot(Plotting(runs=(written(folder), written(tmp_path / "other", memory_gb=2.01)), out=str(tmp_path / "out")))
+    plot(Plot(runs=(write_run(folder), write_run(tmp_path / "other", memory_gb=2.01)), out=str(tmp_path / "out")))
     panels = [axes for figure in figures for axes in figure.axes if axes.get_title(loc="left") == "memory, GB"]
-    assert len(panels) == 2  # in the picture and on the page
+    assert len(panels) == 2  # in the PNG and on the page
     for low, high in (axes.get_ylim() for axes in panels):
         assert low == 0
         assert 2.01 * 1.05 < high < 2.01 * 1.2
 
 
-def test_the_points_are_those_of_the_file(tmp_path):
-    """Values that were not finite are gaps, and the row that is still being written is none."""
+def test_a_curve_has_the_points_of_the_file(tmp_path):
+    """Values that were not finite are gaps. A row that is still being written is skipped."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(
         '{"step": 1, "images": 4, "loss/l1": 0.5}\n{"step": 2, "images": 8, "loss/l1": null}\n'
         '{"step": 2, "images": 8, "validation/psnr_y": 30}\n{"st'
     )
-    images, values = read(folder, "mine").points("loss/l1")
+    images, values = read_metrics(folder, "mine").curve("loss/l1")
     assert images == [4, 8]
     assert values[0] == 0.5
     assert math.isnan(values[1])
 
 
-def test_counts_of_skipped_updates_are_shown_once_there_are_any(tmp_path):
-    quiet, troubled = written(tmp_path / "quiet"), written(tmp_path / "troubled", **{"skipped/generator": 2})
-    assert "skipped/generator" not in columns_of("gradients", [read(tmp_path / "quiet", "quiet")])
-    assert "skipped/generator" in columns_of("gradients", [read(tmp_path / name, name) for name in ("quiet", "troubled")])
-    assert quiet != troubled
+def test_counts_of_skipped_updates_are_shown_if_there_are_any(tmp_path):
+    write_run(tmp_path / "stable")
+    write_run(tmp_path / "unstable", **{"skipped/generator": 2})
+    stable, unstable = (read_metrics(tmp_path / name, name) for name in ("stable", "unstable"))
+    assert "skipped/generator" not in section_columns("gradients", [stable])
+    assert "skipped/generator" in section_columns("gradients", [stable, unstable])
 
 
-def test_the_table_has_the_best_and_the_last_by_each_metrics_own_sense(tmp_path):
+def test_the_table_has_the_best_and_the_last_value_of_each_metric(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     rows = [(1, 29.0, 0.9), (2, 31.0, 0.8), (3, 30.0, None)]
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps({"step": s, "images": s, "validation/psnr_y": p, "validation/ssim_y": q}) + "\n" for s, p, q in rows)
     )
-    assert summary(read(folder, "mine"))["scores"] == [
+    assert summarize(read_metrics(folder, "mine"))["scores"] == [
         {"name": "psnr_y", "best": 31.0, "step": 2, "last": 30.0}, {"name": "ssim_y", "best": 0.9, "step": 1, "last": 0.8},
     ]  # fmt: skip
 
 
-def test_smoothing_is_never_late_and_skips_gaps():
-    """A straight line stays one where there are neighbours on both sides; a gap takes its neighbours' mean."""
+def test_smoothing_has_no_delay_and_skips_gaps():
+    """A straight line stays the same where it has neighbours on both sides. A gap becomes its neighbours' mean."""
     line = [float(i) for i in range(400)]
-    assert smoothed(line)[10:-10] == pytest.approx(line[10:-10])
-    assert smoothed([1.0, math.nan, 3.0])[1] == 2.0
-    assert math.isnan(smoothed([math.nan] * 3)[1])
+    assert smooth(line)[10:-10] == pytest.approx(line[10:-10])
+    assert smooth([1.0, math.nan, 3.0])[1] == 2.0
+    assert math.isnan(smooth([math.nan] * 3)[1])
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda run: None, "nothing is at"),
-        (lambda run: run.mkdir(), "no run folder"),
+        (lambda run: run.mkdir(), "is not a run folder: it has no metrics.jsonl"),
         (lambda run: (run.mkdir(), (run / "metrics.jsonl").touch()), "no rows yet"),
     ],
 )
-def test_what_is_no_run_or_has_nothing_to_show_is_said(tmp_path, make, said):
+def test_a_folder_without_rows_is_refused(tmp_path, make, message):
     make(tmp_path / "mine")
-    with pytest.raises(UserError, match=said):
-        Plotting(runs=(str(tmp_path / "mine"),)).check()
+    with pytest.raises(UserError, match=message):
+        check(Plot(runs=(str(tmp_path / "mine"),)))
 
 
-def test_a_run_is_named_once_however_it_is_written(tmp_path):
+def test_one_run_under_two_paths_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^RUN: '.*' names a run twice$"):
-        Plotting(runs=(f"{tmp_path}/mine", f"{tmp_path}/mine/")).check()
+        check(Plot(runs=(f"{tmp_path}/mine", f"{tmp_path}/mine/")))
 
 
 @pytest.mark.slow
@@ -179,9 +180,9 @@ def test_the_page_hides_a_run_and_shows_it_again(tmp_path):
 
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (browser and driver):
-        pytest.skip("no chromium and chromedriver here")
-    runs = (written(tmp_path / "a", rows=150), written(tmp_path / "b", rows=6))
-    plot(Plotting(runs=runs, out=str(tmp_path / "out")))
+        pytest.skip("no chromium and chromedriver on this machine")
+    runs = (write_run(tmp_path / "a", rows=150), write_run(tmp_path / "b", rows=6))
+    plot(Plot(runs=runs, out=str(tmp_path / "out")))
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
@@ -192,15 +193,15 @@ def test_the_page_hides_a_run_and_shows_it_again(tmp_path):
         page.get((tmp_path / "out" / "curves.html").as_uri())
         first, second = page.find_elements(By.CSS_SELECTOR, "[data-run]")
 
-        def shown(identity):
-            return page.find_element(By.ID, identity).value_of_css_property("display") != "none"
+        def is_shown(name):
+            return page.find_element(By.ID, name).value_of_css_property("display") != "none"
 
         curves = ("loss/l1--run0", "raw-loss/l1--run0", "loss/l1--run1")
-        assert [shown(curve) for curve in curves] == [True, True, True]
+        assert [is_shown(curve) for curve in curves] == [True, True, True]
         first.click()
-        assert [shown(curve) for curve in curves] == [False, False, True]
+        assert [is_shown(curve) for curve in curves] == [False, False, True]
         first.click(), second.click()
-        assert [shown(curve) for curve in curves] == [True, True, False]
+        assert [is_shown(curve) for curve in curves] == [True, True, False]
         assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
         assert page.get_log("browser") == []
     finally:
@@ -209,8 +210,8 @@ def test_the_page_hides_a_run_and_shows_it_again(tmp_path):
 
 @pytest.mark.parametrize("line", ['{"step": 7, "ima', "[1]"])
 def test_a_damaged_row_is_named(tmp_path, line):
-    run = written(tmp_path / "mine")
+    run = write_run(tmp_path / "mine")
     with open(tmp_path / "mine" / "metrics.jsonl", "a") as file:
         file.write("\n" + line + "\n")
-    with pytest.raises(UserError, match=r"^RUN: line 8 of '.*mine/metrics.jsonl' is no row of metrics"):
-        plot(Plotting(runs=(run,)))
+    with pytest.raises(UserError, match=r"^RUN: line 8 of '.*mine/metrics.jsonl' is not a row of metrics"):
+        plot(Plot(runs=(run,)))

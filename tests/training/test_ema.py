@@ -6,16 +6,16 @@ from sr_dist.training.ema import Ema
 
 
 class Engine:
-    """A backend that keeps all weights whole, as far as the average is concerned."""
+    """The part of an engine that the average uses, with whole weights."""
 
     def __init__(self, network):
         self.bare = network
 
-    def held(self):
+    def local_weights(self):
         return list(self.bare.parameters())
 
-    def whole(self, held):
-        return held
+    def whole(self, local):
+        return local
 
 
 def following(network, decay):
@@ -36,8 +36,8 @@ class Network(nn.Module):
         return self
 
 
-def test_the_first_updates_forget_the_start():
-    """Decays (1 + n) / (10 + n): 2/11, 3/12, 4/13. What is left of a start at 1, when all is 0 after, is their product."""
+def test_the_first_updates_forget_the_initial_weights():
+    """Decays (1 + n) / (10 + n): 2/11, 3/12, 4/13. Starting at 1 and averaging zeros leaves their product."""
     network = Network(1.0)
     ema = following(network, 0.999)
     network.set(0.0)
@@ -49,7 +49,7 @@ def test_the_first_updates_forget_the_start():
     assert ema.updates == 3
 
 
-def test_the_decay_rises_to_its_value_and_stays():
+def test_the_decay_rises_to_its_value():
     network = Network(1.0)
     ema = following(network, 0.2)
     network.set(0.0)
@@ -58,7 +58,7 @@ def test_the_decay_rises_to_its_value_and_stays():
         assert ema.network.weight.tolist() == pytest.approx([left] * 3, rel=1e-6)
 
 
-def test_it_is_the_weighted_mean_of_what_came():
+def test_it_is_the_weighted_mean_of_all_weights():
     network = Network(5.0)
     ema = following(network, 0.999)
     network.set(2.0)  # 2/11 of 5, 9/11 of 2
@@ -68,7 +68,7 @@ def test_it_is_the_weighted_mean_of_what_came():
     assert ema.network.weight[0].item() == pytest.approx(0.25 * (2 / 11 * 5 + 9 / 11 * 2) - 0.75, rel=1e-6)
 
 
-def test_no_decay_is_the_network_itself():
+def test_without_decay_it_equals_the_network():
     network = Network()
     ema = following(network, 0.0)
     network.set(0.123)
@@ -76,7 +76,7 @@ def test_no_decay_is_the_network_itself():
     assert torch.equal(ema.network.weight, network.weight)
 
 
-def test_a_slow_average_moves_in_fp32():
+def test_a_slow_average_needs_fp32():
     """In bf16 an average with decay 0.999 would stand still."""
     network = Network(1.0)
     ema = following(network, 0.999)
@@ -98,7 +98,7 @@ def test_buffers_are_copied_whole_numbers_too():
     assert ema.network.norm.num_batches_tracked == 1  # a copy, not the same tensor
 
 
-def test_the_average_is_apart_from_the_network():
+def test_the_average_shares_no_memory_with_the_network():
     network = Network(1.0).train()
     ema = following(network, 0.999)
     network.set(7.0)
@@ -108,7 +108,7 @@ def test_the_average_is_apart_from_the_network():
     assert network.weight.tolist() == [7, 7, 7] and network.weight.requires_grad and network.training
 
 
-def test_it_continues_where_it_was_loaded():
+def test_a_loaded_average_continues():
     network = Network(1.0)
     whole, first = following(network, 0.999), following(network, 0.999)
     values = [0.5, -2.0, 3.0, 0.25]

@@ -8,13 +8,12 @@ import pytest
 
 from sr_dist.core import config
 from sr_dist.recipe.sections import Recipe
-from sr_dist.tools.flops import Work
 from sr_dist.training.log import Log, Trace
-from sr_dist.training.throughput import Clock, progress, spread
+from sr_dist.training.throughput import Clock, Work, progress_line, step_time_spread
 
 
 @pytest.fixture(autouse=True)
-def quiet_afterwards():
+def restored_logger():
     logger = logging.getLogger("sr_dist")
     before = logger.handlers[:], logger.level, logger.propagate
     yield
@@ -36,11 +35,11 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-# ---- the record
+# ---- metrics.jsonl, log.txt, trace
 
 
-def test_what_is_not_finite_becomes_null(tmp_path):
-    log = Log(recipe(tmp_path), speaks=True)
+def test_values_that_are_not_finite_become_null(tmp_path):
+    log = Log(recipe(tmp_path), first=True)
     log.row(
         {"step": 1, "loss/l1": float("nan"), "grad_norm/generator": float("inf"), "low": -float("inf"), "learning_rate": 1e-4}
     )
@@ -50,36 +49,38 @@ def test_what_is_not_finite_becomes_null(tmp_path):
     }  # fmt: skip
 
 
-def test_rows_are_there_at_once_and_a_later_log_adds_to_them(tmp_path):
-    log = Log(recipe(tmp_path), speaks=True)
+def test_rows_are_written_at_once_and_a_later_log_appends(tmp_path):
+    log = Log(recipe(tmp_path), first=True)
     log.row({"step": 1})
     assert metrics(tmp_path) == [{"step": 1}]
-    Log(recipe(tmp_path), speaks=True).row({"step": 2})
+    Log(recipe(tmp_path), first=True).row({"step": 2})
     assert metrics(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
-def test_words_go_to_the_file_and_the_terminal_once(tmp_path, capsys):
-    Log(recipe(tmp_path), speaks=True).say("first")
-    Log(recipe(tmp_path), speaks=True).say("second")
+def test_lines_go_to_the_file_and_the_terminal_once(tmp_path, capsys):
+    for text in ("first", "second"):
+        log = Log(recipe(tmp_path), first=True)
+        log.info(text)
+        log.close()
     assert [line.split(" ", 2)[2] for line in (tmp_path / "run" / "log.txt").read_text().splitlines()] == ["first", "second"]
     assert [line.split(" ", 2)[2] for line in capsys.readouterr().out.splitlines()] == ["first", "second"]
 
 
 def test_other_ranks_are_silent(tmp_path, capsys):
     settings = recipe(tmp_path)
-    log = Log(settings.model_copy(update={"log": settings.log.model_copy(update={"wandb": "offline"})}), speaks=False)
-    log.say("hello"), log.advance(1), log.row({"step": 1}), log.samples(None, []), log.preempted("stopped"), log.close()
+    log = Log(settings.model_copy(update={"log": settings.log.model_copy(update={"wandb": "offline"})}), first=False)
+    log.info("hello"), log.advance(1), log.row({"step": 1}), log.samples(None, []), log.preempted("stopped"), log.close()
     assert list((tmp_path / "run").iterdir()) == []
     assert capsys.readouterr().out == ""
 
 
 def test_the_trace_has_the_keys_of_every_micro_batch(tmp_path):
-    trace = Trace(tmp_path / "trace", rank=3, wanted=True)
+    trace = Trace(tmp_path / "trace", rank=3, enabled=True)
     trace.write(7, ("a", "b/c"))
     trace.write(7, ("d",))
     lines = (tmp_path / "trace" / "rank-003.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"step": 7, "keys": ["a", "b/c"]}, {"step": 7, "keys": ["d"]}]
-    Trace(tmp_path / "none", rank=0, wanted=False).write(1, ("a",))
+    Trace(tmp_path / "none", rank=0, enabled=False).write(1, ("a",))
     assert not (tmp_path / "none").exists()
 
 
@@ -87,7 +88,7 @@ def test_the_trace_has_the_keys_of_every_micro_batch(tmp_path):
 
 
 class Time:
-    """A clock that stands until it is told to go."""
+    """A clock that the test moves."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
@@ -105,27 +106,27 @@ class Time:
 def test_speed_and_waiting_by_hand(monkeypatch):
     """Each step waits 1 s and works 3 s: 8 images in 4 s, a quarter of it waiting."""
     watch, clock = Time(monkeypatch), Clock()
-    found = []
+    rows = []
     for step in clock.steps(watch.batches([1] * 9)):
         watch.work(3)
         if step % 3 == 0:
-            found.append(clock.report(images_per_step=8))
-    assert len(found) == 3
-    assert all(row == pytest.approx({"images_per_second": 2.0, "data_wait": 0.25}) for row in found)
+            rows.append(clock.report(images_per_step=8))
+    assert len(rows) == 3
+    assert all(row == pytest.approx({"images_per_second": 2.0, "data_wait": 0.25}) for row in rows)
 
 
 def test_speed_is_that_since_the_last_report(monkeypatch):
     watch, clock = Time(monkeypatch), Clock()
-    found = []
+    rows = []
     for step in clock.steps(watch.batches([0] * 20)):
         watch.work(1 if step <= 10 else 4)
         if step in (10, 19):
-            found.append(clock.report(images_per_step=4)["images_per_second"])
-    assert found[0] == pytest.approx(4.0)
-    assert 1.0 <= found[1] < 1.2  # 4 images in 4 s; the step of the report before may count to either
+            rows.append(clock.report(images_per_step=4)["images_per_second"])
+    assert rows[0] == pytest.approx(4.0)
+    assert 1.0 <= rows[1] < 1.2  # 4 images in 4 s; the step of the report before may count to either
 
 
-def test_validation_and_saving_are_set_aside(monkeypatch):
+def test_validation_and_saving_do_not_count(monkeypatch):
     watch, clock = Time(monkeypatch), Clock()
     for step in clock.steps(watch.batches([1] * 7)):
         watch.work(3)
@@ -139,7 +140,7 @@ def test_validation_and_saving_are_set_aside(monkeypatch):
 
 
 def test_the_first_step_can_be_reported(monkeypatch):
-    """With log_every 1, or one step to go: 8 images took 4 s, and nothing else is known."""
+    """With log_every 1, or one step to go: 8 images took 4 s."""
     watch, clock = Time(monkeypatch), Clock()
     for _ in clock.steps(watch.batches([1])):
         watch.work(3)
@@ -162,20 +163,20 @@ def test_the_items_pass_through_unchanged():
     assert list(Clock().steps(iter("abc"))) == ["a", "b", "c"]
 
 
-def test_stragglers_show_in_what_ranks_do_alone_and_not_in_the_step(monkeypatch):
+def test_stragglers_show_in_the_ranks_own_time_not_in_the_step(monkeypatch):
     """A rank waits 1 s for data, goes forward twice for 2 s, and then waits 10 s for the others: 5 s a step are its own."""
     watch, clock = Time(monkeypatch), Clock()
     for step in clock.steps(watch.batches([1] * 4)):
         for _ in range(2):
-            with clock.alone():
+            with clock.forward():
                 watch.work(2)
         watch.work(10)
         if step in (2, 4):
-            assert clock.seconds_alone() == pytest.approx(2 * 5)
+            assert clock.own_seconds() == pytest.approx(2 * 5)
             clock.report(images_per_step=8)
-    assert spread([10.0, 10.0]) == {"step_time_spread": 1.0}
-    assert spread([1.0, 3.0, 2.0]) == {"step_time_spread": 1.5}
-    assert spread([10.0]) == spread([0.0, 0.0]) == {}
+    assert step_time_spread([10.0, 10.0]) == {"step_time_spread": 1.0}
+    assert step_time_spread([1.0, 3.0, 2.0]) == {"step_time_spread": 1.5}
+    assert step_time_spread([10.0]) == step_time_spread([0.0, 0.0]) == {}
 
 
 def test_operations_per_second_where_they_are_known(monkeypatch):
@@ -192,16 +193,16 @@ def test_operations_per_second_where_they_are_known(monkeypatch):
 def test_the_progress_line():
     row = {"step": 50, "images": 400, "images_per_second": 12.345, "data_wait": 0.256, "grad_norm/generator": 1.0}
     row |= {"loss/mse": 0.0123456, "loss/adversarial": 6.9e-4}
-    assert progress(row, 1000, "0:10:00") == (
+    assert progress_line(row, 1000, "0:10:00") == (
         "step   50/1000  12.3 images/s  data wait 26 %  left 0:10:00  mse 0.01235  adversarial 0.00069"
     )
     row |= {"step_time_spread": 1.234, "memory_gb": 20.04, "tflops": 123.4, "mfu": 0.3951}
     middle = "data wait 26 %  spread 1.23  memory 20.0 GB  123 TFLOP/s  (40 % of peak)  left 0:10:00"
-    assert middle in progress(row, 1000, "0:10:00")
+    assert middle in progress_line(row, 1000, "0:10:00")
 
 
 def test_the_progress_line_shows_what_is_not_finite():
-    line = progress({"step": 1, "images_per_second": 1.0, "data_wait": 0.0, "loss/l1": float("nan")}, 9, "0:00:08")
+    line = progress_line({"step": 1, "images_per_second": 1.0, "data_wait": 0.0, "loss/l1": float("nan")}, 9, "0:00:08")
     assert line.endswith("l1 nan")
 
 
@@ -214,28 +215,28 @@ class Screen(io.StringIO):
         self.isatty = lambda: tty
 
 
-def test_on_a_terminal_a_bar_stands_below_the_lines(tmp_path, monkeypatch):
+def test_on_a_terminal_a_progress_bar_stays_below_the_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", screen := Screen(tty=True))
-    log = Log(recipe(tmp_path), speaks=True)
+    log = Log(recipe(tmp_path), first=True)
     for step in (4, 5, 6):  # continued after step 3
         log.advance(step)
-        log.say(f"line {step}")
+        log.info(f"line {step}")
     log.close()
-    shown = screen.getvalue()
-    assert "run:  40%" in shown  # 4 of 10
-    assert "| 6/10 [" in shown
-    assert shown.index("4/10") < shown.index("line 4") < shown.index("6/10")
-    assert all(f"line {step}\n" in shown for step in (4, 5, 6))
-    assert "it/s" not in shown
+    text = screen.getvalue()
+    assert "run:  40%" in text  # 4 of 10
+    assert "| 6/10 [" in text
+    assert text.index("4/10") < text.index("line 4") < text.index("6/10")
+    assert all(f"line {step}\n" in text for step in (4, 5, 6))
+    assert "it/s" not in text
     assert "%" not in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_elsewhere_there_are_only_lines(tmp_path, monkeypatch):
+def test_without_a_terminal_only_lines_are_printed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", screen := Screen(tty=False))
-    log = Log(recipe(tmp_path), speaks=True)
+    log = Log(recipe(tmp_path), first=True)
     for step in (1, 2):
         log.advance(step)
-        log.say(f"line {step}")
+        log.info(f"line {step}")
     log.close()
     assert [line.split(" ", 2)[2] for line in screen.getvalue().splitlines()] == ["line 1", "line 2"]
     assert "\r" not in screen.getvalue()

@@ -1,4 +1,4 @@
-"""One step, looked at from inside: whose gradients go where."""
+"""One step from inside: which network gets which gradients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log: {{wandb: off}}
 
 @pytest.fixture
 def tiny(photo_shards, tmp_path):
-    """A run of two phases on the CPU, with the adversarial weight that is asked for."""
+    """A run of two phases on the CPU, with this adversarial weight."""
     opened = []
 
     def make(weight: float = 0.1, **options: str):
@@ -49,12 +49,12 @@ def tiny(photo_shards, tmp_path):
 
 
 def gradients_at_each_update(run, monkeypatch) -> list[tuple[str, dict[str, bool]]]:
-    """What has a gradient, network by network, when each phase makes its update."""
+    """Which networks have a gradient when each phase updates."""
     seen = []
-    for name, engine in run.phases.items():
+    for name, engine in run.engines.items():
 
         def noting(learning_rate, name=name, step=engine.step):
-            present = {other: any(p.grad is not None for p in phase.bare.parameters()) for other, phase in run.phases.items()}
+            present = {other: any(p.grad is not None for p in phase.bare.parameters()) for other, phase in run.engines.items()}
             seen.append((name, present))
             return step(learning_rate)
 
@@ -63,11 +63,11 @@ def gradients_at_each_update(run, monkeypatch) -> list[tuple[str, dict[str, bool
 
 
 @pytest.mark.parametrize("accumulate", ["1", "3"])
-def test_each_phase_leaves_the_other_network_alone(tiny, monkeypatch, accumulate):
-    """The critic's gradient is exactly nothing after the generator's part, and the generator's after the critic's."""
+def test_each_phase_leaves_no_gradient_in_the_other_network(tiny, monkeypatch, accumulate):
+    """The discriminator has no gradient after the generator's phase, and the generator none after the discriminator's."""
     run = tiny(accumulate=accumulate)
     seen = gradients_at_each_update(run, monkeypatch)
-    for step, batches in run.stream.steps(1):
+    for step, batches in run.loader.steps(1):
         loop.advance(run, step, batches)
     assert (
         seen
@@ -77,12 +77,12 @@ def test_each_phase_leaves_the_other_network_alone(tiny, monkeypatch, accumulate
         ]
         * 4
     )
-    assert all(p.requires_grad for p in run.phases["discriminator"].bare.parameters())
+    assert all(p.requires_grad for p in run.engines["discriminator"].bare.parameters())
 
 
 def generator_gradient(run) -> torch.Tensor:
     caught = {}
-    engine = run.phases["generator"]
+    engine = run.engines["generator"]
     right = engine.step
 
     def noting(learning_rate):
@@ -90,7 +90,7 @@ def generator_gradient(run) -> torch.Tensor:
         return right(learning_rate)
 
     engine.step = noting
-    step, batches = next(iter(run.stream.steps(1)))
+    step, batches = next(iter(run.loader.steps(1)))
     loop.advance(run, step, batches)
     return caught["gradient"]
 
@@ -103,11 +103,11 @@ def test_the_adversarial_gradient_reaches_the_generator(tiny):
 
 
 def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monkeypatch):
-    """A loss of nan in step 2: weights and optimizer stand still, step and data go on, the third step trains again."""
+    """A loss of nan in step 2: weights and optimizer do not change, step and data advance, the third step trains again."""
     run = tiny(**{"optimizer.name": "adam", "optimizer.learning_rate": "1e-3"})
-    engine = run.phases["generator"]
+    engine = run.engines["generator"]
     right = run.objective.generator_loss
-    steps = run.stream.steps(1)
+    steps = run.loader.steps(1)
     for number in (1, 2, 3):
         step, batches = next(steps)
         if number == 2:
@@ -122,34 +122,34 @@ def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monk
         assert torch.isfinite(norms["generator"]) == (number != 2)
         assert int(next(iter(engine.optimizer.state.values()))["step"]) == count + (number != 2)
         assert int(engine.skipped) == (number == 2)
-    assert int(engine.skipped_in_all) == 1
+    assert int(engine.skipped_total) == 1
     assert all(torch.isfinite(value).all() for value in run.ema.network.state_dict().values())
 
 
 def test_too_many_skipped_updates_end_the_run_with_a_diagnosis(tiny, monkeypatch):
     run = tiny(max_skipped="2")
-    monkeypatch.setattr(run.objective, "generator_loss", lambda critic, batch, sr: {"mse": sr.sum() * float("inf")})
+    monkeypatch.setattr(run.objective, "generator_loss", lambda discriminator, batch, sr: {"mse": sr.sum() * float("inf")})
     with pytest.raises(loop.Diverged, match=r"generator were not finite for 2 steps in a row .* lower optimizer.learning_rate"):
         loop.fit(run)
 
 
-def test_activations_that_are_made_again_change_no_gradient(tiny):
-    kept, again = generator_gradient(tiny()), generator_gradient(tiny(checkpointing="[dense*,encoder.*]"))
-    assert kept.equal(again)
+def test_recomputed_activations_change_no_gradient(tiny):
+    plain, recomputed = generator_gradient(tiny()), generator_gradient(tiny(checkpointing="[dense*,encoder.*]"))
+    assert plain.equal(recomputed)
 
 
 def test_clipping_bounds_the_update(tiny):
     run = tiny(**{"optimizer.clip": "1e-3", "optimizer.learning_rate": "1.0"})
-    before = torch.cat([p.detach().clone().flatten() for p in run.phases["generator"].bare.parameters()])
-    step, batches = next(iter(run.stream.steps(1)))
+    before = torch.cat([p.detach().clone().flatten() for p in run.engines["generator"].bare.parameters()])
+    step, batches = next(iter(run.loader.steps(1)))
     _, norms = loop.advance(run, step, batches)
-    after = torch.cat([p.detach().flatten() for p in run.phases["generator"].bare.parameters()])
+    after = torch.cat([p.detach().flatten() for p in run.engines["generator"].bare.parameters()])
     assert norms["generator"] > 1e-3
     assert (after - before).norm() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_validation_measures_what_the_recipe_names_and_notes_the_best(tiny, photos, tmp_path):
-    """With an extractor of three numbers per picture in place of the Inception file."""
+def test_validation_computes_the_recipes_metrics_and_records_the_best(tiny, photos, tmp_path):
+    """With an extractor of three numbers per image in place of the Inception file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         means = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -157,7 +157,7 @@ def test_validation_measures_what_the_recipe_names_and_notes_the_best(tiny, phot
     options = {"data.validation": str(photos), "data.validation_limit": "4", "metrics": "psnr,ssim", "keep.best": "ssim_y"}
     run = tiny(**options)
     assert list(run.metrics.better) == ["psnr_y", "psnr_rgb", "ssim_y", "ssim_rgb"]
-    run.metrics = open_metrics(["ssim", "fid"], run.device, own=torchscript(tmp_path / "means.pt", "clean", run.device))
+    run.metrics = open_metrics(["ssim", "fid"], run.device, extractor=torchscript(tmp_path / "means.pt", "clean", run.device))
     assert loop.validate(run)
     row = json.loads((run.recipe.folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"validation/ssim_y", "validation/fd_means"} <= row.keys()

@@ -45,7 +45,7 @@ def holder(tmp_path, monkeypatch):
     process.stdout.close()
 
 
-def test_a_second_process_is_refused_and_told_who_is_there(tmp_path, holder):
+def test_a_second_process_is_refused_and_told_the_owner(tmp_path, holder):
     with pytest.raises(UserError, match=rf"^name: '.*run' is in use by process {holder.pid} on "):
         run_folder.claim(tmp_path / "run")
 
@@ -58,7 +58,7 @@ def test_a_killed_process_holds_no_lock(tmp_path, holder):
     lock.close()
 
 
-def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_accepted(tmp_path, monkeypatch, capsys):
     def unsupported(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -72,21 +72,21 @@ def test_other_ranks_need_no_lock(tmp_path, holder, monkeypatch):
     assert run_folder.claim(tmp_path / "run") is None
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^name: the run folder '.*run' cannot be written"):
         run_folder.claim(tmp_path / "file" / "run")
 
 
-def test_the_recipe_in_the_folder_is_whole_and_comes_back(tmp_path):
+def test_the_recipe_in_the_folder_is_complete_and_loads(tmp_path):
     run_folder.open_folder(tmp_path, recipe(), world=2)
     assert config.typed(Recipe, config.read(tmp_path / "recipe.yaml")) == recipe()
     assert config.read(tmp_path / "recipe.yaml")["ema"] == {"decay": "0.999"}  # defaults are written out
     run_folder.check_recipe(tmp_path, recipe())
 
 
-def test_markers_of_the_last_time_go_and_the_environment_is_written(tmp_path):
+def test_old_markers_are_removed_and_the_environment_is_written(tmp_path):
     for name in ("DONE", "PREEMPTED", "STOP"):
         run_folder.mark(tmp_path, name, "step 3")
     assert (tmp_path / "DONE").read_text() == "step 3\n"
@@ -96,7 +96,7 @@ def test_markers_of_the_last_time_go_and_the_environment_is_written(tmp_path):
     assert environment["ranks"] == 2 and environment["packages"]["torch"] and environment["packages"]["sr_dist"]
 
 
-def test_a_new_folder_takes_any_recipe(tmp_path):
+def test_a_new_folder_accepts_any_recipe(tmp_path):
     run_folder.check_recipe(tmp_path, recipe())
 
 
@@ -106,8 +106,8 @@ def begun(folder):
     (folder / "checkpoints" / "0000001").mkdir(parents=True)
 
 
-def test_a_run_that_has_trained_nothing_may_become_another(tmp_path):
-    """A mistake that was said late must not hold the name for ever."""
+def test_a_run_without_checkpoint_may_change_its_recipe(tmp_path):
+    """A mistake that is reported late must not block the name for ever."""
     run_folder.open_folder(tmp_path, recipe(), world=1)
     run_folder.check_recipe(tmp_path, recipe(seed="1"))
 
@@ -119,7 +119,7 @@ def test_a_run_that_has_trained_nothing_may_become_another(tmp_path):
         ("ema.decay", "0.9"), ("objective.content", "{l1: 2.0}"), ("data.select", "{rest: 3}"), ("name", "other"),
     ],
 )  # fmt: skip
-def test_another_recipe_is_refused_by_its_keys(tmp_path, key, value):
+def test_a_changed_recipe_is_refused_with_its_keys(tmp_path, key, value):
     begun(tmp_path)
     options = {key.replace(".", "__"): value}
     with pytest.raises(UserError) as refusal:
@@ -129,7 +129,7 @@ def test_another_recipe_is_refused_by_its_keys(tmp_path, key, value):
     run_folder.check_recipe(tmp_path, recipe(**options, resume__allow=allowed))
 
 
-def test_the_refusal_says_what_was_and_what_is(tmp_path):
+def test_the_refusal_shows_the_old_and_the_new_value(tmp_path):
     begun(tmp_path)
     with pytest.raises(UserError, match=r"data\.batch: was 4, is 8; seed: was 0, is 1.*--resume\.allow=data\.batch,seed$"):
         run_folder.check_recipe(tmp_path, recipe(data__batch="8", seed="1"))
@@ -143,7 +143,7 @@ def test_a_section_can_be_allowed_whole(tmp_path):
         run_folder.check_recipe(tmp_path, recipe(**changed, resume__allow="optimizer.learning_rate"))
 
 
-def test_a_section_that_came_is_refused(tmp_path):
+def test_a_new_section_is_refused(tmp_path):
     begun(tmp_path)
     with pytest.raises(UserError, match="discriminator"):
         run_folder.check_recipe(tmp_path, recipe(discriminator="{name: acgan}"))
@@ -157,7 +157,7 @@ def test_a_section_that_came_is_refused(tmp_path):
         ("log.wandb", "offline"), ("precision", "bf16"), ("data.train", "moved"),
     ],
 )  # fmt: skip
-def test_what_may_change_may_change(tmp_path, key, value):
+def test_keys_that_may_change_are_accepted(tmp_path, key, value):
     begun(tmp_path)
     run_folder.check_recipe(tmp_path, recipe(**{key.replace(".", "__"): value}))
 
@@ -166,7 +166,7 @@ def rows(*steps):
     return "".join(json.dumps({"step": step, "loss/l1": 0.5}) + "\n" for step in steps)
 
 
-def test_later_rows_and_a_cut_last_line_go(tmp_path):
+def test_later_rows_and_an_incomplete_last_line_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(rows(10, 20, 20, 30) + '{"step": 20, "loss/l')
     run_folder.drop_later_rows(path, 20)
@@ -174,14 +174,14 @@ def test_later_rows_and_a_cut_last_line_go(tmp_path):
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
-def test_wherever_the_last_line_was_cut(tmp_path, cut):
+def test_the_last_line_may_be_cut_anywhere(tmp_path, cut):
     path = tmp_path / "trace.jsonl"
     path.write_text(rows(1) + rows(2)[:-cut])
     run_folder.drop_later_rows(path, 5)
     assert path.read_text() == (rows(1, 2) if cut == 1 else rows(1))  # only the line's end was lost
 
 
-def test_rows_that_stay_stay_as_they_are(tmp_path):
+def test_other_rows_do_not_change(tmp_path):
     path = tmp_path / "trace.jsonl"
     text = '{"step": 1, "keys": ["a/\\u00e9", "b"]}\n{"step":2,"x":null}\n'
     path.write_text(text)
@@ -191,6 +191,6 @@ def test_rows_that_stay_stay_as_they_are(tmp_path):
     assert path.read_text() == ""
 
 
-def test_no_file_is_no_trouble(tmp_path):
+def test_an_absent_file_is_fine(tmp_path):
     run_folder.drop_later_rows(tmp_path / "metrics.jsonl", 3)
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ def test_constant_is_one_from_the_first_step():
     assert [factor(Schedule(), step) for step in (1, 2, 1_000_000)] == [1, 1, 1]
 
 
-def test_warmup_rises_in_a_line_and_ends():
+def test_warmup_is_linear():
     schedule = Schedule(warmup=4)
     assert [factor(schedule, step) for step in (1, 2, 3, 4, 5)] == [0.25, 0.5, 0.75, 1, 1]
 
@@ -58,6 +58,6 @@ def test_the_factor_stays_between_zero_and_one(step, warmup, name):
 
 
 @pytest.mark.parametrize(("given", "key"), [({"name": "cosine"}, "period"), ({"name": "milestones"}, "milestones")])
-def test_what_a_schedule_needs_is_asked_for(given, key):
+def test_a_missing_schedule_key_is_named(given, key):
     with pytest.raises(UserError, match=rf"schedule.*{key}"):
         typed(Schedule, given, "schedule")

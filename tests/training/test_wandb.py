@@ -1,4 +1,4 @@
-"""W&B's own client, offline or against a server of ours; what it wrote is read back as its records."""
+"""W&B's own client, offline or against a test server; its records are read back."""
 
 import http.server
 import json
@@ -12,8 +12,9 @@ from wandb_records import history, items, of_kind
 
 from sr_dist.core import config
 from sr_dist.recipe.sections import Recipe
+from sr_dist.training.log import Log
 from sr_dist.training.trackers import wandb
-from sr_dist.training.trackers.wandb import Mirror
+from sr_dist.training.trackers.wandb import WandbTracker
 
 TRAINED = {"learning_rate": 1e-4, "images_per_second": 9.0, "data_wait": 0.1, "memory_gb": 2.0, "loss/l1": 0.5,
            "grad_norm/generator": 1.0, "step_time_spread": 1.1, "tflops": 3.0, "mfu": 0.3}  # fmt: skip
@@ -21,7 +22,7 @@ TRAINED = {"learning_rate": 1e-4, "images_per_second": 9.0, "data_wait": 0.1, "m
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    """No account of whoever runs the tests, and a service of its own for each test."""
+    """No account of the user who runs the tests, and a W&B service per test."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -44,11 +45,11 @@ def recipe(folder, wandb="offline"):
 
 def test_names_are_grouped_and_images_are_the_axis(tmp_path):
     lines = []
-    one = Mirror(recipe(tmp_path), lines.append)
-    one.row({"step": 5, "images": 20, "epoch": 0.5, **TRAINED})
-    one.row({"step": 5, "images": 20, "validation/psnr_y": 30.0})
-    one.row({"step": 10, "images": 40, "epoch": 1.0, **TRAINED, "loss/l1": None})
-    one.close(0)
+    tracker = WandbTracker(recipe(tmp_path), lines.append)
+    tracker.row({"step": 5, "images": 20, "epoch": 0.5, **TRAINED})
+    tracker.row({"step": 5, "images": 20, "validation/psnr_y": 30.0})
+    tracker.row({"step": 10, "images": 40, "epoch": 1.0, **TRAINED, "loss/l1": None})
+    tracker.close(0)
     first, second = history(tmp_path / "a run")
     assert {key for key in first if not key.startswith("_")} == {
         "step", "images", "epoch", "learning_rate", "speed/images_per_second", "speed/data_wait", "speed/step_time_spread",
@@ -63,13 +64,13 @@ def test_names_are_grouped_and_images_are_the_axis(tmp_path):
 
 
 def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
-    """Also after a requeue, whose part is another file of the same run."""
+    """Also after a requeue, which writes another file of the same run."""
     settings = recipe(tmp_path)
     (tmp_path / "a run" / "environment.json").write_text('{"commit": "c0ffee", "ranks": 2}')
     for step in (1, 2):
-        one = Mirror(settings, print)
-        one.row({"step": step, "images": 4 * step, "loss/l1": 1.0})
-        one.close(0)
+        tracker = WandbTracker(settings, print)
+        tracker.row({"step": step, "images": 4 * step, "loss/l1": 1.0})
+        tracker.close(0)
     runs = [run for run in of_kind(tmp_path / "a run", "run") if run.run_id]
     assert {(run.run_id, run.resume, run.display_name, run.project) for run in runs} == {
         ((tmp_path / "a run" / "wandb_id").read_text().strip(), True, "a run", "sr_dist")
@@ -81,44 +82,44 @@ def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
     assert [row["step"] for row in history(tmp_path / "a run")] == [1, 2]
 
 
-def test_best_values_are_of_the_whole_run(tmp_path, monkeypatch):
-    """PSNR is best when high, a distance when low; the part before the requeue had the better PSNR at step 2."""
+def test_best_values_cover_the_whole_run(tmp_path, monkeypatch):
+    """PSNR is best when high, a distance when low; before the requeue, step 2 had the better PSNR."""
     senses = {"psnr_y": "higher", "ssim_y": "higher", "distance": "lower"}
     monkeypatch.setattr("sr_dist.training.trackers.wandb.better_direction", senses.get)
     settings = recipe(tmp_path)
     (tmp_path / "a run" / "metrics.jsonl").write_text(
         '{"step": 2, "validation/psnr_y": 31.0}\n{"step": 4, "validation/psnr_y": 30.5, "validation/ssim_y": 0.8}\n'
     )
-    one = Mirror(settings, print)
-    one.row({"step": 6, "images": 24, "validation/psnr_y": 30.0, "validation/ssim_y": 0.9, "validation/distance": 5.0})
-    one.row({"step": 8, "images": 32, "validation/psnr_y": 32.0, "validation/ssim_y": None, "validation/distance": 4.0})
-    one.row({"step": 10, "images": 40, "validation/psnr_y": 31.9, "validation/distance": 4.5})
-    one.close(0)
+    tracker = WandbTracker(settings, print)
+    tracker.row({"step": 6, "images": 24, "validation/psnr_y": 30.0, "validation/ssim_y": 0.9, "validation/distance": 5.0})
+    tracker.row({"step": 8, "images": 32, "validation/psnr_y": 32.0, "validation/ssim_y": None, "validation/distance": 4.0})
+    tracker.row({"step": 10, "images": 40, "validation/psnr_y": 31.9, "validation/distance": 4.5})
+    tracker.close(0)
     seen = [{k: v for k, v in items(summary.update).items() if "best" in k} for summary in of_kind(tmp_path / "a run", "summary")]
-    assert [found for found in seen if found] == [
+    assert [alerts for alerts in seen if alerts] == [
         {"best/ssim_y": 0.9, "best/ssim_y_step": 6, "best/distance": 5.0, "best/distance_step": 6},
         {"best/psnr_y": 32.0, "best/psnr_y_step": 8, "best/distance": 4.0, "best/distance_step": 8},
     ]
 
 
-def test_pictures_and_tables_are_there_whole(tmp_path):
-    one, at = Mirror(recipe(tmp_path), print), {"step": 5, "images": 20}
+def test_images_and_tables_arrive_complete(tmp_path):
+    tracker, at = WandbTracker(recipe(tmp_path), print), {"step": 5, "images": 20}
     red, blue = (Image.new("RGB", (6, 4), colour) for colour in ("red", "blue"))
     red.save(tmp_path / "sheet.png")
-    one.picture("samples/sheet", tmp_path / "sheet.png", at)
-    one.table(
+    tracker.image("samples/sheet", tmp_path / "sheet.png", at)
+    tracker.table(
         "samples/table",
         [{"image": "a", "LR": blue, "SR": red, "psnr_y": 30.5}, {"image": "b", "LR": red, "SR": blue, "psnr_y": 29.0}],
         at,
     )
-    one.close(0)
+    tracker.close(0)
     (row,) = history(tmp_path / "a run")
     assert (row["step"], row["images"]) == (5, 20)
     (part,) = (tmp_path / "a run" / "wandb").glob("offline-run-*/files")
     with Image.open(part / row["samples/sheet/path"]) as sheet:
         assert (sheet.size, sheet.getpixel((0, 0))) == ((6, 4), (255, 0, 0))
-    (kept,) = of_kind(tmp_path / "a run", "artifact")  # W&B keeps a table and its pictures together
-    files = {entry.path: entry.local_path for entry in kept.manifest.contents}
+    (artifact,) = of_kind(tmp_path / "a run", "artifact")  # W&B keeps a table and its pictures together
+    files = {entry.path: entry.local_path for entry in artifact.manifest.contents}
     with open(files.pop("samples/table.table.json")) as file:
         table = json.load(file)
     assert table["columns"] == ["image", "LR", "SR", "psnr_y"]
@@ -127,19 +128,19 @@ def test_pictures_and_tables_are_there_whole(tmp_path):
         assert cell.getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_alerts_about_updates_left_out_and_about_a_stop(tmp_path):
-    """Each time that more were left out, and not about those from before a requeue."""
+def test_alerts_about_skipped_updates_and_about_a_stop(tmp_path):
+    """An alert for each increase, and none for updates skipped before a requeue."""
     settings = recipe(tmp_path)
     (tmp_path / "a run" / "metrics.jsonl").write_text('{"step": 2, "skipped/generator": 3}\n')
-    one = Mirror(settings, print)
+    tracker = WandbTracker(settings, print)
     for step, count in ((4, 3), (6, 5), (8, 5)):
-        one.row({"step": step, "images": 4 * step, "skipped/generator": count})
-    one.preempted("stopped after step 8 (SIGUSR1)")
-    one.close(1)
+        tracker.row({"step": step, "images": 4 * step, "skipped/generator": count})
+    tracker.preempted("stopped after step 8 (SIGUSR1)")
+    tracker.close(1)
     alerts = of_kind(tmp_path / "a run", "alert")
     assert [alert.title for alert in alerts] == ["a run: gradients that are not finite", "a run was stopped"]
     assert [alert.text for alert in alerts] == [
-        "5 updates of the generator were left out by step 6", "stopped after step 8 (SIGUSR1)",
+        "5 updates of the generator were skipped by step 6", "stopped after step 8 (SIGUSR1)",
     ]  # fmt: skip
     assert {alert.level for alert in alerts} == {"WARN"}
     assert len(of_kind(tmp_path / "a run", "preempting")) == 1
@@ -147,43 +148,41 @@ def test_alerts_about_updates_left_out_and_about_a_stop(tmp_path):
 
 
 def test_a_checkpoint_becomes_a_version_of_the_model(tmp_path):
-    one = Mirror(recipe(tmp_path), print)
+    tracker = WandbTracker(recipe(tmp_path), print)
     place = tmp_path / "0000005"
     place.mkdir()
     (place / "generator.safetensors").write_bytes(b"weights")
-    one.checkpoint(place, 5, best=True)
-    one.close(0)
+    tracker.checkpoint(place, 5, best=True)
+    tracker.close(0)
     (model,) = of_kind(tmp_path / "a run", "artifact")
     assert (model.name, model.type, sorted(model.aliases)) == ("a-run", "model", ["best", "latest", "step-5"])
     assert json.loads(model.metadata) == {"step": 5}
     assert [(entry.path, entry.size) for entry in model.manifest.contents] == [("generator.safetensors", 7)]
 
 
-def test_a_row_that_wandb_had_before_a_kill_is_left_out_and_a_late_validation_is_not(tmp_path):
-    one = Mirror(recipe(tmp_path), print)
-    one.row({"step": 6, "images": 24, "loss/l1": 1.0})
-    one.row({"step": 5, "images": 20, "loss/l1": 2.0})
-    one.row({"step": 4, "images": 16, "validation/psnr_y": 30.0})
-    one.close(0)
+def test_a_row_sent_before_a_kill_is_skipped_and_a_late_validation_is_not(tmp_path):
+    tracker = WandbTracker(recipe(tmp_path), print)
+    tracker.row({"step": 6, "images": 24, "loss/l1": 1.0})
+    tracker.row({"step": 5, "images": 20, "loss/l1": 2.0})
+    tracker.row({"step": 4, "images": 16, "validation/psnr_y": 30.0})
+    tracker.close(0)
     (row,) = history(tmp_path / "a run")
     assert (row["step"], row["loss/l1"], row["validation/psnr_y"]) == (6, 1.0, 30.0)
 
 
-# ---- when something is wrong with it
+# ---- failures
 
 
-def test_nothing_is_said_or_written_where_it_is_off(tmp_path):
-    lines = []
-    one = Mirror(recipe(tmp_path, wandb="off"), lines.append)
-    one.row({"step": 1, "images": 4, "skipped/generator": 1}), one.preempted("stopped"), one.close(0)
-    assert lines == []
-    assert list((tmp_path / "a run").iterdir()) == []
+def test_where_it_is_off_the_log_makes_no_tracker(tmp_path):
+    log = Log(recipe(tmp_path, wandb="off"), first=True)
+    log.row({"step": 1, "images": 4, "skipped/generator": 1}), log.preempted("stopped"), log.close(0)
+    assert {path.name for path in (tmp_path / "a run").iterdir()} == {"log.txt", "metrics.jsonl"}
 
 
 def test_training_goes_on_where_wandb_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     lines = []
-    Mirror(recipe(tmp_path), lines.append).row({"step": 1, "images": 4})
+    WandbTracker(recipe(tmp_path), lines.append).row({"step": 1, "images": 4})
     assert [line.split(" (")[0] for line in lines] == ["W&B is not available offline"]
     monkeypatch.undo()
 
@@ -191,50 +190,50 @@ def test_training_goes_on_where_wandb_is_not_installed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("problem", [RuntimeError("quota\nlong story"), TimeoutError()], ids=["with words", "without words"])
 def test_training_goes_on_when_wandb_stops_answering(tmp_path, monkeypatch, problem):
     lines = []
-    one = Mirror(recipe(tmp_path), lines.append)
+    tracker = WandbTracker(recipe(tmp_path), lines.append)
 
     def fail(*args, **options):
         raise problem
 
-    monkeypatch.setattr(type(one._run), "log", fail)
+    monkeypatch.setattr(type(tracker._run), "log", fail)
     for step in (1, 2, 3):
-        one.row({"step": step, "images": step})
-    one.close(0)
+        tracker.row({"step": step, "images": step})
+    tracker.close(0)
     assert [line.split(" (")[0] for line in lines[1:]] == ["W&B stopped answering"]
 
 
 @pytest.mark.parametrize(("account", "why"), [("", "No API key"), ("0" * 40, "")])
-def test_without_an_account_or_a_server_the_run_is_kept_to_be_sent_later(tmp_path, monkeypatch, account, why):
+def test_without_an_account_or_a_server_the_run_stays_offline(tmp_path, monkeypatch, account, why):
     if account:
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("WANDB_API_KEY", account)
         monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     lines = []
-    one = Mirror(recipe(tmp_path, wandb="online"), lines.append)
-    one.row({"step": 1, "images": 4})
-    one.close(0)
+    tracker = WandbTracker(recipe(tmp_path, wandb="online"), lines.append)
+    tracker.row({"step": 1, "images": 4})
+    tracker.close(0)
     assert lines[0].startswith(f"W&B is not available online ({why}")
     assert "wandb sync" in lines[1]
     assert [row["images"] for row in history(tmp_path / "a run")] == [4]
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """As much of W&B as one run needs; it remembers what it was told."""
+    """The part of W&B's server that one run needs; it records the requests."""
 
     told: list
     had: dict | None  # what it has of the run from before
 
     def do_POST(self):
         sent = self.rfile.read(int(self.headers["content-length"]))
-        asked = json.loads(sent) if self.path.endswith(("graphql", "file_stream")) else {}  # and the client's own telemetry
-        self.told.append((self.path, asked))
+        request = json.loads(sent) if self.path.endswith(("graphql", "file_stream")) else {}  # and the client's own telemetry
+        self.told.append((self.path, request))
         run = {"id": "x", "name": "run", "displayName": "run", "project": {"name": "p", "entity": {"name": "e"}}}
         answers = {
             "RunResumeStatus": {"model": {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": self.had}},
             "UpsertBucket": {"upsertBucket": {"bucket": run, "inserted": self.had is None}},
             "CreateRunFiles": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": []}},
         }
-        body = json.dumps({"data": answers.get(asked.get("operationName"), {})} if "graphql" in self.path else {}).encode()
+        body = json.dumps({"data": answers.get(request.get("operationName"), {})} if "graphql" in self.path else {}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -246,34 +245,34 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server of ours, in place of W&B's."""
+    """A test server in place of W&B's."""
     handler = type("Handler", (Server,), {"told": [], "had": None})
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{found.server_port}")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    yield found
-    found.shutdown()
-    found.server_close()
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
-def test_a_killed_run_continues_online_without_rows_twice(tmp_path, server):
-    """W&B had step 10, the checkpoint was of step 8; the validation of step 8 was owed."""
+def test_a_killed_run_continues_online_without_duplicate_rows(tmp_path, server):
+    """W&B had step 10, the checkpoint was of step 8; the validation of step 8 was postponed."""
     server.RequestHandlerClass.had = {
         "id": "x", "name": "run", "displayName": "run", "summaryMetrics": "{}", "logLineCount": 0, "historyLineCount": 3,
         "eventsLineCount": 0, "historyTail": json.dumps([json.dumps({"_step": 10, "_runtime": 5})]), "eventsTail": "[]",
         "config": "{}", "tags": [], "notes": None, "wandbConfig": json.dumps({"t": 1}),
     }  # fmt: skip
     lines = []
-    one = Mirror(recipe(tmp_path, wandb="online"), lines.append)
-    one.row({"step": 8, "images": 32, "validation/psnr_y": 30.0})
+    tracker = WandbTracker(recipe(tmp_path, wandb="online"), lines.append)
+    tracker.row({"step": 8, "images": 32, "validation/psnr_y": 30.0})
     for step in (9, 10, 12, 14):
-        one.row({"step": step, "images": 4 * step, "loss/l1": 1.0})
-    one.close(0)
+        tracker.row({"step": step, "images": 4 * step, "loss/l1": 1.0})
+    tracker.close(0)
     told = server.RequestHandlerClass.told
-    (begun,) = {asked["variables"]["name"] for _, asked in told if asked.get("operationName") == "RunResumeStatus"}
+    (begun,) = {request["variables"]["name"] for _, request in told if request.get("operationName") == "RunResumeStatus"}
     assert begun == (tmp_path / "a run" / "wandb_id").read_text().strip()
-    sent = [asked["files"]["wandb-history.jsonl"] for _, asked in told if "wandb-history.jsonl" in asked.get("files", {})]
+    sent = [request["files"]["wandb-history.jsonl"] for _, request in told if "wandb-history.jsonl" in request.get("files", {})]
     assert sent[0]["offset"] == 3
     rows = [json.loads(line) for part in sent for line in part["content"]]
     assert [row["images"] for row in rows] == [32, 48, 56]
@@ -281,15 +280,15 @@ def test_a_killed_run_continues_online_without_rows_twice(tmp_path, server):
     assert lines == []
 
 
-def test_training_ends_in_time_when_the_server_has_gone_away(tmp_path, monkeypatch, server):
-    """It answers when the run begins, and is no longer there when it ends."""
+def test_training_ends_in_time_when_the_server_is_gone(tmp_path, monkeypatch, server):
+    """The server answers when the run begins and is gone when it ends."""
     monkeypatch.setattr(wandb, "FINISH", 2.0)
     lines = []
-    one = Mirror(recipe(tmp_path, wandb="online"), lines.append)
-    one.row({"step": 1, "images": 4})
+    tracker = WandbTracker(recipe(tmp_path, wandb="online"), lines.append)
+    tracker.row({"step": 1, "images": 4})
     server.shutdown()
     server.server_close()
-    one.row({"step": 2, "images": 8})
-    one.close(0)
+    tracker.row({"step": 2, "images": 8})
+    tracker.close(0)
     assert lines == []
     assert server.RequestHandlerClass.told

@@ -28,6 +28,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from sr_dist.core.colour import LUMA
 from sr_dist.core.config import Settings
 from sr_dist.core.resize import rounded
 from sr_dist.data.jpeg_compression import jpeg
@@ -308,7 +309,7 @@ def noisy(canvas: Canvas, stage: First, draws: Draws) -> Canvas:
 def _luma(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    return (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    return (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def _photons(images: Tensor, canvas: Canvas, uniform: Tensor) -> Tensor:
@@ -321,11 +322,11 @@ def _photons(images: Tensor, canvas: Canvas, uniform: Tensor) -> Tensor:
     table = _poisson_table().to(images.device)  # (9, 256, counts)
     counts = table.shape[-1]
     row = (_wide(power, 4) * 256 + levels) * counts
-    found = torch.zeros_like(levels)
+    added = torch.zeros_like(levels)
     for bit in reversed(range(counts.bit_length() - 1)):  # by halves: how many counts have a smaller distribution function
-        further = found + (1 << bit)
-        found = torch.where(table.view(-1)[row + further - 1] <= uniform, further, found)
-    return found / _wide(2.0 ** power.double(), 4) - levels.double() / 255
+        further = added + (1 << bit)
+        added = torch.where(table.view(-1)[row + further - 1] <= uniform, further, added)
+    return added / _wide(2.0 ** power.double(), 4) - levels.double() / 255
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Fetches the shards that training will want next, in a thread, so that nobody waits for them. One rank of a node has one."""
+"""Fetches the shards that training will read next, in a thread. One rank per node does this."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from contextlib import suppress
 
 from sr_dist.core.errors import UserError
 
-Need = tuple[int, Callable[[], None]]  # a position, and what fetches a shard that is wanted from there on
+FetchTask = tuple[int, Callable[[], None]]  # the first position that needs a shard, and a function that fetches it
 
 
-class Ahead:
-    """Stays at most `horizon` positions before the position that training has reached."""
+class Prefetcher:
+    """Fetches shards that are needed up to `horizon` positions after the current position of training."""
 
-    def __init__(self, needs: Iterator[Need], horizon: int, position: int) -> None:
-        self._needs, self._horizon, self._position = needs, horizon, position
-        self._moved = threading.Condition()
+    def __init__(self, tasks: Iterator[FetchTask], horizon: int, position: int) -> None:
+        self._tasks, self._horizon, self._position = tasks, horizon, position
+        self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
-    def reached(self, position: int) -> None:
-        with self._moved:
+    def advance(self, position: int) -> None:
+        """Sets the current position."""
+        with self._changed:
             self._position = position
-            self._moved.notify()
+            self._changed.notify()
 
     def close(self) -> None:
-        """What it is fetching just now may still come."""
-        with self._moved:
+        """Stops the thread. A fetch in progress is completed."""
+        with self._changed:
             self._closed = True
-            self._moved.notify()
+            self._changed.notify()
 
     def _run(self) -> None:
-        for position, fetch in self._needs:
-            with self._moved:
-                self._moved.wait_for(lambda: self._closed or position <= self._position + self._horizon)  # noqa: B023
+        for position, fetch in self._tasks:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or position <= self._position + self._horizon)  # noqa: B023
                 if self._closed:
                     return
-            with suppress(UserError, OSError):  # whoever reads the shard will meet it, and say so
+            with suppress(UserError, OSError):  # the reader of the shard meets the same error and raises it
                 fetch()

@@ -1,7 +1,7 @@
-"""How much of what classifiers see in HR is still seen in restored images: per classifier, head and method, paired by image.
+"""How much of what classifiers see in HR is still visible in restored images: per classifier, head and method, paired by image.
 
-HR is the ceiling: a method can hardly be told apart better than what it restores, and a biased classifier says so there first.
-The ranking is the class-conditional study's advice: run without class knowledge, see what is lost, and condition on that.
+HR is the ceiling: accuracy on restored images rarely exceeds accuracy on HR, and a biased classifier shows its bias there. The
+ranking follows the class-conditional study: run without class knowledge, see what is lost, and condition on that.
 """
 
 from __future__ import annotations
@@ -10,67 +10,67 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from sr_dist.evaluation.classifiers.answers import Answers, Head, heads, judged
-from sr_dist.evaluation.classifiers.classifier_answers import NOT_KNOWN, ORIGINAL, Judge, Opinions, right
-from sr_dist.evaluation.intervals import paired, wilson
+from sr_dist.evaluation.classifiers.answers import Answers, Head, head_statistics, heads
+from sr_dist.evaluation.classifiers.classifier_answers import NOT_KNOWN, ORIGINAL, MethodAnswers, NamedClassifier, correct
+from sr_dist.evaluation.intervals import accuracy_difference, wilson
 
 Tree = dict[str, Any]
-LARGEST = 100  # answers whose confusion is written down; of more, images.jsonl tells
+LARGEST = 100  # the most answers of a head whose confusion is in report.json; images.jsonl has the answers of larger heads
 
 
-def judgements(judges: Sequence[Judge], opinions: Mapping[str, Opinions]) -> dict[str, Tree]:
-    """Everything, by classifier."""
-    return {judge.name: _of_judge(judge, opinions[judge.name]) for judge in judges}
+def attribute_report(classifiers: Sequence[NamedClassifier], answers: Mapping[str, MethodAnswers]) -> dict[str, Tree]:
+    """All statistics, by classifier."""
+    return {classifier.name: _of_classifier(classifier, answers[classifier.name]) for classifier in classifiers}
 
 
-def _of_judge(judge: Judge, opinions: Opinions) -> Tree:
-    found = {method: judged(answers, judge.labels) for method, answers in opinions.items()}
+def _of_classifier(classifier: NamedClassifier, answers: MethodAnswers) -> Tree:
+    statistics = {method: head_statistics(of_method, classifier.labels) for method, of_method in answers.items()}
     return {
-        **judge.about,
-        "labels": {"kind": judge.labels.kind, "names": list(judge.labels.names)},
+        **classifier.about,
+        "labels": {"kind": classifier.labels.kind, "names": list(classifier.labels.names)},
         "heads": {
-            head.name: _of_head(head, number, {method: seen[head.name] for method, seen in found.items()}, opinions)
-            for number, head in enumerate(heads(judge.labels))
+            head.name: _of_head(head, number, {method: by_head[head.name] for method, by_head in statistics.items()}, answers)
+            for number, head in enumerate(heads(classifier.labels))
         },
     }
 
 
-def _of_head(head: Head, number: int, found: Mapping[str, Tree], opinions: Opinions) -> Tree:
-    known = opinions[ORIGINAL].truth[:, number] >= 0
-    who = {method: right(answers)[known, number] for method, answers in opinions.items()}
+def _of_head(head: Head, number: int, statistics: Mapping[str, Tree], answers: MethodAnswers) -> Tree:
+    known = answers[ORIGINAL].truth[:, number] >= 0
+    is_correct = {method: correct(of_method)[known, number] for method, of_method in answers.items()}
     methods = {
         method: {
-            **found[method],
-            "confusion": found[method]["confusion"] if len(head.answers) <= LARGEST else None,
-            "agreement": agreement(answers, opinions[ORIGINAL], number) if method != ORIGINAL else None,
-            "against_hr": paired(who[ORIGINAL], who[method]) if method != ORIGINAL else None,
+            **statistics[method],
+            "confusion": statistics[method]["confusion"] if len(head.answers) <= LARGEST else None,
+            "agreement": agreement(of_method, answers[ORIGINAL], number) if method != ORIGINAL else None,
+            "against_hr": accuracy_difference(is_correct[ORIGINAL], is_correct[method]) if method != ORIGINAL else None,
         }
-        for method, answers in opinions.items()
+        for method, of_method in answers.items()
     }
-    restored = [method for method in opinions if method != ORIGINAL]
+    restored = [method for method in answers if method != ORIGINAL]
     return {
         "answers": list(head.answers),
         "images": len(known),
-        "n": int(known.sum()),  # images of which it is known
+        "n": int(known.sum()),  # images of known truth
         "missing": "" if known.any() else NOT_KNOWN,
         "methods": methods,
-        "pairs": {f"{b} - {a}": paired(who[a], who[b]) for a, b in combinations(restored, 2)},
+        "pairs": {f"{b} - {a}": accuracy_difference(is_correct[a], is_correct[b]) for a, b in combinations(restored, 2)},
     }
 
 
 def agreement(answers: Answers, original: Answers, number: int) -> Tree:
-    """How often the same is said as of HR, be it true or not; of all images, for no truth is needed."""
-    same, n = int((answers.said[:, number] == original.said[:, number]).sum()), len(answers.images)
+    """How often the answer is that to HR, correct or not; over all images, because it needs no truth."""
+    same, n = int((answers.predicted[:, number] == original.predicted[:, number]).sum()), len(answers.images)
     return {"n": n, "share": same / n, "interval": list(wilson(same, n))}
 
 
-def ranking(found: Mapping[str, Tree], methods: Sequence[str]) -> dict[str, list[Tree]]:
-    """By method: all heads, the greatest drop of accuracy from HR first."""
+def ranking(report: Mapping[str, Tree], methods: Sequence[str]) -> dict[str, list[Tree]]:
+    """Method -> all heads, sorted by the drop of accuracy from HR, largest first."""
     return {
         method: sorted(
             (
                 _drop(classifier, name, head["methods"][ORIGINAL], head["methods"][method])
-                for classifier, tree in found.items() for name, head in tree["heads"].items()
+                for classifier, tree in report.items() for name, head in tree["heads"].items()
                 if method in head["methods"] and head["n"]
             ),
             key=lambda entry: (-entry["drop"], entry["classifier"], entry["head"]),

@@ -1,8 +1,9 @@
-"""How right a classifier is -> classification.json for programs, classification.md for people, mistakes.png for eyes."""
+"""The report on a classifier: classification.json for programs, classification.md for people, mistakes.png with images."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,36 +12,39 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sr_dist.core.files import write_whole
 from sr_dist.data.images import Batches
-from sr_dist.evaluation.classifiers.answers import Answers, judged, worst_mistakes
-from sr_dist.evaluation.contact_sheet import GAP, INK, PAPER, to_pil
+from sr_dist.evaluation.classifiers.answers import Answers, head_statistics, worst_mistakes
+from sr_dist.evaluation.contact_sheet import GAP, INK, PAPER, save_png, to_pil
+from sr_dist.evaluation.formats import stamp
 from sr_dist.recipe.labels import Labels
 
-MISTAKES, COLUMNS, SIDE = 24, 6, 128  # pictures, in a row, and pixels of each
-LARGEST_TABLE = 20  # classes whose confusion is printed
+FORMAT = 1  # of classification.json; 0.1.0 wrote no number
+MISTAKES, COLUMNS, SIDE = 24, 6, 128  # images, images in a row, pixels of an image
+LARGEST_TABLE = 20  # the most classes whose confusion is printed
 
 
 @dataclass(frozen=True)
 class ClassificationReport:
     run: str
     weights: dict[str, Any]  # file, sha256, step
-    data: str  # what was scored, in words
+    data: str  # a description of the images
     labels: Labels
     answers: Answers
 
     def tree(self) -> dict[str, Any]:
         return {
+            **stamp(FORMAT),
             "run": self.run,
             "weights": self.weights,
             "data": self.data,
             "n": len(self.answers.images),
             "labels": {"kind": self.labels.kind, "names": list(self.labels.names)},
-            "heads": judged(self.answers, self.labels),
+            "heads": head_statistics(self.answers, self.labels),
             "mistakes": worst_mistakes(self.answers, self.labels, MISTAKES),
         }
 
 
 def write(out: Path, report: ClassificationReport, batches: Batches) -> dict[str, Any]:
-    """Writes the files, the JSON last, so that its presence means that all are there: -> what it says."""
+    """Writes the files and returns the content of classification.json, which is written last: it marks a complete report."""
     out.mkdir(parents=True, exist_ok=True)
     tree = report.tree()
     mistakes_sheet(tree["mistakes"], batches, out / "mistakes.png")
@@ -49,7 +53,7 @@ def write(out: Path, report: ClassificationReport, batches: Batches) -> dict[str
     return tree
 
 
-def markdown(tree: dict[str, Any]) -> str:
+def markdown(tree: Mapping[str, Any]) -> str:
     weights = tree["weights"]
     lines = [f"# {tree['run']}", "", f"Step {weights['step']}, {tree['n']} images: {tree['data']}.", ""]
     lines += ["| head | n | accuracy | 95 % interval | balanced | cross-entropy | calibration error |", "|---" * 7 + "|"]
@@ -63,15 +67,15 @@ def markdown(tree: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(head: dict[str, Any]) -> list[str]:
-    """Accuracy per class, with the confusion beside it where it is not too wide: a row per truth, a column per answer."""
+def _table(head: Mapping[str, Any]) -> list[str]:
+    """Accuracy per class, and the confusion if there are few classes: a row per truth, a column per answer."""
     names = list(head["per_class"])
     shown = names if len(names) <= LARGEST_TABLE else []
     lines = ["| truth | n | accuracy | " + "".join(f"said {name} | " for name in shown), "|---" * (3 + len(shown)) + "|"]
     for name, row in zip(names, head["confusion"], strict=True):
-        found = head["per_class"][name]
+        of_class = head["per_class"][name]
         cells = "".join(f"{count} | " for count in row[: len(shown)])
-        lines.append(f"| {name} | {found['n']} | {_percent(found['accuracy'])} | {cells}")
+        lines.append(f"| {name} | {of_class['n']} | {_percent(of_class['accuracy'])} | {cells}")
     return [line.rstrip() for line in lines]
 
 
@@ -80,26 +84,26 @@ def _percent(share: float | None) -> str:
 
 
 def mistakes_sheet(mistakes: list[dict[str, Any]], batches: Batches, path: Path) -> None:
-    """A picture of the worst mistakes: what is true, what was said instead, how surely."""
-    places = {name: i for i, name in enumerate(batches.images.names)}
+    """Draws the worst mistakes with the truth, the answer and its confidence."""
+    numbers = {name: i for i, name in enumerate(batches.images.names)}
     rows = max(-(-len(mistakes) // COLUMNS), 1)
     width, height = SIDE + GAP, SIDE + 32
     sheet = Image.new("RGB", (COLUMNS * width + GAP, rows * height + GAP), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-    for number, mistake in enumerate(mistakes):
-        image, _, _ = batches.images.load(places[mistake["image"]])
-        picture = to_pil(image.float() / 255)
-        factor = SIDE / max(picture.size)
-        shown = picture.resize(
-            (max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)), Image.Resampling.NEAREST
-        )
-        left, top = GAP + number % COLUMNS * width, GAP + number // COLUMNS * height
-        sheet.paste(shown, (left, top))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for i, mistake in enumerate(mistakes):
+        image, _, _ = batches.images.load(numbers[mistake["image"]])
+        left, top = GAP + i % COLUMNS * width, GAP + i // COLUMNS * height
+        sheet.paste(_fitted(to_pil(image.float() / 255)), (left, top))
         head = "" if mistake["head"] == "class" else f"{mistake['head']}: "
-        pen.text((left, top + SIDE + 2), f"{head}{mistake['truth']}", INK, font)
-        pen.text((left, top + SIDE + 14), f"said {mistake['said']} ({mistake['confidence']:.0%})", INK, font)
+        draw.text((left, top + SIDE + 2), f"{head}{mistake['truth']}", INK, font)
+        draw.text((left, top + SIDE + 14), f"said {mistake['said']} ({mistake['confidence']:.0%})", INK, font)
     if not mistakes:
-        pen.text((GAP, GAP), "no mistakes", INK, font)
-    aside = path.with_name(f".{path.name}")
-    sheet.save(aside, format="PNG")
-    aside.replace(path)
+        draw.text((GAP, GAP), "no mistakes", INK, font)
+    save_png(sheet, path)
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    """The image with a longer side of SIDE pixels."""
+    factor = SIDE / max(image.size)
+    size = max(round(image.width * factor), 1), max(round(image.height * factor), 1)
+    return image.resize(size, Image.Resampling.NEAREST)

@@ -1,7 +1,7 @@
-"""What finished classifiers say of HR, the ceiling, and of what every method made of it: asked in the one pass over the images.
+"""The answers of trained classifiers to HR and to every method's output, collected in the one pass over the images.
 
-They see pictures as the protocol keeps them (8 bits). The answers about a batch are arrays among its parts; together
-they are `Answers` in the order of the images, so all that is worked out of them is the same on any number of ranks.
+Classifiers get images as the protocol stores them (8 bits). Their answers to a batch are arrays of its partial results.
+Together they are `Answers` in the order of the images, so the numbers do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from torch import Tensor
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.images import Scored
-from sr_dist.evaluation.classifiers.answers import FIRST, Answers, Classify, Head, answered, heads
-from sr_dist.evaluation.partial_results import Parts
-from sr_dist.evaluation.protocol import Protocol, kept
+from sr_dist.evaluation.classifiers.answers import TOP, Answers, Classify, Head, answer_columns, heads
+from sr_dist.evaluation.partial_results import PartialResults
+from sr_dist.evaluation.protocol import Protocol, as_stored
 from sr_dist.recipe.labels import CLASS, Labels
 
-ORIGINAL = "HR"  # as a method's name
-NOT_FINITE = "what the method made of an image is not finite"
-NOT_KNOWN = "the images do not say what is true"
-Opinions = dict[str, Answers]  # of one classifier, by method; HR first
+ORIGINAL = "HR"  # as the name of a method; it is the ceiling
+NOT_FINITE = "the method's output for an image is not finite"
+NOT_KNOWN = "the images have no labels for it"
+MethodAnswers = dict[str, Answers]  # of one classifier, by method; HR first
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A finished classifier, on its device."""
+class NamedClassifier:
+    """A trained classifier on its device, under a name that no other has."""
 
     name: str
     labels: Labels
@@ -43,101 +44,108 @@ class Judge:
 
     @property
     def columns(self) -> dict[str, int]:
-        """Column -> among how many answers the truth must be."""
+        """Column -> k of its top-k accuracy."""
         if self.labels.kind != CLASS:
             return {f"accuracy_{self.name}": 1}
-        return {f"top{first}_{self.name}": first for first in ((1, FIRST) if len(self.labels.names) > FIRST else (1,))}
+        return {f"top{k}_{self.name}": k for k in ((1, TOP) if len(self.labels.names) > TOP else (1,))}
 
     def arrays(self, images: Tensor, protocol: Protocol, batch: Scored) -> np.ndarray:
-        """The columns of answers about a batch, (B, heads, columns); nan for images that are not finite."""
-        logits = self.classify(kept(images.nan_to_num(), protocol).float())
+        """The columns of `Answers` for a batch, (B, heads, columns); nan for images that are not finite."""
+        logits = self.classify(as_stored(images.nan_to_num(), protocol).float())
         if not logits.isfinite().all():
-            raise UserError(f"attributes: '{self.name}' answers with what is no number; its weights are damaged or diverged")
-        found = np.stack(answered(logits, self.labels, batch), 2).astype(np.float64)
-        found[~images.isfinite().flatten(1).all(1).cpu().numpy()] = np.nan
-        return found
+            raise UserError(f"attributes: '{self.name}' returns logits that are not finite; its weights are damaged or diverged")
+        columns = np.stack(answer_columns(logits, self.labels, batch), 2).astype(np.float64)
+        columns[~images.isfinite().flatten(1).all(1).cpu().numpy()] = np.nan
+        return columns
 
 
-def ask_all(judges: Sequence[Judge], method: int, images: Tensor, protocol: Protocol, batch: Scored) -> dict[str, np.ndarray]:
-    """What every classifier says of a batch as a method, given by its number, shows it."""
-    return {_place(number, method): judge.arrays(images, protocol, batch) for number, judge in enumerate(judges)}
+def classify_batch(
+    classifiers: Sequence[NamedClassifier], method: int, images: Tensor, protocol: Protocol, batch: Scored
+) -> dict[str, np.ndarray]:
+    """Every classifier's answers to the output of a method, given by its number."""
+    return {_array(i, method): classifier.arrays(images, protocol, batch) for i, classifier in enumerate(classifiers)}
 
 
-def _place(judge: int, method: int) -> str:
-    return f"answers/{judge}/{method}"
+def _array(classifier: int, method: int) -> str:
+    return f"answers/{classifier}/{method}"
 
 
-def gathered(
-    judges: Sequence[Judge], methods: Sequence[str], parts: Parts, mine: Sequence[int], images: list[str]
-) -> tuple[dict[str, Opinions], dict[str, str]]:
-    """(classifier -> method -> answers about all images, column or method/column -> why it has no value). All ranks must call."""
-    found: dict[str, Opinions] = {judge.name: {} for judge in judges}
+def gather_answers(
+    classifiers: Sequence[NamedClassifier], methods: Sequence[str], results: PartialResults, numbers: Sequence[int],
+    images: list[str],
+) -> tuple[dict[str, MethodAnswers], dict[str, str]]:  # fmt: skip
+    """(classifier -> method -> answers to all images, column or method/column -> why it is missing). All ranks must call."""
+    answers: dict[str, MethodAnswers] = {classifier.name: {} for classifier in classifiers}
     missing: dict[str, str] = {}
-    for number, judge in enumerate(judges):
-        for place, method in enumerate([ORIGINAL, *methods]):
-            everybodys = ranks.gather([parts.array(batch, _place(number, place)) for batch in mine])
-            values = np.concatenate([rows for of_rank in everybodys for rows in of_rank])
+    for i, classifier in enumerate(classifiers):
+        for method_number, method in enumerate([ORIGINAL, *methods]):
+            parts = ranks.all_gather([results.array(number, _array(i, method_number)) for number in numbers])
+            values = np.concatenate([rows for part in parts for rows in part])
             if np.isnan(values).any():
-                missing |= {f"{method}/{column}": NOT_FINITE for column in judge.columns}
+                missing |= {f"{method}/{column}": NOT_FINITE for column in classifier.columns}
             else:
-                found[judge.name][method] = _answers(images, values)
-        if share(found[judge.name][ORIGINAL], 1) is None:
-            missing |= dict.fromkeys(judge.columns, NOT_KNOWN)
-    return found, missing
+                answers[classifier.name][method] = _answers(images, values)
+        if accuracy(answers[classifier.name][ORIGINAL], 1) is None:
+            missing |= dict.fromkeys(classifier.columns, NOT_KNOWN)
+    return answers, missing
 
 
 def _answers(images: list[str], values: np.ndarray) -> Answers:
-    truth, said, confidence, loss, above = np.moveaxis(values, 2, 0)
-    return Answers(images, truth.astype(np.int64), said.astype(np.int64), confidence, loss, above.astype(np.int64))
+    truth, predicted, confidence, loss, above = np.moveaxis(values, 2, 0)
+    return Answers(images, truth.astype(np.int64), predicted.astype(np.int64), confidence, loss, above.astype(np.int64))
 
 
-def right(answers: Answers, first: int = 1) -> np.ndarray:
-    """(n, heads): whether the truth is what was said, or among the first so many answers."""
-    return answers.said == answers.truth if first == 1 else (answers.truth >= 0) & (answers.above < first)
+def correct(answers: Answers, k: int = 1) -> np.ndarray:
+    """(n, heads): whether the truth is among the k most probable answers."""
+    return answers.predicted == answers.truth if k == 1 else (answers.truth >= 0) & (answers.above < k)
 
 
-def share(answers: Answers, first: int) -> float | None:
-    """The mean over heads of the part that is right, of the images of which the truth is known; None where a head has none."""
+def accuracy(answers: Answers, k: int) -> float | None:
+    """The mean over heads of the top-k accuracy on images of known truth; None if a head has no such image."""
     known = answers.truth >= 0
     if not known.any(0).all():
         return None
-    return float(np.mean((right(answers, first) & known).sum(0) / known.sum(0)))
+    return float(np.mean((correct(answers, k) & known).sum(0) / known.sum(0)))
 
 
-def with_opinions(
-    rows: Iterable[dict[str, Any]], judges: Sequence[Judge], opinions: Mapping[str, Opinions]
-) -> list[dict[str, Any]]:
-    """Rows of HR, then those of the methods, with what every classifier said of the image, how surely, and whether it is true;
-    on the first rank, which writes them."""
-    if not judges or not ranks.is_first():
+def rows_with_answers(
+    rows: Iterable[Row], classifiers: Sequence[NamedClassifier], answers: Mapping[str, MethodAnswers]
+) -> list[Row]:
+    """Adds the rows of HR before the others, and every classifier's answers to each row.
+
+    Only on the first rank, which writes the rows; the other ranks get them unchanged.
+    """
+    if not classifiers or not ranks.is_first():
         return list(rows)
-    images = next(iter(opinions.values()))[ORIGINAL].images
-    places = {name: i for i, name in enumerate(images)}
-    everything = [*({"image": image, "method": ORIGINAL} for image in images), *rows]
-    return [row | _of_row(row["method"], places[row["image"]], judges, opinions) for row in everything]
+    images = next(iter(answers.values()))[ORIGINAL].images
+    numbers = {name: i for i, name in enumerate(images)}
+    all_rows: list[Row] = [*({"image": image, "method": ORIGINAL} for image in images), *rows]
+    return [row | _answers_of_row(row["method"], numbers[row["image"]], classifiers, answers) for row in all_rows]
 
 
-def _of_row(method: str, i: int, judges: Sequence[Judge], opinions: Mapping[str, Opinions]) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
-    said: dict[str, Any] = {}
-    for judge in judges:
-        answers = opinions[judge.name].get(method)
-        one = None if answers is None else Answers(answers.images[i : i + 1], *(column[i : i + 1] for column in answers[1:]))
-        columns |= {column: None if one is None else share(one, first) for column, first in judge.columns.items()}
-        said[judge.name] = None if one is None else _in_words(one, judge)
-    return {**columns, "answers": said}
+def _answers_of_row(
+    method: str, i: int, classifiers: Sequence[NamedClassifier], answers: Mapping[str, MethodAnswers]
+) -> dict[str, Any]:
+    columns: dict[str, float | None] = {}
+    texts: dict[str, Any] = {}
+    for classifier in classifiers:
+        whole = answers[classifier.name].get(method)
+        one = None if whole is None else Answers(whole.images[i : i + 1], *(column[i : i + 1] for column in whole[1:]))
+        columns |= {column: None if one is None else accuracy(one, k) for column, k in classifier.columns.items()}
+        texts[classifier.name] = None if one is None else _as_text(one, classifier)
+    return {**columns, "answers": texts}
 
 
-def _in_words(answers: Answers, judge: Judge) -> dict[str, dict[str, Any]]:
-    """Of one image: what is true, what was said, how surely, and, of classes, the place of the truth among the answers."""
-    found = {}
-    for number, head in enumerate(judge.heads):
-        truth, said, confidence, _, above = (column[0, number] for column in answers[1:])
-        words = {
+def _as_text(answers: Answers, classifier: NamedClassifier) -> dict[str, dict[str, Any]]:
+    """One image: head -> truth, answer, confidence, and, of classes, the rank of the truth among the answers."""
+    by_head = {}
+    for number, head in enumerate(classifier.heads):
+        truth, predicted, confidence, _, above = (column[0, number] for column in answers[1:])
+        entry = {
             "truth": head.answers[truth] if truth >= 0 else None,
-            "said": head.answers[said],
+            "said": head.answers[predicted],
             "confidence": float(confidence),
         }
-        place = {"place": int(above) + 1 if truth >= 0 else None} if judge.labels.kind == CLASS else {}
-        found[head.name] = words | place
-    return found
+        rank = {"place": int(above) + 1 if truth >= 0 else None} if classifier.labels.kind == CLASS else {}
+        by_head[head.name] = entry | rank
+    return by_head

@@ -1,8 +1,8 @@
-"""The network whose features a Fréchet distance compares, and how pictures come to it.
+"""The network whose features the Fréchet and kernel distances compare, and how it gets images.
 
-Of clean-fid its resizing and its Inception are used, in its modes `clean` and `legacy_pytorch`; statistics and distances are
-ours (`frechet.py`). Weights are found and checked as all published ones are: clean-fid itself looks in the temporary
-folder, checks nothing, and fetches what is missing without being asked.
+Resizing and the FID Inception are clean-fid's, in its modes `clean` and `legacy_pytorch`. Statistics and distances are ours
+(`frechet.py`). Weights are located and verified like all published weights, because clean-fid looks in the temporary folder,
+verifies nothing, and downloads without asking.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.files import sha256
-from sr_dist.models import pretrained
+from sr_dist.models import pretrained, trained
 
 SIDE = 299
 INCEPTION = {"clean": "inception-2015-12-05.pt", "legacy_pytorch": "pt_inception-2015-12-05-6726825d.pth"}
-AT_ONCE = 16  # pictures of 299 pixels; fixed, for the last bits of features depend on it
+AT_ONCE = 16  # images of 299 pixels; fixed, because the last bits of features depend on it
 
 
 @dataclass(frozen=True)
 class Extractor:
     name: str  # `inception`, or what follows `fd_` in the report
     weights_sha256: str
-    resize: str | None  # clean-fid's; None: the network takes any size
-    network: Callable[[Tensor], Tensor]  # (B, 3, 299, 299), or of any size, in [0, 255] -> (B, width)
+    resize: str | None  # clean-fid's mode; None: the network takes any size
+    network: Callable[[Tensor], Tensor]  # (B, 3, 299, 299), or any size, in [0, 255] -> (B, width)
     device: torch.device
-    about: Mapping[str, str] = field(default_factory=dict)  # what else is to be said of it
-    own_resize: str | None = None  # how the network itself brings pictures, patches too, to its size
+    about: Mapping[str, str] = field(default_factory=dict)  # further facts for the report
+    own_resize: str | None = None  # how the network itself resizes images and patches
 
     def describe(self) -> dict[str, Any]:
         patches = f"resized ({self.own_resize})" if self.own_resize else "without resizing"
@@ -48,40 +48,40 @@ class Extractor:
         }
 
     def whole(self, images: Tensor) -> np.ndarray:
-        """(B, 3, H, W) in [0, 1] -> (B, width): every image resized to 299 x 299, or as it is."""
+        """(B, 3, H, W) in [0, 1] -> (B, width). Every image is resized to 299 x 299, unless the network takes any size."""
         if self.resize is None:
-            return self._features(torch.from_numpy(_levels(images)).permute(0, 3, 1, 2).float())
-        from cleanfid.resize import build_resizer
+            return self._features(torch.from_numpy(_to_uint8(images)).permute(0, 3, 1, 2).float())
+        from cleanfid.resize import build_resizer  # spares a second at the start
 
-        resized = build_resizer(self.resize)
-        small = [torch.from_numpy(resized(picture)).permute(2, 0, 1) for picture in _levels(images)]
-        return self._features(torch.stack(small).float())
+        resize = build_resizer(self.resize)
+        resized = [torch.from_numpy(resize(image)).permute(2, 0, 1) for image in _to_uint8(images)]
+        return self._features(torch.stack(resized).float())
 
     def patches(self, images: Tensor) -> np.ndarray:
-        """(B, 3, H, W) in [0, 1] -> (B x patches, width): a grid of 299 x 299 in the middle of every image, as it is."""
+        """(B, 3, H, W) in [0, 1] -> (B x patches, width): a grid of 299 x 299 in the middle of every image, not resized."""
         rows, columns = images.shape[-2] // SIDE, images.shape[-1] // SIDE
         if not rows * columns:
             return np.zeros((0, 0), np.float32)
         top, left = (images.shape[-2] - rows * SIDE) // 2, (images.shape[-1] - columns * SIDE) // 2
-        inside = torch.from_numpy(_levels(images))[:, top : top + rows * SIDE, left : left + columns * SIDE].float()
+        inside = torch.from_numpy(_to_uint8(images))[:, top : top + rows * SIDE, left : left + columns * SIDE].float()
         grid = inside.unflatten(1, (rows, SIDE)).unflatten(3, (columns, SIDE))  # (B, rows, 299, columns, 299, 3)
         return self._features(grid.permute(0, 1, 3, 5, 2, 4).flatten(0, 2))
 
-    def _features(self, pictures: Tensor) -> np.ndarray:
-        return np.concatenate([self._rows(part) for part in pictures.split(AT_ONCE)])
+    def _features(self, images: Tensor) -> np.ndarray:
+        return np.concatenate([self._rows(part) for part in images.split(AT_ONCE)])
 
-    def _rows(self, pictures: Tensor) -> np.ndarray:
-        found = self.network(pictures.to(self.device))
-        what = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(pictures):
-            raise UserError(f"extractor: '{self.name}' makes {what} of {len(pictures)} pictures, not a row for each")
-        if not found.isfinite().all():
-            raise UserError(f"extractor: '{self.name}' makes what is no number of pictures; its weights are damaged or diverged")
-        return found.float().cpu().numpy()
+    def _rows(self, images: Tensor) -> np.ndarray:
+        rows = self.network(images.to(self.device))
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images):
+            result = tuple(rows.shape) if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
+            raise UserError(f"extractor: '{self.name}' returns {result} for {len(images)} images, not one row for each")
+        if not rows.isfinite().all():
+            raise UserError(f"extractor: '{self.name}' returns values that are not finite; its weights are damaged or diverged")
+        return rows.float().cpu().numpy()
 
 
-def _levels(images: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) uint8, as a file would hold them."""
+def _to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) uint8, as a file stores them."""
     return (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -89,60 +89,83 @@ def inception(resize: str, device: torch.device) -> Extractor:
     """The FID Inception."""
     path = pretrained.find(INCEPTION[resize], "fid")
     network = _inception(path) if resize == "clean" else _pytorch_inception(path)
-    return Extractor("inception", sha256(path), resize, _quiet(network, device, "fid", path), device)
+    return Extractor("inception", sha256(path), resize, _inference(network, device, "fid", path), device)
+
+
+def open_extractor(path: str | None, device: torch.device, resize: str = "clean") -> Extractor | None:
+    """The user's own network: a trained classifier or a TorchScript file. None without a path."""
+    if not path:
+        return None
+    if trained.is_run(Path(path)) or path.endswith(".safetensors"):
+        return classifier_extractor(path, device)
+    return torchscript(Path(path), resize, device)
 
 
 def torchscript(path: Path, resize: str, device: torch.device) -> Extractor:
-    """A file of the user's own: pictures of 299 pixels in [0, 255] -> a row for each, which is tried at once."""
+    """A TorchScript file: (B, 3, 299, 299) in [0, 255] -> (B, width). Runs it once, so that errors are reported at once."""
     try:
-        with _as_it_is():
+        with _without_deprecation():
             network = torch.jit.load(str(path), map_location="cpu")
     except Exception as problem:
-        raise UserError(f"extractor: '{path}' is no TorchScript file: {first_line(problem)}") from None
+        raise UserError(f"extractor: '{path}' is not a TorchScript file: {first_line(problem)}") from None
     about = {"network": "a TorchScript file"}
-    found = Extractor(path.stem, sha256(path), resize, _quiet(network, device, "extractor", path), device, about)
-    found.whole(torch.linspace(0, 1, 2 * 3 * SIDE * SIDE).view(2, 3, SIDE, SIDE))
-    return found
+    extractor = Extractor(path.stem, sha256(path), resize, _inference(network, device, "extractor", path), device, about)
+    extractor.whole(torch.linspace(0, 1, 2 * 3 * SIDE * SIDE).view(2, 3, SIDE, SIDE))
+    return extractor
+
+
+def classifier_extractor(path: str, device: torch.device) -> Extractor:
+    """A trained classifier: the features before its last layer, of images as it was trained on them."""
+    classifier = trained.open_classifier(path, "extractor").to(device)
+    layer = type(classifier.last_layer).__name__
+    about = {"network": f"a classifier of {classifier.labels}, features before its last layer ({layer})"}
+    resize = f"bilinear, to {classifier.size} x {classifier.size}, as it was trained" if classifier.size else None
+
+    @torch.inference_mode()
+    def features(images: Tensor) -> Tensor:
+        return classifier.features(images / 255)
+
+    return Extractor(classifier.name, sha256(classifier.file), None, features, device, about, resize)
 
 
 @contextmanager
-def _as_it_is() -> Iterator[None]:
-    """Without torch's advice to write TorchScript files anew."""
+def _without_deprecation() -> Iterator[None]:
+    """Silences torch's warning that TorchScript is deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", FutureWarning)
         yield
 
 
-def _quiet(network: torch.nn.Module, device: torch.device, key: str, path: Path) -> Callable[[Tensor], Tensor]:
-    """The network without gradients; what it cannot do is the file's mistake, and is said with its name."""
+def _inference(network: torch.nn.Module, device: torch.device, key: str, path: Path) -> Callable[[Tensor], Tensor]:
+    """The network without gradients. An error in it is reported with the name of its file."""
     network = network.to(device).eval()
 
-    def features(pictures: Tensor) -> Tensor:
+    def features(images: Tensor) -> Tensor:
         try:
             with torch.inference_mode():
-                return network(pictures)
+                return network(images)
         except RuntimeError as problem:
-            raise UserError(f"{key}: '{path}' fails on pictures {tuple(pictures.shape)}: {first_line(problem)}") from None
+            raise UserError(f"{key}: '{path}' fails on images {tuple(images.shape)}: {first_line(problem)}") from None
 
     return features
 
 
 def _inception(path: Path) -> torch.nn.Module:
-    from cleanfid.inception_torchscript import InceptionV3W
+    from cleanfid.inception_torchscript import InceptionV3W  # spares a second at the start
 
-    with _as_it_is():
+    with _without_deprecation():
         return InceptionV3W(str(path.parent), download=False)
 
 
 def _pytorch_inception(path: Path) -> torch.nn.Module:
-    from cleanfid import inception_pytorch
+    from cleanfid import inception_pytorch  # spares a second at the start
 
-    theirs = inception_pytorch.load_state_dict_from_url
+    original = inception_pytorch.load_state_dict_from_url  # clean-fid's only way to its weights
     inception_pytorch.load_state_dict_from_url = lambda *_, **__: torch.load(path, map_location="cpu", weights_only=True)
-    try:  # it knows no other way to be given a file
+    try:
         network = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
     finally:
-        inception_pytorch.load_state_dict_from_url = theirs
+        inception_pytorch.load_state_dict_from_url = original
     return _Pooled(network)
 
 
@@ -153,5 +176,5 @@ class _Pooled(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.network(pictures / 255)[0].flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images / 255)[0].flatten(1)

@@ -1,7 +1,7 @@
-"""Features of images, spread over ranks, and what is computed of two such sets together.
+"""Features of images, distributed over ranks, and the distances between two sets of them.
 
-Every rank holds the rows of its own images and nothing is padded, so that counts may be unequal and a rank may hold none.
-All functions here must be called by all ranks.
+Each rank holds the rows of its own images, without padding. Numbers of rows may differ, and a rank may have none. All ranks
+must call all functions of this module.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,37 +21,38 @@ from sr_dist.evaluation.distances.frechet import Array, Moments
 from sr_dist.evaluation.intervals import student
 
 FOLDS = 10  # of the jackknife
-SEED = 0  # of the order in which images are dealt to folds, halves and blocks
+SEED = 0  # of the random order in which images are split into folds, halves and blocks
+Result = TypeVar("Result")
 
 
 class Unmeasurable(Exception):
-    """Why a distance cannot be computed for these images."""
+    """A distance cannot be computed for these images; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """This rank's rows, and of which image each one is; images are numbered from 0 to `total` - 1 through all ranks."""
+    """This rank's rows and the image of each row. Images are numbered from 0 to `total` - 1 over all ranks."""
 
     rows: Array  # (n, width) float32
     images: Array  # (n,) int64
     total: int
-    device: torch.device  # that ranks talk through
-    known: Moments | None = None  # of all ranks' rows, where they need not be computed
+    device: torch.device  # for communication between ranks
+    known: Moments | None = None  # of all ranks' rows, if they are already known
 
     @property
     def width(self) -> int:
         return self.rows.shape[1]
 
-    def of(self, chosen: Array) -> Features:
-        """Those of some images, given as (total,) bool."""
-        mine = chosen[self.images]
-        return Features(self.rows[mine], self.images[mine], self.total, self.device)
+    def of(self, selected: Array) -> Features:
+        """The rows of some images, given as (total,) bool."""
+        local = selected[self.images]
+        return Features(self.rows[local], self.images[local], self.total, self.device)
 
     def count(self) -> int:
-        return sum(ranks.gather(len(self.rows)))
+        return sum(ranks.all_gather(len(self.rows)))
 
     def moments(self) -> Moments:
-        """Two all-reduces: of the sums (small), then of the scatter about the mean that all share."""
+        """Takes two all-reduces: of the sums (small), then of the scatter about the common mean."""
         if self.known:
             return self.known
         rows = self.rows.astype(np.float64)
@@ -61,20 +62,20 @@ class Features:
         return Moments(int(sums[-1]), mean, self._total(rows.T @ rows))
 
     def gathered(self) -> tuple[Array, Array]:
-        """Everybody's rows and their images, on every rank, in the order of the images."""
-        parts = ranks.gather((self.rows, self.images))
-        rows, images = (np.concatenate(things) for things in zip(*parts, strict=True))
+        """All ranks' rows and their images, on every rank, in the order of the images."""
+        parts = ranks.all_gather((self.rows, self.images))
+        rows, images = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         order = np.argsort(images, kind="stable")
         return rows[order], images[order]
 
     def _total(self, values: Array) -> Array:
         tensor = torch.from_numpy(values)
-        return ranks.total(tensor.to(self.device)).cpu().numpy() if ranks.size() > 1 else values
+        return ranks.all_reduce_sum(tensor.to(self.device)).cpu().numpy() if ranks.size() > 1 else values
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A distance between two sets, and how far it would be from itself on other images of the kind."""
+    """A distance between two sets, with its uncertainty."""
 
     value: float
     n: int  # rows of each set
@@ -83,34 +84,40 @@ class Estimate:
     standard_error: float | None = None
 
 
-def dealt(features: Features, count: int) -> list[Array]:
-    """The images that have rows, dealt into so many parts of like size (fewer where there are fewer images), always in the
-    same way; each part as (total,) bool."""
-    present = np.unique(np.concatenate(ranks.gather(np.unique(features.images))))
+def random_groups(features: Features, count: int) -> list[Array]:
+    """Splits the images that have rows into `count` groups of about equal size (fewer if there are fewer images).
+
+    The split is always the same. Each group is (total,) bool.
+    """
+    present = np.unique(np.concatenate(ranks.all_gather(np.unique(features.images))))
     order = np.random.default_rng(SEED).permutation(present)
     return [np.isin(np.arange(features.total), order[i::count]) for i in range(min(count, len(order)))]
 
 
-def spread(tasks: Iterable[Callable[[], Any]]) -> list[Any]:
-    """The results of tasks that need no other rank, each done by one of them, on all ranks. What making a task needs of
-    others happens before any of a round is begun, so that they run at one time."""
-    tasks, found = iter(tasks), []
-    while mine := [task if i == ranks.rank() else None for i, task in enumerate(islice(tasks, ranks.size()))]:
-        result = next((task() for task in mine if task), None)
-        found += ranks.gather(result)[: len(mine)]
-    return found
+def run_on_ranks(tasks: Iterable[Callable[[], Result]]) -> list[Result]:
+    """The results of independent tasks, on all ranks. Each rank runs one task of a round.
+
+    A round's tasks are created before any of them starts, because creating one may communicate; then they run in parallel.
+    """
+    remaining, results = iter(tasks), []
+    while tasks_of_round := list(islice(remaining, ranks.size())):
+        local = tasks_of_round[ranks.rank() : ranks.rank() + 1]
+        results += [result for part in ranks.all_gather([task() for task in local]) for result in part]
+    return results
 
 
-def distances(pairs: Iterable[tuple[Features, Features]]) -> list[float]:
+def frechet_distances(pairs: Iterable[tuple[Features, Features]]) -> list[float]:
     """The Fréchet distance of each pair."""
-    return spread(_task(a, b) for a, b in pairs)
+    return run_on_ranks(_frechet_task(a, b) for a, b in pairs)
 
 
 def jackknifed(a: Features, b: Features) -> Estimate:
-    """The Fréchet distance with an interval: what becomes of it when a tenth of the images, and with them their patches and
-    their partners in the other set, are left out."""
-    folds = dealt(a, FOLDS)
-    value, *others = spread(chain([_task(a, b)], _leaving_out(a, b, folds) if len(folds) > 2 else []))
+    """The Fréchet distance with an interval.
+
+    The jackknife leaves out a tenth of the images at a time, with their patches and their partners in the other set.
+    """
+    folds = random_groups(a, FOLDS)
+    value, *others = run_on_ranks(chain([_frechet_task(a, b)], _leave_one_out(a, b, folds) if len(folds) > 2 else []))
     if not others:
         return Estimate(value, a.count())
     error = float(np.sqrt((len(others) - 1) / len(others) * np.square(np.array(others) - np.mean(others)).sum()))
@@ -119,8 +126,8 @@ def jackknifed(a: Features, b: Features) -> Estimate:
 
 
 def halves(features: Features) -> tuple[Features, Features]:
-    """Two sets of equally many rows, of unlike images: what is between them is there without any restoring."""
-    first, second = (features.of(half) for half in [*dealt(features, 2), np.zeros(features.total, bool)][:2])
+    """Two sets with the same number of rows, of different images. Their distance is the floor: that of HR from itself."""
+    first, second = (features.of(half) for half in [*random_groups(features, 2), np.zeros(features.total, bool)][:2])
     size = min(first.count(), second.count())
     if size < 2:
         raise Unmeasurable("halves of fewer than 4 images have no spread")
@@ -128,18 +135,18 @@ def halves(features: Features) -> tuple[Features, Features]:
 
 
 def _first_rows(features: Features, most: int) -> Features:
-    before = sum(ranks.gather(len(features.rows))[: ranks.rank()])
+    before = sum(ranks.all_gather(len(features.rows))[: ranks.rank()])
     keep = slice(max(most - before, 0))
     return Features(features.rows[keep], features.images[keep], features.total, features.device)
 
 
-def _task(a: Features, b: Features) -> Callable[[], float]:
+def _frechet_task(a: Features, b: Features) -> Callable[[], float]:
     if a.count() < a.width:
         return partial(frechet.from_rows, a.gathered()[0], b.gathered()[0])
     return partial(frechet.from_moments, a.moments(), b.moments())
 
 
-def _leaving_out(a: Features, b: Features, folds: list[Array]) -> Iterator[Callable[[], float]]:
+def _leave_one_out(a: Features, b: Features, folds: list[Array]) -> Iterator[Callable[[], float]]:
     if a.count() < a.width:
         (x, images), (y, _) = a.gathered(), b.gathered()
         for fold in folds:

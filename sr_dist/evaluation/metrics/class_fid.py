@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from sr_dist.evaluation.distances.features import Estimate, Features, Unmeasurable, distances, halves
+from sr_dist.evaluation.distances.features import Estimate, Features, Unmeasurable, frechet_distances, halves
 from sr_dist.evaluation.distances.frechet import Array
 
 BETTER = {"class_fid": "lower"}
 NEEDS = {"class_fid": "inception-2015-12-05.pt"}
+DIGITS = {"class_fid": 2}
 VIEW = "whole"
 
 
 def of_sets(sr: Features, hr: Features, labels: Array) -> Estimate:
-    """`n` is that of the smallest class."""
+    """`n` is the count of the smallest class."""
     masks = classes(labels, least=2)
-    return Estimate(_mean(distances((sr.of(mask), hr.of(mask)) for mask in masks)), min(int(mask.sum()) for mask in masks))
+    value = _mean(frechet_distances((sr.of(mask), hr.of(mask)) for mask in masks))
+    return Estimate(value, min(int(mask.sum()) for mask in masks))
 
 
 def floor(hr: Features, labels: Array) -> float:
-    return _mean(distances(halves(hr.of(mask)) for mask in classes(labels, least=4)))
+    return _mean(frechet_distances(halves(hr.of(mask)) for mask in classes(labels, least=4)))
 
 
 def classes(labels: Array, least: int) -> list[Array]:
-    """The images of each class; all must have a class, and every class so many."""
+    """The images of each class. Every image must have a class, and every class `least` images."""
     if (labels < 0).any():
         raise Unmeasurable("the images have no classes")
     numbers, counts = np.unique(labels, return_counts=True)

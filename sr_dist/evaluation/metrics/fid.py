@@ -1,12 +1,13 @@
-"""Fréchet Inception distance of restored images to HR, each squeezed to 299 x 299."""
+"""Fréchet Inception distance of restored images to HR, each resized to 299 x 299."""
 
 from __future__ import annotations
 
-from sr_dist.evaluation.distances.features import Estimate, Features, distances, halves, jackknifed
+from sr_dist.evaluation.distances.features import Estimate, Features, frechet_distances, halves, jackknifed
 from sr_dist.evaluation.distances.frechet import Array
 
 BETTER = {"fid": "lower"}
 NEEDS = {"fid": "inception-2015-12-05.pt"}
+DIGITS = {"fid": 2}
 VIEW = "whole"
 
 
@@ -15,5 +16,5 @@ def of_sets(sr: Features, hr: Features, labels: Array) -> Estimate:
 
 
 def floor(hr: Features, labels: Array) -> float:
-    """What stands between one half of the HR images and the other."""
-    return distances([halves(hr)])[0]
+    """The distance between two halves of the HR images."""
+    return frechet_distances([halves(hr)])[0]

@@ -1,4 +1,4 @@
-"""Lines and points of the report's drawings, in the coordinates of a box of 100 x 60; the template draws them."""
+"""Lines and points of the report's plots, in the coordinates of a box of 100 x 60; the template draws them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 
 WIDTH, HEIGHT, MARGIN, LABELS = 100.0, 60.0, 6.0, 20.0
-PERCEPTUAL = ("lpips", "fid", "fd", "kid", "kd", "patch", "class")  # how columns begin that are set against PSNR
+DISTORTION = "psnr_y"  # the x axis of trade-offs
 
 
 def histograms(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """For every column the outline of each method's distribution over images, all in the same bins."""
-    found = []
+    """The outline of each method's distribution over images, for every column, in common bins."""
+    plots = []
     for column in columns:
         values = {
             method: [row[column] for row in rows if row["method"] == method and row[column] is not None] for method in methods
         }
-        everything = [value for there in values.values() for value in there]
-        if len(everything) > len(methods):
-            low, high = _span(everything)
-            bins = np.linspace(low, high, int(np.clip(len(everything) / len(methods), 4, 24)) + 1)
-            counts = {method: np.histogram(there, bins)[0] for method, there in values.items()}
-            most = max(count.max() for count in counts.values())
-            lines = [_outline(count / most) for count in counts.values()]
-            found.append({"column": column, "low": low, "high": high, "lines": lines})
-    return found
+        pooled = [value for of_method in values.values() for value in of_method]
+        if len(pooled) > len(methods):
+            low, high = _span(pooled)
+            bins = np.linspace(low, high, int(np.clip(len(pooled) / len(methods), 4, 24)) + 1)
+            counts = {method: np.histogram(of_method, bins)[0] for method, of_method in values.items()}
+            highest = max(count.max() for count in counts.values())
+            lines = [_outline(count / highest) for count in counts.values()]
+            plots.append({"column": column, "low": low, "high": high, "lines": lines})
+    return plots
 
 
 def _outline(shares: np.ndarray) -> str:
@@ -36,26 +36,30 @@ def _outline(shares: np.ndarray) -> str:
     return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
 
 
-def trade_offs(table: Mapping[str, Mapping[str, float | None]], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """PSNR against each perceptual column: a point per method, better upwards and to the right."""
-    x = next((column for column in columns if column.startswith("psnr")), "")
-    found = []
-    for y in (column for column in columns if x and column.startswith(PERCEPTUAL)):
-        pairs = [(place, values[x], values[y]) for place, values in enumerate(table.values())]
-        there = [(place, a, b) for place, a, b in pairs if a is not None and b is not None]
-        if len(there) > 1:
-            (left, right), (least, most) = _span([a for _, a, _ in there]), _span([b for _, _, b in there])
+def trade_offs(table: Mapping[str, Mapping[str, float | None]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """PSNR against each perceptual column: a point per method, better to the right and upwards.
+
+    `columns`: perceptual column -> "higher" or "lower".
+    """
+    plots = []
+    for column, better in columns.items():
+        pairs = [(number, row.get(DISTORTION), row[column]) for number, row in enumerate(table.values())]
+        known = [(number, x, y) for number, x, y in pairs if x is not None and y is not None]
+        if len(known) > 1:
+            (left, right), (low, high) = _span([x for _, x, _ in known]), _span([y for _, _, y in known])
+            top, bottom = (low, high) if better == "lower" else (high, low)
             points = [
                 {
-                    "place": place,
-                    "x": LABELS + (a - left) / (right - left) * (WIDTH - LABELS - MARGIN),
-                    "y": MARGIN + (b - least) / (most - least) * (HEIGHT - 2 * MARGIN),
-                    "values": (a, b),
+                    "place": number,
+                    "x": LABELS + (x - left) / (right - left) * (WIDTH - LABELS - MARGIN),
+                    "y": MARGIN + (y - top) / (bottom - top) * (HEIGHT - 2 * MARGIN),
+                    "values": (x, y),
                 }
-                for place, a, b in there
+                for number, x, y in known
             ]
-            found.append({"x": x, "y": y, "left": left, "right": right, "least": least, "most": most, "points": points})
-    return found
+            ends = {"left": left, "right": right, "top": top, "bottom": bottom}
+            plots.append({"x": DISTORTION, "y": column, **ends, "points": points})
+    return plots
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:

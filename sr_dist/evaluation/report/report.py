@@ -1,4 +1,4 @@
-"""Scores -> report.json for programs, report.md for papers, report.html for eyes, images.jsonl with every row."""
+"""Scores -> report.json for programs, report.md for papers, report.html for people, images.jsonl with every row."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from typing import Any
 
 from sr_dist.core.files import write_whole
 from sr_dist.data.select import Portion
-from sr_dist.evaluation.classifiers.attributes import judgements, ranking
+from sr_dist.evaluation.classifiers.attributes import attribute_report, ranking
 from sr_dist.evaluation.distances.features import Estimate
+from sr_dist.evaluation.formats import stamp
 from sr_dist.evaluation.intervals import differences
-from sr_dist.evaluation.metric_set import Metrics
+from sr_dist.evaluation.metric_set import DEFAULT_DIGITS, Metrics
 from sr_dist.evaluation.protocol import Protocol
-from sr_dist.evaluation.report.attribute_tables import CONDITIONS, Table, tables
+from sr_dist.evaluation.report.attribute_tables import Table, tables
 from sr_dist.evaluation.scoring import Scores
 
-TOOLS = ("torch", "torchmetrics", "lpips", "clean-fid", "numpy", "scipy", "pillow")
+FORMAT = 1  # of report.json; 0.1.0 wrote no number
+LIBRARIES = ("torch", "torchmetrics", "lpips", "clean-fid", "numpy", "scipy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Report:
     names: list[str]  # of the images
     order: list[str]  # of the methods
     scores: Scores
-    sources: dict[str, Any]  # where trained methods come from
+    sources: dict[str, dict[str, Any]]  # of trained methods: weights, sha256, step, parameters
     metrics: Metrics
-    notes: list[str]  # what was done to images before they were scored
+    notes: list[str]  # how images were changed before they were scored
     portion: Portion | None = None  # of the data
 
     @cached_property
@@ -43,16 +45,18 @@ class Report:
 
     @cached_property
     def columns(self) -> list[str]:
-        """Those that have a value, or would have on other images."""
+        """The columns that can be computed."""
         return [column for column in self.scores.better if column not in self.scores.missing]
 
     @cached_property
     def image_columns(self) -> list[str]:
-        return [column for column in self.columns if column not in self.scores.distances and column not in self.scores.shares]
+        """The columns that have a value per image."""
+        of_sets = {*self.scores.distances, *self.scores.accuracies}
+        return [column for column in self.columns if column not in of_sets]
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        return judgements(self.metrics.judges, self.scores.opinions)
+        return attribute_report(self.metrics.classifiers, self.scores.answers)
 
     @cached_property
     def ranking(self) -> dict[str, Any]:
@@ -64,13 +68,13 @@ class Report:
 
     @property
     def pairs(self) -> dict[str, Any]:
-        """The differences to look at: those of trained methods, where there are any."""
+        """The differences to show: those with a trained method, or all if there is none."""
         trained = {f"{b} - {a}" for a, b in combinations(self.order, 2) if {a, b} & self.sources.keys()}
-        return {pair: found for pair, found in self.differences.items() if not trained or pair in trained}
+        return {pair: columns for pair, columns in self.differences.items() if not trained or pair in trained}
 
     @cached_property
     def tables(self) -> list[Table]:
-        """What classifiers saw."""
+        """The classifiers' answers."""
         shown = [method for method in self.order if method in self.sources] or self.order
         return list(tables(self.attributes, self.ranking, shown, list(self.pairs)))
 
@@ -79,160 +83,107 @@ class Report:
         return {column: self._best(column) for column in self.columns}
 
     def _best(self, column: str) -> float | None:
-        there = [value for values in self.methods.values() if (value := values[column]) is not None]
-        return (max if self.scores.better[column] == "higher" else min)(there, default=None)
+        values = [value for row in self.methods.values() if (value := row[column]) is not None]
+        return (max if self.scores.better[column] == "higher" else min)(values, default=None)
 
     @property
     def missing(self) -> dict[str, str]:
-        small = "an image is too small for border or window, or what the method made of it is not finite"
-        lacking = {
-            f"{method}/{column}": small
+        reason = "an image is too small for the border or the window, or the method's output for it is not finite"
+        single = {
+            f"{method}/{column}": reason
             for method, values in self.methods.items() for column, value in values.items()
             if value is None and column not in self.scores.missing
         }  # fmt: skip
-        return {**lacking, **self.scores.missing}
+        return {**single, **self.scores.missing}
 
     @property
     def not_computed(self) -> dict[str, list[str]]:
-        """Reason -> the columns, or methods' columns, that it keeps from being computed."""
+        """Reason -> the columns, or METHOD/COLUMN, that are missing because of it."""
         missing = self.missing
         return {reason: [key for key in missing if missing[key] == reason] for reason in missing.values()}
 
-    def conditions_of_features(self) -> dict[str, Any]:
-        """The protocol of LPIPS and of distances between sets, where they were computed."""
-        found: dict[str, Any] = {}
-        if any(column.startswith("lpips") for column in self.columns):
-            weights = {c: file for module in self.metrics.modules for c, file in getattr(module, "NEEDS", {}).items()}
-            found["lpips"] = {
-                "version": "0.1",
-                "package": metadata.version("lpips"),
-                "weights": {column: file for column, file in weights.items() if column in self.columns},
-                "input": "whole images without border, in [-1, 1]",
-            }
-        if self.metrics.extractor:
-            key = f"fd_{self.metrics.extractor.name}" if self.metrics.foreign else "fid"
-            found[key] = {**self.metrics.extractor.describe(), "n": len(self.names), "input": "8-bit images"}
-        return found
+    @cached_property
+    def image_conditions(self) -> dict[str, dict[str, Any]]:
+        """What metrics of images depend on besides the protocol, such as LPIPS's weights."""
+        return self.metrics.conditions(self.columns)
+
+    @cached_property
+    def set_conditions(self) -> dict[str, dict[str, Any]]:
+        """The extractor whose features the distances compare."""
+        if not self.metrics.extractor:
+            return {}
+        key = f"fd_{self.metrics.extractor.name}" if self.metrics.foreign else "fid"
+        return {key: {**self.metrics.extractor.describe(), "n": len(self.names), "input": "8-bit images"}}
+
+    def protocol_tree(self) -> dict[str, Any]:
+        return {**self.protocol.describe(), **self.image_conditions, **self.set_conditions}
 
     def tree(self) -> dict[str, Any]:
         return {
-            "protocol": {**self.protocol.describe(), **self.conditions_of_features()},
+            **stamp(FORMAT),
+            "protocol": self.protocol_tree(),
             "data": self.data,
             "portion": self.portion.describe() if self.portion else None,
             "n": len(self.names),
             "notes": self.notes,
             "methods": self.methods,
-            "distances": {column: asdict(found) for column, found in self.scores.distances.items()},
+            "distances": {column: asdict(distance) for column, distance in self.scores.distances.items()},
             "differences": self.differences,
             "attributes": self.attributes,
             "ranking": self.ranking,
             "missing": self.missing,
             "sources": self.sources,
             "images": "images.jsonl",
-            "tool": {name: metadata.version(name) for name in TOOLS},
+            "tool": {name: metadata.version(name) for name in LIBRARIES},
         }
 
+    def number(self, column: str, value: float | None, sign: str = "") -> str:
+        """A value with the decimals of its column."""
+        return number(value, self.metrics.digits.get(column, DEFAULT_DIGITS), sign)
 
-def write(out: Path, report: Report, page: str) -> None:
-    """Writes the four files; report.json last, so that its presence means that all are there."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "images.jsonl", "".join(json.dumps(row) + "\n" for row in report.scores.rows).encode())
-    write_whole(out / "report.md", (markdown(report) + "\n").encode())
-    write_whole(out / "report.html", page.encode())
-    write_whole(out / "report.json", (json.dumps(report.tree(), indent=1, allow_nan=False) + "\n").encode())
+    def interval(self, column: str, difference: Mapping[str, float] | None) -> str:
+        if difference is None:
+            return "-"
+        mean, low, high = (self.number(column, difference[key], "+") for key in ("mean", "low", "high"))
+        return f"{mean} [{low}, {high}]"
 
+    def estimate(self, column: str, estimate: Estimate | None) -> str:
+        if estimate is None or estimate.low is None:
+            return self.number(column, estimate.value if estimate else None)
+        value, low, high = (self.number(column, bound) for bound in (estimate.value, estimate.low, estimate.high))
+        return f"{value} [{low}, {high}]"
 
-def markdown(report: Report) -> str:
-    """The table with its conditions, the best value of every column in bold; distances and differences with intervals."""
-    rows = [[_plain(method), *_cells(report, method)] for method in report.order]
-    blocks = [_table(["method", *report.columns], rows), conditions(report)]
-    if report.scores.distances:
-        blocks += [_distances(report), "In brackets: 95 % intervals. The floor lies between two halves of HR, each of n / 2."]
-    if report.pairs and report.image_columns:
-        cells = [[_plain(pair), *(interval(c, found[c]) for c in report.image_columns)] for pair, found in report.pairs.items()]
-        blocks += [
-            _table(["difference", *report.image_columns], cells),
-            "Means over images of paired differences, 95 % intervals.",
-        ]
-    blocks += [block for table in report.tables if not table.folded for block in _attributes(table)]
-    blocks += [CONDITIONS] if report.tables else []
-    blocks += [f"Not computed: {', '.join(columns)} ({reason})" for reason, columns in report.not_computed.items()]
-    return "\n\n".join(blocks)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("|--- |", "|---|")
-
-
-def _attributes(table: Table) -> list[str]:
-    cells = [[_plain(cell.text) for cell in row] for row in table.rows]
-    return [f"**{table.title}**", _table([_plain(name) for name in table.columns], cells), *([table.note] if table.note else [])]
+    def conditions(self) -> str:
+        """The conditions of the numbers in one paragraph."""
+        rules = self.protocol
+        rounding = "8-bit images" if rules.eight_bit else "floats, not rounded"
+        luma = "rounded BT.601 Y" if rules.rounded_luma else "unrounded BT.601 Y"
+        portion = f" ({self.portion})" if self.portion else ""
+        versions = "".join(f" {name.upper()} {about['version']}." for name, about in self.image_conditions.items()
+                           if "version" in about)  # fmt: skip
+        extractors = "".join(
+            f" {name}: n {about['n']}, extractor {', '.join(filter(None, (about['extractor'], about.get('network'))))} "
+            f"(sha256 {about['weights_sha256'][:8]}), {about['resize']}."
+            for name, about in self.set_conditions.items()
+        )
+        return (
+            f"x{rules.scale}, {len(self.names)} images of {self.data}{portion}; protocol {rules.name}: {luma} and RGB, "
+            f"border {rules.border}, {rounding}, mean of per-image values.{versions}{extractors}"
+            + "".join(f" {note[0].upper()}{note[1:]}." for note in self.notes)
+        )
 
 
-def _cells(report: Report, method: str) -> list[str]:
-    found = []
-    for column in report.columns:
-        value = report.methods[method][column]
-        text = number(column, value)
-        found.append(f"**{text}**" if value is not None and value == report.best[column] else text)
-    return found
-
-
-def _distances(report: Report) -> str:
-    head = [f"{column} (n {_n(found)}, floor {number(column, found.floor)})" for column, found in report.scores.distances.items()]
-    rows = [
-        [_plain(method), *(estimate(column, found.methods.get(method)) for column, found in report.scores.distances.items())]
-        for method in report.order
-    ]
-    return _table(["method", *head], rows)
-
-
-def _n(found: Any) -> str:
-    return str(next((there.n for there in found.methods.values()), "-"))
-
-
-def _plain(name: str) -> str:
-    return name.replace("|", "\\|")
-
-
-def number(column: str, value: float | None, sign: str = "") -> str:
-    """A value with as many digits as its metric is read with."""
+def number(value: float | None, digits: int, sign: str = "") -> str:
+    """A value with so many decimals, "-" for None."""
     if value is None:
         return "-"
-    digits = (
-        5 if "kid" in column or "kd_" in column else 2 if column.startswith("psnr") or "fid" in column or "fd_" in column else 4
-    )
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0 makes -0.0 positive
 
 
-def interval(column: str, found: Mapping[str, float] | None) -> str:
-    if found is None:
-        return "-"
-    mean, low, high = (number(column, found[key], "+") for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
-def estimate(column: str, found: Estimate | None) -> str:
-    if found is None or found.low is None:
-        return number(column, found.value if found else None)
-    return f"{number(column, found.value)} [{number(column, found.low)}, {number(column, found.high)}]"
-
-
-def conditions(report: Report) -> str:
-    rules = report.protocol
-    rounding = "8-bit images" if rules.eight_bit else "floats, not rounded"
-    luma = "rounded BT.601 Y" if rules.rounded_luma else "unrounded BT.601 Y"
-    features = report.conditions_of_features()
-    of = f" ({report.portion})" if report.portion else ""
-    lpips = f" LPIPS {features['lpips']['version']}." if "lpips" in features else ""
-    sets = "".join(
-        f" {name}: n {found['n']}, extractor {', '.join(filter(None, (found['extractor'], found.get('network'))))} "
-        f"(sha256 {found['weights_sha256'][:8]}), {found['resize']}."
-        for name, found in features.items() if name != "lpips"
-    )  # fmt: skip
-    return (
-        f"x{rules.scale}, {len(report.names)} images of {report.data}{of}; protocol {rules.name}: {luma} and RGB, "
-        f"border {rules.border}, {rounding}, mean of per-image values.{lpips}{sets}"
-        + "".join(f" {note[0].upper()}{note[1:]}." for note in report.notes)
-    )
+def write(out: Path, report: Report, markdown: str, page: str) -> None:
+    """Writes the four files. report.json is the last: it marks a complete report."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "images.jsonl", "".join(json.dumps(row) + "\n" for row in report.scores.rows).encode())
+    write_whole(out / "report.md", (markdown + "\n").encode())
+    write_whole(out / "report.html", page.encode())
+    write_whole(out / "report.json", (json.dumps(report.tree(), indent=1, allow_nan=False) + "\n").encode())

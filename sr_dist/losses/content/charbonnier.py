@@ -1,4 +1,4 @@
-"""E[sqrt((sr - hr)^2 + eps^2)], on [0, 1]: a smooth mean absolute difference. Of equal images it is eps, not zero."""
+"""E[sqrt((sr - hr)^2 + eps^2)], on [0, 1]: a smooth mean absolute difference. It is eps for equal images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch
 from sr_dist.core.config import Settings
+from sr_dist.core.contracts import ContentTerm
 
 
 class Config(Settings):
     eps: Annotated[float, Field(gt=0)] = 1e-3
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> ContentTerm:
     return Charbonnier(config.eps)
 
 

@@ -1,11 +1,11 @@
-"""Class knowledge: what frozen classifiers K make of sr, beside what they make of hr.
+"""Class knowledge: how frozen classifiers K answer on sr, compared with their answers on hr.
 
     L = sum_K E[CE(K(sr), y) - CE(K(hr), y)]
 
-y is the label or the attributes of the shards (`target: label`, as in the class-conditional study), or what K says of hr
-(`target: prediction`, as in the digits study). The second part is no function of the generator: the gradient is that of
-CE(K(sr), y), and the value tends to zero as sr is told apart as well as hr. `absolute: true` takes |.| of every image, whose
-gradient turns where sr is told apart better than hr. The log has both parts, their difference, and how often K(sr) is y.
+y is the label or the attributes of the shards (`target: label`, as in the class-conditional study), or K's prediction on hr
+(`target: prediction`, as in the digits study). The second part does not depend on the generator: the gradient is that of
+CE(K(sr), y), and the value tends to zero as K answers on sr as well as on hr. `absolute: true` takes the absolute value for every
+image, whose gradient changes sign where K answers better on sr. Both parts, their difference and the accuracy on sr are logged.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch, Reading
 from sr_dist.core.config import Names, Settings
+from sr_dist.core.contracts import ContentTerm
 from sr_dist.core.errors import UserError
 from sr_dist.losses.classification import accuracy, cross_entropy, targets
 from sr_dist.models import trained
@@ -28,12 +29,15 @@ KEY = "objective.content.classifier.runs"
 
 
 class Config(Settings):
-    runs: Names = ()  # of finished classifiers: run folders or weights files
+    runs: Names = ()
+    """Trained classifiers: run folders or weights files."""
     target: Literal["label", "prediction"] = "label"
+    """The shards' labels, or the classifier's prediction on hr."""
     absolute: bool = False
+    """Take the absolute value of every image's difference."""
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> ContentTerm:
     return ClassKnowledge(config)
 
 
@@ -43,7 +47,7 @@ def check(config: Config, recipe: Recipe) -> None:
 
 
 def check_labels(config: Config, available: LabelNames) -> None:
-    """Every classifier exists, and the shards have the labels that it distinguishes."""
+    """Every classifier exists, and the shards have its labels."""
     for path in config.runs:
         classifier = trained.open_classifier(path, KEY)
         if config.target == "label":
@@ -59,22 +63,23 @@ class ClassKnowledge(nn.Module):
     def forward(self, sr: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Reading]]:
         values, readings = [], {}
         for number, classifier in enumerate(self.classifiers):
-            value, found = self._one(classifier, sr, batch)
+            assert isinstance(classifier, FrozenClassifier)
+            value, own = self._one(classifier, sr, batch)
             values.append(value)
             taken = f"{classifier.name}_sr" in readings
             name = f"{classifier.name}_{number}" if taken else classifier.name
-            readings.update({f"{name}_{what}": Reading(reading.detach()) for what, reading in found.items()})
+            readings.update({f"{name}_{suffix}": Reading(reading.detach()) for suffix, reading in own.items()})
         return torch.stack(values).sum(), readings
 
     def _one(self, classifier: FrozenClassifier, sr: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            original = classifier(batch.hr)  # (B, labels)
+            on_hr = classifier(batch.hr)  # (B, labels)
         if self.config.target == "label":
             y = targets(classifier.labels.words, batch)
         else:
-            y = original.argmax(1) if classifier.labels.kind == CLASS else (original > 0).to(original.dtype)
-        restored = classifier(sr)
-        of_sr, of_hr = cross_entropy(restored, y), cross_entropy(original, y)  # (B,)
-        difference = of_sr - of_hr
-        readings = {"sr": of_sr.mean(), "hr": of_hr.mean(), "difference": difference.mean(), "accuracy": accuracy(restored, y)}
+            y = on_hr.argmax(1) if classifier.labels.kind == CLASS else (on_hr > 0).to(on_hr.dtype)
+        on_sr = classifier(sr)
+        loss_sr, loss_hr = cross_entropy(on_sr, y), cross_entropy(on_hr, y)  # (B,)
+        difference = loss_sr - loss_hr
+        readings = {"sr": loss_sr.mean(), "hr": loss_hr.mean(), "difference": difference.mean(), "accuracy": accuracy(on_sr, y)}
         return (difference.abs() if self.config.absolute else difference).mean(), readings

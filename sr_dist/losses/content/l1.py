@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch
 from sr_dist.core.config import Settings
+from sr_dist.core.contracts import ContentTerm
 
 
 class Config(Settings):
     pass
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> ContentTerm:
     return L1()
 
 

@@ -1,4 +1,4 @@
-"""Mean squared difference. On [-1, 1], as SRGAN and SR-UGAN state it, it is four times the value on [0, 1]."""
+"""Mean squared difference. On [-1, 1], as in SRGAN and SR-UGAN, it is four times the value on [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch
 from sr_dist.core.config import Settings
+from sr_dist.core.contracts import ContentTerm
 
 
 class Config(Settings):
     range: Literal["0..1", "-1..1"] = "0..1"
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> ContentTerm:
     return MSE(4.0 if config.range == "-1..1" else 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Total variation of sr alone, on [0, 1]: E|x[i+1, j] - x[i, j]| + E|x[i, j+1] - x[i, j]|. It knows nothing of hr."""
+"""Total variation of sr alone, on [0, 1]: E|x[i+1, j] - x[i, j]| + E|x[i, j+1] - x[i, j]|. It does not depend on hr."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch
 from sr_dist.core.config import Settings
+from sr_dist.core.contracts import ContentTerm
 
 
 class Config(Settings):
     pass
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> ContentTerm:
     return TotalVariation()
 
 

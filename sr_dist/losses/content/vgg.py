@@ -1,7 +1,7 @@
 """Distance between VGG19 features of sr and hr: phi_i,j, the j-th convolution before the i-th pooling.
 
 `conv5_4` is SRGAN's VGG5.4 (after activation, mean square, features / 12.75) and, with `activated: false, distance: l1,
-divide: 1`, ESRGAN's. Images are normalised as ImageNet's were.
+divide: 1`, ESRGAN's. Images are normalized with ImageNet's mean and deviation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch
 from sr_dist.core.config import Settings
+from sr_dist.core.contracts import ContentTerm
 from sr_dist.core.errors import UserError, first_line, nearest
 from sr_dist.models import pretrained
 
@@ -28,14 +29,17 @@ def _weighted(value: object) -> object:
 
 
 class Config(Settings):
-    layers: Annotated[dict[str, float], BeforeValidator(_weighted)] = {"conv5_4": 1.0}  # a name, or {name: weight}
-    activated: bool = True  # after the ReLU
+    layers: Annotated[dict[str, float], BeforeValidator(_weighted)] = {"conv5_4": 1.0}
+    """A layer, or layers with weights."""
+    activated: bool = True
+    """Features after the ReLU."""
     distance: Literal["mse", "l1"] = "mse"
-    divide: Annotated[float, Field(gt=0)] = 12.75  # features, before they are compared
+    divide: Annotated[float, Field(gt=0)] = 12.75
+    """The divisor of features."""
     weights: Literal["imagenet", "random"] = "imagenet"
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> ContentTerm:
     for name in config.layers:
         if name not in LAYERS:
             raise UserError(f"objective.content.vgg.layers: no layer '{name}'{nearest(name, LAYERS)}")
@@ -43,12 +47,12 @@ def build(config: Config) -> nn.Module:
 
 
 def files(config: Config) -> list[str]:
-    """The published files that this term needs; they are looked for before anything starts."""
+    """The published weights files that this term needs."""
     return [FILE] if config.weights == "imagenet" else []
 
 
 def _places(activated: bool) -> dict[str, int]:
-    """Where each layer's output stands in torchvision's list of modules: conv, ReLU, conv, ReLU, ..., pooling."""
+    """The position of each layer's output in torchvision's list of modules: conv, ReLU, conv, ReLU, ..., pooling."""
     places, at = {}, 0
     for i, count in enumerate((2, 2, 4, 4, 4), 1):
         for j in range(1, count + 1):
@@ -67,20 +71,22 @@ class VGGDistance(nn.Module):
         self.features = _vgg19_features(config)[: max(self.taps) + 1].eval().requires_grad_(False)
         for place, module in enumerate(self.features):
             if place - 1 in self.taps and isinstance(module, nn.ReLU):
-                module.inplace = False  # else it would change a tapped layer behind our back
+                module.inplace = False  # in place, it would overwrite a tapped layer's output
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def train(self, mode: bool = True) -> VGGDistance:
-        return super().train(False)  # frozen for good
+        return super().train(False)  # always frozen
 
     def forward(self, sr: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():
-            wanted = self._tapped(batch.hr)
+            target = self._tapped(batch.hr)
         distance = F.mse_loss if self.config.distance == "mse" else F.l1_loss
         terms = [
-            weight * distance(found / self.config.divide, there / self.config.divide)
-            for (weight, found), (_, there) in zip(self._tapped(sr), wanted, strict=True)
+            weight * distance(a / self.config.divide, b / self.config.divide)
+            for (weight, a), (_, b) in zip(self._tapped(sr), target, strict=True)
         ]
         return torch.stack(terms).sum()
 
@@ -88,16 +94,16 @@ class VGGDistance(nn.Module):
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         x = (images - self.mean) / self.std
-        found = []
+        features = []
         for place, module in enumerate(self.features):
             x = module(x)
             if place in self.taps:
-                found.append((self.taps[place], x.float()))
-        return found
+                features.append((self.taps[place], x.float()))
+        return features
 
 
 def _vgg19_features(config: Config) -> nn.Sequential:
-    from torchvision.models import vgg19
+    from torchvision.models import vgg19  # takes seconds
 
     network = vgg19(weights=None)
     if config.weights == "random":

@@ -2,7 +2,7 @@
 
     conv32, conv64, pool, conv128, pool; then dense 128, dense 64, a logit per class
 
-Every convolution is 3 x 3 and followed by ReLU and batch normalisation, the dense layers by ReLU and dropout. The first dense
+Every convolution is 3 x 3 and followed by ReLU and batch normalization, the dense layers by ReLU and dropout. The first dense
 layer fits one size of image, `size`, which is data.crop.
 """
 
@@ -14,26 +14,28 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Classifier
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 from sr_dist.recipe.sections import Recipe
 
-Positive = Annotated[int, Field(gt=0)]
-
 
 class Config(Settings):
-    outputs: Positive = 10  # taken from the shards
+    outputs: Positive = 10
+    """Taken from the shards."""
     channels: Annotated[Literal[1, 3], Whole] = 3
     widths: tuple[Positive, Positive, Positive] = (32, 64, 128)
     features: tuple[Positive, Positive] = (128, 64)
-    size: Annotated[int, Field(ge=4)] = 28  # of the images, in pixels
+    size: Annotated[int, Field(ge=4)] = 28
+    """Of the images, in pixels."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    norm: Literal["batch", "none"] = "batch"  # none: for CPU ranks, and for the same run on any number of them
+    norm: Literal["batch", "none"] = "batch"
+    """none runs on CPU ranks, and trains alike on any number of them."""
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> Classifier:
     return DigitCNN(config)
 
 

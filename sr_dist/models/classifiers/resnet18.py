@@ -1,19 +1,19 @@
-"""ResNet-18, torchvision's, under its own names: whatever weights fit torchvision's fit this one.
+"""torchvision's ResNet-18 with torchvision's tensor names, so that weights for it load here.
 
-`stem: small` is for images of some 64 pixels: the first convolution is 3 x 3 and keeps the size, and no pooling follows.
-`weights: imagenet` starts from the published weights, but for what differs: the head, and the first convolution of the small
-stem. Images are normalised as ImageNet's were; grey ones count as three equal channels.
+`stem: small` is for images of about 64 pixels: the first convolution is 3 x 3 and keeps the size, and no pooling follows.
+`weights: imagenet` starts from the published weights, except the head and the first convolution of the small stem. Images are
+normalized with ImageNet's mean and deviation; grey ones become three equal channels.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Classifier
 from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 from sr_dist.models.imagenet import as_imagenet, load_published
@@ -22,13 +22,14 @@ FILE = "resnet18-f37072fd.pth"
 
 
 class Config(Settings):
-    outputs: Annotated[int, Field(gt=0)] = 1000  # taken from the shards
+    outputs: Positive = 1000
+    """Taken from the shards."""
     channels: Annotated[Literal[1, 3], Whole] = 3
     stem: Literal["imagenet", "small"] = "imagenet"
     weights: Literal["imagenet", "none"] = "none"
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> Classifier:
     network = ResNet18(config)
     if config.weights == "imagenet":
         load_published(network, FILE, "classifier")

@@ -1,6 +1,7 @@
-"""Any classifier of torchvision by its name there, such as `arch: mobilenet_v3_small`.
+"""Any classifier of torchvision by its name, such as `arch: mobilenet_v3_small`.
 
-`weights: imagenet` starts from torchvision's best weights for it, but for the head. Images are normalised as ImageNet's were.
+`weights: imagenet` starts from torchvision's best weights, except the head. Images are normalized with ImageNet's mean and
+deviation.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import torchvision.models as published
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Classifier
 from sr_dist.core.errors import nearest
 from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 from sr_dist.models.imagenet import as_imagenet, load_published
 
 NAMES = published.list_models(module=published)
-SECOND_HEADS = ("googlenet", "inception_v3")  # which answer with several tensors in training, unless they are left out
+SECOND_HEADS = ("googlenet", "inception_v3")  # they return several tensors in training unless these heads are left out
 
 
 def _known(arch: str) -> str:
@@ -31,12 +33,13 @@ def _known(arch: str) -> str:
 
 class Config(Settings):
     arch: Annotated[str, AfterValidator(_known)] = "resnet18"
-    outputs: Annotated[int, Field(gt=0)] = 1000  # taken from the shards
+    outputs: Positive = 1000
+    """Taken from the shards."""
     channels: Annotated[Literal[1, 3], Whole] = 3
     weights: Literal["imagenet", "none"] = "none"
 
 
-def build(config: Config) -> nn.Module:
+def build(config: Config) -> Classifier:
     network = Published(config)
     if config.weights == "imagenet":
         load_published(network.network, files(config)[0], "classifier")
@@ -59,7 +62,7 @@ class Published(nn.Module):
         super().__init__()
         one_head: dict[str, Any] = {"aux_logits": False} if config.arch in SECOND_HEADS else {}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # about how those two are initialised
+            warnings.simplefilter("ignore", FutureWarning)  # about how those two are initialized
             self.network = published.get_model(config.arch, weights=None, num_classes=config.outputs, **one_head)
 
     def forward(self, images: Tensor) -> Tensor:

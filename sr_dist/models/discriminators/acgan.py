@@ -1,4 +1,4 @@
-"""The SR-UGAN critic, an ACGAN: is the image real, and which class does it show? Any input size, no normalisation."""
+"""The SR-UGAN discriminator, an ACGAN: real or fake, and which class. Any input size, no normalization."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.core.batch import DiscriminatorOutput
-from sr_dist.core.config import Absent, Settings, Whole
-
-Positive = Annotated[int, Field(gt=0)]
+from sr_dist.core.config import Absent, Positive, Settings, Whole
+from sr_dist.core.contracts import Discriminator
 
 
 class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
-    classes: Annotated[Positive | None, Absent] = None  # in a recipe also `manifest`: as many as the shards have
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 64, 128, 256, 512, 512)  # of the residual stages
+    classes: Annotated[Positive | None, Absent] = None
+    """The number of classes; in a recipe also `manifest`, the number that the shards have."""
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 64, 128, 256, 512, 512)
+    """Of the residual stages."""
     features: Positive = 1024
 
 
-def build(config: Config, scale: int) -> nn.Module:
-    return ACGANCritic(config)
+def build(config: Config, scale: int) -> Discriminator:
+    return ACGANDiscriminator(config)
 
 
-class ACGANCritic(nn.Module):
+class ACGANDiscriminator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
-            Stage(inside, width) for inside, width in zip([config.channels, *config.widths], config.widths, strict=False)
+            Stage(channels, width) for channels, width in zip([config.channels, *config.widths], config.widths, strict=False)
         )
         self.conv = nn.Conv2d(config.widths[-1], config.features, 3, padding=1)
         self.dense = nn.Linear(config.features, config.features)
@@ -46,13 +47,13 @@ class ACGANCritic(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, then half the size (until one pixel is left)."""
+    """A residual block, then half the size, down to one pixel."""
 
-    def __init__(self, inside: int, width: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inside, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.skip = nn.Identity() if inside == width else nn.Conv2d(inside, width, 1)
+        self.skip = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.skip(x) + self.conv2(F.leaky_relu(self.conv1(x), 0.2)), 0.2)

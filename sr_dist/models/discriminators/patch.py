@@ -1,6 +1,6 @@
-"""The critic of the digits study: four stages of a convolution and a halving one, then a logit for every patch.
+"""The discriminator of the digits study: four stages of a convolution and a strided one, then a logit for every patch.
 
-Fully convolutional: no dense layer, no sigmoid, any input size. A logit sees 93 pixels of the image.
+Fully convolutional: no dense layer, no sigmoid, any input size. The receptive field of a logit is 93 pixels.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.core.batch import DiscriminatorOutput
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Discriminator
 from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
-
-Positive = Annotated[int, Field(gt=0)]
 
 
 class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
-    widths: tuple[Positive, ...] = (64, 128, 256, 512)  # of the stages
-    norm: Literal["batch", "none"] = "batch"  # none: for CPU ranks, and for the same run on any number of them
+    widths: tuple[Positive, ...] = (64, 128, 256, 512)
+    """Of the stages."""
+    norm: Literal["batch", "none"] = "batch"
+    """none runs on CPU ranks, and trains alike on any number of them."""
 
 
-def build(config: Config, scale: int) -> nn.Module:
-    return PatchCritic(config)
+def build(config: Config, scale: int) -> Discriminator:
+    return PatchDiscriminator(config)
 
 
 def refuses(config: Config, launch: Launch) -> str | None:
     return limits.batch_norm(launch) if config.norm == "batch" else None
 
 
-class PatchCritic(nn.Module):
+class PatchDiscriminator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.stages = stages(config.channels, config.widths, config.norm == "batch")
@@ -46,7 +46,7 @@ class PatchCritic(nn.Module):
 
 
 def stages(channels: int, widths: Sequence[int], normed: bool) -> nn.Sequential:
-    """SRGAN's convolutions: per width one, and one that halves the size. The first sees the image and is not normalised."""
+    """SRGAN's convolutions: one per width, and one that halves the size. The first one is not normalized."""
     layers: list[nn.Module] = []
     for inside, width in zip([channels, *widths], widths, strict=False):
         layers += [Layer(inside, width, 1, normed and bool(layers)), Layer(width, width, 2, normed)]

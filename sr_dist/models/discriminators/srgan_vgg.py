@@ -1,7 +1,7 @@
-"""The SRGAN critic: eight convolutions that halve the size four times, dense 1024, one logit.
+"""The SRGAN discriminator: eight convolutions that halve the size four times, dense 1024, one logit.
 
-The dense layer fits one size of image, `crop`, which is data.crop. `pooling: true` puts global average pooling before it
-instead (ours): any input size, and 36 times fewer weights there at crop 96.
+The dense layer fits one size of image, `crop`, which is data.crop. `pooling: true` (not in the paper) uses global average pooling
+instead: any input size, and 36 times fewer weights in that layer at crop 96.
 """
 
 from __future__ import annotations
@@ -9,31 +9,33 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.core.batch import DiscriminatorOutput
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Discriminator
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 from sr_dist.models.discriminators.patch import stages
 from sr_dist.recipe.sections import Recipe
 
-Positive = Annotated[int, Field(gt=0)]
-
 
 class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
-    width: Positive = 64  # of the first convolution; the last has eight times as many
+    width: Positive = 64
+    """Of the first convolution; the last one has eight times as many channels."""
     features: Positive = 1024
-    norm: Literal["batch", "none"] = "batch"  # none: for CPU ranks, and for the same run on any number of them
-    crop: Positive = 96  # the size of image that the dense layer fits
-    pooling: bool = False  # any size instead
+    norm: Literal["batch", "none"] = "batch"
+    """none runs on CPU ranks, and trains alike on any number of them."""
+    crop: Positive = 96
+    """The image size of the dense layer."""
+    pooling: bool = False
+    """Global average pooling, for any image size."""
 
 
-def build(config: Config, scale: int) -> nn.Module:
-    return SRGANCritic(config)
+def build(config: Config, scale: int) -> Discriminator:
+    return SRGANDiscriminator(config)
 
 
 def check(config: Config, recipe: Recipe) -> None:
@@ -49,7 +51,7 @@ def refuses(config: Config, launch: Launch) -> str | None:
     return limits.batch_norm(launch) if config.norm == "batch" else None
 
 
-class SRGANCritic(nn.Module):
+class SRGANDiscriminator(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.crop = None if config.pooling else config.crop

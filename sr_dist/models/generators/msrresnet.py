@@ -1,7 +1,7 @@
-"""MSRResNet: SRResNet without batch normalisation, which learns the difference from the bilinear image.
+"""MSRResNet: SRResNet without batch normalization. It learns the difference from the bilinear image.
 
-The modification that ESRGAN's authors published: ReLU inside the blocks, LeakyReLU 0.1 outside, no long skip, every
-convolution initialised at 0.1 x Kaiming. With 16 blocks it has 1,517,571 parameters at x4.
+The version that ESRGAN's authors published: ReLU inside the blocks, LeakyReLU 0.1 outside, no long skip, every
+convolution initialized at 0.1 x Kaiming. With 16 blocks it has 1,517,571 parameters at x4.
 
 Tensors, as in BasicSR: conv_first; body.{i}.conv1, conv2; upconv1, upconv2 (x4 only); conv_hr; conv_last.
 """
@@ -11,25 +11,25 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Generator
 from sr_dist.core.errors import UserError
 from sr_dist.models import initialization
 
-Positive = Annotated[int, Field(gt=0)]
-STEPS = {2: (2,), 3: (3,), 4: (2, 2)}  # what each pixel shuffle enlarges by
+STEPS = {2: (2,), 3: (3,), 4: (2, 2)}  # the factors of the pixel shuffles
 
 
 class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
     num_blocks: Positive = 16
     width: Positive = 64
-    shuffle_activation: bool = True  # LeakyReLU after each pixel shuffle; MMagic has none
+    shuffle_activation: bool = True
+    """LeakyReLU after each pixel shuffle; MMagic has none."""
 
 
-def build(config: Config, scale: int) -> nn.Module:
+def build(config: Config, scale: int) -> Generator:
     if scale not in STEPS:
         raise UserError(f"scale: the generator 'msrresnet' enlarges by 2, 3 or 4, not {scale}")
     return MSRResNet(config, scale)

@@ -3,9 +3,9 @@
     dense block   y_k = lrelu(W_k [x, y_1, ..., y_{k-1}]), k = 1..4;  x + 0.2 W_5 [x, y_1, ..., y_4]
     RRDB          x + 0.2 dense(dense(dense(x)))
 
-No normalisation. With 23 blocks it has 16,697,987 parameters at x4. x2 and x1 fold the image by 2 and 4 first (pixel
-unshuffle) and then enlarge by 4. The convolutions of the dense blocks start at 0.1 x Kaiming, the six or seven others as
-torch initialises them: what the authors' code does. (The paper says it of all; some peers scale the outer ones too.)
+No normalization. With 23 blocks it has 16,697,987 parameters at x4. x2 and x1 fold the image by 2 and 4 first (pixel
+unshuffle) and then enlarge by 4. The convolutions of the dense blocks start at 0.1 x Kaiming, the six or seven others with
+torch's defaults, as in the authors' code. (The paper scales all of them, and so do some peers.)
 
 Tensors, as in BasicSR: conv_first; body.{i}.rdb{1..3}.conv{1..5}; conv_body; conv_up1, conv_up2 (conv_up3 at x8); conv_hr;
 conv_last.
@@ -17,15 +17,14 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Generator
 from sr_dist.core.errors import UserError
 from sr_dist.core.resize import imresize
 from sr_dist.models import initialization
 
-Positive = Annotated[int, Field(gt=0)]
 FOLD = {1: 4, 2: 2, 4: 1, 8: 1}
 DOUBLINGS = {1: 0, 2: 1, 4: 2, 8: 3}  # without folding
 
@@ -34,12 +33,15 @@ class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
     num_blocks: Positive = 23
     width: Positive = 64
-    growth: Positive = 32  # channels that each convolution of a dense block adds
-    unshuffle: bool = True  # x1 and x2 fold the image first; false: they enlarge less, as in the first ESRGAN code and BSRGAN
-    skip: Literal["none", "bicubic"] = "none"  # ours: learn the difference from the bicubic image; trains in minutes
+    growth: Positive = 32
+    """Channels that each convolution of a dense block adds."""
+    unshuffle: bool = True
+    """x1 and x2 fold the image first; false enlarges less instead, as in the first ESRGAN code and BSRGAN."""
+    skip: Literal["none", "bicubic"] = "none"
+    """bicubic learns the difference from the bicubic image and trains in minutes; it is not in the paper."""
 
 
-def build(config: Config, scale: int) -> nn.Module:
+def build(config: Config, scale: int) -> Generator:
     if scale not in FOLD:
         raise UserError(f"scale: the generator 'rrdb' enlarges by 1, 2, 4 or 8, not {scale}")
     return RRDBNet(config, scale)
@@ -96,7 +98,7 @@ class DenseBlock(nn.Module):
         self.conv5 = nn.Conv2d(width + 4 * growth, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = [x]
+        features = [x]
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
-            seen.append(F.leaky_relu(conv(torch.cat(seen, 1)), 0.2))
-        return x + 0.2 * self.conv5(torch.cat(seen, 1))
+            features.append(F.leaky_relu(conv(torch.cat(features, 1)), 0.2))
+        return x + 0.2 * self.conv5(torch.cat(features, 1))

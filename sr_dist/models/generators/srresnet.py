@@ -1,7 +1,7 @@
-"""SRResNet, the generator of SRGAN: residual blocks with batch normalisation and PReLU, then pixel shuffle.
+"""SRResNet, the generator of SRGAN: residual blocks with batch normalization and PReLU, then pixel shuffle.
 
-With 16 blocks it has 1,549,462 parameters at x4: every PReLU has one slope. Images are [0, 1] on both sides; where the paper
-says that HR is in [-1, 1], that is the range of its MSE.
+With 16 blocks it has 1,549,462 parameters at x4: every PReLU has one slope. Input and output are in [0, 1]; the paper's
+[-1, 1] for HR is the range of its MSE.
 
 Tensors: conv_first, act_first; body.{i}.conv1, bn1, act, conv2, bn2; conv_body, bn_body; upsample.{u}.conv, act; conv_last.
 """
@@ -12,15 +12,14 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Generator
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
 from sr_dist.models import limits
 
-Positive = Annotated[int, Field(gt=0)]
 DOUBLINGS = {2: 1, 4: 2, 8: 3}
 
 
@@ -28,10 +27,11 @@ class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
     num_blocks: Positive = 16
     width: Positive = 64
-    output: Literal["linear", "tanh"] = "linear"  # tanh: (tanh + 1) / 2, as some published weights were trained
+    output: Literal["linear", "tanh"] = "linear"
+    """tanh means (tanh + 1) / 2, as some published weights were trained."""
 
 
-def build(config: Config, scale: int) -> nn.Module:
+def build(config: Config, scale: int) -> Generator:
     if scale not in DOUBLINGS:
         raise UserError(f"scale: the generator 'srresnet' enlarges by 2, 4 or 8, not {scale}")
     return SRResNet(config, scale)

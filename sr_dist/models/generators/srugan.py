@@ -1,8 +1,7 @@
-"""The SR-UGAN generator: a U-Net at low resolution gives every pixel the context of the whole image, then dense blocks
-restore detail, then pixel shuffle enlarges. No normalisation anywhere; any input size.
+"""The SR-UGAN generator: a U-Net at low resolution for context, dense blocks for detail, then pixel shuffle.
 
-Dimensions are the author's public code's. Depths that the default names: encoder and decoder blocks, B dense blocks at
-the higher width, then B at the default one.
+No normalization; any input size. Dimensions are those of the author's public code: encoder and decoder blocks, B dense blocks at
+the larger width, then B at the default width.
 """
 
 from __future__ import annotations
@@ -14,23 +13,27 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from sr_dist.core.config import Settings, Whole
+from sr_dist.core.config import Positive, Settings, Whole
+from sr_dist.core.contracts import Generator
 from sr_dist.core.errors import UserError
 from sr_dist.core.resize import imresize
-
-Positive = Annotated[int, Field(gt=0)]
 
 
 class Config(Settings):
     channels: Annotated[Literal[1, 3], Whole] = 3
-    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 96, 128, 256)  # of the encoder's levels, finest first
-    num_blocks: Positive = 2  # residual blocks per level
-    num_dense_blocks: Positive = 8  # per width
-    reduction: Positive = 8  # of the channel attention
-    skip: Literal["none", "bicubic"] = "none"  # ours: learn the difference from the bicubic image; trains in minutes
+    widths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 96, 128, 256)
+    """Of the encoder's levels, finest first."""
+    num_blocks: Positive = 2
+    """Residual blocks per level."""
+    num_dense_blocks: Positive = 8
+    """Dense blocks per width."""
+    reduction: Positive = 8
+    """Of the channel attention."""
+    skip: Literal["none", "bicubic"] = "none"
+    """bicubic learns the difference from the bicubic image and trains in minutes; it is not in the paper."""
 
 
-def build(config: Config, scale: int) -> nn.Module:
+def build(config: Config, scale: int) -> Generator:
     if scale not in (2, 4):
         raise UserError(f"scale: the generator 'srugan' enlarges by 2 or 4, not {scale}")
     return SRUGenerator(config, scale)
@@ -58,10 +61,10 @@ class SRUGenerator(nn.Module):
         enlarge: list[nn.Module] = []
         for _ in range({2: 1, 4: 2}[scale]):
             enlarge += [nn.Conv2d(finest, 4 * finest, 3, padding=1), Attention(4 * finest, config.reduction)]
-            enlarge += [nn.PixelShuffle(2), nn.SiLU()]  # without one, training stays where a linear filter ends
+            enlarge += [nn.PixelShuffle(2), nn.SiLU()]  # without an activation, training stops at the quality of a linear filter
         self.enlarge = nn.Sequential(*enlarge)
         self.tail = nn.Conv2d(finest, config.channels, 7, padding=3)
-        initialise(self)
+        initialize(self)
         if self.skip == "bicubic":
             nn.init.zeros_(self.tail.weight)  # training starts from the bicubic image
             assert self.tail.bias is not None
@@ -70,7 +73,7 @@ class SRUGenerator(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         """(B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)."""
         height, width = lr.shape[-2:]
-        grain = 2 ** len(self.decoder)  # every level halves the size; replicate, for reflection fails at one pixel
+        grain = 2 ** len(self.decoder)  # every level halves the size; reflection fails at one pixel, so replicate
         padded = F.pad(lr, (0, -width % grain, 0, -height % grain), mode="replicate")
         features = self.head(padded)  # (B, 64, h, w)
         levels: list[Tensor] = []
@@ -86,12 +89,15 @@ class SRUGenerator(nn.Module):
         return (torch.tanh(residual) + 1) / 2
 
 
-def initialise(network: nn.Module) -> None:
-    """Ours, the paper states none: Kaiming's, residual branches at a tenth, attention nearly open. With torch's default
-    the signal fades through a dozen sigmoids, and training stands still for its first thousand steps."""
+def initialize(network: nn.Module) -> None:
+    """Kaiming normal, residual branches times 0.1, attention nearly open. The paper states no initialization.
+
+    With torch's default the signal fades through a dozen sigmoids, and nothing is learned in the first thousand steps.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
     with torch.no_grad():
         for module in network.modules():
@@ -101,12 +107,13 @@ def initialise(network: nn.Module) -> None:
                 module.conv3.weight *= 0.1
             elif isinstance(module, Attention):
                 for gate, openness in ((module.excite, 1.0), (module.space, 2.0)):  # excite counts twice: sigmoid(2) = 0.88
+                    assert gate.bias is not None
                     nn.init.zeros_(gate.weight)
                     nn.init.constant_(gate.bias, openness)
 
 
 class ResidualBlock(nn.Module):
-    """Nothing after the addition: SiLU halves what is small, and a dozen in a row would leave nothing of the skips."""
+    """No activation after the addition: SiLU halves small values, and a dozen in a row would erase the skip connections."""
 
     def __init__(self, inside: int, width: int) -> None:
         super().__init__()
@@ -123,7 +130,7 @@ def residual_blocks(inside: int, width: int, count: int) -> list[nn.Module]:
 
 
 class Attention(nn.Module):
-    """What matters (channels: one two-layer network looks at the average and the maximum), then where (space)."""
+    """Channel attention (one two-layer network on the average and the maximum), then spatial attention."""
 
     def __init__(self, width: int, reduction: int) -> None:
         super().__init__()
@@ -134,12 +141,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)  # (B, width, 1, 1) each
         x = x * torch.sigmoid(sum(self.excite(F.silu(self.squeeze(p))) for p in pooled))
-        seen = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)  # (B, 2, h, w)
-        return x * torch.sigmoid(self.space(seen))
+        pooled_channels = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)  # (B, 2, h, w)
+        return x * torch.sigmoid(self.space(pooled_channels))
 
 
 class Up(nn.Module):
-    """Conv to four times the width, attention, pixel shuffle, beside the encoder's level, residual blocks."""
+    """Convolution to four times the width, attention, pixel shuffle, concatenation with the encoder's level, residual blocks."""
 
     def __init__(self, inside: int, width: int, count: int, reduction: int) -> None:
         super().__init__()
@@ -153,7 +160,7 @@ class Up(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Three convolutions, each seeing all before it; the block learns a residual."""
+    """Three densely connected convolutions that learn a residual."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""W&B as a mirror of metrics.jsonl, and the only file that knows it. Whatever goes wrong with it, the run goes on.
+"""Weights & Biases. The only file that imports wandb; a failure of W&B never stops the run.
 
-A row of step s is W&B's step s, and images seen are the x axis of every chart. So a run that was killed and requeued is
-one W&B run without rows twice, online or put together later from its offline parts.
+A row of step s is W&B's step s, and the number of images seen is the x axis of every chart. So a run that was killed and
+requeued is one W&B run without duplicate rows, online or synced later from its offline parts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from PIL.Image import Image
 from sr_dist.core.errors import first_line
 from sr_dist.recipe.columns import better_direction
 from sr_dist.recipe.sections import Recipe
+from sr_dist.training.tracker import Row
 
-Row = Mapping[str, Any]
 Mode = Literal["online", "offline"]
 AXIS = "images"
 GROUPS = {
@@ -32,45 +32,42 @@ GROUPS = {
     "mfu": "speed",
     "memory_gb": "memory",
 }
-START, FINISH = 30.0, 60.0  # seconds that W&B may take to answer, and to get its last rows; WANDB_INIT_TIMEOUT changes the first
+START, FINISH = 30.0, 60.0  # seconds that W&B may take to answer (or WANDB_INIT_TIMEOUT), and to receive the last rows
 
 
 def grouped(row: Row) -> dict[str, Any]:
-    """The columns of metrics.jsonl under the names that W&B's pages group by: what has a group already keeps it."""
+    """The columns of metrics.jsonl with the prefixes by which W&B groups charts. A column with a prefix keeps it."""
     return {f"{GROUPS[key]}/{key}" if key in GROUPS else key: value for key, value in row.items() if key != "step"}
 
 
-class Mirror:
-    """The first rank's; silent where the recipe wants no W&B, and from the first thing that goes wrong."""
+class WandbTracker:
+    """Implements `tracker.Tracker`. Silent after the first failure."""
 
-    def __init__(self, recipe: Recipe, say: Callable[[str], None]) -> None:
-        self._folder, self._name, self._say = recipe.folder, recipe.name, say
+    def __init__(self, recipe: Recipe, info: Callable[[str], None]) -> None:
+        self._folder, self._name, self._info = recipe.folder, recipe.name, info
         self._run: Any = None
-        self._next = 0  # the first step that W&B still takes
+        self._next = 0  # the first step that W&B still accepts
         self._best: dict[str, float] = {}
         self._skipped: dict[str, float] = {}
-        if recipe.log.wandb != "off":
-            for row in _rows(recipe.folder / "metrics.jsonl"):
-                self._remember(row)
-            self._start(recipe)
+        for row in _rows(recipe.folder / "metrics.jsonl"):
+            self._remember(row)
+        self._start(recipe)
 
     def row(self, row: Row) -> None:
-        """A row that W&B had before a kill is left out. What validation finds is never: it may come late, after resuming."""
+        """A row that W&B got before a kill is skipped. A validation row never is: it may come late, after resuming."""
 
-        def tell(run: Any) -> None:
+        def send(run: Any) -> None:
             repeated = row["step"] < self._next and not any(key.startswith("validation/") for key in row)
             if not repeated:
                 run.log(grouped(row), step=self._at(row))
 
-        self._safely(tell)
+        self._safely(send)
         if best := self._remember(row):
             self._safely(lambda run: run.summary.update(best))
 
     def table(self, name: str, rows: Sequence[Row], at: Row) -> None:
-        """A table with a row per mapping, where cells may be pictures; `at` has the step and the images seen."""
-
-        def tell(run: Any) -> None:
-            import wandb
+        def send(run: Any) -> None:
+            import wandb  # takes seconds
 
             table = wandb.Table(columns=list(rows[0]))
             for row in rows:
@@ -78,34 +75,34 @@ class Mirror:
             run.log({name: table, AXIS: at[AXIS]}, step=self._at(at))
 
         if rows:
-            self._safely(tell)
+            self._safely(send)
 
-    def picture(self, name: str, path: Path, at: Row) -> None:
-        def tell(run: Any) -> None:
-            import wandb
+    def image(self, name: str, path: Path, at: Row) -> None:
+        def send(run: Any) -> None:
+            import wandb  # takes seconds
 
             run.log({name: wandb.Image(str(path)), AXIS: at[AXIS]}, step=self._at(at))
 
-        self._safely(tell)
+        self._safely(send)
 
     def checkpoint(self, folder: Path, step: int, best: bool) -> None:
-        """The checkpoint as a version of the run's model."""
+        """Sends the checkpoint as a version of the run's model."""
 
-        def tell(run: Any) -> None:
-            import wandb
+        def send(run: Any) -> None:
+            import wandb  # takes seconds
 
             model = wandb.Artifact(re.sub(r"[^\w.-]", "-", self._name), type="model", metadata={"step": step})
             for path in sorted(folder.iterdir()):
                 model.add_file(str(path))
             run.log_artifact(model, aliases=["latest", f"step-{step}", *(["best"] if best else [])])
 
-        self._safely(tell)
+        self._safely(send)
 
     def alert(self, title: str, text: str) -> None:
         self._safely(lambda run: run.alert(title=title, text=text, level="WARN", wait_duration=0))
 
     def preempted(self, text: str) -> None:
-        """W&B then shows the run as pre-empted, and not as finished or crashed."""
+        """W&B then shows the run as preempted, not as finished or crashed."""
         self.alert(f"{self._name} was stopped", text)
         self._safely(lambda run: run.mark_preempting())
 
@@ -114,32 +111,32 @@ class Mirror:
         self._run = None
 
     def _start(self, recipe: Recipe) -> None:
-        """Online where that is asked for and answers; else offline, to be sent later."""
+        """Online if the recipe says so and the server answers, else offline, to be synced later."""
         modes: tuple[Mode, ...] = ("online", "offline") if recipe.log.wandb == "online" else ("offline",)
         for mode in modes:
             try:
                 self._run = self._open(recipe, mode)
             except Exception as problem:
-                self._say(f"W&B is not available {mode} ({first_line(problem)}); training goes on, metrics.jsonl has everything")
+                self._info(f"W&B is not available {mode} ({first_line(problem)}); training goes on, metrics.jsonl has everything")
             else:
                 if mode == "offline":
-                    self._say(f"W&B offline: wandb sync {shlex.quote(str(self._folder))}/wandb/offline-run-* sends it later")
+                    self._info(f"W&B offline: wandb sync {shlex.quote(str(self._folder))}/wandb/offline-run-* sends it later")
                 return
 
     def _open(self, recipe: Recipe, mode: Mode) -> Any:
-        """The run's id is ours and lies in the run folder, so that a requeued job continues the same W&B run."""
-        import wandb
+        """The run's id lies in the run folder, so that a requeued job continues the same W&B run."""
+        import wandb  # takes seconds
 
         id_file, about = self._folder / "wandb_id", self._folder / "environment.json"
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n")
         environment = json.loads(about.read_text()) if about.is_file() else {}
-        patience = float(os.environ.get("WANDB_INIT_TIMEOUT", START))
-        wandb.teardown()  # of an attempt that failed, which would hold the id
+        timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", START))
+        wandb.teardown()  # a failed attempt would hold the id
         run = wandb.init(
             project=recipe.log.project, name=recipe.name, dir=str(self._folder), mode=mode,
             id=id_file.read_text().strip(), resume="allow", config={**recipe.model_dump(mode="json"), "environment": environment},
-            settings=wandb.Settings(init_timeout=patience, finish_timeout=FINISH, silent=True),
+            settings=wandb.Settings(init_timeout=timeout, finish_timeout=FINISH, silent=True),
         )  # fmt: skip
         self._next = run._starting_step  # `run.step` says 0 until the first row
         run.define_metric(AXIS)
@@ -147,38 +144,38 @@ class Mirror:
         return run
 
     def _at(self, row: Row) -> int:
-        """W&B's step for a row: the row's own, or the next that is taken where W&B is further than the checkpoint was."""
+        """W&B's step for a row: the row's own, or the next accepted step where W&B is ahead of the checkpoint."""
         self._next = max(row["step"], self._next)
         return self._next
 
     def _remember(self, row: Row) -> dict[str, float]:
-        """Alerts about newly skipped updates; -> what to write in the summary where a metric is at its best now.
+        """Alerts about newly skipped updates, and returns the summary of metrics that have a new best value.
 
-        W&B's own best values know nothing of the parts of a run before a requeue.
+        W&B's own best values do not cover the run before a requeue.
         """
-        found: dict[str, float] = {}
+        new_best: dict[str, float] = {}
         for name in [key.removeprefix("validation/") for key in row if key.startswith("validation/")]:
             value, better = row[f"validation/{name}"], better_direction(name)
             sign = 1 if better == "higher" else -1
             if better and value is not None and (name not in self._best or sign * value > sign * self._best[name]):
                 self._best[name] = value
-                found |= {f"best/{name}": value, f"best/{name}_step": row["step"]}
+                new_best |= {f"best/{name}": value, f"best/{name}_step": row["step"]}
         for key in [key for key in row if key.startswith("skipped/")]:
             if row[key] > self._skipped.get(key, 0):
                 network = key.removeprefix("skipped/")
-                text = f"{row[key]:.0f} updates of the {network} were left out by step {row['step']}"
+                text = f"{row[key]:.0f} updates of the {network} were skipped by step {row['step']}"
                 self.alert(f"{self._name}: gradients that are not finite", text)
             self._skipped[key] = row[key]
-        return found
+        return new_best
 
-    def _safely(self, tell: Callable[[Any], Any]) -> None:
+    def _safely(self, send: Callable[[Any], Any]) -> None:
         if self._run is None:
             return
         try:
-            tell(self._run)
+            send(self._run)
         except Exception as problem:
             self._run = None
-            self._say(f"W&B stopped answering ({first_line(problem)}); training goes on, metrics.jsonl has everything")
+            self._info(f"W&B stopped answering ({first_line(problem)}); training goes on, metrics.jsonl has everything")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

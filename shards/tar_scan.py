@@ -1,0 +1,166 @@
+"""Reads a tar that another program wrote: its samples, and their rows of an index."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from shards.image_header import Rejected, SourceImage, inspect_image, pillow_settings
+from sr_dist.core.errors import first_line
+from sr_dist.core.files import sha256, write_whole
+from sr_dist.data.format import HR_SUFFIXES, MODES, NO_CLASS, ShardEntry, ShardError, content_hash, index_bytes, index_name
+
+OTHER_LR = [f"lr.{suffix}" for suffix in HR_SUFFIXES if suffix != "png"]
+MOST_CLASSES = 10_000_000  # the manifest has a name for each; larger numbers are identities or hashes
+
+
+@dataclass(frozen=True)
+class ScannedTar:
+    """What the manifest needs to know of one tar."""
+
+    entry: ShardEntry
+    rejects: list[dict[str, str]]
+    min_side: int
+    num_classes: int  # the highest number of a class, plus one
+    unlabelled: int  # samples without a class
+    scales: set[int]  # of stored LR; 0 stands for samples without LR
+
+
+@dataclass
+class TarSample:
+    """The members of a tar that share a key: (suffix, offset of the data, data)."""
+
+    key: str
+    members: list[tuple[str, int, bytes]]
+
+
+@pillow_settings()
+def scan_tar(number: int, path: Path, out: Path) -> tuple[int, tuple[int, ScannedTar]]:
+    """Writes the index of one tar into `out`: (1, (number, scanned tar))."""
+    rows: list[dict[str, Any]] = []
+    rejects: list[dict[str, str]] = []
+    keys: set[str] = set()
+    with open(path, "rb") as file:
+        for sample in samples(file, path):
+            try:
+                if sample.key in keys:
+                    raise Rejected("the key occurs twice in this tar; the members of a sample must follow each other")
+                rows.append(index_row(sample))
+                keys.add(sample.key)
+            except Rejected as problem:
+                rejects.append({"key": sample.key, "path": str(path), "reason": str(problem)})
+    write_whole(out / index_name(path.name), index_bytes(rows, 0))
+    entry = ShardEntry(name=path.name, bytes=path.stat().st_size, samples=len(rows), sha256=sha256(path))
+    sides = [min(row["width"], row["height"]) for row in rows]
+    scales = {row["width"] // row["lr_width"] if "lr_width" in row else 0 for row in rows}
+    num_classes = max((row["class"] + 1 for row in rows), default=0)
+    unlabelled = sum(row["class"] == NO_CLASS for row in rows)
+    return 1, (number, ScannedTar(entry, rejects, min(sides, default=0), num_classes, unlabelled, scales))
+
+
+def samples(file: IO[bytes], path: Path) -> Iterator[TarSample]:
+    """Groups members as WebDataset does: neighbours whose names agree up to the first dot."""
+    sample = TarSample("", [])
+    for name, offset, data in members(file, path):
+        folder, _, last = name.rpartition("/")
+        stem, dot, suffix = last.partition(".")
+        if not dot or not stem or name.startswith("__"):
+            continue
+        key = f"{folder}/{stem}" if folder else stem
+        if key != sample.key:
+            if sample.members:
+                yield sample
+            sample = TarSample(key, [])
+        sample.members.append((suffix.lower(), offset, data))
+    if sample.members:
+        yield sample
+
+
+def members(file: IO[bytes], path: Path) -> Iterator[tuple[str, int, bytes]]:
+    """(name, offset of the data, data) of every file. tarfile takes a damaged header for the end of the tar; this does not."""
+    size, last = path.stat().st_size, -1
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all headers in memory
+                if member.offset_data <= last or member.size < 0 or member.offset_data + member.size > size:
+                    raise ShardError(f"'{path}': the header of '{member.name}' is damaged, or the tar is cut short")
+                last = member.offset_data
+                if member.isreg() and not member.issparse():
+                    file.seek(member.offset_data)
+                    yield member.name, member.offset_data, file.read(member.size)
+            end = tar.offset
+    except ShardError:
+        raise
+    except Exception as problem:  # damaged headers make tarfile raise errors of many types
+        raise ShardError(f"'{path}' is not a tar, or is damaged: {first_line(problem)}") from None
+    check_end(file, path, end)
+
+
+def check_end(file: IO[bytes], path: Path, end: int) -> None:
+    """Only zeros may follow the end of the tar."""
+    more = next_nonzero(file, end)
+    if more is not None and more < end + 512:
+        raise ShardError(f"'{path}': the header at byte {end} is damaged")
+    if more is not None:
+        raise ShardError(
+            f"'{path}' ends at byte {end}, but more follows at byte {more}: a second tar behind the first, as "
+            "`cat a.tar b.tar` makes, or damage; programs read only the first tar, so give each its own file"
+        )
+
+
+def next_nonzero(file: IO[bytes], offset: int) -> int | None:
+    file.seek(offset)
+    while piece := file.read(1 << 20):
+        if rest := piece.lstrip(b"\0"):
+            return file.tell() - len(rest)
+    return None
+
+
+def index_row(sample: TarSample) -> dict[str, Any]:
+    """The sample's row of the index. Raises `Rejected` if training cannot read it."""
+    images = [(offset, data) for suffix, offset, data in sample.members if suffix in HR_SUFFIXES]
+    lr_images = [(offset, data) for suffix, offset, data in sample.members if suffix == "lr.png"]
+    labels = [data for suffix, _, data in sample.members if suffix == "cls"]
+    for suffix, *_ in sample.members:
+        if suffix in OTHER_LR:
+            raise Rejected(f"its LR is a .{suffix}; stored LR is PNG")
+    if len(images) != 1 or len(lr_images) > 1 or len(labels) > 1:
+        raise Rejected(
+            f"{len(images)} images, {len(lr_images)} LR images and {len(labels)} classes; "
+            "a sample has one image and at most one of the others"
+        )
+    hr = readable_image(images[0][1])
+    row = {"key": sample.key.encode("utf-8", "replace"), "class": class_number(labels[0]) if labels else NO_CLASS}
+    row |= {"width": hr.width, "height": hr.height, "mode": MODES.index(hr.mode), "hash": content_hash(hr.data)}
+    row |= member_columns("hr", *images[0])
+    if lr_images:
+        lr = readable_image(lr_images[0][1])
+        if hr.width // lr.width * lr.width != hr.width or hr.width // lr.width * lr.height != hr.height:
+            raise Rejected(f"HR {hr.width} x {hr.height} is not a multiple of LR {lr.width} x {lr.height}")
+        row |= {"lr_width": lr.width, "lr_height": lr.height, **member_columns("lr", *lr_images[0])}
+    return row
+
+
+def member_columns(member: str, offset: int, data: bytes) -> dict[str, int]:
+    return {f"{member}_offset": offset, f"{member}_bytes": len(data), f"{member}_crc32": zlib.crc32(data)}
+
+
+def readable_image(data: bytes) -> SourceImage:
+    image = inspect_image(data)
+    if image.conversion:
+        raise Rejected(f"{image.conversion}: training cannot read it unchanged; shards.build converts it")
+    return image
+
+
+def class_number(data: bytes) -> int:
+    text = data.strip()
+    if not text.isdigit():
+        raise Rejected(f"the class {text[:20]!r} is not a number from 0 up")
+    if len(text) > 20 or int(text) >= MOST_CLASSES:
+        raise Rejected(f"the class {text[:20].decode()} is beyond {MOST_CLASSES - 1}, the highest number of a class")
+    return int(text)

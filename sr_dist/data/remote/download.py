@@ -1,0 +1,141 @@
+"""Downloads files through WebDataset's gopen, and retries what fails. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+import select
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from time import sleep
+from typing import IO, TypeVar
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from sr_dist.core.errors import first_line
+from sr_dist.data.format import ShardEntry, ShardError
+
+SHARD_TRIES = 7
+SMALL_FILE_TRIES = 5  # fewer, because a mistyped address shows with the small files
+FIRST_WAIT = 1.0  # seconds until the second try; doubled before every further one
+TIMEOUT = 120.0  # seconds of silence after which a connection is closed
+WARN_AFTER = 10.0  # seconds of silence after which a warning is logged
+CHUNK = 1 << 20
+CURL_ERRORS = {
+    6: "unknown host", 7: "connection refused", 18: "the connection was lost", 28: "timeout",
+    35: "the TLS handshake failed", 52: "empty response", 56: "the connection was lost",
+}  # fmt: skip
+CURL = ("curl", "--connect-timeout", "30", "-f", "-s", "-L")  # as in gopen, but without its retries: ours are enough
+HTTP_ERROR = 22  # curl's exit code for any response from 400 on
+PERMANENT = (400, 401, 403, 404, 405, 410, 451)  # not 429 and 503, which are temporary
+Result = TypeVar("Result")
+logger = logging.getLogger("sr_dist")
+
+
+class FetchError(Exception):
+    """A try that failed."""
+
+
+class PermanentError(FetchError):
+    """A try whose repetition would fail in the same way."""
+
+
+def download_bytes(url: str, kind: str) -> bytes:
+    """A small file, such as a manifest or an index. `kind` names it in errors."""
+    return retry(lambda: b"".join(chunks(url)), f"{kind} '{without_password(url)}'", SMALL_FILE_TRIES)
+
+
+def download(url: str, file: Path, entry: ShardEntry, on_bytes: Callable[[int], None]) -> None:
+    """One try to write a shard to an existing file; its size and sha256 must match. Reports the bytes as they arrive."""
+    digest, size = hashlib.sha256(), 0
+    with open(file, "r+b") as out:
+        for chunk in chunks(url):
+            on_bytes(len(chunk))
+            size += len(chunk)
+            if size > entry.bytes:
+                raise FetchError(f"received more than the {entry.bytes} bytes of the manifest")
+            digest.update(chunk)
+            out.write(chunk)
+        if size != entry.bytes:
+            raise FetchError(f"received {size} bytes, but the manifest says {entry.bytes}")
+        if digest.hexdigest() != entry.sha256:
+            raise FetchError("the sha256 does not match the manifest")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def retry(attempt: Callable[[], Result], name: str, tries: int) -> Result:
+    """The result of `attempt`, which is called up to `tries` times. `name` names the file in messages."""
+    for number in range(1, tries + 1):
+        try:
+            return attempt()
+        except PermanentError as error:
+            raise ShardError(f"{name} could not be fetched: {first_line(error)}") from None
+        except (FetchError, OSError) as error:
+            if number == tries:
+                raise ShardError(f"{name} could not be fetched in {tries} tries: {first_line(error)}") from None
+            wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.75, 1.25)
+            logger.warning(f"{name}: {first_line(error)}; try {number + 1} of {tries} in {wait:.1f} s")
+            sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def chunks(url: str) -> Iterator[bytes]:
+    """The content of a URL. It fails where the program behind it is silent for too long or ends with an error."""
+    from webdataset.gopen import Pipe, gopen, gopen_schemes  # takes long to import
+
+    if url.startswith("s3://") and "s3" not in gopen_schemes:
+        url = f"pipe:aws s3 cp --only-show-errors {shlex.quote(url)} -"
+    try:
+        http = url.startswith(("http://", "https://"))
+        stream = Pipe([*CURL, url], mode="rb", bufsize=CHUNK) if http else gopen(url, bufsize=CHUNK)
+    except (OSError, ValueError) as error:
+        raise FetchError(f"it cannot be opened: {first_line(error)}") from None
+    program = getattr(stream, "proc", None)
+    try:
+        while chunk := stream.read(CHUNK) if program is None else _next_chunk(program.stdout, url):
+            yield chunk
+        code = 0 if program is None else program.wait()
+        if code == HTTP_ERROR and http:
+            raise _http_error(url)
+        if code:
+            raise FetchError(CURL_ERRORS.get(code, f"curl ended with {code}") if http else f"the command ended with {code}")
+    finally:
+        if program is not None:
+            program.kill()
+        with suppress(OSError):
+            stream.close()
+
+
+def without_password(url: str) -> str:
+    """The URL without a user name and a password."""
+    parts = urlsplit(url)
+    if url.startswith("pipe:") or "@" not in parts.netloc:
+        return url
+    return url.replace(parts.netloc, parts.netloc.rsplit("@", 1)[1], 1)
+
+
+def _http_error(url: str) -> FetchError:
+    """curl does not report the status, so we request the URL once more. A permanent error is not retried."""
+    try:
+        urlopen(url, timeout=TIMEOUT).close()
+    except HTTPError as error:
+        text = f"the server answers {error.code} {error.reason}"
+        return PermanentError(text) if error.code in PERMANENT else FetchError(text)
+    except (OSError, ValueError):
+        pass
+    return FetchError("the server refuses the request")
+
+
+def _next_chunk(pipe: IO[bytes], url: str) -> bytes:
+    if not select.select([pipe], [], [], WARN_AFTER)[0]:
+        waited = f"nothing received for {WARN_AFTER:.0f} s"
+        logger.warning(f"still waiting for '{without_password(url)}': {waited}; timeout after {TIMEOUT:.0f} s")
+        if not select.select([pipe], [], [], TIMEOUT - WARN_AFTER)[0]:
+            raise FetchError(f"nothing received for {TIMEOUT:.0f} s")
+    return os.read(pipe.fileno(), CHUNK)

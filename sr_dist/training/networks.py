@@ -1,0 +1,87 @@
+"""Builds the objective and the networks of a recipe, with their starting weights, as they are trained."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from sr_dist.core import plugins, ranks
+from sr_dist.core.contracts import Degradation
+from sr_dist.core.errors import UserError
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.models import trained
+from sr_dist.recipe.sections import Part, Recipe
+
+
+def build_objective(recipe: Recipe) -> Any:
+    """The recipe's `Objective`, which is also an `nn.Module`."""
+    module, options = plugins.resolve(PACKAGES["objective"], recipe.objective.name, recipe.objective.options, "objective")
+    return module.Objective(options)
+
+
+def build_degradation(recipe: Recipe) -> Degradation:
+    part = recipe.data.degradation
+    module, options = plugins.resolve(PACKAGES["degradation"], part.name, part.options, "data.degradation")
+    return module.build(options, recipe.scale)
+
+
+def build_network(part: Part, kind: str, scale: int) -> nn.Module:
+    section = {"name": part.name, **part.options}
+    return trained.build_classifier(section) if kind == "classifier" else trained.build(PACKAGES[kind], section, scale, kind)
+
+
+def phase_network(recipe: Recipe, phase: str, resuming: bool, notes: list[str]) -> nn.Module:
+    """A network with its starting weights. Parameters that init.freeze names require no gradient. Adds lines for the log."""
+    part: Part = getattr(recipe, phase)
+    if resuming and "weights" in part.options:
+        part = part.with_options(weights="none")  # the checkpoint has them
+    network = build_network(part, phase, recipe.scale)
+    start = getattr(recipe.init, phase, None)
+    if start and not resuming:
+        section = {"name": part.name, **part.options}
+        notes.append(trained.load_starting_weights(network, section, start, phase, f"init.{phase}", recipe.init.partial))
+    if phase != "discriminator" and recipe.init.freeze:
+        freeze(network, recipe.init.freeze)
+    return network
+
+
+def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.device) -> nn.Module:
+    """The network as it is trained: memory layout, synchronized batch normalization, recomputed activations, compiled."""
+    if device.type == "cuda" and ranks.size() > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = network.to(device)
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if phase != "discriminator" and recipe.checkpointing:
+        recompute_activations(network, recipe.checkpointing)
+    if recipe.compile:
+        network.compile()  # in place, so that parameters keep their names
+    return network
+
+
+def recompute_activations(network: nn.Module, patterns: tuple[str, ...]) -> None:
+    """The matching modules keep only their inputs and run again in the backward pass."""
+    from torch.utils.checkpoint import checkpoint as run_again  # only where a recipe asks for it
+
+    names = dict(network.named_modules())
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            examples = ", ".join(list(names)[1:6])
+            raise UserError(f"checkpointing: no module of the network fits '{pattern}'; there are {examples}, ...")
+    for name, module in names.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            module.forward = functools.partial(run_again, module.forward, use_reentrant=False)
+
+
+def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"init.freeze: no parameter fits '{pattern}'; names are like '{names[0]}', '{names[-1]}'")
+    for name, parameter in network.named_parameters():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
