@@ -14,10 +14,11 @@ from sr_dist.core import config, launch_env
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import InUse, lock_file, write_whole
 from sr_dist.core.run_layout import DONE, ENVIRONMENT, PREEMPTED, RECIPE, STOP, checkpoint_steps
+from sr_dist.core.version import __version__
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Recipe
 
-PACKAGES = ("sr_dist", "torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
+LIBRARIES = ("torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 
 
 def claim(folder: Path) -> IO[str] | None:
@@ -67,7 +68,7 @@ def environment(world: int) -> dict[str, Any]:
     return {
         "command": " ".join(sys.argv),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"sr_dist": __version__, **{name: _version(name) for name in LIBRARIES}},
         "commit": _commit(),
         "host": platform.node(),
         "ranks": world,

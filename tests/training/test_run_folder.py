@@ -9,6 +9,7 @@ import pytest
 
 from sr_dist.core import config, files
 from sr_dist.core.errors import UserError
+from sr_dist.core.version import __version__
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training import run_folder
 
@@ -93,7 +94,7 @@ def test_old_markers_are_removed_and_the_environment_is_written(tmp_path):
     run_folder.open_folder(tmp_path, recipe(), world=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["environment.json", "recipe.yaml"]
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["ranks"] == 2 and environment["packages"]["torch"] and environment["packages"]["sr_dist"]
+    assert environment["ranks"] == 2 and environment["packages"]["torch"] and environment["packages"]["sr_dist"] == __version__
 
 
 def test_a_new_folder_accepts_any_recipe(tmp_path):
