@@ -19,7 +19,7 @@ from sr_dist.data.images import load, open_images
 
 
 def test_hr_images_alone_are_degraded_and_keep_their_names(save):
-    pictures = {"a": save("a.png", 24, 32), "deep/b": save("deep/b.png", 24, 32)}
+    images = {"a": save("a.png", 24, 32), "deep/b": save("deep/b.png", 24, 32)}
     (batch,) = scored(save.folder)
     assert batch.names == ("a", "deep/b")
     assert batch.hr.shape == (2, 3, 24, 32)
@@ -27,8 +27,8 @@ def test_hr_images_alone_are_degraded_and_keep_their_names(save):
     assert batch.label.tolist() == [-1, -1]
     assert not batch.grey
     for name, hr, lr in zip(batch.names, batch.hr, batch.lr, strict=True):
-        assert np.array_equal(levels(hr), pictures[name])
-        exact = imresize(torch.from_numpy(pictures[name]).permute(2, 0, 1).double() / 255, 1 / 2, to_8_bit=True)
+        assert np.array_equal(levels(hr), images[name])
+        exact = imresize(torch.from_numpy(images[name]).permute(2, 0, 1).double() / 255, 1 / 2, to_8_bit=True)
         assert torch.equal(lr, exact.float())
 
 
@@ -86,7 +86,7 @@ def test_images_stored_as_grey_are_known_as_such_and_not_mixed_with_colour(save)
 def test_a_palette_image_and_other_formats_are_read_as_pillow_reads_them(save):
     expected = [save("a.png", 24, 24, "P"), save("b.bmp", 24, 24), save("c.tif", 24, 24), save("d.webp", 24, 24, lossless=True)]
     (batch,) = scored(save.folder)
-    assert all(np.array_equal(levels(hr), picture) for hr, picture in zip(batch.hr, expected, strict=True))
+    assert all(np.array_equal(levels(hr), image) for hr, image in zip(batch.hr, expected, strict=True))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -108,7 +108,7 @@ def test_a_file_that_is_cut_short_is_a_users_mistake_that_names_it(save, suffix)
 
 
 def test_a_text_with_an_images_name_is_a_users_mistake_that_names_it(save):
-    (save.folder / "a.png").write_text("no picture")
+    (save.folder / "a.png").write_text("no image")
     with pytest.raises(UserError, match=r"a\.png' is not an image"):
         scored(save.folder)
 

@@ -38,10 +38,10 @@ def test_shards_are_read_in_the_order_of_their_keys(photo_shards, photos):
     assert isinstance(images, ShardImages)
     assert images.names == sorted(path.relative_to(photos).with_suffix("").as_posix() for path in photos.rglob("*.*"))
     for i in (0, 7, 23):
-        picture = np.array(Image.open(next(photos.glob(f"{images.names[i]}.*"))))
+        expected = np.array(Image.open(next(photos.glob(f"{images.names[i]}.*"))))
         hr, lr, label = images.load(i)
-        assert np.abs(hr.permute(1, 2, 0).numpy().astype(int) - picture).max() <= 3
-        assert images.shape(i) == (*picture.shape[:2], False)
+        assert np.abs(hr.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 3
+        assert images.shape(i) == (*expected.shape[:2], False)
         assert lr is None
         assert ("boats", "cats", "dunes")[label] == images.names[i].split("/")[0]
 

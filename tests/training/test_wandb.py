@@ -118,7 +118,7 @@ def test_images_and_tables_arrive_complete(tmp_path):
     (part,) = (tmp_path / "a run" / "wandb").glob("offline-run-*/files")
     with Image.open(part / row["samples/sheet/path"]) as sheet:
         assert (sheet.size, sheet.getpixel((0, 0))) == ((6, 4), (255, 0, 0))
-    (artifact,) = of_kind(tmp_path / "a run", "artifact")  # W&B keeps a table and its pictures together
+    (artifact,) = of_kind(tmp_path / "a run", "artifact")  # W&B keeps a table and its images together
     files = {entry.path: entry.local_path for entry in artifact.manifest.contents}
     with open(files.pop("samples/table.table.json")) as file:
         table = json.load(file)

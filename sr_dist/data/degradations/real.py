@@ -5,7 +5,7 @@
              then resize to LR's size with a sinc filter, and JPEG, in either order; 8 bits at last
 
 Blur: isotropic and anisotropic Gaussians, generalised (exp(-q^beta / 2)) and plateau-shaped (1 / (1 + q^beta)) ones, where
-q = x^T S^-1 x, and circular sinc filters, which ring like oversharpened pictures. Resize: up, down or keep; area, bilinear or
+q = x^T S^-1 x, and circular sinc filters, which ring like oversharpened images. Resize: up, down or keep; area, bilinear or
 bicubic, without antialiasing. Noise: Gaussian, or Poisson's as a count of up to 256 photons would have it, per colour or grey.
 
 Every number of every sample comes from its own seed, down to the noise of each pixel: hashes, no generator. A sample is the
