@@ -93,7 +93,8 @@ class Loader:
         self.remote = any(isinstance(data_set, RemoteShards) for data_set in shards)
         self.node_of = ranks.nodes() if self.remote else [0] * ranks.size()
         self._fetch_log = FetchLog(folder, self.node_of[ranks.rank()])
-        readers = [ShardReader(self._fetch_log.attach(data_set), len(shards) + 1) for data_set in shards]
+        num_readers = len(shards) + 1  # they share the open files of this process, and the validation set is read in it too
+        readers = [ShardReader(self._fetch_log.attach(data_set), num_readers) for data_set in shards]
         data_sets = [
             DataSet(reader, seed_of(config.seed, number), data.window, portion_of(data)) for number, reader in enumerate(readers)
         ]

@@ -1,12 +1,15 @@
-"""SR-UGAN, equations 5 to 8: an auxiliary-classifier GAN. D is the discriminator's real-or-fake output, C its class output.
+"""SR-UGAN, equations 5 to 8: an auxiliary-classifier GAN.
+
+D = sigmoid(logits) is the discriminator's real-or-fake output, K its class logits, y the label of the image.
 
     L_V = -E[log D(hr)] - E[log(1 - D(sr))]              real or fake
-    L_C =  E[CE(C(hr), y)] + E[CE(C(sr), y)]             which class
+    L_C =  E[CE(K(hr), y)] + E[CE(K(sr), y)]             which class
     discriminator minimizes   L_V + L_C
     generator minimizes       L_content + 1e-3 (-E[log D(sr)])
 
-The paper sums over samples; E is the mean over the global batch. `generator_class_weight` adds CE(C(sr), y) to the generator's
-loss, as the author's later code does (1e-3) and the paper does not. The accuracies of C(hr) and C(sr) are logged.
+The paper sums over samples; E is the mean over the global batch. `generator_class_weight` adds CE(K(sr), y) to the generator's
+loss, as the author's later code does (1e-3) and the paper does not. The accuracies of K(hr) and K(sr) are logged.
+Without a class head there is no L_C. Samples without a label (-1) add zero to its means.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ class Config(Settings):
     class_weight: float = 1.0
     """The weight of L_C in the discriminator's loss."""
     generator_class_weight: float = 0.0
-    """The weight of CE(C(sr), y) in the generator's loss."""
+    """The weight of CE(K(sr), y) in the generator's loss."""
 
 
 class Objective(nn.Module):

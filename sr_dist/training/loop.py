@@ -71,7 +71,7 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     result = take_step(run.objective, run.engines, batches, run.precision, rates, run.clock.forward)
     run.ema.update()
     run.step = step
-    if step % min(run.recipe.log_every, run.recipe.max_skipped) == 0:
+    if step % min(run.recipe.log_every, run.recipe.max_skipped) == 0:  # a streak that lasts is seen at the second check
         check_divergence(run)
     return result
 
@@ -132,7 +132,7 @@ def validate(run: Run) -> bool:
         run.watchdog.beat(f"validating after step {run.step}")
         return run.stop.pending()
 
-    give_up()
+    run.watchdog.beat(f"validating after step {run.step}")  # `give_up` does it again between batches
     run.ema.gather()
     restores = run.objective.validation == "restoration"
     sheet = None
@@ -149,7 +149,7 @@ def validate(run: Run) -> bool:
     run.log.row({"step": run.step, "images": run.step * recipe.data.batch, **row})
     run.log.info(f"step {run.step} validation of {result.images} images: {result.text}")
     run.log.samples(sheet, result.rows)
-    return is_best(run, result.metrics)
+    return record_best(run, result.metrics)
 
 
 def validate_generator(run: Run, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:
@@ -187,8 +187,8 @@ def summary(scores: Scores) -> str:
     return "  ".join(words)
 
 
-def is_best(run: Run, metrics: Mapping[str, float | None]) -> bool:
-    """Records a new best value of the metric in `keep.best`."""
+def record_best(run: Run, metrics: Mapping[str, float | None]) -> bool:
+    """Records the value of `keep.best` if it beats the recorded one, or if that was measured differently. Returns whether."""
     metric, best = run.recipe.keep.best, run.state["best"]
     value = metrics.get(metric) if metric else None
     if metric is None or value is None:
