@@ -10,6 +10,7 @@ set -u
 ranks=${SLURM_GPUS_ON_NODE:-0}
 if [ "$ranks" != "$GPUS_PER_NODE" ]; then
   echo "error: $SLURMD_NODENAME has $ranks GPUs for this job, but the first node has $GPUS_PER_NODE; request the same number on each node with --gres=gpu:N" >&2
+  sleep 2  # srun ends the step when a task fails, and loses what was written just before
   exit 2
 fi
 if [ "$ranks" = 0 ]; then
