@@ -7,10 +7,11 @@ import torch
 
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.folder_images import LRFolder
-from sr_dist.data.images import Batches, Scored, load, numbers_of_this_rank, open_images
+from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank
+from sr_dist.data.images import open_images
 
 
-def scored(source, scale=2, size=4, workers=0, limit=None) -> list[Scored]:
+def scored(source, scale=2, size=4, workers=0, limit=None) -> list[ImagePairs]:
     result = batches(source, scale, size, limit)
     return list(load(result, numbers_of_this_rank(result), workers))
 

@@ -1,3 +1,12 @@
-"""Facts about colour."""
+"""Luma: the brightness of RGB images."""
 
-LUMA = (0.299, 0.587, 0.114)  # what red, green and blue weigh in the brightness of ITU-R BT.601
+from __future__ import annotations
+
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)  # the weights of red, green and blue in ITU-R BT.601
+
+
+def luma(images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W)"""
+    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)

@@ -1,11 +1,12 @@
-"""Image files in folders as a validation set: which of them are HR, which LR belongs to which, and how they are stored."""
+"""Image files in folders as a validation set: which files are HR, the LR of each, and how they are stored."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from PIL import Image, ImageFile
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line, nearest
@@ -16,15 +17,17 @@ GREY = ("1", "L", "LA", "I;16", "I;16B", "I")
 
 
 class LRFolder(NamedTuple):
-    """Where the LR of a folder of HR are: in a folder that is named, or in one beside HR whose name may hold the scale."""
+    """The LR of a folder of HR: a named folder, or one beside HR whose name may contain the scale."""
 
     folder: str | None = None
     scale: int | None = None
 
 
 class FolderImages:
-    """Image files below a folder, and their LR where there is one: in a folder that is named, in a folder LR beside a
-    folder HR, or under names in _HR and _LR (Set5 as it is shared)."""
+    """The image files below a folder, and their LR where there is one.
+
+    LR is in the named folder, in a folder LR beside a folder HR, or beside HR under names that end in _LR and _HR (as in Set5).
+    """
 
     def __init__(self, folder: Path, limit: int | None, key: str, lr: LRFolder | None = None) -> None:
         lr = lr or LRFolder()
@@ -56,8 +59,7 @@ class FolderImages:
         return self._header(i)[2]
 
     def _header(self, i: int) -> tuple[int, int, str]:
-        from PIL import Image
-
+        """Height, width and mode. Each file is opened once."""
         if i not in self._headers:
             try:
                 with Image.open(self.files[i]) as image:
@@ -65,7 +67,7 @@ class FolderImages:
             except OSError:
                 raise UserError(f"'{self.files[i]}' is not an image that can be read") from None
         if self._headers[i][2] == "F":
-            raise UserError(f"'{self.files[i]}' is stored as floats; which of them is white is not known")
+            raise UserError(f"'{self.files[i]}' is stored as floats, whose range is not known")
         return self._headers[i]
 
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
@@ -79,8 +81,8 @@ class FolderImages:
         return {}
 
 
-def _mode(image: Any) -> str:
-    """Pillow's word, with what it leaves out: transparent colours of a palette, and 16 bits of colour."""
+def _mode(image: ImageFile.ImageFile) -> str:
+    """Pillow's mode, with two additions: PA is a palette with transparency, and `;16` means 16 bits per colour."""
     if image.mode == "P" and "transparency" in image.info:
         return "PA"
     deep = image.mode.startswith(("RGB", "L")) and any(";16" in str(tile[3]) for tile in image.tile)
@@ -88,13 +90,13 @@ def _mode(image: Any) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Hidden ones, such as macOS' `._a.png`, are no images."""
+    """The image files below a folder, sorted. Hidden files, such as macOS' `._a.png`, are not images."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 
 def _within(folder: Path, *names: str) -> Path | None:
-    """A folder inside folders, whose names may be in small letters."""
+    """A folder inside nested folders. Upper and lower case are the same in their names."""
     for name in names:
         inside = {p.name.upper(): p for p in sorted(folder.iterdir(), reverse=True) if p.is_dir()}
         if name.upper() not in inside:
@@ -104,45 +106,43 @@ def _within(folder: Path, *names: str) -> Path | None:
 
 
 def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | None:
-    """The folder that is named, or one that lies beside a folder HR, as in DIV2K."""
+    """The named folder, or one beside a folder HR, as in DIV2K."""
     if lr:
         if not Path(lr).is_dir():
             near = [str(p) for p in Path(lr).parent.glob("*")] if Path(lr).parent.is_dir() else []
             raise UserError(f"lr: no folder '{lr}'{nearest(lr, near)}")
         return Path(lr)
-    places = [_within(folder, *names) for names in (("LR_bicubic", f"X{scale}"), ("LR", f"X{scale}"), ("LR",))]
-    return next((place for place in places if place), None) if _within(folder, "HR") else None
+    folders = [_within(folder, *names) for names in (("LR_bicubic", f"X{scale}"), ("LR", f"X{scale}"), ("LR",))]
+    return next((path for path in folders if path), None) if _within(folder, "HR") else None
 
 
 def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | None) -> list[Path]:
-    """The LR of every HR: of the same name, or one that says the scale (0801x4) or the kind (_LR)."""
+    """The LR of every HR: the file with the same name, or with the scale (0801x4) or _LR added."""
     lr_files = {p.relative_to(low).with_suffix(""): p for p in _files(low)}
     partners: list[Path] = []
-    lonely: list[str] = []
+    missing: list[str] = []
     for path in files:
-        place = path.relative_to(high).with_suffix("")
-        plain = re.sub("_HR$", "", place.name, flags=re.IGNORECASE)
+        stem = path.relative_to(high).with_suffix("")
+        plain = re.sub("_HR$", "", stem.name, flags=re.IGNORECASE)
         beside = [f"{plain}_LR", f"{plain}_lr"]
-        names = beside if low == high else [place.name, f"{place.name}x{scale}", plain, *beside]
-        partner = next((lr_files[place.with_name(name)] for name in names if place.with_name(name) in lr_files), None)
+        names = beside if low == high else [stem.name, f"{stem.name}x{scale}", plain, *beside]
+        partner = next((lr_files[stem.with_name(name)] for name in names if stem.with_name(name) in lr_files), None)
         if partner is None:
-            lonely.append(str(path.relative_to(high)))
+            missing.append(str(path.relative_to(high)))
         else:
             partners.append(partner)
-    if lonely:
+    if missing:
         kind = "_LR partner" if low == high else "LR"
-        more = f" ... ({len(lonely)} of {len(files)})" if len(lonely) > 5 else ""
-        raise UserError(f"{key}: no {kind} for {', '.join(lonely[:5])}{more} in '{low}'")
+        more = f" ... ({len(missing)} of {len(files)})" if len(missing) > 5 else ""
+        raise UserError(f"{key}: no {kind} for {', '.join(missing[:5])}{more} in '{low}'")
     return partners
 
 
 def _read_image(path: Path) -> Tensor:
-    from PIL import Image
-
     try:
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
             return decode(path.read_bytes(), 3)
         with Image.open(path) as image:
             return to_tensor(image, 3)
-    except (OSError, RuntimeError) as problem:
-        raise UserError(f"'{path}' cannot be decoded: {first_line(problem)}") from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"'{path}' cannot be decoded: {first_line(error)}") from None

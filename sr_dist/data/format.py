@@ -1,8 +1,8 @@
-"""Shards on disk, written down once: plain tar files, an index beside each, one manifest. No torch here.
+"""The format of shards on disk: plain tar files, an index beside each, one manifest. No torch here.
 
-A sample is some neighbouring members of a tar that share a key, in WebDataset's form: `KEY.jpg|png|webp` (HR),
-optional `KEY.lr.png` (the paired LR), `KEY.cls` (ASCII integer), `KEY.json`. The index of a shard says where the
-members lie, so that selection, order and size checks read indexes only and tars are opened for pixels.
+A sample is a group of adjacent members of a tar that share a key, as in WebDataset: `KEY.jpg|png|webp` (HR), optional
+`KEY.lr.png` (the paired LR), `KEY.cls` (ASCII integer), `KEY.json`. The index of a shard has the offsets of the members, so
+selection, order and size checks read only indexes. Tars are opened for pixels.
 
 Index file: a header, then one column after another, little-endian and memory-mapped:
 
@@ -31,7 +31,11 @@ from sr_dist.core.files import write_whole
 from sr_dist.recipe.labels import LabelNames
 
 FORMAT = 1
-URLS = ("http://", "https://", "s3://")  # of tars, as a manifest may name them; a pipe: would be a command from a data file
+URLS = (
+    "http://",
+    "https://",
+    "s3://",
+)  # a manifest may name these for its tars; pipe: is not allowed, because it would run a command from a data file
 MAGIC = b"SRDISTIX"
 HEADER = struct.Struct("<8sIIIIQ")
 MODES = ("RGB", "L", "RGBA", "LA", "I;16")  # the index stores the position in this list
@@ -57,7 +61,7 @@ COLUMNS: tuple[tuple[str, str], ...] = (
 
 
 class ShardError(UserError):
-    """Shards that are missing, damaged or not what the recipe asks for."""
+    """Shards that are missing, damaged or do not fit the recipe."""
 
 
 class ShardEntry(Settings):
@@ -68,29 +72,32 @@ class ShardEntry(Settings):
 
 
 class Manifest(Settings):
-    """`manifest.json`: what a folder of shards holds."""
+    """`manifest.json`: the contents of a folder of shards."""
 
     format: int
     samples: int
-    min_side: int  # of the HR images
-    scale: int | None = None  # of the stored LR images, if there are any
+    min_side: int
+    """The smallest side of the HR images."""
+    scale: int | None = None
+    """Of the stored LR images, if there are any."""
     classes: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     order: dict[str, int]
     shards: tuple[ShardEntry, ...]
-    tars: str | None = None  # where they are, if not beside the manifest: a folder (from the manifest's), or how URLs begin
+    tars: str | None = None
+    """Where the tars are, if not beside the manifest: a folder, relative to the manifest's, or the URL of a folder."""
     source: dict[str, Any] = {}
     tool: dict[str, str] = {}
 
     @property
     def digest(self) -> str:
-        """Names the samples and their order: equal digests mean equal training data."""
+        """Identifies the samples and their order: equal digests mean equal training data."""
         facts = [self.format, self.order, [(s.name, s.samples, s.sha256) for s in self.shards]]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def is_url(place: str) -> bool:
-    return bool(re.match("[A-Za-z][A-Za-z0-9+.-]*:", place))
+def is_url(location: str) -> bool:
+    return bool(re.match("[A-Za-z][A-Za-z0-9+.-]*:", location))
 
 
 def content_hash(data: bytes) -> bytes:
@@ -102,11 +109,11 @@ def index_name(shard: str) -> str:
 
 
 def member_header(name: str, size: int) -> bytes:
-    """A ustar header that depends on name and size alone, so that equal input gives equal bytes."""
+    """A ustar header that depends only on name and size, so equal input gives equal bytes."""
     raw = name.encode()
     if len(raw) > 100 or size >= 8**11:
         return _ustar(name, size)
-    # tarfile's own, with three fields filled in: it takes most of the time of a build otherwise.
+    # Only name, size and checksum differ. Calling tarfile for every header takes most of the time of a build.
     block = raw.ljust(100, b"\0") + _EMPTY[100:124] + b"%011o" % size + _EMPTY[135:148] + b" " * 8 + _EMPTY[156:]
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
@@ -129,7 +136,7 @@ def index_columns(key_width: int, attribute_bytes: int) -> list[tuple[str, np.dt
 
 
 def index_bytes(rows: Sequence[Mapping[str, Any]], attribute_bytes: int) -> bytes:
-    """The index of one shard; a row has a value for every column (absent numbers are 0)."""
+    """The index of one shard. A row has values by column; numbers that are left out are 0."""
     key_width = max([len(row["key"]) for row in rows], default=0) or 1
     columns = []
     for name, kind in index_columns(key_width, max(attribute_bytes, 1)):
@@ -137,23 +144,23 @@ def index_bytes(rows: Sequence[Mapping[str, Any]], attribute_bytes: int) -> byte
             columns.append(b"".join(row.get(name, b"").ljust(kind.itemsize, b"\0") for row in rows))
         else:
             columns.append(np.array([row.get(name, 0) for row in rows], kind).tobytes())
-    return _packed(columns, key_width, max(attribute_bytes, 1), len(rows))
+    return _pack(columns, key_width, max(attribute_bytes, 1), len(rows))
 
 
-def _packed(columns: Sequence[bytes], key_width: int, attribute_bytes: int, samples: int) -> bytes:
+def _pack(columns: Sequence[bytes], key_width: int, attribute_bytes: int, samples: int) -> bytes:
     body = b"".join(columns)
     return HEADER.pack(MAGIC, FORMAT, key_width, attribute_bytes, zlib.crc32(body), samples) + body
 
 
 def index_rows(index: Index, rows: np.ndarray) -> bytes:
-    """The index of some of the samples of a shard."""
+    """An index of some samples of a shard. `rows` is a mask."""
     key, attributes = index["key"].dtype.itemsize, index["attributes"].dtype.itemsize
     columns = [index[name][rows].tobytes() for name, _ in index_columns(key, attributes)]
-    return _packed(columns, key, attributes, int(rows.sum()))
+    return _pack(columns, key, attributes, int(rows.sum()))
 
 
 class Index:
-    """The columns of one shard, memory-mapped: `index["width"]` is an array with a value per sample."""
+    """The memory-mapped columns of one shard: `index["width"]` is an array with a value per sample."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -161,8 +168,8 @@ class Index:
             with open(path, "rb") as file:
                 header = file.read(HEADER.size)
             size = path.stat().st_size
-        except OSError as problem:
-            raise ShardError(f"the index '{path}' cannot be read: {problem.strerror}") from None
+        except OSError as error:
+            raise ShardError(f"the index '{path}' cannot be read: {error.strerror}") from None
         if len(header) < HEADER.size or header[:8] != MAGIC:
             raise ShardError(f"'{path}' is not an index of sr_dist")
         _, version, key_width, attribute_bytes, self.crc32, self.samples = HEADER.unpack(header)
@@ -172,7 +179,7 @@ class Index:
         ends = HEADER.size + np.cumsum([0, *(kind.itemsize for kind in kinds.values())], dtype=object) * self.samples
         if not (key_width and attribute_bytes) or ends[-1] != size:
             raise ShardError(f"'{path}' has {size} bytes where its header needs {ends[-1]}: it is cut short or damaged")
-        # As a plain array: slices of a memmap take ten times as long.
+        # A plain array, because slicing a memmap takes ten times as long.
         self._map = np.asarray(np.memmap(path, np.uint8, "r")) if self.samples else np.zeros(size, np.uint8)
         self._columns = {
             name: self._map[begin:end].view(kind) for (name, kind), begin, end in zip(kinds.items(), ends, ends[1:], strict=False)
@@ -185,7 +192,7 @@ class Index:
         return self._columns[column]
 
     def check(self) -> None:
-        """Reads the whole index and compares it with its checksum."""
+        """Reads the whole index and checks its checksum."""
         if zlib.crc32(self._map[HEADER.size :].data) != self.crc32:
             raise ShardError(f"'{self.path}' does not match its own checksum: it is damaged; build the shards again")
 
@@ -195,9 +202,9 @@ class Index:
 
 @dataclass(frozen=True)
 class Shards:
-    """A folder of shards, or some shards of one (a brace pattern), as its manifest describes it."""
+    """A folder of shards, or some shards of it (a brace pattern), as the manifest describes them."""
 
-    OPEN_AT_ONCE: ClassVar[int] = 256  # a selection spreads every window of the order over many shards
+    OPEN_AT_ONCE: ClassVar[int] = 256  # with data.select, a window of the order is spread over many shards
 
     folder: Path
     manifest: Manifest
@@ -216,19 +223,19 @@ class Shards:
         return [self.path(shard) for shard in range(len(self.manifest.shards))]
 
     def where(self, shard: int) -> str:
-        """The shard's name for people."""
+        """The path of a shard, for messages."""
         return str(self.path(shard))
 
     def advice(self) -> str:
-        """What to do about damage."""
+        """A hint for messages about damage."""
         return f"; 'python -m shards.verify {self.folder} --deep' finds what else is damaged"
 
     def open(self, shard: int) -> int:
-        """A descriptor of the shard's file."""
+        """A file descriptor of the shard."""
         return os.open(self.path(shard), os.O_RDONLY)
 
     def forget(self, shard: int) -> bool:
-        """For a shard whose bytes turned out wrong: True if it was a copy, and `open` now makes another."""
+        """Removes a damaged copy of a shard. True if there was one, so that `open` makes a new copy."""
         return False
 
     def index(self, shard: int) -> Index:
@@ -239,23 +246,23 @@ class Shards:
         return index
 
     def check_sizes(self) -> None:
-        """Every shard is there with the size that the manifest says: a stat each, no reading."""
+        """Checks that every shard exists and has the size in the manifest. Reads no data."""
         for problem in self.damage():
             raise ShardError(f"{problem}; 'python -m shards.verify {self.folder}' checks the rest")
 
     def damage(self) -> Iterator[str]:
-        """What a look at the sizes shows."""
+        """The shards that are missing or have a wrong size, one message each."""
         for path, entry in zip(self.paths(), self.manifest.shards, strict=True):
             try:
                 size = path.stat().st_size
-            except OSError as problem:
-                yield f"the shard '{path}' of the manifest is missing ({problem.strerror})"
+            except OSError as error:
+                yield f"the shard '{path}' of the manifest is missing ({error.strerror})"
                 continue
             if size != entry.bytes:
                 yield f"'{path}' has {size} bytes where the manifest says {entry.bytes}: it is cut short or was changed"
 
     def check_indexes(self) -> None:
-        """Every index is what was written: reads them whole."""
+        """Reads every index and checks its checksum."""
         for number in range(len(self.manifest.shards)):
             self.index(number).check()
 
@@ -266,7 +273,7 @@ def open_shards(source: str, key: str = "shards") -> Shards:
         return _some_shards(source, key)
     folder = Path(source)
     if not folder.is_dir():
-        raise ShardError(f"{key}: no folder '{source}'{_neighbour(folder)}")
+        raise ShardError(f"{key}: no folder '{source}'{_nearest_folder(folder)}")
     return Shards(folder, read_manifest(folder, key))
 
 
@@ -279,7 +286,8 @@ def _some_shards(pattern: str, key: str) -> Shards:
 
 
 def expanded(pattern: str, key: str) -> list[str]:
-    from braceexpand import braceexpand
+    """The names that a brace pattern stands for."""
+    from braceexpand import braceexpand  # not needed for folders
 
     try:
         return list(braceexpand(pattern))
@@ -304,14 +312,14 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ShardError(f"{key}: '{folder}' has no manifest.json; python -m shards.build makes shards from images") from None
-    except (OSError, ValueError) as problem:
-        raise ShardError(f"{key}: '{path}' cannot be read: {problem}") from None
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{key}: '{path}' cannot be read: {error}") from None
     if not isinstance(tree, dict) or str(tree.get("format")) != str(FORMAT):
         raise ShardError(f"{key}: '{path}' is not a manifest of format {FORMAT}")
     try:
         manifest = typed(Manifest, tree)
-    except UserError as mistake:
-        raise ShardError(f"{key}: '{path}': {mistake}") from None
+    except UserError as error:
+        raise ShardError(f"{key}: '{path}': {error}") from None
     if manifest.samples != sum(shard.samples for shard in manifest.shards) or manifest.samples < 1:
         raise ShardError(
             f"{key}: '{path}' says {manifest.samples} samples, its shards {[s.samples for s in manifest.shards][:4]}..."
@@ -323,7 +331,7 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
         raise ShardError(f"{key}: '{path}': tars: '{manifest.tars}' is neither a folder nor begins with {', '.join(URLS)}")
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
-            raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is no tar file of that folder")
+            raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is not a tar file of that folder")
     return manifest
 
 
@@ -333,7 +341,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def attribute_bits(values: Iterable[bool], attribute_bytes: int) -> bytes:
-    """Bit i of the result is the i-th value."""
+    """Packs values into bytes: bit i is the i-th value."""
     packed = np.packbits(np.fromiter(values, bool), bitorder="little").tobytes()
     return packed.ljust(attribute_bytes, b"\0")
 
@@ -344,6 +352,6 @@ def attribute_values(column: np.ndarray, attributes: int) -> np.ndarray:
     return np.unpackbits(raw, axis=1, bitorder="little")[:, :attributes]
 
 
-def _neighbour(path: Path) -> str:
+def _nearest_folder(path: Path) -> str:
     parent = path.parent
     return nearest(path.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""

@@ -1,9 +1,9 @@
-"""JPEG there and back on tensors, whole batches at once, each image with its own quality: what a file would have kept.
+"""JPEG compression and decompression of batches of tensors. Each image has its own quality.
 
-    RGB -> YCbCr in 8 bits -> colour at half size -> DCT of 8 x 8 blocks -> divided by the quality's table, rounded -> back
+    RGB -> YCbCr in 8 bits -> chroma at half size -> DCT of 8 x 8 blocks -> divided by the quality's table, rounded -> back
 
-As libjpeg does it: the tables of the standard's Annex K scaled by the quality, colour averaged over 2 x 2 pixels and enlarged
-by a triangle. Not for gradients: it rounds. Entropy coding loses nothing and is left out.
+As in libjpeg: the tables of the standard's Annex K are scaled by the quality, and chroma is averaged over 2 x 2 pixels and
+enlarged with a triangle filter. Entropy coding is lossless and is left out. The result has no gradient, because it is rounded.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ LUMINANCE = (
     49, 64, 78, 87, 103, 121, 120, 101,
     72, 92, 95, 98, 112, 100, 103, 99,
 )  # fmt: skip
-COLOUR = (
+CHROMINANCE = (
     17, 18, 24, 47, 99, 99, 99, 99,
     18, 21, 26, 66, 99, 99, 99, 99,
     24, 26, 56, 99, 99, 99, 99, 99,
     47, 66, 99, 99, 99, 99, 99, 99,
     *[99] * 32,
 )  # fmt: skip
-TO_YCC = (LUMA, (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
-TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
+RGB_TO_YCC = (LUMA, (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
+YCC_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
-    """(B, 1 or 3, H, W) in [0, 1] with sides that divide by 16, and (B,) qualities from 1 to 100 -> the same in 8 bits."""
+    """(B, 1 or 3, H, W) in [0, 1] with sides that divide by 16, and (B,) qualities from 1 to 100 -> the same, in 8 bits."""
     assert images.shape[-2] % 16 == 0 and images.shape[-1] % 16 == 0, images.shape
     levels = (images * 255).round().clamp(0, 255)
     if images.shape[1] == 1:
-        return coded(levels, tables(quality, LUMINANCE)) / 255
-    ycc = _colours(levels, TO_YCC)
+        return quantize(levels, tables(quality, LUMINANCE)) / 255
+    ycc = _convert(levels, RGB_TO_YCC)
     ycc[:, 1:] += 128
     ycc = ycc.round().clamp(0, 255)
     batch, _, height, width = images.shape
     small = ycc[:, 1:].view(batch, 2, height // 2, 2, width // 2, 2).mean((3, 5))
-    luma = coded(ycc[:, :1], tables(quality, LUMINANCE))
-    colour = _enlarged(_enlarged(coded(small.round(), tables(quality, COLOUR)), 3), 2).round()
-    return _colours(torch.cat([luma, colour - 128], 1), TO_RGB).round().clamp(0, 255) / 255
+    luma = quantize(ycc[:, :1], tables(quality, LUMINANCE))
+    chroma = _enlarge(_enlarge(quantize(small.round(), tables(quality, CHROMINANCE)), 3), 2).round()
+    return _convert(torch.cat([luma, chroma - 128], 1), YCC_TO_RGB).round().clamp(0, 255) / 255
 
 
 def tables(quality: Tensor, standard: tuple[int, ...]) -> Tensor:
-    """What libjpeg divides by at each quality: (B, 8, 8)."""
+    """The quantization tables of libjpeg at each quality: (B, 8, 8)."""
     quality = quality.double()
     percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()[:, None]
     scaled = (torch.tensor(standard, dtype=torch.float64, device=quality.device) * percent + 50) / 100
     return scaled.floor().clamp(1, 255).view(-1, 8, 8)
 
 
-def coded(levels: Tensor, table: Tensor) -> Tensor:
-    """(B, C, H, W) levels and (B, 8, 8) tables -> the levels that are left."""
+def quantize(levels: Tensor, table: Tensor) -> Tensor:
+    """(B, C, H, W) levels and (B, 8, 8) tables -> the levels after their DCT was quantized."""
     batch, channels, height, width = levels.shape
     transform, table = _dct().to(levels), table.to(levels)[:, None, None, None]
     blocks = levels.view(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4) - 128  # (B, C, H/8, W/8, 8, 8)
@@ -73,21 +73,21 @@ def coded(levels: Tensor, table: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _dct() -> Tensor:
-    """The orthonormal cosine transform of 8 values."""
+    """The orthonormal cosine transform of 8 values: (8, 8)."""
     k = torch.arange(8, dtype=torch.float64)
     rows = torch.cos(math.pi * (2 * k + 1) * k[:, None] / 16) / 2
     rows[0] /= math.sqrt(2)
     return rows
 
 
-def _colours(images: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
-    """One sum after the other: the last bit of a product may not depend on the batch."""
+def _convert(images: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Applies a colour matrix as explicit sums: the last bit of a matrix product may depend on the batch."""
     red, green, blue = images.unbind(1)
     return torch.stack([a * red + b * green + c * blue for a, b, c in matrix], 1)
 
 
-def _enlarged(images: Tensor, axis: int) -> Tensor:
-    """Twice the size along one axis: three quarters of the nearest value, one quarter of the next."""
+def _enlarge(images: Tensor, axis: int) -> Tensor:
+    """Doubles the size along one axis. A pixel is three quarters of the nearest value and one quarter of the next."""
     size = images.shape[axis]
     before = torch.cat([images.narrow(axis, 0, 1), images.narrow(axis, 0, size - 1)], axis)
     after = torch.cat([images.narrow(axis, 1, size - 1), images.narrow(axis, size - 1, 1)], axis)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch
 from sr_dist.core.child_processes import end_with_parent
+from sr_dist.core.contracts import Degradation
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.data import augment
 from sr_dist.data.crops import Crops, CropSource, DataSet, Positions
@@ -77,7 +78,7 @@ class Loader:
         self,
         shards: Sequence[Shards],
         config: LoaderConfig,
-        degrade: Callable[[Tensor, Tensor], Tensor],
+        degrade: Degradation,
         device: torch.device,
         start: Start | None = None,
         folder: Path | None = None,

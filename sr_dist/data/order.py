@@ -25,10 +25,10 @@ SHARDS, SAMPLES, CROP, TURN, DEGRADE, NOISE, DATASET = range(7)
 Number = int | np.ndarray
 
 
-def permutation(size: int, seed: int, epoch: int, use: int, part: int = 0) -> np.ndarray:
+def permutation(size: int, seed: int, epoch: int, use: int, window: int = 0) -> np.ndarray:
     """A permutation of range(size), determined by the arguments."""
     key = np.array([seed % 2**64, epoch], np.uint64)
-    counter = np.array([0, 0, part, use], np.uint64)
+    counter = np.array([0, 0, window, use], np.uint64)
     return np.argsort(np.random.Philox(key=key, counter=counter).random_raw(size), kind="stable")
 
 

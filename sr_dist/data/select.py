@@ -1,12 +1,13 @@
-"""Which samples of a data set: those that `data.select` names and, of them, a part of `data.split`; both by content hash, so that
-they are the same on every machine, in any order and any number of shards.
+"""Selects samples of a data set: those of `data.select` and, among them, one part of `data.split`. Both depend only on content
+hashes, so they are the same on every machine, in any order and in any number of shards.
 
     {each_class: 180}                        180 samples of every class
     {Eyeglasses: 13000, rest: 27000}         13,000 with the attribute, 27,000 of all others
     {tench: 100, chow: 100}                  two classes
-A sample that fits several lines counts for the first.
 
-    split: [0.7, 0.15, 0.15]                 training, validation, test: a sample's hash alone says which
+A sample that fits several groups counts for the first.
+
+    split: [0.7, 0.15, 0.15]                 training, validation, test; the hash of a sample determines its part
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ from sr_dist.recipe.labels import CLASS, Labels
 from sr_dist.recipe.sections import Data
 
 PARTS = ("training", "validation", "test")
+Group = tuple[str, int, np.ndarray]  # name, count, and a mask of the samples that fit
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Of the samples that `select` names, those in one part of a split; by default everything."""
+    """The samples of `select` that are in one part of a split. By default all samples."""
 
     select: Mapping[str, int] = field(default_factory=dict)
     split: tuple[float, ...] = ()
     part: int = 0
-    key: str = "data.select"  # of the recipe, for what is said of `select`
+    key: str = "data.select"  # the recipe key in errors
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.select.items())
@@ -40,6 +42,7 @@ class Portion:
         return " of ".join(filter(None, (part, counts))) + " by content hash" if part or counts else "all"
 
     def describe(self) -> dict[str, Any]:
+        """For the report, as JSON."""
         return {"select": dict(self.select), "split": list(self.split), "part": PARTS[self.part] if self.split else None}
 
 
@@ -62,17 +65,18 @@ def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
 
 
 def part_of(hashes: np.ndarray, split: Sequence[float]) -> np.ndarray:
-    """The part of the split that each sample is in. By the hash's second half: the first half orders `select`, and what it
-    chooses must fall into all parts."""
-    place = np.frombuffer(np.array(hashes).tobytes(), "<u8").reshape(-1, 2)[:, 1] / 2.0**64
-    return np.searchsorted(np.cumsum(split)[:-1], place, side="right")
+    """The part of the split that each sample is in. It depends on the second half of the hash: `select` takes samples in the
+    order of the first half, and the selected samples must fall into all parts.
+    """
+    fractions = np.frombuffer(np.array(hashes).tobytes(), "<u8").reshape(-1, 2)[:, 1] / 2.0**64
+    return np.searchsorted(np.cumsum(split)[:-1], fractions, side="right")
 
 
 def selected_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
-    """The chosen rows of every shard, in tar order."""
+    """The rows of every shard that `select` names, in tar order."""
     starts = _starts(shards)
     hashes, keys, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
-    by_hash = np.lexsort((keys, hashes))  # equal contents by their keys
+    by_hash = np.lexsort((keys, hashes))  # samples with equal contents are sorted by key
 
     free = np.ones(len(hashes), bool)
     taken = np.zeros(len(hashes), bool)
@@ -86,15 +90,15 @@ def selected_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
 
 
 def _columns(shards: Shards) -> Iterator[tuple[np.ndarray, ...]]:
-    """Hashes, keys, classes and attributes of every shard, copied, so that no more than one index is open at a time."""
+    """Hashes, keys, classes and attributes of every shard. They are copied, so that only one index is open at a time."""
     for number in range(len(shards.manifest.shards)):
         index = shards.index(number)
         attributes = attribute_values(index["attributes"], len(shards.manifest.attributes))
         yield np.array(index["hash"]).view("S16"), np.array(index["key"]), np.array(index["class"]), attributes
 
 
-def _groups(shards: Shards, portion: Portion, classes: np.ndarray, attributes: np.ndarray):
-    """(name, count, mask) of every group; `rest` comes last, whatever its place in the recipe."""
+def _groups(shards: Shards, portion: Portion, classes: np.ndarray, attributes: np.ndarray) -> Iterator[Group]:
+    """The groups of `select`. `rest` comes last, wherever it is in the recipe."""
     manifest = shards.manifest
     for name, count in sorted(portion.select.items(), key=lambda item: item[0] == "rest"):
         if name == "each_class" and not manifest.classes:
@@ -114,7 +118,7 @@ def _groups(shards: Shards, portion: Portion, classes: np.ndarray, attributes: n
 
 
 def shares(shards: Shards, portion: Portion, labels: Labels) -> tuple[float, ...]:
-    """How much of a portion each class is, or has each attribute; samples without a class are not counted."""
+    """The share of each label in a portion. Samples without a class are not counted among the classes."""
     rows = np.concatenate([low + selected for low, selected in zip(_starts(shards), portion_rows(shards, portion), strict=False)])
     _, _, classes, attributes = (np.concatenate(column)[rows] for column in zip(*_columns(shards), strict=True))
     if labels.kind == CLASS:
@@ -126,5 +130,5 @@ def shares(shards: Shards, portion: Portion, labels: Labels) -> tuple[float, ...
 
 
 def _starts(shards: Shards) -> np.ndarray:
-    """The number of each shard's first sample, and of the one after the last."""
+    """The number of the first sample of each shard, and the number of samples."""
     return np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])]).astype(np.int64)

@@ -20,7 +20,8 @@ from sr_dist.core.files import InUse, lock_file, sha256
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
-from sr_dist.data.images import Batches, Images, ShardImages, content, open_images
+from sr_dist.data.image_pairs import Batches
+from sr_dist.data.images import Images, ShardImages, content_digest, open_images
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.baselines import Upscale, baseline
 from sr_dist.evaluation.classifiers.classifier_answers import ORIGINAL, NamedClassifier
@@ -91,7 +92,7 @@ def evaluate(
         metric_options.metrics, device, metric_options.resize, extractor, metric_options.allow_download, classifiers
     )
     methods, sources = named_methods(generators, scale, device)
-    facts = identity_facts(image_options, rules, content(batches.images), metrics, sources)
+    facts = identity_facts(image_options, rules, content_digest(batches.images), metrics, sources)
     with exclusive(folder):
         results = PartialResults(folder / ".partial" / identity(facts))
         references = open_references(metric_options.cache, image_options.batch, facts)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
-from sr_dist.data.images import Batches, Scored, load, numbers_of_this_rank
+from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank
 from sr_dist.evaluation.baselines import Upscale
 from sr_dist.evaluation.classifiers.classifier_answers import (
     MethodAnswers,
@@ -128,7 +128,7 @@ def _stop_together(problem: str, abandoned: bool) -> None:
 
 
 def _score_batch(
-    methods: Mapping[str, Upscale], batch: Scored, scoring: Scoring, views_of_hr: Sequence[str]
+    methods: Mapping[str, Upscale], batch: ImagePairs, scoring: Scoring, views_of_hr: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The partial results of a batch: rows and labels; features of HR and of every method, and classifiers' answers."""
     metrics, protocol = scoring.metrics, scoring.protocol

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sr_dist.core.colour import LUMA
+from sr_dist.core.colour import luma
 from sr_dist.core.errors import UserError
 from sr_dist.recipe.labels import Labels
 
@@ -48,7 +48,7 @@ class FrozenClassifier(nn.Module):
 
     def _as_trained(self, images: Tensor) -> Tensor:
         if images.shape[1] == 3 and self.channels == 1:
-            images = (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+            images = luma(images)
         elif images.shape[1] == 1 and self.channels == 3:
             images = images.expand(-1, 3, -1, -1)
         if self.size and images.shape[-2:] != (self.size, self.size):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sr_dist.core.colour import LUMA
+from sr_dist.core.colour import luma
 from sr_dist.core.resize import imresize
 
 Upscale = Callable[[Tensor], Tensor]  # (B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)
@@ -30,11 +30,6 @@ def adapt_channels(network: nn.Module, channels: int, scale: int) -> Upscale:
         return smooth + network(luma(lr)) - luma(smooth)
 
     return upscale
-
-
-def luma(images: Tensor) -> Tensor:
-    """(B, 3, h, w) -> (B, 1, h, w)"""
-    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ Every figure is the median of ratios of measurements taken one after the other, 
 
     stream       order -> pread -> crc32 -> decode -> crop -> a uint8 batch in shared memory     one worker
     decode       the same files from memory, whole, one by one with torchvision's decode_image   no worker, no file
-    batches      the stream, and floats, flips, turns and LR                                     one worker
+    batches      stream, then floats, flips, turns and LR                                        one worker
     webdataset   WebDataset's reader and PIL: decode, the same crops, LR by bicubic, floats      one worker
 
-The stream decodes only the part of a file that its crop needs, where the file allows that. LR and floats are made on the
-device of the training; `batches` makes them on the CPU, in the main process.
+The loader decodes only the part of a file that a crop needs, where the file allows that. In training, LR and floats are made on
+the device; `batches` makes them on the CPU, in the main process.
 """
 
 from __future__ import annotations

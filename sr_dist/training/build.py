@@ -14,7 +14,8 @@ from sr_dist.core import config, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.run_layout import METRICS, RECIPE
 from sr_dist.data.format import Shards
-from sr_dist.data.images import Batches, open_images
+from sr_dist.data.image_pairs import Batches
+from sr_dist.data.images import open_images
 from sr_dist.data.loader import Loader, LoaderConfig, Start
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.select import portion_of

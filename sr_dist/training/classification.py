@@ -7,7 +7,8 @@ from typing import Any
 
 from sr_dist.core import ranks
 from sr_dist.core.files import sha256
-from sr_dist.data.images import Batches, open_images
+from sr_dist.data.image_pairs import Batches
+from sr_dist.data.images import open_images
 from sr_dist.data.open_data import cache_for
 from sr_dist.data.select import portion_of
 from sr_dist.evaluation.classifiers.answers import classify_all, summary

@@ -12,7 +12,7 @@ import torch
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch
 from sr_dist.core.run_layout import DONE, PREEMPTED
-from sr_dist.data.images import Batches
+from sr_dist.data.image_pairs import Batches
 from sr_dist.data.order import NOISE, draw
 from sr_dist.evaluation.partial_results import Abandoned
 from sr_dist.evaluation.protocol import protocol

@@ -13,7 +13,7 @@ from torch import Tensor
 from sr_dist.core import ranks
 from sr_dist.core.contracts import Objective
 from sr_dist.core.run_layout import checkpoint_folder
-from sr_dist.data.images import Batches
+from sr_dist.data.image_pairs import Batches
 from sr_dist.data.loader import Loader
 from sr_dist.evaluation.metric_set import Metrics
 from sr_dist.models.metadata import classifier_metadata, generator_metadata

@@ -15,7 +15,8 @@ from scoring import batches, levels, scored
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.resize import imresize
-from sr_dist.data.images import load, open_images
+from sr_dist.data.image_pairs import load
+from sr_dist.data.images import open_images
 
 
 def test_hr_images_alone_are_degraded_and_keep_their_names(save):
@@ -115,7 +116,8 @@ def test_a_text_with_an_images_name_is_a_users_mistake_that_names_it(save):
 
 READ = """
 import sys
-from sr_dist.data.images import Batches, load, open_images
+from sr_dist.data.image_pairs import Batches, load
+from sr_dist.data.images import open_images
 list(load(Batches(open_images(sys.argv[1]), 2, None, 1), [0]))
 """
 

@@ -233,7 +233,7 @@ def test_a_manifest_may_only_name_tars_of_its_own_folder(tmp_path, name):
     tree = MANIFEST.model_dump(mode="json")
     tree["shards"][0]["name"] = name
     (tmp_path / "manifest.json").write_text(json.dumps(tree))
-    with pytest.raises(ShardError, match="is no tar file of that folder"):
+    with pytest.raises(ShardError, match="is not a tar file of that folder"):
         read_manifest(tmp_path)
 
 

@@ -58,14 +58,14 @@ def test_the_order_is_frozen():
 
 
 @given(st.integers(0, 200), seeds, st.integers(0, 1000), st.integers(0, 4), st.integers(0, 1000))
-def test_a_permutation_contains_every_number_once(size, seed, epoch, use, part):
-    assert sorted(permutation(size, seed, epoch, use, part).tolist()) == list(range(size))
+def test_a_permutation_contains_every_number_once(size, seed, epoch, use, window):
+    assert sorted(permutation(size, seed, epoch, use, window).tolist()) == list(range(size))
 
 
 @given(seeds, st.integers(0, 1000), st.integers(0, 50))
-def test_every_argument_of_a_permutation_matters(seed, epoch, part):
-    others = [(seed + 1, epoch, 0, part), (seed, epoch + 1, 0, part), (seed, epoch, 1, part), (seed, epoch, 0, part + 1)]
-    expected = permutation(40, seed, epoch, 0, part).tolist()
+def test_every_argument_of_a_permutation_matters(seed, epoch, window):
+    others = [(seed + 1, epoch, 0, window), (seed, epoch + 1, 0, window), (seed, epoch, 1, window), (seed, epoch, 0, window + 1)]
+    expected = permutation(40, seed, epoch, 0, window).tolist()
     assert all(permutation(40, *other).tolist() != expected for other in others)
 
 

@@ -82,7 +82,7 @@ def test_an_isotropic_gaussian_is_the_formula():
 
 def test_filtering_is_a_correlation_mirrored_at_the_border():
     images, kernels = torch.rand(2, 3, 20, 24, dtype=torch.float64), torch.rand(2, 7, 7, dtype=torch.float64)
-    results = real.filtered(canvas(images), kernels).images
+    results = real.filter_images(canvas(images), kernels).images
     for image, kernel, ours in zip(images, kernels, results, strict=True):
         padded = F.pad(image[:, None], (3, 3, 3, 3), mode="reflect")
         torch.testing.assert_close(ours[:, None], F.conv2d(padded, kernel[None, None]))
@@ -109,7 +109,7 @@ def test_images_on_a_larger_canvas_are_degraded_as_on_their_own():
     around[..., :37, :37] = image
     sizes = torch.tensor([37])
     kernels = real.sinc(torch.tensor([1.5], dtype=torch.float64), torch.tensor([21]), 21)
-    for step in (lambda c: real.filtered(c, kernels), lambda c: real.compressed(c, real.First(), real.Draws(seeds))):
+    for step in (lambda c: real.filter_images(c, kernels), lambda c: real.compress(c, real.First(), real.Draws(seeds))):
         alone, inside = step(canvas(image)).images, step(real.Canvas(around, sizes, sizes)).images
         torch.testing.assert_close(inside[..., :37, :37], alone)
 
@@ -117,8 +117,8 @@ def test_images_on_a_larger_canvas_are_degraded_as_on_their_own():
 def test_gaussian_noise_has_its_sigma_and_grey_noise_no_colour():
     images = canvas(torch.full((4, 3, 64, 64), 0.5, dtype=torch.float64))
     options = {"gaussian_probability": 1, "noise_sigma": (10, 10)}
-    colour = real.noisy(images, real.First(grey_probability=0, **options), real.Draws(SEEDS[:4])).images * 255
-    grey = real.noisy(images, real.First(grey_probability=1, **options), real.Draws(SEEDS[:4])).images * 255
+    colour = real.add_noise(images, real.First(grey_probability=0, **options), real.Draws(SEEDS[:4])).images * 255
+    grey = real.add_noise(images, real.First(grey_probability=1, **options), real.Draws(SEEDS[:4])).images * 255
     for noise in (colour, grey):
         assert noise.std().item() == pytest.approx(10, rel=0.03)
         assert noise.mean().item() == pytest.approx(127.5, abs=0.4)

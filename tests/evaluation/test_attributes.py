@@ -14,7 +14,8 @@ from test_report import METRICS, batches_of, methods_for, store, table
 
 from sr_dist.core.errors import UserError
 from sr_dist.data.degradations import bicubic
-from sr_dist.data.images import Batches, open_images
+from sr_dist.data.image_pairs import Batches
+from sr_dist.data.images import open_images
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.classifiers.answers import Answers
 from sr_dist.evaluation.classifiers.attributes import attribute_report, ranking

@@ -12,7 +12,8 @@ from PIL import Image
 
 from sr_dist.core import ranks
 from sr_dist.data.degradations import identity
-from sr_dist.data.images import Batches, numbers_of_this_rank, open_images
+from sr_dist.data.image_pairs import Batches, numbers_of_this_rank
+from sr_dist.data.images import open_images
 from sr_dist.evaluation.classifiers import answers as answers_module
 from sr_dist.evaluation.classifiers.answers import (
     Answers,

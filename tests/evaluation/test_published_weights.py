@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from sr_dist.core.batch import Batch
 from sr_dist.data.degradations import bicubic
-from sr_dist.data.images import Batches, open_images
+from sr_dist.data.image_pairs import Batches
+from sr_dist.data.images import open_images
 from sr_dist.evaluation.baselines import baseline
 from sr_dist.evaluation.contact_sheet import to_pil
 from sr_dist.evaluation.distances.extractor import INCEPTION

@@ -11,7 +11,7 @@ from PIL import Image
 from sr_dist.core.files import sha256
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.folder_images import FolderImages
-from sr_dist.data.images import Batches
+from sr_dist.data.image_pairs import Batches
 from sr_dist.evaluation.baselines import baseline
 from sr_dist.evaluation.contact_sheet import to_pil
 from sr_dist.evaluation.distances.extractor import Extractor, torchscript

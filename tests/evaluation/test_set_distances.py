@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sr_dist.data.folder_images import FolderImages
-from sr_dist.data.images import Batches
+from sr_dist.data.image_pairs import Batches
 from sr_dist.evaluation.distances.features import Unmeasurable
 from sr_dist.evaluation.distances.frechet import moments
 from sr_dist.evaluation.distances.reference_cache import Reference

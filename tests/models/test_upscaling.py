@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 from safetensors.torch import save_file
 
+from sr_dist.core.colour import luma
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.resize import imresize
 from sr_dist.models import image_files, trained
 from sr_dist.models.metadata import generator_metadata
-from sr_dist.models.tiling import adapt_channels, axis_tiles, luma, upscale_in_tiles
+from sr_dist.models.tiling import adapt_channels, axis_tiles, upscale_in_tiles
 from sr_dist.models.upscaling import refuse_existing, targets
 from sr_dist.upscale import Upscale, upscale
 

@@ -1,15 +1,14 @@
-"""LR by a Gaussian filter, then down-sampling, as in SRGAN's slides; kept in 8 bits like a file would be.
+"""LR by a Gaussian filter and downsampling, as in SRGAN's slides, rounded to 8 bits.
 
-    y(i) = sum_j w(i, j) x(j),  w(i, j) = exp(-(j - u(i))^2 / (2 sigma^2)), made to sum to one,  u(i) = (i + 1/2) scale - 1/2
+    y(i) = sum_j w(i, j) x(j),  w(i, j) = exp(-(j - u(i))^2 / (2 sigma^2)), sums to one,  u(i) = (i + 1/2) scale - 1/2
 
-per axis. The filter is sampled at the middle u(i) of the pixels that LR's pixel i covers, so that LR is not shifted against
-HR; outside, the image is mirrored, edge included. The slides give no sigma: 1.6 pixels of HR is what peers call BD.
+per axis. u(i) is the centre of the HR pixels that LR pixel i covers, so LR is not shifted against HR. Pixels outside are
+mirrored, edge included. The slides state no sigma; 1.6 HR pixels is the usual value, known as the BD degradation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated
 
@@ -18,18 +17,20 @@ from pydantic import Field
 from torch import Tensor
 
 from sr_dist.core.config import Settings
+from sr_dist.core.contracts import Degradation
 from sr_dist.core.resize import rounded
 
 
 class Config(Settings):
-    sigma: Annotated[float, Field(gt=0)] = 1.6  # pixels of HR
+    sigma: Annotated[float, Field(gt=0)] = 1.6
+    """The standard deviation of the filter in HR pixels."""
 
 
-def build(config: Config, scale: int) -> Callable[[Tensor, Tensor], Tensor]:
+def build(config: Config, scale: int) -> Degradation:
     def degrade(hr: Tensor, seeds: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H / scale, W / scale)."""
+        """(B, C, H, W) -> (B, C, H / scale, W / scale)"""
         rows, columns = (_matrix(size, scale, config.sigma).to(hr) for size in hr.shape[-2:])
-        with torch.autocast(hr.device.type, enabled=False):  # 8 bits of a bf16 product are not 8 bits of an image
+        with torch.autocast(hr.device.type, enabled=False):  # bf16 has 8 bits of mantissa, too few for 8-bit images
             return rounded(rows @ hr @ columns.T)
 
     return degrade
@@ -39,9 +40,9 @@ def build(config: Config, scale: int) -> Callable[[Tensor, Tensor], Tensor]:
 def _matrix(size: int, scale: int, sigma: float) -> Tensor:
     """The (size / scale, size) matrix of one axis, in float64."""
     out, reach = math.ceil(size / scale), math.ceil(4 * sigma)
-    middle = (torch.arange(out, dtype=torch.float64) + 0.5) * scale - 0.5
-    taps = torch.floor(middle)[:, None] + torch.arange(-reach, reach + 2, dtype=torch.float64)  # (out, taps)
-    weights = torch.exp(-((taps - middle[:, None]) ** 2) / (2 * sigma**2))
+    centre = (torch.arange(out, dtype=torch.float64) + 0.5) * scale - 0.5
+    taps = torch.floor(centre)[:, None] + torch.arange(-reach, reach + 2, dtype=torch.float64)  # (out, taps)
+    weights = torch.exp(-((taps - centre[:, None]) ** 2) / (2 * sigma**2))
     mirrored = taps.long().remainder(2 * size)
     inside = torch.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)
     return torch.zeros(out, size, dtype=torch.float64).scatter_add_(1, inside, weights / weights.sum(1, keepdim=True))

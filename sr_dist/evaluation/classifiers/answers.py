@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sr_dist.core import ranks
-from sr_dist.data.images import Batches, Scored, load, numbers_of_this_rank
+from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank
 from sr_dist.evaluation.intervals import wilson
 from sr_dist.evaluation.partial_results import Abandoned
 from sr_dist.recipe.columns import CLASSIFICATION
@@ -69,7 +69,7 @@ def classify_all(
     return Answers([name for part, _, _ in parts for name in part], *(np.concatenate(column) for column in columns))
 
 
-def answer_columns(logits: Tensor, labels: Labels, batch: Scored) -> tuple[np.ndarray, ...]:
+def answer_columns(logits: Tensor, labels: Labels, batch: ImagePairs) -> tuple[np.ndarray, ...]:
     """The columns of `Answers` for a batch, (B, heads) each; in float64, so that the sums do not depend on the batches."""
     logits = logits.double().cpu()
     if labels.kind == CLASS:

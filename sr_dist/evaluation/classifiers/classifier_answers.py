@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
-from sr_dist.data.images import Scored
+from sr_dist.data.image_pairs import ImagePairs
 from sr_dist.evaluation.classifiers.answers import TOP, Answers, Classify, Head, answer_columns, heads
 from sr_dist.evaluation.partial_results import PartialResults
 from sr_dist.evaluation.protocol import Protocol, as_stored
@@ -49,7 +49,7 @@ class NamedClassifier:
             return {f"accuracy_{self.name}": 1}
         return {f"top{k}_{self.name}": k for k in ((1, TOP) if len(self.labels.names) > TOP else (1,))}
 
-    def arrays(self, images: Tensor, protocol: Protocol, batch: Scored) -> np.ndarray:
+    def arrays(self, images: Tensor, protocol: Protocol, batch: ImagePairs) -> np.ndarray:
         """The columns of `Answers` for a batch, (B, heads, columns); nan for images that are not finite."""
         logits = self.classify(as_stored(images.nan_to_num(), protocol).float())
         if not logits.isfinite().all():
@@ -60,7 +60,7 @@ class NamedClassifier:
 
 
 def classify_batch(
-    classifiers: Sequence[NamedClassifier], method: int, images: Tensor, protocol: Protocol, batch: Scored
+    classifiers: Sequence[NamedClassifier], method: int, images: Tensor, protocol: Protocol, batch: ImagePairs
 ) -> dict[str, np.ndarray]:
     """Every classifier's answers to the output of a method, given by its number."""
     return {_array(i, method): classifier.arrays(images, protocol, batch) for i, classifier in enumerate(classifiers)}

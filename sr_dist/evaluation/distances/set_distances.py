@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sr_dist.core import ranks
-from sr_dist.data.images import Batches
+from sr_dist.data.image_pairs import Batches
 from sr_dist.evaluation.distances.features import Estimate, Features, Unmeasurable
 from sr_dist.evaluation.distances.frechet import Array
 from sr_dist.evaluation.distances.reference_cache import Reference, References

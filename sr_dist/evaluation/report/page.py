@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sr_dist.data.images import Batches, Scored
+from sr_dist.data.image_pairs import Batches, ImagePairs
 from sr_dist.evaluation.baselines import Upscale
 from sr_dist.evaluation.contact_sheet import enlarge, to_pil
 from sr_dist.evaluation.report.attribute_tables import CONDITIONS
@@ -95,7 +95,7 @@ def _evenly(names: list[str]) -> set[str]:
 
 @torch.no_grad()
 def _example(
-    batch: Scored, i: int, methods: Mapping[str, Upscale], device: torch.device, notes: Mapping[str, str]
+    batch: ImagePairs, i: int, methods: Mapping[str, Upscale], device: torch.device, notes: Mapping[str, str]
 ) -> dict[str, Any]:
     lr, hr = batch.lr[i : i + 1], batch.hr[i]
     scale = hr.shape[-1] // lr.shape[-1]

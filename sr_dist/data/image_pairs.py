@@ -1,0 +1,118 @@
+"""LR and HR of a validation set in batches. Over all ranks, every image occurs exactly once.
+
+Batches are formed from the sorted list, and ranks take whole batches. So the images that a network gets at one time, and every
+bit of the result, do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sr_dist.core import ranks
+from sr_dist.core.contracts import Degradation
+from sr_dist.core.errors import UserError
+from sr_dist.data.images import Images
+from sr_dist.data.order import split_range
+
+
+@dataclass(frozen=True)
+class ImagePairs:
+    """A batch of images of one size. Images that are stored as `grey` are their own luma."""
+
+    lr: Tensor  # (B, 3, h, w) float
+    hr: Tensor  # (B, 3, H, W) float
+    names: tuple[str, ...]
+    label: Tensor  # (B,); -1 where there is no class
+    grey: bool
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
+
+
+@dataclass
+class Batches(Dataset[ImagePairs | UserError]):
+    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage."""
+
+    images: Images
+    scale: int
+    degrade: Degradation
+    size: int
+
+    @cached_property
+    def groups(self) -> list[range]:
+        """The images of each batch."""
+        shapes = [self.images.shape(i) for i in range(len(self.images.names))]
+        cuts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]] + [len(shapes)]
+        return [
+            range(low, min(low + self.size, end))
+            for start, end in zip(cuts, cuts[1:], strict=False)
+            for low in range(start, end, self.size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def notes(self) -> list[str]:
+        """Notes for the report: how many images are changed before they are scored, and how."""
+        indices = range(len(self.images.names))
+        shapes, modes = [self.images.shape(i) for i in indices], [self.images.mode(i) for i in indices]
+        counts = {
+            f"cropped at the right and below to a multiple of {self.scale}": sum(
+                bool(height % self.scale or width % self.scale) for height, width, _ in shapes
+            ),
+            "stored grey, so their own Y": sum(grey for _, _, grey in shapes),
+            "without their transparency": sum(mode.split(";")[0] in ("RGBA", "LA", "PA") for mode in modes),
+            "of 16 bits, read as 8": sum(mode.startswith("I") or ";16" in mode for mode in modes),
+        }
+        return [f"{count} of {len(modes)} images {meaning}" for meaning, count in counts.items() if count]
+
+    def __getitem__(self, number: int) -> ImagePairs | UserError:
+        group = self.groups[number]
+        try:
+            pairs = [self._pair(i) for i in group]
+        except UserError as error:  # returned, because an exception raised in a worker arrives as a long traceback
+            return error
+        lr, hr, label = zip(*pairs, strict=True)
+        grey = self.images.shape(group[0])[2]
+        names = tuple(self.images.names[i] for i in group)
+        values = [self.images.attributes(i) for i in group]
+        attributes = {name: torch.tensor([value[name] for value in values]) for name in values[0]}
+        return ImagePairs(torch.stack(lr), torch.stack(hr), names, torch.tensor(label), grey, attributes)
+
+    def _pair(self, i: int) -> tuple[Tensor, Tensor, int]:
+        """LR and HR, (3, h, w) and (3, H, W), and the class number."""
+        hr8, lr8, label = self.images.load(i)
+        hr, scale = hr8.to(torch.float64) / 255, self.scale
+        if lr8 is None:
+            height, width = (side // scale * scale for side in hr.shape[-2:])
+            if not height or not width:
+                raise UserError(f"'{self.images.names[i]}' ({hr.shape[-1]} x {hr.shape[-2]}) is smaller than the scale {scale}")
+            hr = hr[:, :height, :width]
+            lr = self.degrade(hr[None], torch.tensor([i]))[0]
+        else:
+            lr = lr8.to(torch.float64) / 255
+            height, width = lr.shape[-2] * scale, lr.shape[-1] * scale
+            if not (0 <= hr.shape[-2] - height < scale and 0 <= hr.shape[-1] - width < scale):
+                raise UserError(
+                    f"'{self.images.names[i]}': LR {lr.shape[-1]} x {lr.shape[-2]} and HR {hr.shape[-1]} x {hr.shape[-2]} "
+                    f"are not {scale} times apart"
+                )
+            hr = hr[:, :height, :width]
+        return lr.float(), hr.float(), label
+
+
+def numbers_of_this_rank(batches: Batches) -> range:
+    """The consecutive whole batches of this rank. They are disjoint over ranks, and a rank may have none."""
+    return split_range(len(batches), ranks.size(), ranks.rank())
+
+
+def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator[ImagePairs]:
+    """The batches with these numbers."""
+    for batch in DataLoader(batches, sampler=numbers, batch_size=None, num_workers=workers if len(numbers) > 1 else 0):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
