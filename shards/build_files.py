@@ -14,15 +14,12 @@ from shards.writer import WrittenShard
 from sr_dist.core.config import typed
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
-from sr_dist.core.version import __version__
+from sr_dist.core.formats import STAMP, UnknownFormat, refuse_unknown, stamp
 from sr_dist.data.format import ShardEntry
 
 FORMAT = 1
 PLAN_FILE = ".build.json"
-
-
-class UnknownFormat(UserError):
-    """A file of an unfinished build that another version wrote."""
+ADVICE = "finish the build with the version that began it, or remove the folder"
 
 
 def write_plan_file(folder: Path, fingerprint: dict[str, Any]) -> None:
@@ -33,7 +30,7 @@ def read_plan_file(folder: Path) -> dict[str, Any]:
     path = folder / PLAN_FILE
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        check_format(path, tree, tree.get("tool", {}).get("sr_dist"))
+        refuse_unknown({"sr_dist": tree.get("tool", {}).get("sr_dist"), **tree}, FORMAT, path, "OUT", ADVICE)
     except UnknownFormat:
         raise
     except (OSError, ValueError, AttributeError) as problem:
@@ -47,7 +44,7 @@ def part_file(shard: Path) -> Path:
 
 
 def write_part_file(shard: Path, written: WrittenShard) -> None:
-    tree = {"format": FORMAT, "sr_dist": __version__, **vars(written), "entry": written.entry.model_dump()}
+    tree = {**stamp(FORMAT), **vars(written), "entry": written.entry.model_dump()}
     write_whole(part_file(shard), json.dumps(tree).encode())
 
 
@@ -55,14 +52,6 @@ def read_part_file(shard: Path) -> WrittenShard:
     """Raises one of several errors if the file is damaged."""
     path = part_file(shard)
     tree = json.loads(path.read_bytes())
-    check_format(path, tree, tree.pop("sr_dist", None))
-    tree.pop("format", None)
+    refuse_unknown(tree, FORMAT, path, "OUT", ADVICE)
+    tree = {name: value for name, value in tree.items() if name not in STAMP}
     return WrittenShard(**{**tree, "entry": typed(ShardEntry, tree["entry"])})
-
-
-def check_format(path: Path, tree: dict[str, Any], version: object) -> None:
-    if tree.get("format", 1) != FORMAT:
-        raise UnknownFormat(
-            f"OUT: '{path}' has format {tree['format']} and was written by sr_dist {version or 'of an unknown version'}; "
-            f"sr_dist {__version__} reads format {FORMAT}; finish the build with the version that began it, or remove the folder"
-        )

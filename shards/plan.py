@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import features
 
-from shards.build_files import PLAN_FILE, UnknownFormat, part_file, read_part_file, read_plan_file, write_plan_file
+from shards.build_files import PLAN_FILE, part_file, read_part_file, read_plan_file, write_plan_file
 from shards.items import Item, Listing
 from shards.writer import WrittenShard
 from sr_dist.core.config import flatten
 from sr_dist.core.errors import UserError
+from sr_dist.core.formats import UnknownFormat
 from sr_dist.core.version import __version__
 from sr_dist.data.format import Index, index_name
 from sr_dist.data.order import permutation, split_range

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
+
+from sr_dist.core.formats import refuse_unknown
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.yaml", "metrics.jsonl", "environment.json"
+LOG, WANDB_ID = "log.txt", "wandb_id"
+TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = "trace", "substituted", "fetched", "samples", "checkpoints"  # folders
+STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
+CHECKPOINT_FORMAT = 1  # of both; 0.1.0 wrote none
 DONE, PREEMPTED, STOP = "DONE", "PREEMPTED", "STOP"  # markers
 
 
@@ -14,10 +22,17 @@ def is_run(path: Path) -> bool:
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"{step:07d}"
+    return run / CHECKPOINTS / f"{step:07d}"
 
 
 def checkpoint_steps(run: Path) -> list[int]:
     """The steps of a run's checkpoints, oldest first. Unfinished checkpoints have other names and do not count."""
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     return sorted(int(p.name) for p in folder.glob("*") if re.fullmatch(r"\d{7,}", p.name)) if folder.is_dir() else []
+
+
+def checkpoint_state(folder: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint. Another format is refused."""
+    state = json.loads((folder / STATE).read_text())
+    refuse_unknown(state, CHECKPOINT_FORMAT, folder, "name")
+    return state

@@ -315,7 +315,9 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     except (OSError, ValueError) as error:
         raise ShardError(f"{key}: '{path}' cannot be read: {error}") from None
     if not isinstance(tree, dict) or str(tree.get("format")) != str(FORMAT):
-        raise ShardError(f"{key}: '{path}' is not a manifest of format {FORMAT}")
+        tool = tree.get("tool") if isinstance(tree, dict) else None
+        author = f"; sr_dist {tool['sr_dist']} wrote it" if isinstance(tool, dict) and "sr_dist" in tool else ""
+        raise ShardError(f"{key}: '{path}' is not a manifest of format {FORMAT}{author}")
     try:
         manifest = typed(Manifest, tree)
     except UserError as error:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sr_dist.core.files import write_whole
-from sr_dist.evaluation.formats import STAMP, refuse_unknown, stamp
+from sr_dist.core.formats import REMOVE, STAMP, refuse_unknown, stamp
 
 FORMAT = 1  # 0.1.0 wrote no number
 Facts = Mapping[str, Any]  # as JSON
@@ -93,7 +93,7 @@ class PartialResults:
         if number not in self._intact and path.is_file():
             with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
                 if archive.testzip() is None:
-                    refuse_unknown(self._header(number), FORMAT, path, "out")
+                    refuse_unknown(self._header(number), FORMAT, path, "out", REMOVE)
                     self._intact[number] = {name.removesuffix(".npy") for name in archive.namelist()}
         return self._intact.get(number)
 

@@ -17,6 +17,7 @@ import torch
 from sr_dist.core import plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import InUse, lock_file, sha256
+from sr_dist.core.formats import REMOVE, refuse_unknown
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
@@ -27,7 +28,6 @@ from sr_dist.evaluation.baselines import Upscale, baseline
 from sr_dist.evaluation.classifiers.classifier_answers import ORIGINAL, NamedClassifier
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.distances.reference_cache import References, default_folder
-from sr_dist.evaluation.formats import refuse_unknown
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.evaluation.partial_results import PartialResults, identity
 from sr_dist.evaluation.presets import BASELINES
@@ -271,7 +271,7 @@ def _report_subject(path: Path) -> list[Any] | None:
     """Data, protocol and portion of a report; None if the file is absent or not a report."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        refuse_unknown(tree, report.FORMAT, path, "out")
+        refuse_unknown(tree, report.FORMAT, path, "out", REMOVE)
         return [tree["data"], tree["protocol"]["name"], tree["portion"]]
     except UserError:
         raise

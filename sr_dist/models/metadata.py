@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sr_dist.core.errors import UserError
-from sr_dist.core.version import __version__
+from sr_dist.core.formats import refuse_unknown, stamp
 from sr_dist.recipe.labels import Labels
 
 METADATA = "sr_dist"  # the key
@@ -15,7 +14,7 @@ FORMAT = 1  # 0.1.0 wrote none
 
 
 def write_metadata(facts: dict[str, Any]) -> dict[str, str]:
-    return {METADATA: json.dumps({"format": FORMAT, "sr_dist": __version__, **facts})}
+    return {METADATA: json.dumps({**stamp(FORMAT), **facts})}
 
 
 def generator_metadata(section: dict[str, Any], scale: int) -> dict[str, str]:
@@ -32,9 +31,5 @@ def classifier_metadata(section: dict[str, Any], labels: Labels, size: int | Non
 def read_metadata(metadata: dict[str, str], file: Path, key: str) -> dict[str, Any]:
     """The facts; empty for a file without metadata of sr_dist."""
     facts = json.loads(metadata.get(METADATA, "{}"))
-    if facts.get("format", FORMAT) != FORMAT:
-        raise UserError(
-            f"{key}: '{file}' has metadata of format {facts['format']}, written by sr_dist {facts.get('sr_dist')}; "
-            f"this is sr_dist {__version__}, which reads format {FORMAT}"
-        )
+    refuse_unknown(facts, FORMAT, file, key)
     return facts

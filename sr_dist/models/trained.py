@@ -6,7 +6,6 @@ image size. The EMA in every checkpoint is one. In other files the generator is 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.core.run_layout import checkpoint_folder, checkpoint_steps, is_run
+from sr_dist.core.run_layout import checkpoint_folder, checkpoint_state, checkpoint_steps, is_run
 from sr_dist.models import layouts
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, read_metadata
@@ -136,7 +135,7 @@ def open_classifier(path: str, key: str) -> FrozenClassifier:
 def best_weights(run: Path, key: str) -> Path:
     """A classifier's weights in a run folder: the best by `keep.best`, as the newest checkpoint records it, or the newest."""
     newest = newest_weights(run, "classifier.ema", key)
-    best = json.loads((newest.parent / "state.json").read_text())["best"]
+    best = checkpoint_state(newest.parent)["best"]
     file = checkpoint_folder(run, best["step"]) / newest.name if best else newest
     return file if file.is_file() else newest
 

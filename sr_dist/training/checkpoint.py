@@ -21,13 +21,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.errors import first_line
 from sr_dist.core.files import sha256, sync, write_whole
-from sr_dist.core.run_layout import checkpoint_folder, checkpoint_steps
+from sr_dist.core.formats import UnknownFormat, refuse_unknown, stamp
+from sr_dist.core.run_layout import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINTS,
+    MANIFEST,
+    STATE,
+    checkpoint_folder,
+    checkpoint_state,
+    checkpoint_steps,
+)  # fmt: skip
 from sr_dist.core.version import __version__
 from sr_dist.recipe.sections import Keep
-
-FORMAT = 1  # of manifest.json and state.json; 0.1 wrote none
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,12 @@ def _fill(folder: Path, step: int, contents: Contents) -> None:
         path = folder / f"{stem}.safetensors"
         save_file({n: tensor.detach().cpu().contiguous() for n, tensor in named.items()}, path, contents.metadata.get(stem))
         sync(path)
-    state = {"format": FORMAT, "sr_dist": __version__, **contents.state}
-    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    sync(folder / "state.json")
+    state = {**stamp(CHECKPOINT_FORMAT), **contents.state}
+    (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
+    sync(folder / STATE)
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-    manifest = {"format": FORMAT, "sr_dist": __version__, "step": step, "files": files}
-    write_whole(folder / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    manifest = {**stamp(CHECKPOINT_FORMAT), "step": step, "files": files}
+    write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     sync(folder)
 
 
@@ -93,41 +100,35 @@ def _move(temporary: Path, final: Path) -> None:
 
 def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest complete checkpoint of a run. A damaged one is reported and renamed, and the one before it is used."""
-    for before in sorted((run / "checkpoints").glob("*.before")):
+    for before in sorted((run / CHECKPOINTS).glob("*.before")):
         if not before.with_suffix("").exists():  # killed between two renames
             os.rename(before, before.with_suffix(""))
     for step in reversed(checkpoint_steps(run)):
         folder = checkpoint_folder(run, step)
         problem = damage(folder)
         if problem is None:
-            return Checkpoint(step, folder, _state(folder))
+            return Checkpoint(step, folder, checkpoint_state(folder))
         report(f"checkpoint {folder.name} is damaged ({problem}); it is set aside and the one before it is taken")
         shutil.rmtree(folder.with_suffix(".damaged"), ignore_errors=True)
         os.rename(folder, folder.with_suffix(".damaged"))
     return None
 
 
-def _state(folder: Path) -> dict[str, Any]:
-    state = json.loads((folder / "state.json").read_text())
-    if state.get("format", FORMAT) != FORMAT:
-        raise UserError(
-            f"name: the checkpoint '{folder}' has format {state['format']}, written by sr_dist {state.get('sr_dist')}; this is "
-            f"sr_dist {__version__}, which reads format {FORMAT}"
-        )
-    return state
-
-
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """What is wrong with a checkpoint's files, or None. Another format is not damage: it is refused."""
     try:
-        files = json.loads((folder / "manifest.json").read_text())["files"]
-        for name, entry in files.items():
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest.get("sr_dist") != __version__:  # another number of this version is a flipped bit
+            refuse_unknown(manifest, CHECKPOINT_FORMAT, folder, "name")
+        for name, entry in manifest["files"].items():
             path = folder / name
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
             if sha256(path) != entry["sha256"]:
                 return f"{name} does not match its sha256"
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
+    except UnknownFormat:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as problem:
         return f"manifest.json: {problem}"
     return None
 
@@ -139,7 +140,7 @@ def prune(run: Path, keep: Keep, best: int | None) -> None:
     for step in steps:
         if step not in stay:
             shutil.rmtree(checkpoint_folder(run, step), ignore_errors=True)
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS
     for leftover in (*folder.glob(".*.unfinished"), *folder.glob("*.before")):
         shutil.rmtree(leftover, ignore_errors=True)
 

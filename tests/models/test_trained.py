@@ -141,7 +141,7 @@ def test_an_unknown_generator_is_the_users_mistake():
 def test_metadata_of_an_unknown_format_is_refused_with_the_version_that_wrote_it(tmp_path):
     facts = {"format": 7, "sr_dist": "9.1.0", "generator": SMALL, "scale": 4}
     save_file(network(4).state_dict(), tmp_path / "new.safetensors", {"sr_dist": json.dumps(facts)})
-    text = r"^METHOD: '.*new\.safetensors' has metadata of format 7, written by sr_dist 9\.1\.0; .* reads format 1$"
+    text = r"^METHOD: '.*new\.safetensors' has format 7, written by sr_dist 9\.1\.0; .* reads format 1; use that version$"
     with pytest.raises(UserError, match=text):
         trained.open_generator(str(tmp_path / "new.safetensors"), "METHOD")
 

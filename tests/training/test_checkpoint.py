@@ -211,8 +211,16 @@ def test_an_unknown_format_is_refused_with_the_version_that_wrote_it(tmp_path):
     data = (folder / "state.json").read_bytes()
     manifest["files"]["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(
-        UserError, match=r"^name: the checkpoint '.*0000010' has format 7, written by sr_dist 9\.1\.0; .* reads format 1"
-    ):
+    with pytest.raises(UserError, match=r"^name: '.*0000010' has format 7, written by sr_dist 9\.1\.0; .* reads format 1"):
         checkpoint.newest(tmp_path, print)
     assert checkpoint_steps(tmp_path) == [10]  # and it is not set aside as damaged
+
+
+def test_a_manifest_of_another_layout_is_refused_and_not_taken_for_damage(tmp_path):
+    """Taken for damage, it would be renamed, and training would go on from an older checkpoint."""
+    save(tmp_path, 5)
+    folder = save(tmp_path, 10)
+    (folder / "manifest.json").write_text(json.dumps({"format": 2, "sr_dist": "0.9.0", "parts": []}))
+    with pytest.raises(UserError, match=r"0000010' has format 2, written by sr_dist 0\.9\.0"):
+        checkpoint.newest(tmp_path, print)
+    assert checkpoint_steps(tmp_path) == [5, 10]

@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sr_dist.core.files import write_whole
+from sr_dist.core.formats import stamp
 from sr_dist.data.image_pairs import Batches
 from sr_dist.evaluation.classifiers.answers import Answers, head_statistics, worst_mistakes
 from sr_dist.evaluation.contact_sheet import GAP, INK, PAPER, save_png, to_pil
-from sr_dist.evaluation.formats import stamp
 from sr_dist.recipe.labels import Labels
 
 FORMAT = 1  # of classification.json; 0.1.0 wrote no number

@@ -21,9 +21,9 @@ import torch
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import cache_folder, write_whole
+from sr_dist.core.formats import REMOVE, STAMP, refuse_unknown, stamp
 from sr_dist.evaluation.distances.features import Features
 from sr_dist.evaluation.distances.frechet import Array, Moments
-from sr_dist.evaluation.formats import STAMP, refuse_unknown, stamp
 from sr_dist.evaluation.partial_results import identity
 
 FORMAT = 1  # 0.1.0 wrote no number
@@ -94,7 +94,7 @@ class References:
                 content = {name: arrays[name] for name in arrays.files}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or damaged: computed again
             return None
-        refuse_unknown(header, FORMAT, path, "cache")
+        refuse_unknown(header, FORMAT, path, "cache", REMOVE)
         refuse_other_features({key: value for key, value in header.items() if key not in STAMP}, expected, path)
         moments = Moments(int(content["n"]), content["mean"], content["scatter"])
         return Reference(content["rows"], content["images"], moments)

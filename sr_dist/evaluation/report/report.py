@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sr_dist.core.files import write_whole
+from sr_dist.core.formats import stamp
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.classifiers.attributes import attribute_report, ranking
 from sr_dist.evaluation.distances.features import Estimate
-from sr_dist.evaluation.formats import stamp
 from sr_dist.evaluation.intervals import differences
 from sr_dist.evaluation.metric_set import DEFAULT_DIGITS, Metrics
 from sr_dist.evaluation.protocol import Protocol
