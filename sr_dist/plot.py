@@ -12,6 +12,7 @@ from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, Settings
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import check_exists, same_place_twice
+from sr_dist.core.run_layout import METRICS
 
 
 class Plot(Settings):
@@ -47,7 +48,7 @@ def check(options: Plot) -> None:
         raise UserError(f"RUN: '{','.join(options.runs)}' names a run twice")
     for run in options.runs:
         check_exists(run, "RUN")
-        record = Path(run) / "metrics.jsonl"
+        record = Path(run) / METRICS
         if not record.is_file():
             raise UserError(f"RUN: '{run}' is not a run folder: it has no metrics.jsonl")
         if not record.read_text(encoding="utf-8").strip():

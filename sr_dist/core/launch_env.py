@@ -32,6 +32,16 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def node() -> int | None:
+    """The node's number, where the launcher states it."""
+    return int(os.environ["GROUP_RANK"]) if "GROUP_RANK" in os.environ else None
+
+
+def num_local_ranks() -> int:
+    """The number of ranks on this node; without a statement, all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
+
+
 def num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 

@@ -5,7 +5,6 @@ Every function also works in one process without a group.
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -128,8 +127,8 @@ def broadcast_from_first(value: Value) -> Value:
 
 def nodes() -> list[int]:
     """The node number of every rank, from the launcher's environment. All ranks must call."""
-    assuming_equal_nodes = rank() // int(os.environ.get("LOCAL_WORLD_SIZE", size()))
-    groups = all_gather(int(os.environ.get("GROUP_RANK", assuming_equal_nodes)))
+    stated = launch_env.node()
+    groups = all_gather(rank() // launch_env.num_local_ranks() if stated is None else stated)  # else nodes are equal
     numbers = {group: number for number, group in enumerate(sorted(set(groups)))}
     return [numbers[group] for group in groups]
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from sr_dist.core import ranks
+from sr_dist.core.run_layout import FETCHED, SUBSTITUTED
 from sr_dist.data.crops import Substitution
 from sr_dist.data.format import Shards
 from sr_dist.data.remote.sources import RemoteShards
@@ -43,7 +44,7 @@ class FetchLog:
         """The shards, which now record what this node fetches of them."""
         if not isinstance(shards, RemoteShards) or not self.folder:
             return shards
-        return replace(shards, fetch_log=self.folder / "fetched" / f"node-{self.node:03d}.jsonl")
+        return replace(shards, fetch_log=self.folder / FETCHED / f"node-{self.node:03d}.jsonl")
 
     def fetched_bytes(self) -> dict[str, int]:
         """The bytes that each node has fetched since the run began."""
@@ -62,8 +63,8 @@ class FetchLog:
     def record_substitutions(self, step: int, substitutions: Sequence[Substitution]) -> None:
         self._substituted += len(substitutions)
         if substitutions and self.folder:
-            (self.folder / "substituted").mkdir(parents=True, exist_ok=True)
-            with open(self.folder / "substituted" / f"rank-{ranks.rank():03d}.jsonl", "a", encoding="utf-8") as file:
+            (self.folder / SUBSTITUTED).mkdir(parents=True, exist_ok=True)
+            with open(self.folder / SUBSTITUTED / f"rank-{ranks.rank():03d}.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"step": step, **row._asdict()}) + "\n" for row in substitutions)
 
     def total_substituted(self, device: torch.device) -> int:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sr_dist.core import ranks
+from sr_dist.core import launch_env, ranks
 from sr_dist.core.batch import Batch
 from sr_dist.core.child_processes import end_with_parent
 from sr_dist.core.contracts import Degradation
@@ -217,7 +217,7 @@ class Loader:
 
     def _start_prefetcher(self, position: int) -> Prefetcher | None:
         """The first rank of a node fetches the next window. Shards of other nodes are fetched only when they are read."""
-        if not self.remote or os.environ.get("LOCAL_RANK", "0") != "0":
+        if not self.remote or launch_env.local_rank() != 0:
             return None
         num_nodes, own_node = len(set(self.node_of)), self.node_of[ranks.rank()]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.core.run_layout import checkpoint_folder, checkpoint_state, checkpoint_steps, is_run
+from sr_dist.core.run_layout import CHECKPOINTS, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run
 from sr_dist.models import layouts
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, read_metadata
@@ -89,7 +89,7 @@ def name_and_step(place: Path, file: Path) -> tuple[str, int | None]:
     if is_run(place):
         return place.resolve().name, int(file.parent.name)
     *_, run, checkpoints, step, _ = ["", "", "", *file.resolve().parts]
-    if checkpoints == "checkpoints" and step.isdigit():
+    if checkpoints == CHECKPOINTS and step.isdigit():
         return f"{run}@{int(step)}", int(step)
     return Path(file.name.removesuffix(".tar")).stem, None
 

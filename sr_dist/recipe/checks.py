@@ -16,8 +16,6 @@ from sr_dist.recipe.columns import CLASSIFICATION, columns
 from sr_dist.recipe.content import content_sections
 from sr_dist.recipe.sections import Part, Recipe
 
-DEFAULT_CONTENT = {"l1": "1"}
-
 
 def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """Reads a recipe file, sets `--key.sub=value` overrides and checks the result without its data."""
@@ -31,8 +29,8 @@ def check_names(recipe: Recipe) -> None:
     """Every name is the name of a file, and that file has every option."""
     for key, part in recipe.parts().items():
         plugins.check(_package(key), part.name, part.options, key)
-    for name, (_, options) in content_sections(recipe.objective.options.get("content", DEFAULT_CONTENT)).items():
-        plugins.check(PACKAGES["content"], name, options, f"objective.content.{name}")
+    for name, options, key in _content(recipe):
+        plugins.check(PACKAGES["content"], name, options, key)
     for name in recipe.metrics:
         plugins.locate(PACKAGES["metric"], name, "metrics")
     for key in ("optimizer", "discriminator_optimizer"):
@@ -84,10 +82,11 @@ def complete(recipe: Recipe) -> Recipe:
             update[key] = whole
         if hasattr(module, "check"):  # of the rest of the recipe
             module.check(options, recipe)
-    for module, term, _ in content_terms(recipe):
+    whole_recipe = recipe.model_copy(update=update)
+    for module, term, _ in content_terms(whole_recipe):
         if hasattr(module, "check"):
-            module.check(term, recipe)
-    return recipe.model_copy(update=update)
+            module.check(term, whole_recipe)
+    return whole_recipe
 
 
 def _with_typed_content(part: Part) -> Part:
@@ -102,10 +101,15 @@ def _with_typed_content(part: Part) -> Part:
 
 
 def content_terms(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
-    """(module, typed options, key) of every content term."""
-    for name, (_, options) in content_sections(recipe.objective.options.get("content", DEFAULT_CONTENT)).items():
-        key = f"objective.content.{name}"
+    """(module, typed options, key) of every content term that the recipe names; a complete one names those of the defaults."""
+    for name, options, key in _content(recipe):
         yield *plugins.resolve(PACKAGES["content"], name, options, key), key
+
+
+def _content(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], str]]:
+    stated = recipe.objective.options.get("content")
+    for name, (_, options) in (content_sections(stated) if stated is not None else {}).items():
+        yield name, options, f"objective.content.{name}"
 
 
 def part_modules(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sr_dist.core import plugins
 from sr_dist.core.plugins import PACKAGES
 
-CLASSIFICATION = ("accuracy", "balanced_accuracy")  # of a classifier's validation; higher is better
+CLASSIFICATION = {"accuracy": "higher", "balanced_accuracy": "higher"}  # the columns of a classifier's validation
 
 
 def metric_facts(metrics: Iterable[str], fact: str) -> dict[str, str]:
@@ -50,7 +50,7 @@ def extractor_name(extractor: str) -> str:
 
 def all_columns() -> dict[str, str]:
     """Every column that a validation can have -> "higher" or "lower"."""
-    return {**metric_facts(plugins.names(PACKAGES["metric"]), "BETTER"), **dict.fromkeys(CLASSIFICATION, "higher")}
+    return {**metric_facts(plugins.names(PACKAGES["metric"]), "BETTER"), **CLASSIFICATION}
 
 
 def better_direction(column: str) -> str | None:

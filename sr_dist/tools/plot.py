@@ -18,6 +18,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
+from sr_dist.core.run_layout import METRICS
 from sr_dist.recipe.columns import better_direction
 from sr_dist.training.tracker import Row
 
@@ -85,7 +86,7 @@ def plot_runs(folders: Sequence[str], out: Path) -> None:
 
 def read_metrics(folder: Path, name: str) -> RunMetrics:
     """Skips a last line that is still being written."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     rows = (parse_row(line, f"line {i} of '{path}'") for i, line in enumerate(lines, 1) if line.endswith("\n"))
     return RunMetrics(name, tuple(rows))

@@ -12,7 +12,7 @@ from torch import nn
 
 from sr_dist.core import config, ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.run_layout import METRICS, RECIPE
+from sr_dist.core.run_layout import METRICS, RECIPE, SUBSTITUTED, TRACE
 from sr_dist.data.format import Shards
 from sr_dist.data.image_pairs import Batches
 from sr_dist.data.images import open_images
@@ -64,7 +64,7 @@ def set_up(recipe: Recipe) -> Run:
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
-        Trace(folder / "trace", ranks.rank(), recipe.data.trace), Clock(device.type == "cuda"), StopRequest(folder),
+        Trace(folder / TRACE, ranks.rank(), recipe.data.trace), Clock(device.type == "cuda"), StopRequest(folder),
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         state=State(manifest=digest, best=None, validated=True),
     )  # fmt: skip
@@ -120,7 +120,7 @@ def open_log(recipe: Recipe, saved: Checkpoint | None) -> Log:
     """Claims the run folder and drops the rows of steps after the checkpoint. All ranks must call."""
     if ranks.is_first():
         run_folder.open_folder(recipe.folder, recipe, ranks.size())
-        lists = (path for name in ("trace", "substituted") for path in sorted((recipe.folder / name).glob("rank-*.jsonl")))
+        lists = (path for name in (TRACE, SUBSTITUTED) for path in sorted((recipe.folder / name).glob("rank-*.jsonl")))
         for path in (recipe.folder / METRICS, *lists):
             run_folder.drop_later_rows(path, saved.step if saved else 0)
     ranks.barrier()
@@ -171,7 +171,7 @@ def log_start(run: Run) -> None:
     recipe = run.recipe
     for name, engine in run.engines.items():
         parameters = list(engine.bare.parameters())
-        total, trainable = sum(whole_size(p) for p in parameters), sum(whole_size(p) for p in parameters if p.requires_grad)
+        total, trainable = (sum(map(engine.size_of, some)) for some in (parameters, [p for p in parameters if p.requires_grad]))
         note = "" if total == trainable else f", {trainable:,} of them trained"
         run.log.info(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
     if run.metrics.extractor:
@@ -185,8 +185,3 @@ def log_start(run: Run) -> None:
     if run.step:
         run.log.info(f"continuing after step {run.step}")
     run.log.info(f"environment: {json.dumps(run_folder.environment(ranks.size())['packages'])}")
-
-
-def whole_size(parameter: nn.Parameter) -> int:
-    """The number of values in a parameter, also where ZeRO-3 has left a rank only its partition."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training.engine import State
+from sr_dist.training.engine import EngineState
 from sr_dist.training.optimizer_state import build_optimizer, load_optimizer_state, optimizer_state
 
 
@@ -58,16 +58,19 @@ class DDPEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def size_of(self, parameter: nn.Parameter) -> int:
+        return parameter.numel()
+
     def local_weights(self) -> list[Tensor]:
         return list(self.bare.parameters())
 
     def whole(self, local: list[Tensor]) -> list[Tensor]:
         return local
 
-    def state(self) -> State:
+    def state(self) -> EngineState:
         return {"weights": self.bare.state_dict(), "optimizer": optimizer_state(self.bare, self.optimizer)}
 
-    def load(self, state: State) -> None:
+    def load(self, state: EngineState) -> None:
         self.load_weights(state["weights"])
         load_optimizer_state(self.bare, self.optimizer, state["optimizer"])
 

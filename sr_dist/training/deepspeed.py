@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sr_dist.core import ranks
 from sr_dist.recipe.sections import Optimizer, Recipe
-from sr_dist.training.engine import State
+from sr_dist.training.engine import EngineState
 from sr_dist.training.optimizer_state import build_optimizer
 
 
@@ -66,6 +66,9 @@ class DeepSpeedEngine:
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(float("nan") if overflow or norm is None else float(norm))
 
+    def size_of(self, parameter: nn.Parameter) -> int:
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
+
     def local_weights(self) -> list[Tensor]:
         return [p.ds_tensor for p in self._parameters()] if self.stage == 3 else list(self.bare.parameters())
 
@@ -81,12 +84,12 @@ class DeepSpeedEngine:
     def _named_parameters(self) -> list[tuple[str, Any]]:
         return list(self.bare.named_parameters())
 
-    def state(self) -> State:
+    def state(self) -> EngineState:
         names = [name for name, _ in self.bare.named_parameters()]
         weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | dict(self.bare.named_buffers())
         return {"weights": weights, "optimizer": self._optimizer_state()}
 
-    def load(self, state: State) -> None:
+    def load(self, state: EngineState) -> None:
         self.load_weights(state["weights"])
         self._load_optimizer_state(state["optimizer"])
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-State = dict[str, dict[str, Tensor]]  # "weights" and "optimizer" -> whole tensors by name
+EngineState = dict[str, dict[str, Tensor]]  # "weights" and "optimizer" -> whole tensors by name
 
 
 class StepEngine(Protocol):
@@ -32,7 +32,7 @@ class StepEngine(Protocol):
 
 
 class Engine(StepEngine, Protocol):
-    """A network with its optimizer under one backend. State has whole tensors by parameter name, so a run may change its
+    """A network with its optimizer under one backend. EngineState has whole tensors by parameter name, so a run may change its
     backend and its number of ranks when it resumes. All ranks must call every method."""
 
     skipped: Tensor
@@ -40,16 +40,19 @@ class Engine(StepEngine, Protocol):
     skipped_total: Tensor
     """All updates that were skipped."""
 
+    def size_of(self, parameter: nn.Parameter) -> int:
+        """The number of values in a whole parameter, also where a rank has only its partition."""
+
     def local_weights(self) -> list[Tensor]:
         """The weights that this rank keeps between steps; a partition of each parameter under ZeRO-3."""
 
     def whole(self, local: list[Tensor]) -> list[Tensor]:
         """Tensors like `local_weights()` as whole parameters."""
 
-    def state(self) -> State:
+    def state(self) -> EngineState:
         """Weights and optimizer state."""
 
-    def load(self, state: State) -> None:
+    def load(self, state: EngineState) -> None:
         """Loads what `state` of any backend returned."""
 
     def load_weights(self, weights: dict[str, Tensor]) -> None: ...

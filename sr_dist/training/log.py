@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sr_dist.core.run_layout import LOG, METRICS
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.samples import SampleSheet
-from sr_dist.training.tracker import Row, Tracker
-from sr_dist.training.trackers.wandb import WandbTracker
+from sr_dist.training.tracker import Row, Tracker, tracker_openers
 
 logger = logging.getLogger("sr_dist")
 
@@ -34,12 +34,12 @@ class Log:
         if not first:
             self._add(logging.NullHandler())
             return
-        for handler in (TerminalHandler(), logging.FileHandler(recipe.folder / "log.txt", encoding="utf-8")):
+        for handler in (TerminalHandler(), logging.FileHandler(recipe.folder / LOG, encoding="utf-8")):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._add(handler)
-        if recipe.log.wandb != "off":
-            self._trackers.append(WandbTracker(recipe, self.info))
-        self._metrics = open(recipe.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        trackers = (open_tracker(recipe, self.info) for open_tracker in tracker_openers())
+        self._trackers = [tracker for tracker in trackers if tracker is not None]
+        self._metrics = open(recipe.folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def _add(self, handler: logging.Handler) -> None:
         self._handlers.append(handler)

@@ -193,7 +193,7 @@ def record_best(run: Run, metrics: Mapping[str, float | None]) -> bool:
     value = metrics.get(metric) if metric else None
     if metric is None or value is None:
         return False
-    better, by = (run.metrics.better | dict.fromkeys(CLASSIFICATION, "higher"))[metric], run.metrics.measured_by(metric)
+    better, by = (run.metrics.better | CLASSIFICATION)[metric], run.metrics.measured_by(metric)
     comparable = best is not None and (best["metric"], best.get("by")) == (metric, by)
     if best is not None and comparable and (value <= best["value"] if better == "higher" else value >= best["value"]):
         return False

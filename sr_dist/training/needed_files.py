@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
+from sr_dist.core.run_layout import is_run
 from sr_dist.data.open_data import open_training_sets
 from sr_dist.models import pretrained
 from sr_dist.recipe import checks
@@ -30,5 +31,5 @@ def find_weights(recipe: Recipe) -> None:
 def _check_extractor(path: Path) -> None:
     if not path.exists():
         raise UserError(f"extractor: nothing is at '{path}'")
-    if path.is_dir() and not (path / "recipe.yaml").is_file():
+    if path.is_dir() and not is_run(path):
         raise UserError(f"extractor: '{path}' is a folder, but no run of a classifier")

@@ -53,16 +53,16 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def open_folder(folder: Path, recipe: Recipe, world: int) -> None:
+def open_folder(folder: Path, recipe: Recipe, num_ranks: int) -> None:
     """Writes recipe and environment. The first rank calls."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (DONE, PREEMPTED, STOP):
         (folder / name).unlink(missing_ok=True)
     write_whole(folder / RECIPE, config.text(recipe).encode())
-    write_whole(folder / ENVIRONMENT, (json.dumps(environment(world), indent=1) + "\n").encode())
+    write_whole(folder / ENVIRONMENT, (json.dumps(environment(num_ranks), indent=1) + "\n").encode())
 
 
-def environment(world: int) -> dict[str, Any]:
+def environment(num_ranks: int) -> dict[str, Any]:
     import torch  # loaded only when a run begins
 
     return {
@@ -71,7 +71,7 @@ def environment(world: int) -> dict[str, Any]:
         "packages": {"sr_dist": __version__, **{name: _version(name) for name in LIBRARIES}},
         "commit": _commit(),
         "host": platform.node(),
-        "ranks": world,
+        "ranks": num_ranks,
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sr_dist.core.run_layout import SAMPLES
 from sr_dist.evaluation.baselines import baseline
 from sr_dist.evaluation.contact_sheet import contact_sheet, enlarge, to_pil
 from sr_dist.models.tiling import Upscale
@@ -48,7 +49,7 @@ def draw_samples(recipe: Recipe, step: int, pairs: Sequence[Pair], upscale: Upsc
             "SR": enlarge(to_pil(sr[0]), zoom),
             "HR": enlarge(to_pil(hr[0]), zoom),
         }
-    path = recipe.folder / "samples" / f"{step:07d}.png"
+    path = recipe.folder / SAMPLES / f"{step:07d}.png"
     headed = [{f"SR, step {step}" if key == "SR" else key: image for key, image in row.items()} for row in rows.values()]
     contact_sheet(headed, path)
     return SampleSheet(step, step * recipe.data.batch, path, rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from sr_dist.core import ranks
+from sr_dist.core.run_layout import STOP
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -17,7 +18,7 @@ class StopRequest:
 
     def __init__(self, folder: Path) -> None:
         self.reason: str | None = None
-        self.file = folder / "STOP"
+        self.file = folder / STOP
         self._vote = ranks.DelayedAny()
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
@@ -29,7 +30,7 @@ class StopRequest:
     def agreed(self) -> bool:
         """True on all ranks, in the same step, once any of them received a request. All ranks must call."""
         if ranks.is_first() and self.reason is None and self.file.exists():
-            self.reason = "STOP"
+            self.reason = STOP
         return self._vote.submit(self.reason is not None)
 
     def pending(self) -> bool:

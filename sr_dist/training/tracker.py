@@ -1,10 +1,19 @@
-"""The contract of experiment trackers. A tracker is one file in `trackers/`; metrics.jsonl stays the record."""
+"""The contract of experiment trackers; metrics.jsonl stays the record.
+
+A tracker is one file in `trackers/` with a function `open_tracker(recipe, info) -> Tracker | None`. It returns None if the recipe
+does not ask for the tracker; `info` writes a line to the log.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from sr_dist.core import plugins
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.recipe.sections import Recipe
 
 Row = Mapping[str, Any]
 
@@ -29,3 +38,12 @@ class Tracker(Protocol):
         """The run was stopped and will be continued."""
 
     def close(self, code: int) -> None: ...
+
+
+OpenTracker = Callable[[Recipe, Callable[[str], None]], Tracker | None]
+
+
+def tracker_openers() -> list[OpenTracker]:
+    """`open_tracker` of every file in `trackers/`."""
+    package = PACKAGES["tracker"]
+    return [importlib.import_module(f"{package}.{name}").open_tracker for name in plugins.names(package)]

@@ -205,10 +205,18 @@ EVERY_STAGE: tuple[Callable[[int], None], ...] = (
     optimizer_param_groups,
     optimizer_state_by_flat_master,
 )
+
+
+def parameter_ds_numel(stage: int) -> None:
+    """The size of a whole parameter, of which a rank keeps only a partition."""
+    own = parameters(start_engine(stage))
+    assert sum(parameter.ds_numel for parameter in own) == SIZE and not sum(parameter.numel() for parameter in own)
+
+
 CHECKS: dict[int, tuple[Callable[[int], None], ...]] = {
     1: (*EVERY_STAGE, set_full_hp_param_and_lazy_init, refresh_fp32_params),
     2: (*EVERY_STAGE, set_full_hp_param_and_lazy_init, refresh_fp32_params),
-    3: (*EVERY_STAGE, set_and_get_local_hp_param, ds_tensor_and_ds_shape),
+    3: (*EVERY_STAGE, set_and_get_local_hp_param, ds_tensor_and_ds_shape, parameter_ds_numel),
 }
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sr_dist.core import config
+from sr_dist.core import config, plugins
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.throughput import Clock, Work, progress_line, step_time_spread
@@ -240,3 +240,36 @@ def test_without_a_terminal_only_lines_are_printed(tmp_path, monkeypatch):
     log.close()
     assert [line.split(" ", 2)[2] for line in screen.getvalue().splitlines()] == ["line 1", "line 2"]
     assert "\r" not in screen.getvalue()
+
+
+# ---- trackers
+
+
+def test_a_tracker_is_one_file_and_receives_what_the_run_logs(tmp_path, monkeypatch):
+    package = tmp_path / "tracker_files"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "off.py").write_text("def open_tracker(recipe, info):\n    return None\n")
+    (package / "csv.py").write_text(
+        "class Csv:\n"
+        "    def __init__(self, recipe): self.file = recipe.folder / 'rows.csv'\n"
+        "    def _add(self, *cells):\n"
+        "        with open(self.file, 'a') as file: print(*cells, sep=',', file=file)\n"
+        "    def row(self, row): self._add('row', row['step'])\n"
+        "    def table(self, name, rows, at): self._add(name, len(rows), at['step'])\n"
+        "    def image(self, name, path, at): self._add(name, at['step'])\n"
+        "    def checkpoint(self, folder, step, best): self._add('checkpoint', step, best)\n"
+        "    def preempted(self, text): self._add('preempted', text)\n"
+        "    def close(self, code): self._add('close', code)\n"
+        "def open_tracker(recipe, info):\n"
+        "    info('rows.csv')\n"
+        "    return Csv(recipe)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(plugins.PACKAGES, "tracker", "tracker_files")
+    log = Log(recipe(tmp_path), first=True)
+    log.row({"step": 1}), log.table("t", [{"a": 1}], {"step": 2}), log.checkpoint(tmp_path, 3, best=True)
+    log.preempted("stopped"), log.close(code=1)
+    expected = ["row,1", "t,1,2", "preempted,stopped", "close,1"]  # log.artifacts is off, so no checkpoint
+    assert (tmp_path / "run" / "rows.csv").read_text().splitlines() == expected
+    assert [line.split(" ", 2)[2] for line in (tmp_path / "run" / "log.txt").read_text().splitlines()] == ["rows.csv", "stopped"]

@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path, monkeypatch):
 
 
 def test_the_recipe_in_the_folder_is_complete_and_loads(tmp_path):
-    run_folder.open_folder(tmp_path, recipe(), world=2)
+    run_folder.open_folder(tmp_path, recipe(), num_ranks=2)
     assert config.typed(Recipe, config.read(tmp_path / "recipe.yaml")) == recipe()
     assert config.read(tmp_path / "recipe.yaml")["ema"] == {"decay": "0.999"}  # defaults are written out
     run_folder.check_recipe(tmp_path, recipe())
@@ -91,7 +91,7 @@ def test_old_markers_are_removed_and_the_environment_is_written(tmp_path):
     for name in ("DONE", "PREEMPTED", "STOP"):
         run_folder.mark(tmp_path, name, "step 3")
     assert (tmp_path / "DONE").read_text() == "step 3\n"
-    run_folder.open_folder(tmp_path, recipe(), world=2)
+    run_folder.open_folder(tmp_path, recipe(), num_ranks=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["environment.json", "recipe.yaml"]
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["ranks"] == 2 and environment["packages"]["torch"] and environment["packages"]["sr_dist"] == __version__
@@ -103,13 +103,13 @@ def test_a_new_folder_accepts_any_recipe(tmp_path):
 
 def begun(folder):
     """A run folder with a checkpoint in it."""
-    run_folder.open_folder(folder, recipe(), world=1)
+    run_folder.open_folder(folder, recipe(), num_ranks=1)
     (folder / "checkpoints" / "0000001").mkdir(parents=True)
 
 
 def test_a_run_without_checkpoint_may_change_its_recipe(tmp_path):
     """A mistake that is reported late must not block the name for ever."""
-    run_folder.open_folder(tmp_path, recipe(), world=1)
+    run_folder.open_folder(tmp_path, recipe(), num_ranks=1)
     run_folder.check_recipe(tmp_path, recipe(seed="1"))
 
 

@@ -17,11 +17,9 @@ from sr_dist.core import ranks
 from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank
 from sr_dist.evaluation.intervals import wilson
 from sr_dist.evaluation.partial_results import Abandoned
-from sr_dist.recipe.columns import CLASSIFICATION
 from sr_dist.recipe.labels import CLASS, Labels
 
 Classify = Callable[[Tensor], Tensor]  # (B, C, H, W) -> logits (B, labels)
-BETTER = dict.fromkeys(CLASSIFICATION, "higher")
 BINS = 15  # of confidence, from 0 to 1
 GAP = 0.10  # between the accuracies of two classes; beyond it a classifier counts as biased
 TOP = 5  # of top-5 accuracy

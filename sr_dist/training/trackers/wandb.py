@@ -18,6 +18,7 @@ from typing import Any, Literal
 from PIL.Image import Image
 
 from sr_dist.core.errors import first_line
+from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID
 from sr_dist.recipe.columns import better_direction
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.tracker import Row
@@ -40,6 +41,10 @@ def grouped(row: Row) -> dict[str, Any]:
     return {f"{GROUPS[key]}/{key}" if key in GROUPS else key: value for key, value in row.items() if key != "step"}
 
 
+def open_tracker(recipe: Recipe, info: Callable[[str], None]) -> WandbTracker | None:
+    return None if recipe.log.wandb == "off" else WandbTracker(recipe, info)
+
+
 class WandbTracker:
     """Implements `tracker.Tracker`. Silent after the first failure."""
 
@@ -49,7 +54,7 @@ class WandbTracker:
         self._next = 0  # the first step that W&B still accepts
         self._best: dict[str, float] = {}
         self._skipped: dict[str, float] = {}
-        for row in _rows(recipe.folder / "metrics.jsonl"):
+        for row in _rows(recipe.folder / METRICS):
             self._remember(row)
         self._start(recipe)
 
@@ -127,7 +132,7 @@ class WandbTracker:
         """The run's id lies in the run folder, so that a requeued job continues the same W&B run."""
         import wandb  # takes seconds
 
-        id_file, about = self._folder / "wandb_id", self._folder / "environment.json"
+        id_file, about = self._folder / WANDB_ID, self._folder / ENVIRONMENT
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n")
         environment = json.loads(about.read_text()) if about.is_file() else {}
