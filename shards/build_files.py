@@ -1,5 +1,5 @@
-"""The files of an unfinished build: `.build.json`, which says what decides its bytes, and NAME-000000.part beside each finished
-shard, which says what the manifest will say of it. The merge removes them.
+"""The files of an unfinished build: `.build.json` has the settings that decide its bytes, and NAME-000000.part beside each
+finished shard has that shard's entry of the manifest. The merge removes them.
 
 Both have a format number. Those of version 0.1.0 have none; they are of format 1.
 """

@@ -1,4 +1,4 @@
-"""Opens what the `data` section of a recipe names. The section itself is only words and numbers."""
+"""Opens what the `data` section of a recipe names. The section itself opens nothing."""
 
 from __future__ import annotations
 

@@ -43,7 +43,6 @@ from sr_dist.models.trained import TrainedGenerator
 from sr_dist.recipe.labels import check_fits
 
 LOCK = ".evaluation.lock"  # not .lock, which belongs to the training if OUT is a run folder
-LIBRARIES = ("torch", "torchmetrics", "lpips", "clean-fid", "pillow", "numpy")  # the numbers depend on their versions
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def identity_facts(
         "features": metrics.extractor.describe() if metrics.extractor else None,
         "methods": [[name, about["sha256"]] for name, about in sources.items()],  # ordered, because arrays have their numbers
         "classifiers": [[classifier.name, classifier.about["sha256"]] for classifier in metrics.classifiers],
-        "versions": {"sr_dist": __version__, **{name: metadata.version(name) for name in LIBRARIES}},
+        "versions": {"sr_dist": __version__, **{name: metadata.version(name) for name in report.LIBRARIES}},
     }
 
 

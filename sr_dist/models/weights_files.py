@@ -51,7 +51,7 @@ def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
 
 
 def _safetensors(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, safe_open  # with torch, seconds
 
     try:
         with safe_open(file, "pt") as opened:

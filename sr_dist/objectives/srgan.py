@@ -3,7 +3,8 @@
     discriminator minimizes   -E[log D(hr)] - E[log(1 - D(sr))]
     generator minimizes       L_content + 1e-3 (-E[log D(sr)])
 
-The paper sums over samples; E is the mean over the global batch. `form` replaces the adversarial terms:
+L_content is the weighted sum of the terms in `content`. The paper sums over samples; E is the mean over the global batch. `form`
+replaces the adversarial terms:
 
     least_squares   discriminator  E[(C(hr) - 1)^2] + E[C(sr)^2]                   generator  E[(C(sr) - 1)^2]
     hinge           discriminator  E[max(0, 1 - C(hr))] + E[max(0, 1 + C(sr))]     generator  -E[C(sr)]

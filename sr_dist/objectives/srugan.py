@@ -4,12 +4,13 @@ D = sigmoid(logits) is the discriminator's real-or-fake output, K its class logi
 
     L_V = -E[log D(hr)] - E[log(1 - D(sr))]              real or fake
     L_C =  E[CE(K(hr), y)] + E[CE(K(sr), y)]             which class
-    discriminator minimizes   L_V + L_C
+    discriminator minimizes   L_V + class_weight L_C
     generator minimizes       L_content + 1e-3 (-E[log D(sr)])
 
-The paper sums over samples; E is the mean over the global batch. `generator_class_weight` adds CE(K(sr), y) to the generator's
-loss, as the author's later code does (1e-3) and the paper does not. The accuracies of K(hr) and K(sr) are logged.
-Without a class head there is no L_C. Samples without a label (-1) add zero to its means.
+L_content is the weighted sum of the terms in `content`. The paper sums over samples; E is the mean over the global batch; the
+paper's class_weight is 1. `generator_class_weight` adds CE(K(sr), y) to the generator's loss, as the author's later code does
+(1e-3) and the paper does not. The accuracies of K(hr) and K(sr) are logged. Without a class head there is no L_C. Samples without
+a label (-1) add zero to its means and count as wrong in the accuracies.
 """
 
 from __future__ import annotations

@@ -148,6 +148,11 @@ def _package(key: str) -> str:
 
 
 def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
+    if not phases or phases[0] not in ("generator", "classifier") or phases[1:] not in ((), ("discriminator",)):
+        raise UserError(
+            f"objective: '{recipe.objective.name}' has the phases {', '.join(phases) or 'none'}; "
+            f"there is one, generator or classifier, and after it at most a discriminator"
+        )
     for key in ("generator", "discriminator", "classifier"):
         if getattr(recipe.init, key) and key not in phases:
             raise UserError(f"init.{key}: the objective '{recipe.objective.name}' trains no {key}")

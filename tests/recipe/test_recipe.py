@@ -12,6 +12,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.data import data_checks
 from sr_dist.data.open_data import open_training_sets
 from sr_dist.evaluate import Evaluate
+from sr_dist.objectives import pixel
 from sr_dist.recipe import checks, columns, resume_rules
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training import needed_files
@@ -254,6 +255,13 @@ def test_a_mistake_names_its_key_and_the_nearest(refused, options, start, end):
     message = refused(options)
     assert message.startswith(start)
     assert message.endswith(end)
+
+
+@pytest.mark.parametrize("phases", [(), ("discriminator",), ("generator", "classifier"), ("classifier", "generator")])
+def test_an_objective_has_a_generator_or_a_classifier_and_at_most_a_discriminator(write_recipe, monkeypatch, phases):
+    monkeypatch.setattr(pixel.Objective, "phases", phases)
+    with pytest.raises(UserError, match=r"^objective: 'pixel' has the phases .*at most a discriminator$"):
+        checks.complete(load(write_recipe()))
 
 
 def test_an_objective_and_a_discriminator_must_fit_each_other(write_recipe):

@@ -19,6 +19,7 @@ from sr_dist.core.config import Settings
 from sr_dist.core.contracts import ContentTerm
 from sr_dist.core.errors import UserError, first_line, nearest
 from sr_dist.models import pretrained
+from sr_dist.models.imagenet import MEAN, STD
 
 FILE = "vgg19-dcbb9e9d.pth"
 LAYERS = [f"conv{i}_{j}" for i, count in enumerate((2, 2, 4, 4, 4), 1) for j in range(1, count + 1)]
@@ -74,8 +75,8 @@ class VGGDistance(nn.Module):
                 module.inplace = False  # in place, it would overwrite a tapped layer's output
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
     def train(self, mode: bool = True) -> VGGDistance:
         return super().train(False)  # always frozen
