@@ -13,7 +13,6 @@ the two passes; `to_8_bit` does the same.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -52,9 +51,23 @@ def cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x <= 2, far, torch.zeros_like(x)))
 
 
-@lru_cache(maxsize=64)
 def _axis_matrix(size: int, out: int, scale: float, border: Border) -> Tensor:
-    """The (out, size) matrix of one axis, in float64."""
+    """The (out, size) matrix of one axis, in float64. Tensors without numbers (of `bench step --memory`) are not cached."""
+    key = (size, out, scale, border)
+    matrix = _matrices.get(key)
+    if matrix is None:
+        matrix = _new_axis_matrix(*key)
+        if type(matrix) is Tensor and not matrix.is_meta:
+            if len(_matrices) >= 64:
+                _matrices.clear()
+            _matrices[key] = matrix
+    return matrix
+
+
+_matrices: dict[tuple[int, int, float, Border], Tensor] = {}
+
+
+def _new_axis_matrix(size: int, out: int, scale: float, border: Border) -> Tensor:
     stretch = min(scale, 1.0)  # antialiasing: the kernel is wider when shrinking
     reach = 4 / stretch
     position = (torch.arange(out, dtype=torch.float64) + 0.5) / scale - 0.5

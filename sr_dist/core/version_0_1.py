@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from sr_dist.core.errors import UserError
+from sr_dist.core.errors import UserError, nearest
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,11 +281,15 @@ ATTRIBUTES = {  # of objects that a plug-in gets or makes
     "wanted": "words",
 }
 REFUSES = "'refuses(config, *, zero_stage, cuda, ranks)' is now 'refuses(config, launch)', with launch.stage, .cuda and .ranks"
+VERDICT = "'Verdict(realness, classes)' is now 'DiscriminatorOutput(logits, class_logits)'"
 CHECK_RUNS = "'check_runs(config, recipe)' is now 'check_labels(config, available)', with available.classes and .attributes"
 
 
 def refuse_old_file(tree: ast.Module, path: Path, key: str) -> None:
     """Refuses a file that was written for 0.1 and names every import and function that must change."""
+    for module, line in _imported_modules(tree):
+        if _is_ours(module) and not _is_module(module) and not _was_module(module):
+            raise UserError(f"{key}: '{path}', line {line}: no module '{module}'{nearest(module, _modules())}")
     changes = [*_imports(tree), *_module_attributes(tree), *_hooks(tree)]
     if changes:
         changes += _attributes(tree)
@@ -297,8 +301,8 @@ def _imports(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if _is_ours(alias.name) and not _is_module(alias.name):
-                    module = MOVED.get(alias.name)
-                    yield f"line {node.lineno} becomes 'import {module}'" if module else _gone(alias.name, node.lineno)
+                    module, name = MOVED.get(alias.name), f" as {alias.asname}" if alias.asname else ""
+                    yield f"line {node.lineno} becomes 'import {module}{name}'" if module else _gone(alias.name, node.lineno)
         if isinstance(node, ast.ImportFrom) and not node.level and node.module and _is_ours(node.module):
             names = {alias.name: _present(node.module, alias.name) for alias in node.names}
             if any(new != f"{node.module}.{name}" for name, new in names.items()):
@@ -331,6 +335,8 @@ def _module_attributes(tree: ast.Module) -> Iterator[str]:
 
 
 def _hooks(tree: ast.Module) -> Iterator[str]:
+    if "Verdict" in _names(tree):
+        yield VERDICT
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == "refuses" and any(
             argument.arg == "zero_stage" for argument in node.args.kwonlyargs
@@ -349,6 +355,8 @@ def _attributes(tree: ast.Module) -> list[str]:
 def _present(module: str, name: str) -> str | None:
     """Where a name of 0.1 is now; None if it is gone. A module that still exists may define names that we do not see."""
     old = f"{module}.{name}"
+    if name == "*":
+        return f"{MOVED.get(module, module)}.*"
     candidates = (old, MOVED.get(old, ""), f"{MOVED.get(module)}.{name}")
     return next((new for new in candidates if exists(new)), old if _is_module(module) else None)
 
@@ -357,6 +365,30 @@ def exists(dotted: str) -> bool:
     """Whether this is a module of ours, or a name at the top level of one. Imports nothing."""
     module, _, name = dotted.rpartition(".")
     return _is_module(dotted) or name in _top_level_names(module)
+
+
+def _imported_modules(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module, node.lineno
+
+
+def _names(tree: ast.Module) -> set[str]:
+    """Every name that a file uses, or imports, or takes from a module."""
+    nodes = list(ast.walk(tree))
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return imported | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+def _was_module(module: str) -> bool:
+    return any(old == module or old.startswith(f"{module}.") for old in MOVED)
+
+
+def _modules() -> list[str]:
+    files = [file for package in ("sr_dist", "shards") for file in (ROOT / package).rglob("*.py")]
+    return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
 
 
 def _is_ours(module: str) -> bool:

@@ -288,7 +288,7 @@ FILES = {  # kind -> file of 0.1, line -> the new import, further changes
     "metric of sets": (
         SET_METRIC,
         {
-            1: "import sr_dist.evaluation.intervals",
+            1: "import sr_dist.evaluation.intervals as intervals",
             2: "from sr_dist.evaluation.distances.features import "
             "Estimate, Features, frechet_distances, halves, random_groups, run_on_ranks",
             3: "from sr_dist.evaluation.distances.frechet import Array",
@@ -436,6 +436,24 @@ def test_a_name_that_is_gone_is_named(own_part):
         "line 1: 'sr_dist.commands.asked' does not exist any more",
         "line 2 becomes 'import sr_dist.data.jpeg_rows'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("import sr_dist.config as c\n", "line 1 becomes 'import sr_dist.core.config as c'"),
+        ("from sr_dist.config import *\n", "line 1 becomes 'from sr_dist.core.config import *'"),
+        ("import sr_dist.batch\nout = sr_dist.batch.Verdict\n", version_0_1.VERDICT),
+    ],
+)
+def test_other_forms_of_imports_are_answered_too(own_part, text, change):
+    assert change in refusal("metric", own_part("mine_old.part", text)).split("; ")
+
+
+@pytest.mark.parametrize("text", ["from sr_dist.core.confg import Settings\n", "import sr_dist.core.confg\n"])
+def test_a_mistyped_module_is_not_taken_for_one_of_0_1(own_part, text):
+    message = refusal("metric", own_part("mine_new.part", text))
+    assert message.endswith(", line 1: no module 'sr_dist.core.confg'; did you mean 'sr_dist.core.config'?")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PACKAGES if kind != "source"])

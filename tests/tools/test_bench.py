@@ -12,6 +12,7 @@ from processes import run
 from torch import nn
 
 from sr_dist.core.errors import UserError
+from sr_dist.core.resize import imresize
 from sr_dist.data import data_checks
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Optimizer
@@ -113,6 +114,14 @@ def test_estimates_on_fake_tensors_equal_those_on_real_ones(write_recipe, monkey
         with monkeypatch.context() as patched:
             patched.setattr(memory, "FakeTensorMode", nullcontext)
             assert memory.activations(variant, 2) == estimated
+
+
+def test_a_recipe_that_resizes_leaves_no_tensors_without_numbers_behind(write_recipe):
+    recipe = data_checks.load_without_data(write_recipe(data={"crop": 22}), {"generator": "{name: srcnn}"})
+    tables = [memory.memory_table(recipe, gpus=1)["activations"]]
+    assert torch.isfinite(imresize(torch.rand(1, 3, 11, 11), 2)).all()  # of the same size, with numbers
+    tables.append(memory.memory_table(recipe, gpus=1)["activations"])
+    assert tables[0] == tables[1]
 
 
 def test_a_step_on_random_images_has_the_losses_of_training(write_recipe):
