@@ -198,7 +198,7 @@ def activations(recipe: Recipe, images: int) -> dict[str, int]:
 
 def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, SavedTensors]:
     """Runs the forward passes of a step on tensors without numbers."""
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
         objective, networks = objective_and_networks(recipe)
         first = next(iter(networks))
         if recipe.checkpointing and first != "discriminator":
@@ -249,7 +249,7 @@ def memory_table(stated: Recipe, gpus: int) -> Table:
     recipe = without_published_weights(checks.complete(stated))
     images = -(-recipe.data.batch // (gpus * recipe.accumulate))
     with quiet():
-        with FakeTensorMode():
+        with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
             objective, networks = objective_and_networks(recipe)
             network_sizes = {phase: sizes(network) for phase, network in networks.items()}
             content = FP32 * sizes(objective).whole

@@ -40,7 +40,7 @@ def test_fake_tensor_mode_and_cdata():
     """tools/memory.py counts the bytes of tensors without data, each storage once by its `_cdata`."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # as tools/memory.py imports it
 
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):
         whole = torch.empty(4, 5)
         view = whole[1:]
     assert view.shape == (3, 5)
