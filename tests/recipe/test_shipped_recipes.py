@@ -166,6 +166,7 @@ def test_the_twin_of_every_recipe_learns_one_batch(path, shards, classifiers, on
     needed_files.find_weights(thin)
     thin.folder.mkdir(parents=True)
     steps = 6 if thin.classifier or "vgg" in thin.objective.options.get("content", {}) else 12  # costly ones learn fast
+    steps = 10 if path.stem == "esrgan_x2" else steps  # its discriminator is ahead at first
     run = set_up(thin)
     try:
         _, batches = next(iter(run.loader.steps(1)))

@@ -1,7 +1,11 @@
 """The SR-UGAN generator: a U-Net at low resolution for context, dense blocks for detail, then pixel shuffle.
 
-No normalization; any input size. Dimensions are those of the author's public code: encoder and decoder blocks, B dense blocks at
-the larger width, then B at the default width.
+No normalization; any input size. There are three forms:
+
+    author      his public code: SiLU after every convolution, 2B dense blocks at the default width; 10,070,373 numbers at x2
+    paper       the same, but B dense blocks at twice the width, then B at the default width, as the text says; 15,380,325
+    residual    ours: residual branches end without an activation, so that training begins near the identity; attention at the
+                deepest level too; dense blocks that grow by half a width; 11,369,199
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ class Config(Settings):
     """Dense blocks per width."""
     reduction: Positive = 8
     """Of the channel attention."""
+    form: Literal["author", "paper", "residual"] = "residual"
+    """author and paper are the published networks; residual is ours and learns faster."""
     skip: Literal["none", "bicubic"] = "none"
     """bicubic learns the difference from the bicubic image and trains in minutes; it is not in the paper."""
 
@@ -43,28 +49,35 @@ class SRUGenerator(nn.Module):
     def __init__(self, config: Config, scale: int) -> None:
         super().__init__()
         self.scale, self.skip = scale, config.skip
+        self.published = published = config.form != "residual"
         finest, *coarser = config.widths
         self.head = nn.Conv2d(config.channels, finest, 7, padding=3)
-        self.encoder = nn.ModuleList(
-            nn.Sequential(*residual_blocks(inside, width, config.num_blocks), Attention(width, config.reduction))
-            for inside, width in zip([finest, *config.widths], config.widths, strict=False)
-        )
+        self.encoder = nn.ModuleList()
+        for inside, width in zip([finest, *config.widths], config.widths, strict=False):
+            level = residual_blocks(inside, width, config.num_blocks, published)
+            if not (published and len(self.encoder) == len(coarser)):
+                level.append(Attention(width, config))
+            self.encoder.append(nn.Sequential(*level))
         self.decoder = nn.ModuleList()
         inside = config.widths[-1]
         for width in reversed(config.widths[:-1]):
             last = len(self.decoder) == len(coarser) - 1
-            self.decoder.append(Up(inside, width, 0 if last else config.num_blocks, config.reduction))
+            self.decoder.append(Up(inside, width, 0 if last else config.num_blocks, config))
             inside = 2 * width if last else width
-        self.dense_wide = nn.Sequential(*(DenseBlock(inside) for _ in range(config.num_dense_blocks)))
-        self.narrow = nn.Conv2d(inside, finest, 3, padding=1)
-        self.dense = nn.Sequential(*(DenseBlock(finest) for _ in range(config.num_dense_blocks)))
+        wide, default = (0, 2) if config.form == "author" else (1, 1)  # times num_dense_blocks
+        self.dense_wide = nn.Sequential(*(DenseBlock(inside, inside, published) for _ in range(wide * config.num_dense_blocks)))
+        self.narrow = nn.Identity() if published else nn.Conv2d(inside, finest, 3, padding=1)
+        inside = inside if published else finest  # the first published block at the default width narrows
+        widths = [inside, *[finest] * (default * config.num_dense_blocks - 1)]
+        self.dense = nn.Sequential(*(DenseBlock(width, finest, published) for width in widths))
         enlarge: list[nn.Module] = []
         for _ in range({2: 1, 4: 2}[scale]):
-            enlarge += [nn.Conv2d(finest, 4 * finest, 3, padding=1), Attention(4 * finest, config.reduction)]
-            enlarge += [nn.PixelShuffle(2), nn.SiLU()]  # without an activation, training stops at the quality of a linear filter
+            enlarge += [nn.Conv2d(finest, 4 * finest, 3, padding=1), *([nn.SiLU()] if published else [])]
+            enlarge += [Attention(4 * finest, config), nn.PixelShuffle(2)]
+            enlarge += [] if published else [nn.SiLU()]  # without an activation, training stops at the quality of a linear filter
         self.enlarge = nn.Sequential(*enlarge)
         self.tail = nn.Conv2d(finest, config.channels, 7, padding=3)
-        initialize(self)
+        initialize_as_keras(self) if published else initialize(self)
         if self.skip == "bicubic":
             nn.init.zeros_(self.tail.weight)  # training starts from the bicubic image
             assert self.tail.bias is not None
@@ -75,7 +88,7 @@ class SRUGenerator(nn.Module):
         height, width = lr.shape[-2:]
         grain = 2 ** len(self.decoder)  # every level halves the size; reflection fails at one pixel, so replicate
         padded = F.pad(lr, (0, -width % grain, 0, -height % grain), mode="replicate")
-        features = self.head(padded)  # (B, 64, h, w)
+        features = activated(self.head(padded), self.published)  # (B, 64, h, w)
         levels: list[Tensor] = []
         for level in self.encoder:
             features = level(F.max_pool2d(features, 2) if levels else features)
@@ -87,6 +100,19 @@ class SRUGenerator(nn.Module):
         if self.skip == "bicubic":
             return imresize(lr, self.scale) + residual
         return (torch.tanh(residual) + 1) / 2
+
+
+def activated(x: Tensor, activate: bool) -> Tensor:
+    return F.silu(x) if activate else x
+
+
+def initialize_as_keras(network: nn.Module) -> None:
+    """Glorot uniform and no biases, the defaults of the author's framework."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def initialize(network: nn.Module) -> None:
@@ -115,28 +141,30 @@ def initialize(network: nn.Module) -> None:
 class ResidualBlock(nn.Module):
     """No activation after the addition: SiLU halves small values, and a dozen in a row would erase the skip connections."""
 
-    def __init__(self, inside: int, width: int) -> None:
+    def __init__(self, inside: int, width: int, published: bool) -> None:
         super().__init__()
+        self.published = published
         self.conv1 = nn.Conv2d(inside, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Identity() if inside == width else nn.Conv2d(inside, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.conv2(F.silu(self.conv1(x)))
+        return self.skip(x) + activated(self.conv2(F.silu(self.conv1(x))), self.published)
 
 
-def residual_blocks(inside: int, width: int, count: int) -> list[nn.Module]:
-    return [ResidualBlock(inside if i == 0 else width, width) for i in range(count)]
+def residual_blocks(inside: int, width: int, count: int, published: bool) -> list[nn.Module]:
+    return [ResidualBlock(inside if i == 0 else width, width, published) for i in range(count)]
 
 
 class Attention(nn.Module):
     """Channel attention (one two-layer network on the average and the maximum), then spatial attention."""
 
-    def __init__(self, width: int, reduction: int) -> None:
+    def __init__(self, width: int, config: Config) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(width, max(width // reduction, 1), 1)
-        self.excite = nn.Conv2d(max(width // reduction, 1), width, 1)
-        self.space = nn.Conv2d(2, 1, 7, padding=3)
+        inside = max(width // config.reduction, 1)
+        self.squeeze = nn.Conv2d(width, inside, 1)
+        self.excite = nn.Conv2d(inside, width, 1)
+        self.space = nn.Conv2d(2, 1, 7, padding=3, bias=config.form == "residual")
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)  # (B, width, 1, 1) each
@@ -148,28 +176,32 @@ class Attention(nn.Module):
 class Up(nn.Module):
     """Convolution to four times the width, attention, pixel shuffle, concatenation with the encoder's level, residual blocks."""
 
-    def __init__(self, inside: int, width: int, count: int, reduction: int) -> None:
+    def __init__(self, inside: int, width: int, count: int, config: Config) -> None:
         super().__init__()
+        self.published = config.form != "residual"
         self.conv = nn.Conv2d(inside, 4 * width, 3, padding=1)
-        self.attention = Attention(4 * width, reduction)
-        self.blocks = nn.Sequential(*residual_blocks(2 * width, width, count))
+        self.attention = Attention(4 * width, config)
+        self.blocks = nn.Sequential(*residual_blocks(2 * width, width, count, self.published))
 
     def forward(self, x: Tensor, finer: Tensor) -> Tensor:
-        x = F.pixel_shuffle(self.attention(self.conv(x)), 2)  # (B, width, 2h, 2w)
+        x = F.pixel_shuffle(self.attention(activated(self.conv(x), self.published)), 2)  # (B, width, 2h, 2w)
         return self.blocks(torch.cat([x, finer], 1))
 
 
 class DenseBlock(nn.Module):
     """Three densely connected convolutions that learn a residual."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, inside: int, width: int, published: bool) -> None:
         super().__init__()
-        growth = width // 2
-        self.conv1 = nn.Conv2d(width, growth, 3, padding=1)
+        self.published = published
+        growth = width if published else width // 2
+        self.skip = nn.Identity() if inside == width else nn.Conv2d(inside, width, 1)
+        self.conv1 = nn.Conv2d(inside, growth, 3, padding=1)
         self.conv2 = nn.Conv2d(width + growth, growth, 3, padding=1)
         self.conv3 = nn.Conv2d(width + 2 * growth, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        skip = self.skip(x)
         first = F.silu(self.conv1(x))
-        second = F.silu(self.conv2(torch.cat([x, first], 1)))
-        return x + self.conv3(torch.cat([x, first, second], 1))
+        second = F.silu(self.conv2(torch.cat([skip, first], 1)))
+        return skip + activated(self.conv3(torch.cat([skip, first, second], 1)), self.published)
