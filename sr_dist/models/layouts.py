@@ -103,6 +103,21 @@ def _srresnet(first: str, body: str, last: str) -> list[Rule]:
     ]
 
 
+def _leftthomas(names: Iterable[str]) -> list[Rule]:
+    """The trunk's last convolution is followed by a PReLU in the code of 2018, later by batch normalization."""
+    normalized = "block7.1.running_mean" in names
+    return [
+        (rf"block1\.0{WB}", r"conv_first.\1"),
+        (r"block1\.1\.weight", "act_first.weight"),
+        (rf"block([2-6])\.(conv[12]|bn[12]|prelu){BN}", _block),
+        (rf"block7\.0{WB}", r"conv_body.\1"),
+        (rf"block7\.1{BN}", r"bn_body.\1") if normalized else (r"block7\.1\.weight", "act_body.weight"),
+        (rf"block8\.(\d+)\.conv{WB}", r"upsample.\1.conv.\2"),
+        (r"block8\.(\d+)\.prelu\.weight", r"upsample.\1.act.weight"),
+        (rf"block8\.\d+{WB}", r"conv_last.\1"),
+    ]
+
+
 def _block(match: re.Match[str]) -> str:
     return f"body.{int(match[1]) - 2}.{'act' if match[2] == 'prelu' else match[2]}.{match[3]}"
 
@@ -137,20 +152,11 @@ LAYOUTS = (
     Layout("srresnet", "our names", _table(
         (rf"(conv_first|conv_body|conv_last|body\.\d+\.conv\d|upsample\.\d+\.conv){WB}", r"\1.\2"),
         (rf"(bn_body|body\.\d+\.bn\d){BN}", r"\1.\2"),
-        (r"(act_first|body\.\d+\.act|upsample\.\d+\.act)\.weight", r"\1.weight"),
+        (r"(act_first|act_body|body\.\d+\.act|upsample\.\d+\.act)\.weight", r"\1.weight"),
     )),
     Layout("srresnet", "names of Lornatang", _table(*_srresnet("conv1", "conv2", "conv3"))),
     Layout("srresnet", "older names of Lornatang", _table(*_srresnet("conv_block1", "conv_block2", "conv_block3"))),
-    Layout("srresnet", "names of leftthomas", _table(
-        (rf"block1\.0{WB}", r"conv_first.\1"),
-        (r"block1\.1\.weight", "act_first.weight"),
-        (rf"block([2-6])\.(conv[12]|bn[12]|prelu){BN}", _block),
-        (rf"block7\.0{WB}", r"conv_body.\1"),
-        (rf"block7\.1{BN}", r"bn_body.\1"),
-        (rf"block8\.(\d+)\.conv{WB}", r"upsample.\1.conv.\2"),
-        (r"block8\.(\d+)\.prelu\.weight", r"upsample.\1.act.weight"),
-        (rf"block8\.\d+{WB}", r"conv_last.\1"),
-    ), {"output": "tanh"}),
+    Layout("srresnet", "names of leftthomas", _leftthomas, {"output": "tanh"}),
     Layout("srcnn", "conv1 to conv3", _table((rf"(conv[123]){WB}", r"\1.\2"))),
 )  # fmt: skip
 
@@ -220,9 +226,12 @@ def _msrresnet(tensors: Tensors) -> tuple[dict[str, Any], int]:
 
 def _srresnet_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
     width, channels = tensors["conv_first.weight"].shape[:2]
-    tensors["bn_body.running_mean"]  # KeyError without batch normalization: another network
+    tensors["body.0.bn1.running_mean"]  # KeyError without batch normalization: another network
+    if "act_body.weight" not in tensors:
+        tensors["bn_body.running_mean"]
+    trunk_end = "prelu" if "act_body.weight" in tensors else "batch_norm"
     scale = 2 ** _blocks(tensors, r"upsample\.(\d+)")
-    return {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width}, scale
+    return {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width, "trunk_end": trunk_end}, scale
 
 
 def _srcnn(tensors: Tensors) -> tuple[dict[str, Any], None]:

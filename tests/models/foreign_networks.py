@@ -199,14 +199,14 @@ class NamedUp(nn.Module):
 
 
 class FiveBlockSRResNet(nn.Module):
-    """leftthomas's."""
+    """leftthomas's; that of January 2018 has a PReLU where later code has batch normalization."""
 
-    def __init__(self, width=6, doublings=2):
+    def __init__(self, width=6, doublings=2, end=nn.BatchNorm2d):
         super().__init__()
         self.block1 = nn.Sequential(conv(3, width, 9), nn.PReLU())
         for i in range(2, 7):
             self.add_module(f"block{i}", NamedBlock(width))
-        self.block7 = nn.Sequential(conv(width, width), nn.BatchNorm2d(width))
+        self.block7 = nn.Sequential(conv(width, width), nn.PReLU() if end is nn.PReLU else end(width))
         self.block8 = nn.Sequential(*(NamedUp(width) for _ in range(doublings)), conv(width, 3, 9))
 
     def forward(self, x):
@@ -264,5 +264,7 @@ NETWORKS = {
         lambda: NumberedSRResNet(("conv_block1", "conv_block2", "conv_block3"), "rc_block", True, doublings=3), 8, {},
     ),
     "srresnet leftthomas": (lambda: FiveBlockSRResNet(), 4, {"name": "srresnet", "num_blocks": 5, "output": "tanh"}),
-    "srresnet leftthomas x2": (lambda: FiveBlockSRResNet(doublings=1), 2, {"output": "tanh"}),
+    "srresnet leftthomas x2": (lambda: FiveBlockSRResNet(doublings=1), 2, {"output": "tanh", "trunk_end": "batch_norm"}),
+    "srresnet leftthomas 2018, x2": (lambda: FiveBlockSRResNet(doublings=1, end=nn.PReLU), 2, {"trunk_end": "prelu"}),
+    "srresnet leftthomas 2018, x8": (lambda: FiveBlockSRResNet(doublings=3, end=nn.PReLU), 8, {"output": "tanh"}),
 }  # fmt: skip

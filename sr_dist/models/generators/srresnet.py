@@ -3,7 +3,8 @@
 With 16 blocks it has 1,549,462 parameters at x4: every PReLU has one slope. Input and output are in [0, 1]; the paper's
 [-1, 1] for HR is the range of its MSE.
 
-Tensors: conv_first, act_first; body.{i}.conv1, bn1, act, conv2, bn2; conv_body, bn_body; upsample.{u}.conv, act; conv_last.
+Tensors: conv_first, act_first; body.{i}.conv1, bn1, act, conv2, bn2; conv_body, bn_body (or act_body); upsample.{u}.conv, act;
+conv_last.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Config(Settings):
     width: Positive = 64
     output: Literal["linear", "tanh"] = "linear"
     """tanh means (tanh + 1) / 2, as some published weights were trained."""
+    trunk_end: Literal["batch_norm", "prelu"] = "batch_norm"
+    """The layer after the trunk's last convolution; prelu is that of some published weights of 2017 and 2018."""
 
 
 def build(config: Config, scale: int) -> Generator:
@@ -44,20 +47,24 @@ def refuses(config: Config, launch: Launch) -> str | None:
 class SRResNet(nn.Module):
     def __init__(self, config: Config, scale: int) -> None:
         super().__init__()
-        self.output = config.output
+        self.output, self.trunk_end = config.output, config.trunk_end
         width = config.width
         self.conv_first = nn.Conv2d(config.channels, width, 9, padding=4)
         self.act_first = nn.PReLU()
         self.body = nn.Sequential(*(Block(width) for _ in range(config.num_blocks)))
         self.conv_body = nn.Conv2d(width, width, 3, padding=1)
-        self.bn_body = nn.BatchNorm2d(width)
+        if config.trunk_end == "prelu":
+            self.act_body = nn.PReLU()
+        else:
+            self.bn_body = nn.BatchNorm2d(width)
         self.upsample = nn.Sequential(*(Double(width) for _ in range(DOUBLINGS[scale])))
         self.conv_last = nn.Conv2d(width, config.channels, 9, padding=4)
 
     def forward(self, lr: Tensor) -> Tensor:
         """(B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)."""
         shallow = self.act_first(self.conv_first(lr))  # (B, width, h, w)
-        features = shallow + self.bn_body(self.conv_body(self.body(shallow)))
+        end = self.act_body if self.trunk_end == "prelu" else self.bn_body
+        features = shallow + end(self.conv_body(self.body(shallow)))
         sr = self.conv_last(self.upsample(features))
         return (torch.tanh(sr) + 1) / 2 if self.output == "tanh" else sr
 
