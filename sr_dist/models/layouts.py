@@ -34,7 +34,7 @@ class Layout:
         return f"{self.generator} ({self.source})"
 
     def renamed(self, names: Iterable[str]) -> dict[str, str]:
-        """Their name -> our name, for every name that the layout covers."""
+        """Their name -> our name, for every name that the layout covers; "" for tensors that we compute."""
         rules = [(re.compile(pattern), ours) for pattern, ours in self.rules(names)]
         result = {}
         for name in names:
@@ -122,6 +122,32 @@ def _block(match: re.Match[str]) -> str:
     return f"body.{int(match[1]) - 2}.{'act' if match[2] == 'prelu' else match[2]}.{match[3]}"
 
 
+def _swinir(names: Iterable[str]) -> list[Rule]:
+    """One pixel shuffle at the end has no convolution before it."""
+    block = r"layers\.(\d+)\.residual_group\.blocks\.(\d+)"
+    direct = "conv_before_upsample.0.weight" not in names
+    up: Rule = (rf"upsample\.0{WB}", r"enlarge.up.\1") if direct else (
+        rf"upsample\.(\d){WB}", lambda match: f"enlarge.ups.{int(match[1]) // 2}.{match[2]}"
+    )  # fmt: skip
+    return [
+        (rf"(conv_first|norm|layers\.\d+\.conv(?:\.\d)?){WB}", r"\1.\2"),
+        (rf"patch_embed\.norm{WB}", r"embed_norm.\1"),
+        (rf"{block}\.(norm\d){WB}", r"layers.\1.blocks.\2.\3.\4"),
+        (rf"{block}\.attn\.qkv{WB}", r"layers.\1.blocks.\2.attention.qkv.\3"),
+        (rf"{block}\.attn\.proj{WB}", r"layers.\1.blocks.\2.attention.project.\3"),
+        (rf"{block}\.attn\.relative_position_bias_table", r"layers.\1.blocks.\2.attention.bias"),
+        (rf"{block}\.attn\.relative_position_index", ""),
+        (rf"{block}\.attn_mask", ""),
+        (rf"{block}\.mlp\.fc1{WB}", r"layers.\1.blocks.\2.mlp.0.\3"),
+        (rf"{block}\.mlp\.fc2{WB}", r"layers.\1.blocks.\2.mlp.2.\3"),
+        (rf"conv_after_body((?:\.\d)?){WB}", r"conv_body\1.\2"),
+        (rf"conv_before_upsample\.0{WB}", r"enlarge.conv_before.\1"),
+        (rf"conv_up(\d){WB}", lambda match: f"enlarge.ups.{int(match[1]) - 1}.{match[2]}"),
+        (rf"(conv_hr|conv_last){WB}", r"enlarge.\1.\2"),
+        up,
+    ]
+
+
 LAYOUTS = (
     Layout("rrdb", "names of BasicSR", _table(
         (rf"(conv_first|conv_body|conv_up\d|conv_hr|conv_last){WB}", r"\1.\2"),
@@ -157,6 +183,7 @@ LAYOUTS = (
     Layout("srresnet", "names of Lornatang", _table(*_srresnet("conv1", "conv2", "conv3"))),
     Layout("srresnet", "older names of Lornatang", _table(*_srresnet("conv_block1", "conv_block2", "conv_block3"))),
     Layout("srresnet", "names of leftthomas", _leftthomas, {"output": "tanh"}),
+    Layout("swinir", "names of SwinIR's authors", _swinir),
     Layout("srcnn", "conv1 to conv3", _table((rf"(conv[123]){WB}", r"\1.\2"))),
 )  # fmt: skip
 
@@ -177,7 +204,7 @@ def recognize(tensors: Tensors, file: Path, key: str) -> ForeignGenerator:
             f"{key}: '{file}' does not say which generator it fits; nearest is {layout.title}, but {len(strange)} of "
             f"{len(tensors)} tensors do not belong to it, such as '{strange[0]}'"
         )
-    ours = completed({names[name]: value for name, value in tensors.items()})
+    ours = completed({names[name]: value for name, value in tensors.items() if names[name]})
     try:
         options, scale = OPTIONS[layout.generator](ours)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as problem:
@@ -234,6 +261,24 @@ def _srresnet_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
     return {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width, "trunk_end": trunk_end}, scale
 
 
+def _swinir_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    width, channels = tensors["conv_first.weight"].shape[:2]
+    first = "layers.0.blocks.0"
+    table = tensors[f"{first}.attention.bias"]
+    groups = [_blocks(tensors, rf"layers\.{group}\.blocks\.(\d+)") for group in range(_blocks(tensors, r"layers\.(\d+)"))]
+    ups = [tensors[f"enlarge.ups.{number}.weight"].shape[0] for number in range(_blocks(tensors, r"enlarge\.ups\.(\d+)"))]
+    if "enlarge.up.weight" in tensors:
+        enlarge, scale = "direct", math.isqrt(tensors["enlarge.up.weight"].shape[0] // channels)
+    elif "enlarge.conv_hr.weight" in tensors:
+        enlarge, scale = "nearest", 2 ** len(ups)
+    else:
+        inside = tensors["enlarge.conv_before.weight"].shape[0]
+        enlarge, scale = "shuffle", math.prod(math.isqrt(outside // inside) for outside in ups)
+    options = {"channels": channels, "width": width, "depths": groups, "heads": table.shape[1], "enlarge": enlarge}
+    sizes = {"window": (math.isqrt(table.shape[0]) + 1) // 2, "mlp_ratio": tensors[f"{first}.mlp.0.weight"].shape[0] / width}
+    return {**options, **sizes, "group_end": "1conv" if "conv_body.weight" in tensors else "3conv"}, scale
+
+
 def _srcnn(tensors: Tensors) -> tuple[dict[str, Any], None]:
     shapes = [tensors[f"conv{i}.weight"].shape for i in (1, 2, 3)]
     options = {"widths": [shapes[0][0], shapes[1][0]], "kernels": [shape[-1] for shape in shapes]}
@@ -244,5 +289,6 @@ OPTIONS: dict[str, Callable[[Tensors], tuple[dict[str, Any], int | None]]] = {
     "rrdb": _rrdb,
     "msrresnet": _msrresnet,
     "srresnet": _srresnet_options,
+    "swinir": _swinir_options,
     "srcnn": _srcnn,
 }

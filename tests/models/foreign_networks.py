@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
+from spandrel.architectures.SwinIR import SwinIR
 from torch import nn
 
 
@@ -238,6 +239,12 @@ def random_weights(network):
     return network.eval()
 
 
+def swinir(**options):
+    """The authors' network, as spandrel has it."""
+    sizes = {"embed_dim": 12, "depths": [2, 3], "num_heads": [3, 3], "window_size": 4, "mlp_ratio": 2, "img_size": 16}
+    return SwinIR(**{**sizes, "img_range": 1.0, "resi_connection": "1conv", **options})
+
+
 NETWORKS = {
     "rrdb new": (lambda: NamedRRDB(), 4, {"name": "rrdb", "num_blocks": 2, "width": 8, "growth": 4}),
     "rrdb new, grey, 3 blocks": (lambda: NamedRRDB(channels=1, num_blocks=3), 4, {"channels": 1, "num_blocks": 3}),
@@ -266,5 +273,16 @@ NETWORKS = {
     "srresnet leftthomas": (lambda: FiveBlockSRResNet(), 4, {"name": "srresnet", "num_blocks": 5, "output": "tanh"}),
     "srresnet leftthomas x2": (lambda: FiveBlockSRResNet(doublings=1), 2, {"output": "tanh", "trunk_end": "batch_norm"}),
     "srresnet leftthomas 2018, x2": (lambda: FiveBlockSRResNet(doublings=1, end=nn.PReLU), 2, {"trunk_end": "prelu"}),
+    "swinir": (
+        lambda: swinir(upscale=4, upsampler="pixelshuffle"), 4,
+        {"name": "swinir", "width": 12, "depths": [2, 3], "heads": 3, "window": 4, "mlp_ratio": 2.0, "enlarge": "shuffle"},
+    ),
+    "swinir x3, wide": (lambda: swinir(upscale=3, upsampler="pixelshuffle", mlp_ratio=4), 3, {"mlp_ratio": 4.0}),
+    "swinir x8, grey": (lambda: swinir(upscale=8, upsampler="pixelshuffle", in_chans=1), 8, {"channels": 1}),
+    "swinir lightweight": (lambda: swinir(upscale=2, upsampler="pixelshuffledirect"), 2, {"enlarge": "direct"}),
+    "swinir for real images": (lambda: swinir(upscale=4, upsampler="nearest+conv"), 4, {"enlarge": "nearest"}),
+    "swinir large": (
+        lambda: swinir(upscale=4, upsampler="nearest+conv", resi_connection="3conv"), 4, {"group_end": "3conv"},
+    ),
     "srresnet leftthomas 2018, x8": (lambda: FiveBlockSRResNet(doublings=3, end=nn.PReLU), 8, {"output": "tanh"}),
 }  # fmt: skip

@@ -31,6 +31,7 @@ THIN = {
     "srresnet": {"num_blocks": "2", "width": "16"},
     "rrdb": {"num_blocks": "1", "width": "16", "growth": "8"},
     "srugan": {"widths": "[8, 12]", "num_blocks": "1", "num_dense_blocks": "1", "reduction": "4"},
+    "swinir": {"width": "12", "depths": "[2]", "heads": "3", "window": "4"},
     "srgan_vgg": {"width": "8", "features": "16", "crop": "32"},
     "unet_sn": {"width": "8"},
     "acgan": {"widths": "[8, 12]", "features": "16"},
