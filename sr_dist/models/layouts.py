@@ -177,7 +177,7 @@ LAYOUTS = (
     ), {"shuffle_activation": False}),
     Layout("srresnet", "our names", _table(
         (rf"(conv_first|conv_body|conv_last|body\.\d+\.conv\d|upsample\.\d+\.conv){WB}", r"\1.\2"),
-        (rf"(bn_body|body\.\d+\.bn\d){BN}", r"\1.\2"),
+        (rf"(bn_body|body\.\d+\.bn\d|upsample\.\d+\.bn){BN}", r"\1.\2"),
         (r"(act_first|act_body|body\.\d+\.act|upsample\.\d+\.act)\.weight", r"\1.weight"),
     )),
     Layout("srresnet", "names of Lornatang", _table(*_srresnet("conv1", "conv2", "conv3"))),
@@ -258,7 +258,8 @@ def _srresnet_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
         tensors["bn_body.running_mean"]
     trunk_end = "prelu" if "act_body.weight" in tensors else "batch_norm"
     scale = 2 ** _blocks(tensors, r"upsample\.(\d+)")
-    return {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width, "trunk_end": trunk_end}, scale
+    ends = {"trunk_end": trunk_end, "upsample_norm": "upsample.0.bn.running_mean" in tensors}
+    return {"channels": channels, "num_blocks": _blocks(tensors, r"body\.(\d+)"), "width": width, **ends}, scale
 
 
 def _swinir_options(tensors: Tensors) -> tuple[dict[str, Any], int]:

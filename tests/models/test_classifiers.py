@@ -7,6 +7,7 @@ import torch
 import torchvision
 from finished import finished
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
@@ -67,6 +68,31 @@ def test_the_digit_classifier_has_the_studys_layers():
     dense = 128 * 49 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10
     module, config = plugins.resolve(PACKAGE, "digit_cnn", {}, "classifier")
     assert sum(p.numel() for p in module.build(config).parameters()) == convolutions + dense == 905_546
+
+
+def test_the_digit_classifier_in_its_authors_order():
+    """Convolution, normalization, ReLU; then three times dropout, a dense layer, normalization and ReLU (not after the last)."""
+    network = build("digit_cnn", form="author", dropout=0.25).train()
+    widths, features = SMALL["digit_cnn"]["widths"], SMALL["digit_cnn"]["features"]
+    sides = [3, *widths]
+    layers: list[nn.Module] = []
+    for number, (inside, outside) in enumerate(zip(sides, widths, strict=False)):
+        layers += [nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if number else []
+    layers += [nn.Flatten(), nn.Dropout(0.25), nn.Linear(widths[-1] * 8 * 8, features[0]), nn.BatchNorm1d(features[0]), nn.ReLU()]
+    layers += [nn.Dropout(0.25), nn.Linear(*features), nn.BatchNorm1d(features[1]), nn.ReLU()]
+    theirs = nn.Sequential(*layers, nn.Dropout(0.25), nn.Linear(features[1], 10))
+    own = [getattr(network, name) for name in ("conv1", "conv2", "conv3")]
+    modules = [module for layer in own for module in (layer.conv, layer.norm)]
+    modules += [network.dense1, network.norm1, network.dense2, network.norm2, network.logits]
+    with_tensors = [layer for layer in theirs if list(layer.parameters())]
+    for layer, module in zip(with_tensors, modules, strict=True):
+        layer.load_state_dict(module.state_dict())
+    images = torch.rand(4, 3, 32, 32)
+    torch.manual_seed(1)  # the same dropout
+    expected = theirs(images * 2 - 1)
+    torch.manual_seed(1)
+    torch.testing.assert_close(network(images), expected)
 
 
 def test_resnet18_is_torchvisions_after_imagenets_normalization():

@@ -2,8 +2,10 @@
 
     conv32, conv64, pool, conv128, pool; then dense 128, dense 64, a logit per class
 
-Every convolution is 3 x 3 and followed by ReLU and batch normalization, the dense layers by ReLU and dropout. The first dense
-layer fits one size of image, `size`, which is data.crop.
+Every convolution is 3 x 3. The first dense layer fits one size of image, `size`, which is data.crop. There are two forms:
+
+    author        convolution, batch normalization, ReLU; dropout before every dense layer, batch normalization after it, ReLU
+    relu_first    convolution, ReLU, batch normalization; dense layer, ReLU, dropout
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ class Config(Settings):
     size: Annotated[int, Field(ge=4)] = 28
     """Of the images, in pixels."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    form: Literal["author", "relu_first"] = "relu_first"
+    """author is the order of layers in the study's public code."""
     norm: Literal["batch", "none"] = "batch"
     """none runs on CPU ranks, and trains alike on any number of them."""
 
@@ -54,27 +58,36 @@ def refuses(config: Config, launch: Launch) -> str | None:
 class DigitCNN(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
-        normed, (first, second, third) = config.norm == "batch", config.widths
-        self.conv1, self.conv2 = Layer(config.channels, first, normed), Layer(first, second, normed)
-        self.conv3 = Layer(second, third, normed)
+        first, second, third = config.widths
+        self.author = config.form == "author"
+        self.conv1, self.conv2 = Layer(config.channels, first, config), Layer(first, second, config)
+        self.conv3 = Layer(second, third, config)
         self.dense1 = nn.Linear(third * (config.size // 4) ** 2, config.features[0])
         self.dense2 = nn.Linear(*config.features)
         self.logits = nn.Linear(config.features[1], config.outputs)
         self.drop = nn.Dropout(config.dropout)
+        if self.author:
+            normed = config.norm == "batch"
+            self.norm1, self.norm2 = (nn.BatchNorm1d(width) if normed else nn.Identity() for width in config.features)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, size, size) in [0, 1] -> (B, outputs)."""
         x = F.max_pool2d(self.conv2(self.conv1(images * 2 - 1)), 2)
         x = F.max_pool2d(self.conv3(x), 2)  # (B, 128, size / 4, size / 4)
+        if self.author:
+            x = F.relu(self.norm1(self.dense1(self.drop(x.flatten(1)))))
+            x = F.relu(self.norm2(self.dense2(self.drop(x))))
+            return self.logits(self.drop(x))
         x = self.drop(F.relu(self.dense1(x.flatten(1))))
         return self.logits(self.drop(F.relu(self.dense2(x))))
 
 
 class Layer(nn.Module):
-    def __init__(self, inside: int, width: int, normed: bool) -> None:
+    def __init__(self, inside: int, width: int, config: Config) -> None:
         super().__init__()
+        self.author = config.form == "author"
         self.conv = nn.Conv2d(inside, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width) if normed else nn.Identity()
+        self.norm = nn.BatchNorm2d(width) if config.norm == "batch" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(F.relu(self.conv(x)))
+        return F.relu(self.norm(self.conv(x))) if self.author else self.norm(F.relu(self.conv(x)))

@@ -3,8 +3,8 @@
 With 16 blocks it has 1,549,462 parameters at x4: every PReLU has one slope. Input and output are in [0, 1]; the paper's
 [-1, 1] for HR is the range of its MSE.
 
-Tensors: conv_first, act_first; body.{i}.conv1, bn1, act, conv2, bn2; conv_body, bn_body (or act_body); upsample.{u}.conv, act;
-conv_last.
+Tensors: conv_first, act_first; body.{i}.conv1, bn1, act, conv2, bn2; conv_body, bn_body (or act_body); upsample.{u}.conv, bn (if
+any), act; conv_last.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Config(Settings):
     """tanh means (tanh + 1) / 2, as some published weights were trained."""
     trunk_end: Literal["batch_norm", "prelu"] = "batch_norm"
     """The layer after the trunk's last convolution; prelu is that of some published weights of 2017 and 2018."""
+    upsample_norm: bool = False
+    """Batch normalization after the convolutions that enlarge, as in the digits study's code."""
 
 
 def build(config: Config, scale: int) -> Generator:
@@ -57,7 +59,7 @@ class SRResNet(nn.Module):
             self.act_body = nn.PReLU()
         else:
             self.bn_body = nn.BatchNorm2d(width)
-        self.upsample = nn.Sequential(*(Double(width) for _ in range(DOUBLINGS[scale])))
+        self.upsample = nn.Sequential(*(Double(width, config.upsample_norm) for _ in range(DOUBLINGS[scale])))
         self.conv_last = nn.Conv2d(width, config.channels, 9, padding=4)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -85,10 +87,11 @@ class Block(nn.Module):
 class Double(nn.Module):
     """Twice the size by pixel shuffle."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, normed: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, 4 * width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4 * width) if normed else nn.Identity()
         self.act = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(F.pixel_shuffle(self.conv(x), 2))
+        return self.act(F.pixel_shuffle(self.bn(self.conv(x)), 2))
