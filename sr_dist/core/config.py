@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.passwords import tree_without_passwords
 
 Tree = dict[str, Any]  # nested sections; leaves are text or lists of text
 UNION_TAGS = ("function-", "tuple[", "literal[")  # pydantic adds these parts to the location of an error in a union
@@ -163,8 +164,13 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def text(settings: Settings) -> str:
-    """The settings as YAML, from which `read` and `typed` make equal settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    """The settings as YAML, from which `read` and `typed` make equal settings, except for hidden passwords."""
+    return yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True, width=100)
+
+
+def plain(settings: Settings) -> Tree:
+    """The settings as JSON has them, for files, logs and trackers. Passwords of URLs are hidden."""
+    return tree_without_passwords(settings.model_dump(mode="json"))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole
+from sr_dist.core.passwords import without_passwords
 
 LONGEST_PATTERN = 10_000  # the largest sum of whole weights of mixed data sets
 
@@ -73,6 +74,8 @@ def _sources(value: Any) -> Any:
             raise ValueError(f"'{source}': {weight!r} is not a weight (a number)") from None
         if not 0 < weights[str(source)] < math.inf:
             raise ValueError(f"'{source}': the weight {weight} is not a number above 0")
+        if without_passwords(str(source)) in map(without_passwords, list(weights)[:-1]):
+            raise ValueError(f"'{source}' is named twice")
     if not weights:
         raise ValueError("names no shards")
     if (length := sum(whole_weights(list(weights.values())))) > LONGEST_PATTERN:

@@ -107,7 +107,7 @@ def check_same_data(recipe: Recipe, shards: list[Shards], digest: str, saved: Ch
 
 def first_difference(recipe: Recipe, shards: list[Shards], first_digest: str) -> str:
     """How data.train differs from the data that the run began with."""
-    before, now = config.typed(Recipe, config.read(recipe.folder / RECIPE)).data, recipe.data
+    before, now = config.typed(Recipe, config.read(recipe.folder / RECIPE)).data, config.typed(Recipe, config.plain(recipe)).data
     by_source = dict(zip(now.sources, shards, strict=True))
     if set(before.sources) != set(now.sources):
         return f"{now.train} holds other shards than {before.train}, which the run was trained on"

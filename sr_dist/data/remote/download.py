@@ -14,7 +14,6 @@ from pathlib import Path
 from time import sleep
 from typing import IO, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from sr_dist.core.errors import first_line
@@ -47,7 +46,7 @@ class PermanentError(FetchError):
 
 def download_bytes(url: str, kind: str) -> bytes:
     """A small file, such as a manifest or an index. `kind` names it in errors."""
-    return retry(lambda: b"".join(chunks(url)), f"{kind} '{without_password(url)}'", SMALL_FILE_TRIES)
+    return retry(lambda: b"".join(chunks(url)), f"{kind} '{url}'", SMALL_FILE_TRIES)
 
 
 def download(url: str, file: Path, entry: ShardEntry, on_bytes: Callable[[int], None]) -> None:
@@ -112,14 +111,6 @@ def chunks(url: str) -> Iterator[bytes]:
             stream.close()
 
 
-def without_password(url: str) -> str:
-    """The URL without a user name and a password."""
-    parts = urlsplit(url)
-    if url.startswith("pipe:") or "@" not in parts.netloc:
-        return url
-    return url.replace(parts.netloc, parts.netloc.rsplit("@", 1)[1], 1)
-
-
 def _http_error(url: str) -> FetchError:
     """curl does not report the status, so we request the URL once more. A permanent error is not retried."""
     try:
@@ -135,7 +126,7 @@ def _http_error(url: str) -> FetchError:
 def _next_chunk(pipe: IO[bytes], url: str) -> bytes:
     if not select.select([pipe], [], [], WARN_AFTER)[0]:
         waited = f"nothing received for {WARN_AFTER:.0f} s"
-        logger.warning(f"still waiting for '{without_password(url)}': {waited}; timeout after {TIMEOUT:.0f} s")
+        logger.warning(f"still waiting for '{url}': {waited}; timeout after {TIMEOUT:.0f} s")
         if not select.select([pipe], [], [], TIMEOUT - WARN_AFTER)[0]:
             raise FetchError(f"nothing received for {TIMEOUT:.0f} s")
     return os.read(pipe.fileno(), CHUNK)
