@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(options: Show) -> None:
     shards = open_shards(options.folder, "OUT")
-    shards.check_indexes()
     print(summary(shards))
     path = Path(options.picture or Path(shards.folder) / "contact_sheet.png")
     contact_sheet(shards, options.num, path)

@@ -25,6 +25,7 @@ from sr_dist.data.jpeg_rows import band
 
 JPEG = b"\xff\xd8"
 RETRY_AFTER = 600.0  # seconds after which opening a missing shard is tried again
+INDEX_BYTES = 64 << 20  # of indexes in the memory of one reader; the index of a million samples has about 100 MB
 NO_ATTRIBUTES = np.zeros(0, np.uint8)
 
 
@@ -46,18 +47,20 @@ class ShardReader:
         self.shards, self.num_readers = shards, num_readers
         self._max_open = min(shards.OPEN_AT_ONCE, max(_max_open_shards() // num_readers, 2))
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file counts as open
+        self._indexes: OrderedDict[int, Index] = OrderedDict()
+        self._index_bytes = 0  # of all of them
         self._failures: dict[int, tuple[float, ShardError]] = {}  # shards that could not be opened, with the time
         self._refetched: set[int] = set()  # shards whose cached copy was damaged
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Shards, int]]:
-        return ShardReader, (self.shards, self.num_readers)  # without open files and maps
+        return ShardReader, (self.shards, self.num_readers)  # without open files and indexes
 
     def index(self, shard: int) -> Index:
         if shard not in self._indexes:
-            if len(self._indexes) >= self._max_open:
-                self._indexes.popitem(last=False)
             self._indexes[shard] = self.shards.index(shard)
+            self._index_bytes += self._indexes[shard].num_bytes
+            while self._index_bytes > INDEX_BYTES and len(self._indexes) > 1:
+                self._index_bytes -= self._indexes.popitem(last=False)[1].num_bytes
         self._indexes.move_to_end(shard)
         return self._indexes[shard]
 
@@ -154,7 +157,7 @@ class ShardReader:
 
 
 def _max_open_shards() -> int:
-    """Each shard takes two of the open files of a process, a tar and an index. A quarter of the limit is left to others."""
+    """Less than half of the files that a process may open: sockets, pipes and shared memory need the others."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit * 3 // 8
 

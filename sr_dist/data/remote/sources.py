@@ -21,7 +21,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
 from sr_dist.core.passwords import HIDDEN
 from sr_dist.data import format as local
-from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name
+from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name, largest_index
 from sr_dist.data.remote.cache import Cache, cache_of, locked
 from sr_dist.data.remote.download import download_bytes
 
@@ -108,7 +108,7 @@ def open_shards(source: str, key: str = "shards", cache: Cache | None = None) ->
 def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
     """A process fetches a manifest once. Its indexes stay in the cache, in a folder named by the manifest's sha256."""
     try:
-        text = download_bytes(address(source, "manifest.json"), "the manifest")
+        text = download_bytes(address(source, "manifest.json"), "the manifest", local.MAX_MANIFEST)
         folder = cache.folder / "indexes" / hashlib.sha256(text).hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
         with locked(cache.folder / "locks" / folder.name):
@@ -116,7 +116,7 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
             manifest = _manifest(source, folder, key)
             shards = RemoteShards(folder, manifest, tars=_tars(source, manifest.tars), cache=cache)
             with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda entry: _fetch_index(source, folder, entry), shards.manifest.shards))
+                list(pool.map(lambda entry: _fetch_index(source, folder, entry, manifest), shards.manifest.shards))
     except ShardError as error:
         raise ShardError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from None
     return shards
@@ -138,20 +138,17 @@ def _tars(source: str, stated: str | None) -> str:
     return address(source, f"{stated.strip('/')}/{{}}") if source.startswith("pipe:") else address(source, stated)
 
 
-def _fetch_index(source: str, folder: Path, entry: ShardEntry) -> None:
+def _fetch_index(source: str, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
     """Saves an index under its name after it was checked."""
     path = folder / index_name(entry.name)
     with suppress(ShardError):  # missing or damaged
-        Index(path).check()
+        Index(path, entry.samples).check()
         return
     url = address(source, path.name)
     temporary = path.with_suffix(".new")
-    write_whole(temporary, download_bytes(url, "the index"))
+    write_whole(temporary, download_bytes(url, "the index", largest_index(entry, manifest)))
     try:
-        index = Index(temporary)
-        index.check()
+        Index(temporary, entry.samples).check()
     except ShardError as error:
         raise ShardError(f"the index '{url}': {error}") from None
-    if len(index) != entry.samples:
-        raise ShardError(f"the index '{url}' lists {len(index)} samples, but the manifest says {entry.samples}")
     temporary.replace(path)
