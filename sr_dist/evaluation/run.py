@@ -91,6 +91,8 @@ def evaluate(
     metrics = open_metrics(
         metric_options.metrics, device, metric_options.resize, extractor, metric_options.allow_download, classifiers
     )
+    if ranks.is_first():
+        print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
     methods, sources = named_methods(generators, scale, device)
     facts = identity_facts(image_options, rules, content_digest(batches.images), metrics, sources)
     with exclusive(folder):

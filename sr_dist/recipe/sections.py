@@ -37,7 +37,7 @@ class Part(Settings):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
-    """The name of a file of the package, or a dotted name of your own."""
+    """The name of a file of the package, or a dotted name of your own, whose code runs."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -291,7 +291,7 @@ class Recipe(Settings):
     metrics: Names = ("psnr", "ssim")
     """Validation metrics: files of evaluation/metrics, or dotted names of your own."""
     extractor: OptionalText = None
-    """The network behind set distances: a trained classifier or a TorchScript file; the default is the FID Inception."""
+    """The network behind set distances: a trained classifier, or a TorchScript file (its code runs); else the FID Inception."""
     log_every: Positive = 50
     """The period of log rows in steps."""
     log: Log = Log()

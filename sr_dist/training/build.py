@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from sr_dist.core import config, ranks
+from sr_dist.core import config, plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.run_layout import METRICS, RECIPE, SUBSTITUTED, TRACE
 from sr_dist.data.format import Shards
@@ -70,7 +70,7 @@ def set_up(recipe: Recipe) -> Run:
     )  # fmt: skip
     if saved:
         resume(run, saved)
-    for note in notes:
+    for note in (*plugins.foreign_code(), *notes):
         log.info(note)
     log_start(run)
     return run
