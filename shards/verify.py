@@ -104,10 +104,10 @@ def _member_problems(tar: IO[bytes], index: Index, row: int, member: str, deep: 
     if len(data) != size or zlib.crc32(data) != int(index[f"{member}_crc32"][row]):
         yield f"the {member} image of '{key}' does not match its checksum"
     elif deep:
-        from PIL import Image  # spares its import without --deep
+        from sr_dist.core.pixels import open_image  # spares Pillow's import without --deep
 
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(io.BytesIO(data)) as image:
                 image.load()
         except Exception as problem:
             yield f"the {member} image of '{key}' cannot be decoded: {problem}"

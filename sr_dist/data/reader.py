@@ -20,8 +20,9 @@ from torch import Tensor
 from torchvision.io import ImageReadMode  # not in a worker: W&B hooks imports and fails there; registers the operator
 
 from sr_dist.core.errors import first_line
+from sr_dist.core.pixels import MAX_PIXELS, open_image
 from sr_dist.data.format import Index, ShardError, Shards, attribute_values
-from sr_dist.data.jpeg_rows import band
+from sr_dist.data.jpeg_rows import band, stated_size
 
 JPEG = b"\xff\xd8"
 RETRY_AFTER = 600.0  # seconds after which opening a missing shard is tried again
@@ -169,11 +170,13 @@ def decode(data: bytes | bytearray, channels: int) -> Tensor:
     the operator. Its PNG reader ends the whole process on damaged pixels, so Pillow reads the other formats.
     """
     if data[:2] == JPEG:
+        if (size := stated_size(data)) and math.prod(size) > MAX_PIXELS:
+            raise RuntimeError(f"{size[1]} x {size[0]} is more than {MAX_PIXELS} pixels")
         mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
         raw = torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=torch.uint8)
         return torch.ops.image.decode_jpeg(raw, mode.value, False)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             return to_tensor(image, channels)
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise RuntimeError(first_line(error)) from None
