@@ -194,7 +194,7 @@ def _one_line(model: type[BaseModel], problem: ValidationError, section: str) ->
     parents = first["loc"][:-1] if unknown else first["loc"]
     path = [str(part) for part in parents if not str(part).startswith(UNION_TAGS)]
     path += [str(first["loc"][-1])] if unknown else []
-    key = ".".join([section, *path] if section else path)
+    key = ".".join([section, *path] if section else path)[:LONGEST_INPUT]
     if unknown:
         inner = _model_at(model, path[:-1])
         return f"{key}: unknown key{nearest(path[-1], inner.model_fields, key.removesuffix(path[-1]))}"

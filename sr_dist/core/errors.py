@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from sr_dist.core.passwords import without_passwords
 
+LONGEST_MESSAGE = 1600  # characters of the beginning of a message; of a longer one also the end
 LONGEST_NAME = 200  # characters of a name that is compared with others; the time grows with the square
 
 
@@ -14,6 +15,8 @@ class UserError(ValueError):
     """A mistake in a command or a recipe. Commands print it as one line that starts with `error:` and exit with 2."""
 
     def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST_MESSAGE:  # a name from a file may have any length
+            message = f"{message[:LONGEST_MESSAGE]} ... {message[-LONGEST_MESSAGE // 4 :]}"
         super().__init__(without_passwords(message))
 
 

@@ -14,6 +14,7 @@ from processes import ROOT, metrics, run, small_gan
 from safetensors.torch import save_file
 from servers import serving
 
+from sr_dist.core import config
 from sr_dist.core.errors import UserError
 from sr_dist.models import trained
 from sr_dist.models.generators import srcnn
@@ -187,3 +188,46 @@ def test_a_classifier_has_an_output_per_label(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "k.safetensors", facts)
     with pytest.raises(UserError, match=r"classifier\.outputs: 10000000, but there are 2 labels"):
         trained.open_classifier(str(tmp_path / "k.safetensors"), "attributes")
+
+
+# ----------------------------------------------------------------------------------------------------------- recipes
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 26))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "it holds more than 100000 values"),
+        ("a: &a [*a]", "nested more than 50 levels deep"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested more than 50 levels deep"),
+        ("name: a\n[1, 2]: 3", "line 2: a list or section cannot be a key"),
+        ('name: "a\\0b"', r"line 1: 'a\x00b' has a character that is not allowed"),
+        ("a" * 5_000_000, "it has 5000000 bytes; a recipe has at most 4000000"),
+    ],
+    ids=["laughs", "loop", "nested", "key", "nul", "large"],
+)
+def test_a_recipe_that_makes_no_sense_is_one_line_at_once(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(UserError) as caught:
+        config.read(tmp_path / "r.yaml")
+    assert message in str(caught.value) and time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, "{[a]: 1}", "{a: &a [*a]}"])
+def test_an_option_that_makes_no_sense_is_one_line(run_commands, write_recipe, text):
+    recipe, sections = write_recipe(), ".".join(["a"] * 100)
+    calls = [("sr_dist.train", [str(recipe), f"--data.select={text}"]), ("sr_dist.train", [str(recipe), f"--{sections}=1"])]
+    for answer in run_commands(calls):
+        assert answer.code == 2 and answer.err.startswith("error: ") and answer.err.count("\n") == 1
+
+
+def test_anchors_are_still_read(tmp_path):
+    (tmp_path / "r.yaml").write_text("a: &shared {b: 1}\nc: *shared\n")
+    assert config.read(tmp_path / "r.yaml") == {"a": {"b": "1"}, "c": {"b": "1"}}
+
+
+def test_messages_have_an_end():
+    message = str(UserError("x" * 10**6 + " is the end"))
+    assert len(message) < 2100 and message.endswith(" is the end")
