@@ -64,7 +64,8 @@ class Evaluate(Settings):
     """How clean-fid resizes images to 299 pixels for FID and KID."""
     extractor: OptionalText = None
     """A TorchScript file (images of 299 pixels in [0, 255] -> rows), or a trained classifier (the features before its last
-    layer), in place of the FID Inception. Its distances are called fd_NAME and kd_NAME, never fid."""
+    layer), in place of the FID Inception. Its distances are called fd_NAME and kd_NAME, never fid. A TorchScript file runs code,
+    also code that writes files: use only those of people you trust."""
     cache: str = ""
     """The folder for features of HR, which the next evaluation of the same images reuses. The default is in the user's cache
     folder; `none` stores nothing."""

@@ -22,7 +22,8 @@ class Train(Settings):
     """
 
     recipe: Annotated[str, Word("RECIPE")]
-    """A YAML file such as configs/demo.yaml."""
+    """A YAML file such as configs/demo.yaml. Dotted names in it, and a TorchScript file as extractor, run code: read recipes of
+    others before you use them."""
     dry_run: bool = False
     """Print the resolved recipe and stop."""
     overrides: Annotated[dict[str, str], Overrides()] = {}

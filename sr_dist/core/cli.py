@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from sr_dist.core import launch_env
 from sr_dist.core.config import Settings, SettingsType, typed
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.passwords import without_passwords
 
 Words = list[str]
 Options = dict[str, str]
@@ -55,6 +56,7 @@ def run_words(
 ) -> int:  # fmt: skip
     """Answers `--help`, splits the words, and turns a user's mistake into one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    sys.argv = [without_passwords(word) for word in sys.argv]  # environment.json and trackers record it
     if {"-h", "--help"} & set(argv):
         print(make_help())
         return 0

@@ -137,8 +137,8 @@ class Loader:
             yield step, [_receive(next(self._batches), shared) for _ in range(self.accumulate)]
 
     def _positions(self, start: int, steps: int) -> Positions:
-        shard = self.source.shard if self.remote else None
-        return Positions(start, steps, self.data.batch, self.accumulate, ranks.rank(), ranks.size(), self.node_of, shard)
+        shards = self.source.shards if self.remote else None
+        return Positions(start, steps, self.data.batch, self.accumulate, ranks.rank(), ranks.size(), self.node_of, shards)
 
     @property
     def _prefetch_factor(self) -> int:

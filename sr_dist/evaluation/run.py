@@ -18,6 +18,7 @@ from sr_dist.core import plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import InUse, lock_file, sha256
 from sr_dist.core.formats import REMOVE, refuse_unknown
+from sr_dist.core.passwords import without_passwords
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
@@ -90,6 +91,8 @@ def evaluate(
     metrics = open_metrics(
         metric_options.metrics, device, metric_options.resize, extractor, metric_options.allow_download, classifiers
     )
+    if ranks.is_first():
+        print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
     methods, sources = named_methods(generators, scale, device)
     facts = identity_facts(image_options, rules, content_digest(batches.images), metrics, sources)
     with exclusive(folder):
@@ -103,8 +106,8 @@ def evaluate(
             raise
         if ranks.is_first():
             finished = report.Report(
-                rules, image_options.data, batches.images.names, list(methods), scores, sources, metrics, batches.notes(),
-                image_options.portion,
+                rules, without_passwords(image_options.data), batches.images.names, list(methods), scores, sources, metrics,
+                batches.notes(), image_options.portion,
             )  # fmt: skip
             text = markdown(finished)
             report.write(folder, finished, text, page(finished, example_images(finished, batches, methods, device)))
@@ -258,7 +261,7 @@ def output_folder(
 def free_folder(folder: Path, image_options: ImageOptions, metric_options: MetricOptions) -> Path:
     """The folder, or FOLDER-2, FOLDER-3, ...: a report on other images or with another protocol is not overwritten."""
     portion = image_options.portion.describe() if image_options.portion else None
-    own = json.loads(json.dumps([image_options.data, metric_options.protocol, portion]))
+    own = json.loads(json.dumps([without_passwords(image_options.data), metric_options.protocol, portion]))
     for number in itertools.count(2):
         if _report_subject(folder / "report.json") in (None, own):
             return folder

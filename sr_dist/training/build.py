@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from sr_dist.core import config, ranks
+from sr_dist.core import config, plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.run_layout import METRICS, RECIPE, SUBSTITUTED, TRACE
 from sr_dist.data.format import Shards
@@ -70,7 +70,7 @@ def set_up(recipe: Recipe) -> Run:
     )  # fmt: skip
     if saved:
         resume(run, saved)
-    for note in notes:
+    for note in (*plugins.foreign_code(), *notes):
         log.info(note)
     log_start(run)
     return run
@@ -107,7 +107,7 @@ def check_same_data(recipe: Recipe, shards: list[Shards], digest: str, saved: Ch
 
 def first_difference(recipe: Recipe, shards: list[Shards], first_digest: str) -> str:
     """How data.train differs from the data that the run began with."""
-    before, now = config.typed(Recipe, config.read(recipe.folder / RECIPE)).data, recipe.data
+    before, now = config.typed(Recipe, config.read(recipe.folder / RECIPE)).data, config.typed(Recipe, config.plain(recipe)).data
     by_source = dict(zip(now.sources, shards, strict=True))
     if set(before.sources) != set(now.sources):
         return f"{now.train} holds other shards than {before.train}, which the run was trained on"

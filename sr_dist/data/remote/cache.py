@@ -21,7 +21,7 @@ from typing import Any
 
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.data.format import ShardEntry
-from sr_dist.data.remote.download import SHARD_TRIES, FetchError, download, retry, without_password
+from sr_dist.data.remote.download import SHARD_TRIES, FetchError, download, retry
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cache:
             return
         with locked(self.folder / "locks" / entry.sha256):
             if not self._touch(entry):
-                name = f"the shard '{without_password(url)}'"
+                name = f"the shard '{url}'"
                 retry(lambda: self._fetch(entry, url, fetch_log), name, SHARD_TRIES)
 
     def forget(self, entry: ShardEntry) -> None:

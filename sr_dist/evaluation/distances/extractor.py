@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sr_dist.core import plugins
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.files import sha256
 from sr_dist.models import pretrained, trained
@@ -102,7 +103,11 @@ def open_extractor(path: str | None, device: torch.device, resize: str = "clean"
 
 
 def torchscript(path: Path, resize: str, device: torch.device) -> Extractor:
-    """A TorchScript file: (B, 3, 299, 299) in [0, 255] -> (B, width). Runs it once, so that errors are reported at once."""
+    """A TorchScript file: (B, 3, 299, 299) in [0, 255] -> (B, width). Runs it once, so that errors are reported at once.
+
+    Its code runs. It is called in evaluation mode; nothing else is promised, as such a file may read and write any other.
+    """
+    plugins.note_foreign_code("extractor", path)
     try:
         with _without_deprecation():
             network = torch.jit.load(str(path), map_location="cpu")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
+from sr_dist.core import config
 from sr_dist.core.errors import first_line
 from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID
 from sr_dist.recipe.columns import better_direction
@@ -140,7 +141,7 @@ class WandbTracker:
         wandb.teardown()  # a failed attempt would hold the id
         run = wandb.init(
             project=recipe.log.project, name=recipe.name, dir=str(self._folder), mode=mode,
-            id=id_file.read_text().strip(), resume="allow", config={**recipe.model_dump(mode="json"), "environment": environment},
+            id=id_file.read_text().strip(), resume="allow", config={**config.plain(recipe), "environment": environment},
             settings=wandb.Settings(init_timeout=timeout, finish_timeout=FINISH, silent=True),
         )  # fmt: skip
         self._next = run._starting_step  # `run.step` says 0 until the first row
