@@ -16,7 +16,7 @@ import torch
 
 from sr_dist.core import plugins, ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import InUse, lock_file, sha256
+from sr_dist.core.files import InUse, lock_file
 from sr_dist.core.formats import REMOVE, refuse_unknown
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
@@ -36,7 +36,7 @@ from sr_dist.evaluation.report import report
 from sr_dist.evaluation.report.markdown import markdown
 from sr_dist.evaluation.report.page import example_images, page
 from sr_dist.evaluation.scoring import Scoring, score
-from sr_dist.models import trained
+from sr_dist.models import trained, verified
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.tiling import adapt_channels
 from sr_dist.models.trained import TrainedGenerator
@@ -140,7 +140,7 @@ def named_classifiers(classifiers: Sequence[FrozenClassifier], device: torch.dev
     """Moves classifiers to the device and gives them unique names."""
     result: dict[str, NamedClassifier] = {}
     for one in classifiers:
-        about = {"weights": str(one.file), "sha256": sha256(one.file), "size": one.size, "channels": one.channels}
+        about = {"weights": str(one.file), "sha256": verified.digest(one.file), "size": one.size, "channels": one.channels}
         name = unique_name(one.name, result)
         result[name] = NamedClassifier(name, one.labels, one.to(device), about)
     return list(result.values())
@@ -165,7 +165,7 @@ def upscaler(generator: TrainedGenerator, device: torch.device) -> Upscale:
 def source(generator: TrainedGenerator) -> dict[str, Any]:
     return {
         "weights": str(generator.file),
-        "sha256": sha256(generator.file),
+        "sha256": verified.digest(generator.file),
         "step": generator.step,
         "parameters": sum(p.numel() for p in generator.network.parameters()),
     }

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.core.run_layout import CHECKPOINTS, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run
-from sr_dist.models import layouts
+from sr_dist.core.run_layout import CHECKPOINTS, STATE, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run
+from sr_dist.models import layouts, verified, weights_files
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, read_metadata
-from sr_dist.models.weights_files import Tensors, bare_names, read
+from sr_dist.models.weights_files import Tensors, bare_names
 from sr_dist.recipe.labels import Labels
 
 
@@ -37,6 +37,12 @@ class TrainedGenerator:
     @property
     def channels(self) -> int:
         return int(self.section.get("channels", 3))
+
+
+def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
+    """Tensors under their names in the file, and the file's metadata. A file of a checkpoint must be as it was saved."""
+    verified.check(file, key)
+    return weights_files.read(file, key)
 
 
 def build(package: str, section: dict[str, Any], scale: int, key: str) -> nn.Module:
@@ -135,6 +141,7 @@ def open_classifier(path: str, key: str) -> FrozenClassifier:
 def best_weights(run: Path, key: str) -> Path:
     """A classifier's weights in a run folder: the best by `keep.best`, as the newest checkpoint records it, or the newest."""
     newest = newest_weights(run, "classifier.ema", key)
+    verified.check(newest.parent / STATE, key)
     best = checkpoint_state(newest.parent)["best"]
     file = checkpoint_folder(run, best["step"]) / newest.name if best else newest
     return file if file.is_file() else newest
