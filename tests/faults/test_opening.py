@@ -1,4 +1,4 @@
-"""Files are verified whenever they are opened: weights by the sha256 in their checkpoint's manifest, indexes by their checksum."""
+"""Files are verified whenever they are opened: weights by the sha256 in the manifest, indexes by their checksum."""
 
 from __future__ import annotations
 
