@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.core.run_layout import CHECKPOINTS, STATE, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run
+from sr_dist.core.run_layout import CHECKPOINTS, STATE, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run, run_id
 from sr_dist.models import layouts, verified, weights_files
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, read_metadata
@@ -98,6 +98,12 @@ def name_and_step(place: Path, file: Path) -> tuple[str, int | None]:
     if checkpoints == CHECKPOINTS and step.isdigit():
         return f"{run}@{int(step)}", int(step)
     return Path(file.name.removesuffix(".tar")).stem, None
+
+
+def run_of(file: Path) -> str | None:
+    """The identity of the run whose checkpoint has this file."""
+    *_, run = [None, *file.resolve().parents[2:3]]
+    return run_id(run) if run and file.resolve().parents[1].name == CHECKPOINTS else None
 
 
 class Description(NamedTuple):
