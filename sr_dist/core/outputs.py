@@ -10,8 +10,16 @@ from sr_dist.core.files import write_whole
 
 def write_output(path: Path, content: bytes, key: str) -> None:
     """Writes a file, complete or not at all, and the folders above it. `key` names the option or word in the error."""
+    make_folder(path.parent, key)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as problem:
         raise UserError(f"{key}: '{path}' cannot be written: {problem.strerror}") from None
+
+
+def make_folder(folder: Path, key: str) -> None:
+    """Makes a folder and those above it, if they do not exist."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"{key}: '{folder}' cannot be created: {problem.strerror}") from None

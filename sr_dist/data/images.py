@@ -115,4 +115,5 @@ def content_digest(images: Images) -> str:
     """A digest of the names, contents and labels of all images. Each rank reads some of them. All ranks must call."""
     own = split_range(len(images.names), ranks.size(), ranks.rank())
     digests = [digest for of_rank in ranks.all_gather([images.digest(i) for i in own]) for digest in of_rank]
-    return hashlib.sha256("\n".join([*images.names, *digests]).encode()).hexdigest()
+    text = "\n".join([*images.names, *digests])
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names of files may be no text

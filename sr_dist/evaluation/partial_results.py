@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from sr_dist.core.files import write_whole
 from sr_dist.core.formats import REMOVE, STAMP, refuse_unknown, stamp
+from sr_dist.core.outputs import make_folder, write_output
 
 FORMAT = 1  # 0.1.0 wrote no number
 Facts = Mapping[str, Any]  # as JSON
@@ -38,7 +38,7 @@ class PartialResults:
         self._memory: dict[int, tuple[Facts, Arrays]] = {}
         self._intact: dict[int, set[str]] = {}  # batches whose file was verified -> the names of its arrays
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder, "out")
 
     def put(self, number: int, facts: Facts, arrays: Arrays) -> None:
         if self.folder is None:
@@ -47,7 +47,7 @@ class PartialResults:
         header = json.dumps({**stamp(FORMAT), **facts}).encode()
         out = io.BytesIO()
         np.savez(out, allow_pickle=False, facts=np.frombuffer(header, np.uint8), **arrays)
-        write_whole(self._path(number), out.getvalue())
+        write_output(self._path(number), out.getvalue(), "out")
         self._intact.pop(number, None)
 
     def missing(self, numbers: Iterable[int], needed: Collection[str] = ()) -> list[int]:

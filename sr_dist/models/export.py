@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import write_whole
+from sr_dist.core.outputs import write_output
 from sr_dist.models import layouts, trained
 from sr_dist.models.metadata import METADATA, generator_metadata
 from sr_dist.models.trained import TrainedGenerator
@@ -46,8 +46,7 @@ def write(generator: TrainedGenerator, raw: Tensors | None, out: Path) -> str:
     if out.exists() and out.samefile(generator.file):
         raise UserError(f"OUT: '{out}' is the file that is read; name another")
     content, note = WRITERS[out.suffix](generator, raw)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, content)
+    write_output(out, content, "OUT")
     return f"{out}: {generator.section['name']} x{generator.scale}, {len(content) / 2**20:.1f} MiB, {note}"
 
 
