@@ -34,7 +34,7 @@ from sr_dist.evaluation.report import folders, report
 from sr_dist.evaluation.report.markdown import markdown
 from sr_dist.evaluation.report.page import example_images, page
 from sr_dist.evaluation.scoring import Scoring, score
-from sr_dist.models import trained, verified
+from sr_dist.models import trained
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.tiling import adapt_channels
 from sr_dist.models.trained import TrainedGenerator
@@ -142,7 +142,7 @@ def named_classifiers(classifiers: Sequence[FrozenClassifier], device: torch.dev
     """Moves classifiers to the device and gives them unique names."""
     result: dict[str, NamedClassifier] = {}
     for one in classifiers:
-        about = {"weights": str(one.file), "sha256": verified.digest(one.file), "size": one.size, "channels": one.channels}
+        about = {"weights": str(one.file), "sha256": one.sha256, "size": one.size, "channels": one.channels}
         name = unique_name(one.name, result)
         result[name] = NamedClassifier(name, one.labels, one.to(device), about)
     return list(result.values())
@@ -167,7 +167,7 @@ def upscaler(generator: TrainedGenerator, device: torch.device) -> Upscale:
 def source(generator: TrainedGenerator) -> dict[str, Any]:
     return {
         "weights": str(generator.file),
-        "sha256": verified.digest(generator.file),
+        "sha256": generator.sha256,
         "step": generator.step,
         **({"run_id": run} if (run := trained.run_of(generator.file)) else {}),
         "parameters": sum(p.numel() for p in generator.network.parameters()),

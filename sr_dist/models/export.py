@@ -33,13 +33,13 @@ TOLERANCE = 1e-4
 def export(source: str, out: Path, scale: int | None = None) -> str:
     """Writes the generator of a run or a weights file: -> a line that says what was written."""
     generator = trained.open_generator(source, "RUN", scale)
-    return write(generator, raw_weights(source, "RUN"), out)
+    raw = raw_weights(generator.file, "RUN") if trained.is_run(Path(source)) else None
+    return write(generator, raw, out)
 
 
-def raw_weights(source: str, key: str) -> Tensors | None:
-    """The raw weights, which a run has beside their average; None for a file."""
-    run = Path(source)
-    return trained.read(trained.newest_weights(run, "generator", key), key)[0] if trained.is_run(run) else None
+def raw_weights(ema: Path, key: str) -> Tensors:
+    """The raw weights, which a run has beside their average in the same checkpoint."""
+    return trained.read(ema.with_name("generator.safetensors"), key)[0]
 
 
 def write(generator: TrainedGenerator, raw: Tensors | None, out: Path) -> str:

@@ -32,6 +32,7 @@ class TrainedGenerator:
     scale: int
     network: nn.Module
     file: Path
+    sha256: str  # of the file when it was opened: a training that goes on may have removed it since
     section: dict[str, Any]  # its recipe section, complete
 
     @property
@@ -75,6 +76,7 @@ def open_generator(path: str, key: str = "method", scale: int | None = None) -> 
     place = Path(path)
     file = newest_weights(place, "generator.ema", key) if is_run(place) else place
     tensors, metadata = read(file, key)
+    digest = verified.digest(file)
     section, own_scale, tensors = describe(tensors, metadata, file, key)
     if own_scale is None and scale is None:
         raise UserError(f"{key}: '{file}' is {section['name']}, whose tensors do not show the scale; give --scale=N")
@@ -87,7 +89,7 @@ def open_generator(path: str, key: str = "method", scale: int | None = None) -> 
         raise UserError(f"{key}: '{file}' cannot be used: {mistake}") from None
     load_strictly(network, tensors, file, key)
     name, step = name_and_step(place, file)
-    return TrainedGenerator(name, step, scale, network.eval().requires_grad_(False), file, section)
+    return TrainedGenerator(name, step, scale, network.eval().requires_grad_(False), file, digest, section)
 
 
 def name_and_step(place: Path, file: Path) -> tuple[str, int | None]:
@@ -130,6 +132,7 @@ def open_classifier(path: str, key: str) -> FrozenClassifier:
     place = Path(path)
     file = best_weights(place, key) if is_run(place) else place
     tensors, metadata = read(file, key)
+    digest = verified.digest(file)
     stated = read_metadata(metadata, file, key)
     if "classifier" not in stated:
         raise UserError(f"{key}: '{file}' is not a weights file of a classifier of sr_dist: it does not state its labels")
@@ -141,7 +144,7 @@ def open_classifier(path: str, key: str) -> FrozenClassifier:
     load_strictly(network, tensors, file, key)
     name = place.resolve().name if is_run(place) else file.stem
     labels = Labels(stated["labels"]["kind"], tuple(stated["labels"]["names"]))
-    return FrozenClassifier(network, name, file, labels, stated["size"], int(section.get("channels", 3)))
+    return FrozenClassifier(network, name, file, labels, stated["size"], int(section.get("channels", 3)), digest)
 
 
 def best_weights(run: Path, key: str) -> Path:

@@ -102,7 +102,8 @@ def test_a_cache_of_an_older_version_is_taken_over(photo_shards, tmp_path):
     old.folder.mkdir(mode=0o700)
     entries = fetch_all(old, photo_shards)
     sources.open_shards(f"pipe:cat {photo_shards}/{{}}", "data.train", old)
-    (old.folder / "tars" / f"{'0' * 64}.part").touch()
+    for name in (f"{'0' * 64}.part", ".nfs000123"):  # a process was killed; a shard was removed while it was read
+        (old.folder / "tars" / name).touch()
     assert {path.name for path in old.folder.iterdir()} == {"tars", "locks", "indexes"}
     used = cache_of(str(old.folder), 1)
     shutil.move(photo_shards / entries[0].name, tmp_path / "away")
@@ -256,6 +257,22 @@ def test_without_locks_two_fetches_of_a_shard_do_not_write_one_file(photo_shards
     os.close(held)
     first.join(30)
     assert path.read_bytes() == source.read_bytes() and list(path.parent.iterdir()) == [path]
+
+
+def test_without_locks_two_fetches_of_an_index_do_not_use_one_file(photo_shards, tmp_path, monkeypatch):
+    """Between the write of one process and its check, another one does everything."""
+    entry, real, calls = open_shards(str(photo_shards)).manifest.shards[0], sources.Index, []
+
+    def other_process_first(path: Path):
+        if path.suffix == ".new" and not calls:
+            calls.append(path)
+            sources._fetch_index(source, tmp_path, entry)
+        return real(path)
+
+    source = f"pipe:cat {photo_shards}/{{}}"
+    monkeypatch.setattr(sources, "Index", other_process_first)
+    sources._fetch_index(source, tmp_path, entry)
+    assert calls and [path.suffix for path in tmp_path.iterdir()] == [".idx"]
 
 
 def test_locked_still_excludes(tmp_path):

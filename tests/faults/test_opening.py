@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sr_dist.core.errors import UserError
+from sr_dist.core.files import sha256
 from sr_dist.data.format import HEADER, Index, index_columns
 from sr_dist.evaluation.run import source
-from sr_dist.models import trained, verified
+from sr_dist.models import export, trained, verified
 
 FILES = Path(__file__).resolve().parents[1] / "version_0_1"
 EMA = "checkpoints/0000003/generator.ema.safetensors"
@@ -151,6 +152,23 @@ def test_other_files_and_folders_need_no_manifest(old, tmp_path):
     assert trained.open_generator(str(old / "shards" / "mine.safetensors")).scale == 2
     (old / "runs/gan/checkpoints/0000003/manifest.json").unlink()
     assert trained.open_generator(str(old / "runs/gan")).step == 3
+
+
+def test_a_training_that_goes_on_disturbs_no_report_and_no_export(old, tmp_path, monkeypatch):
+    """It saves a checkpoint and removes the one that has just been opened, or keeps both."""
+    run = old / "runs/gan"
+    generator = trained.open_generator(str(run))
+    expected = sha256(run / EMA)
+
+    def open_and_go_on(*words):
+        shutil.copytree(run / "checkpoints/0000003", run / "checkpoints/0000009")
+        flip(run / "checkpoints/0000009/generator.safetensors")
+        return generator
+
+    monkeypatch.setattr(trained, "open_generator", open_and_go_on)
+    export.export(str(run), tmp_path / "x.pth")  # both of step 3
+    shutil.rmtree(run / "checkpoints/0000003")
+    assert source(generator)["sha256"] == expected
 
 
 def test_a_digest_is_computed_once_and_shared_with_the_report(old, monkeypatch):

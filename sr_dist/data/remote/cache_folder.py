@@ -20,6 +20,7 @@ MARKER = ".sr_dist-cache"
 TARS, LOCKS, INDEXES = "tars", "locks", "indexes"  # the folders of a cache
 SHARD = re.compile(r"([0-9a-f]{64})(-[0-9a-f]{8})?\.(tar|part)")  # complete, or being fetched
 NAMES = {TARS: SHARD, LOCKS: re.compile("[0-9a-f]{32}|[0-9a-f]{64}|room"), INDEXES: re.compile("[0-9a-f]{32}")}
+NFS = ".nfs"  # NFS calls files so that are removed while they are open
 ELSEWHERE = "name a folder of your own with data.cache, or set TMPDIR where there is no such key"
 
 
@@ -68,7 +69,8 @@ def _foreign(folder: Path) -> Iterator[str]:
         if name not in NAMES:
             yield name
         else:
-            yield from (f"{name}/{inside}" for inside in os.listdir(folder / name) if not NAMES[name].fullmatch(inside))
+            inside = [file for file in os.listdir(folder / name) if not file.startswith(NFS)]
+            yield from (f"{name}/{file}" for file in inside if not NAMES[name].fullmatch(file))
 
 
 def _mark(folder: Path) -> None:

@@ -125,7 +125,7 @@ def classifier_extractor(path: str, device: torch.device) -> Extractor:
     def features(images: Tensor) -> Tensor:
         return classifier.features(images / 255)
 
-    return Extractor(classifier.name, digest(classifier.file), None, features, device, about, resize)
+    return Extractor(classifier.name, classifier.sha256, None, features, device, about, resize)
 
 
 @contextmanager
