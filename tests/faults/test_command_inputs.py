@@ -19,6 +19,9 @@ from PIL import Image
 
 from sr_dist import plot as plot_command
 from sr_dist import upscale as upscale_command
+from sr_dist.core.errors import UserError
+from sr_dist.data.folder_images import FolderImages
+from sr_dist.data.images import content_digest
 from sr_dist.tools.plot import SPANS, plot_runs, smooth
 
 FILES = Path(__file__).resolve().parents[1] / "version_0_1"
@@ -127,6 +130,14 @@ def test_hostile_images_are_named_in_one_line(tmp_path, run_commands):
         (name,) = [name for name in hostile if f"/{Path(name).stem}/" in words[-1]]
         assert_one_line(answer, f"{name}' ")
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_an_image_that_disappears_is_named(tmp_path):
+    picture(tmp_path / "a.png")
+    images = FolderImages(tmp_path, None, "data")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match=r"^'.*a\.png' cannot be read: No such file or directory$"):
+        content_digest(images)
 
 
 @pytest.mark.slow
