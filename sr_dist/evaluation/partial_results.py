@@ -89,13 +89,20 @@ class PartialResults:
         """The names of a batch's arrays; None if its file is absent or damaged."""
         if self.folder is None:
             return set(self._memory[number][1]) if number in self._memory else None
-        path = self._path(number)
-        if number not in self._intact and path.is_file():
-            with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-                if archive.testzip() is None:
-                    refuse_unknown(self._header(number), FORMAT, path, "out", REMOVE)
-                    self._intact[number] = {name.removesuffix(".npy") for name in archive.namelist()}
+        if number not in self._intact and (header := self._intact_header(number)):
+            refuse_unknown(header[0], FORMAT, self._path(number), "out", REMOVE)
+            self._intact[number] = header[1]
         return self._intact.get(number)
+
+    def _intact_header(self, number: int) -> tuple[dict[str, Any], set[str]] | None:
+        """The header of a batch's file and the names of its arrays, whose checksums are compared."""
+        try:
+            with zipfile.ZipFile(self._path(number)) as archive:
+                if archive.testzip() is None:
+                    return self._header(number), {name.removesuffix(".npy") for name in archive.namelist()}
+        except Exception:  # zipfile and numpy fail in many ways on a damaged file
+            pass
+        return None
 
 
 def identity(facts: Mapping[str, Any]) -> str:

@@ -27,12 +27,13 @@ def digest(file: Path) -> str:
 
 def check(file: Path, key: str) -> None:
     """Refuses a file of a checkpoint that is not as it was saved. Files elsewhere have nothing to be compared with."""
+    actual = file.resolve()  # of a symbolic link to a checkpoint's file
     try:
-        problem = _problem(file, key)
+        problem = _problem(actual, key)
     except OSError as error:
         raise UserError(f"{key}: '{file}' cannot be read: {error.strerror}") from None
     if problem:
-        raise UserError(f"{key}: '{file}' is damaged: {problem}; copy it again from its source{_earlier(file)}")
+        raise UserError(f"{key}: '{file}' is damaged: {problem}; copy it again from its source{_earlier(actual)}")
 
 
 def _problem(file: Path, key: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -119,9 +120,10 @@ def drawable(value: float | None) -> float:
 
 
 def run_names(folders: Sequence[str]) -> list[str]:
-    """The names of the folders, or their whole paths if two names are equal."""
+    """The names of the folders, or their whole paths if two names are equal. Fonts draw no bytes that are not UTF-8."""
     names = [Path(folder).resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else list(folders)
+    unique = names if len(set(names)) == len(names) else list(folders)
+    return [os.fsencode(name).decode(errors="backslashreplace") for name in unique]
 
 
 def section_columns(section: str, runs: Sequence[RunMetrics]) -> list[str]:

@@ -207,9 +207,11 @@ def test_extreme_values_are_gaps_in_curves(tmp_path, value, recwarn):
 
 
 def test_a_row_without_a_speed_or_with_null_is_drawn(tmp_path):
-    run = record(tmp_path / "run", {**GOOD, "images_per_second": None}, {**GOOD, "step": 2}, {"step": 3, "loss/l1": 1.0})
+    """In a run whose name is no UTF-8."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    run = record(folder, {**GOOD, "images_per_second": None}, {**GOOD, "step": 2}, {"step": 3, "loss/l1": 1.0})
     plot_runs([run], tmp_path / "out")
-    assert (tmp_path / "out" / "curves.html").is_file()
+    assert "caf\\xe9" in (tmp_path / "out" / "curves.html").read_text()
 
 
 def old_smooth(values: list[float]) -> list[float]:

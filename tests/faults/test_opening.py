@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import sha256
 from sr_dist.data.format import HEADER, Index, index_columns
+from sr_dist.evaluation.distances.features import Features
+from sr_dist.evaluation.distances.reference_cache import References
+from sr_dist.evaluation.partial_results import PartialResults
 from sr_dist.evaluation.run import source
 from sr_dist.models import export, trained, verified
 
@@ -98,6 +104,15 @@ def test_the_raw_weights_and_the_discriminator_are_verified_too(old, tmp_path, r
     assert_one_line(train, f"error: init.discriminator: '{discriminator}' is damaged")
 
 
+def test_a_link_to_a_checkpoints_file_is_verified_as_the_file(old, tmp_path):
+    link = tmp_path / "best.safetensors"
+    link.symlink_to(old / "runs/gan" / EMA)
+    assert trained.open_generator(str(link)).step == 3
+    flip(old / "runs/gan" / EMA)
+    with pytest.raises(UserError, match=rf"^method: '{link}' is damaged"):
+        trained.open_generator(str(link))
+
+
 def test_a_damaged_newest_checkpoint_is_refused_and_an_earlier_one_named(old):
     """Other weights than those that were asked for would be worse than an error."""
     run = old / "runs/gan"
@@ -107,7 +122,7 @@ def test_a_damaged_newest_checkpoint_is_refused_and_an_earlier_one_named(old):
         trained.open_generator(str(run))
     assert str(problem.value) == (
         f"method: '{file}' is damaged: its sha256 is not that of its checkpoint's manifest.json; copy it again from its source, "
-        f"or name an earlier one, such as '{run / EMA}'"
+        f"or name an earlier one, such as '{(run / EMA).resolve()}'"
     )
     assert trained.open_generator(str(run / EMA)).step == 3
 
@@ -199,3 +214,43 @@ def test_indexes_are_verified_in_evaluation_and_validation(old, tmp_path, run_co
     for answer in answers:
         assert_one_line(answer, f"'{first}' does not match its own checksum")
     assert not (tmp_path / "out").exists()
+
+
+FACTS = {"rows": [{"image": "a", "psnr_y": 31.25}], "labels": [-1]}
+
+
+def flips(path: Path, every: int = 1) -> Iterator[int]:
+    """Flips a bit of each byte, or of every n-th, one at a time."""
+    whole = path.read_bytes()
+    for at in range(0, len(whole), every):
+        damaged = bytearray(whole)
+        damaged[at] ^= 8
+        path.write_bytes(damaged)
+        yield at
+
+
+def test_partial_results_with_any_flipped_bit_are_computed_again_or_unchanged(tmp_path):
+    PartialResults(tmp_path).put(0, FACTS, {"whole/0": np.ones((4, 4))})
+    missing = 0
+    for at in flips(tmp_path / "0000000.npz"):
+        results = PartialResults(tmp_path)
+        if results.missing([0], ["whole/0"]):
+            missing += 1
+        else:
+            assert results.facts(0) == FACTS and np.array_equal(results.array(0, "whole/0"), np.ones((4, 4))), at
+    assert missing > 400
+
+
+def test_cached_features_with_any_flipped_bit_are_computed_again_or_unchanged(tmp_path):
+    rows = np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32)
+    references = References(tmp_path, {"images": "abc", "extractor": "inception"})
+    references.store("whole", Features(rows, np.arange(9) // 3, 3, torch.device("cpu")))
+    (path,) = tmp_path.iterdir()
+    missing = 0
+    for at in flips(path, every=5):
+        reference = references.load("whole")
+        missing += reference is None
+        assert reference is None or (np.array_equal(reference.rows, rows) and reference.moments.n == 9), at
+    assert missing > 200
+    path.write_bytes(b"")
+    assert references.load("whole") is None
