@@ -72,8 +72,8 @@ class Evaluate(Settings):
     allow_download: bool = False
     """Download published weights that are missing."""
     out: str | None = None
-    """The report's folder. The default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... if that has a report on
-    other images or with another protocol."""
+    """The report's folder. The default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... if that has a report with
+    other or more images, methods, metrics or weights. Such a report in the folder that you name is moved to -2, -3, ..."""
     batch: Positive = 8
     """Images of one size in a batch."""
     workers: NonNegative = 0

@@ -7,6 +7,7 @@ becomes 202401); types come from the settings class.
 from __future__ import annotations
 
 import inspect
+import io
 import re
 import sys
 import textwrap
@@ -57,6 +58,9 @@ def run_words(
     """Answers `--help`, splits the words, and turns a user's mistake into one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
     sys.argv = [without_passwords(word) for word in sys.argv]  # environment.json and trackers record it
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     if {"-h", "--help"} & set(argv):
         print(make_help())
         return 0

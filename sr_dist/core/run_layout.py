@@ -10,7 +10,7 @@ from typing import Any
 from sr_dist.core.formats import refuse_unknown
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.yaml", "metrics.jsonl", "environment.json"
-LOG, WANDB_ID = "log.txt", "wandb_id"
+LOG, WANDB_ID, RUN_ID = "log.txt", "wandb_id", "run.json"
 TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = "trace", "substituted", "fetched", "samples", "checkpoints"  # folders
 STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
 CHECKPOINT_FORMAT = 1  # of both; 0.1.0 wrote none
@@ -19,6 +19,14 @@ DONE, PREEMPTED, STOP = "DONE", "PREEMPTED", "STOP"  # markers
 
 def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file()
+
+
+def run_id(run: Path) -> str | None:
+    """The identity of a run, from its `run.json`; None for a run of an earlier version."""
+    try:
+        return json.loads((run / RUN_ID).read_text())["id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import GREY, FolderImages, LRFolder
-from sr_dist.data.format import MODES, Shards, attribute_values
+from sr_dist.data.format import MODES, Index, Shards, attribute_values
 from sr_dist.data.order import split_range
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote.cache import Cache
@@ -70,7 +70,7 @@ class ShardImages:
         shards.check_sizes()
         self.reader = ShardReader(shards)
         selected = portion_rows(shards, portion or Portion())
-        indexes = ((shards.index(shard), rows) for shard, rows in enumerate(selected))
+        indexes = ((checked_index(shards, shard), rows) for shard, rows in enumerate(selected))
         columns = zip(*([index[name][rows] for name in self.COLUMNS] for index, rows in indexes), strict=True)
         by_name = dict(zip(self.COLUMNS, map(np.concatenate, columns), strict=True))
         order = np.argsort(by_name["key"], kind="stable")[:limit]
@@ -104,8 +104,22 @@ class ShardImages:
         return dict(zip(names, values.tolist(), strict=True))
 
 
+def checked_index(shards: Shards, shard: int) -> Index:
+    """An index after its checksum was compared: numbers come from its columns, which are read whole in any case."""
+    index = shards.index(shard)
+    index.check()
+    return index
+
+
 def content_digest(images: Images) -> str:
     """A digest of the names, contents and labels of all images. Each rank reads some of them. All ranks must call."""
-    own = split_range(len(images.names), ranks.size(), ranks.rank())
-    digests = [digest for of_rank in ranks.all_gather([images.digest(i) for i in own]) for digest in of_rank]
-    return hashlib.sha256("\n".join([*images.names, *digests]).encode()).hexdigest()
+    digests, problem = [], ""
+    try:
+        digests = [images.digest(i) for i in split_range(len(images.names), ranks.size(), ranks.rank())]
+    except UserError as mistake:  # of a file that only this rank reads
+        problem = str(mistake)
+    parts = ranks.all_gather((digests, problem))
+    if problem := next((text for _, text in parts if text), ""):
+        raise UserError(problem)
+    text = "\n".join([*images.names, *(digest for part, _ in parts for digest in part)])
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names of files may be no text

@@ -15,7 +15,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sr_dist.core.errors import first_line
-from sr_dist.core.files import write_whole
 
 
 class ImageFileError(Exception):
@@ -90,20 +89,20 @@ def _oriented(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def write(image: ImageFile, path: Path) -> None:
-    """Writes by suffix. Only PNG holds 16 bits of colour; other formats get 8. JPEG holds no alpha."""
-    kind = path.suffix.lower()
+def encode(image: ImageFile, suffix: str) -> bytes:
+    """The bytes of a file with this suffix. Only PNG holds 16 bits of colour; other formats get 8. JPEG holds no alpha."""
+    kind = suffix.lower()
     planes = image.pixels if image.alpha is None else torch.cat([image.pixels, image.alpha])
     if kind in (".jpg", ".jpeg") and image.alpha is not None:
         raise ImageFileError("it has an alpha channel, which JPEG does not hold; use --format=png")
     bits = image.bits if kind == ".png" else 8
     levels = (planes.clamp(0, 1) * (2**bits - 1) + 0.5).floor().permute(1, 2, 0).numpy()
     if bits == 16:
-        content = png_16(levels.astype(">u2"), image.profile)
-    else:
-        content = _encoded(levels.astype(np.uint8), kind, image.profile)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+        return png_16(levels.astype(">u2"), image.profile)
+    try:
+        return _encoded(levels.astype(np.uint8), kind, image.profile)
+    except (OSError, ValueError) as problem:  # such as too many pixels for the format
+        raise ImageFileError(first_line(problem)) from None
 
 
 def _encoded(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.core.run_layout import CHECKPOINTS, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run
-from sr_dist.models import layouts
+from sr_dist.core.run_layout import CHECKPOINTS, STATE, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run, run_id
+from sr_dist.models import layouts, verified, weights_files
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, build_for, named_in_recipe, read_metadata
-from sr_dist.models.weights_files import Tensors, bare_names, read
+from sr_dist.models.weights_files import Tensors, bare_names
 from sr_dist.recipe.labels import Labels
 
 
@@ -33,11 +33,18 @@ class TrainedGenerator:
     scale: int
     network: nn.Module
     file: Path
+    sha256: str  # of the file when it was opened: a training that goes on may have removed it since
     section: dict[str, Any]  # its recipe section, complete
 
     @property
     def channels(self) -> int:
         return int(self.section.get("channels", 3))
+
+
+def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
+    """Tensors under their names in the file, and the file's metadata. A file of a checkpoint must be as it was saved."""
+    verified.check(file, key)
+    return weights_files.read(file, key)
 
 
 def build(package: str, section: dict[str, Any], scale: int, key: str) -> nn.Module:
@@ -70,6 +77,7 @@ def open_generator(path: str, key: str = "method", scale: int | None = None) -> 
     place = Path(path)
     file = newest_weights(place, "generator.ema", key) if is_run(place) else place
     tensors, metadata = read(file, key)
+    digest = verified.digest(file)
     section, own_scale, tensors = describe(tensors, metadata, file, key, named_in_recipe(place))
     if own_scale is None and scale is None:
         raise UserError(f"{key}: '{file}' is {section['name']}, whose tensors do not show the scale; give --scale=N")
@@ -82,7 +90,7 @@ def open_generator(path: str, key: str = "method", scale: int | None = None) -> 
         raise UserError(f"{key}: '{file}' cannot be used: {mistake}") from None
     load_strictly(network, tensors, file, key)
     name, step = name_and_step(place, file)
-    return TrainedGenerator(name, step, scale, network.eval().requires_grad_(False), file, section)
+    return TrainedGenerator(name, step, scale, network.eval().requires_grad_(False), file, digest, section)
 
 
 def name_and_step(place: Path, file: Path) -> tuple[str, int | None]:
@@ -93,6 +101,12 @@ def name_and_step(place: Path, file: Path) -> tuple[str, int | None]:
     if checkpoints == CHECKPOINTS and step.isdigit():
         return f"{run}@{int(step)}", int(step)
     return Path(file.name.removesuffix(".tar")).stem, None
+
+
+def run_of(file: Path) -> str | None:
+    """The identity of the run whose checkpoint has this file."""
+    *_, run = [None, *file.resolve().parents[2:3]]
+    return run_id(run) if run and file.resolve().parents[1].name == CHECKPOINTS else None
 
 
 class Description(NamedTuple):
@@ -121,6 +135,7 @@ def open_classifier(path: str, key: str) -> FrozenClassifier:
     place = Path(path)
     file = best_weights(place, key) if is_run(place) else place
     tensors, metadata = read(file, key)
+    digest = verified.digest(file)
     stated = read_metadata(metadata, file, key, named_in_recipe(place))
     if "classifier" not in stated:
         raise UserError(f"{key}: '{file}' is not a weights file of a classifier of sr_dist: it does not state its labels")
@@ -132,12 +147,13 @@ def open_classifier(path: str, key: str) -> FrozenClassifier:
     load_strictly(network, tensors, file, key)
     name = place.resolve().name if is_run(place) else file.stem
     labels = Labels(stated["labels"]["kind"], tuple(stated["labels"]["names"]))
-    return FrozenClassifier(network, name, file, labels, stated["size"], int(section.get("channels", 3)))
+    return FrozenClassifier(network, name, file, labels, stated["size"], int(section.get("channels", 3)), digest)
 
 
 def best_weights(run: Path, key: str) -> Path:
     """A classifier's weights in a run folder: the best by `keep.best`, as the newest checkpoint records it, or the newest."""
     newest = newest_weights(run, "classifier.ema", key)
+    verified.check(newest.parent / STATE, key)
     best = checkpoint_state(newest.parent)["best"]
     file = checkpoint_folder(run, best["step"]) / newest.name if best else newest
     return file if file.is_file() else newest

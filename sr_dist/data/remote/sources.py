@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -145,7 +146,7 @@ def _fetch_index(source: str, folder: Path, entry: ShardEntry, manifest: Manifes
         Index(path, entry.samples).check()
         return
     url = address(source, path.name)
-    temporary = path.with_suffix(".new")
+    temporary = path.with_suffix(f".{secrets.token_hex(4)}.new")  # other processes may do the same where locks do not work
     write_whole(temporary, download_bytes(url, "the index", largest_index(entry, manifest)))
     try:
         Index(temporary, entry.samples).check()

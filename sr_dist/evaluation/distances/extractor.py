@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.files import sha256
 from sr_dist.models import pretrained, trained
+from sr_dist.models.verified import digest
 
 SIDE = 299
 INCEPTION = {"clean": "inception-2015-12-05.pt", "legacy_pytorch": "pt_inception-2015-12-05-6726825d.pth"}
@@ -90,7 +90,7 @@ def inception(resize: str, device: torch.device) -> Extractor:
     """The FID Inception."""
     path = pretrained.find(INCEPTION[resize], "fid")
     network = _inception(path) if resize == "clean" else _pytorch_inception(path)
-    return Extractor("inception", sha256(path), resize, _inference(network, device, "fid", path), device)
+    return Extractor("inception", digest(path), resize, _inference(network, device, "fid", path), device)
 
 
 def open_extractor(path: str | None, device: torch.device, resize: str = "clean") -> Extractor | None:
@@ -114,7 +114,7 @@ def torchscript(path: Path, resize: str, device: torch.device) -> Extractor:
     except Exception as problem:
         raise UserError(f"extractor: '{path}' is not a TorchScript file: {first_line(problem)}") from None
     about = {"network": "a TorchScript file"}
-    extractor = Extractor(path.stem, sha256(path), resize, _inference(network, device, "extractor", path), device, about)
+    extractor = Extractor(path.stem, digest(path), resize, _inference(network, device, "extractor", path), device, about)
     extractor.whole(torch.linspace(0, 1, 2 * 3 * SIDE * SIDE).view(2, 3, SIDE, SIDE))
     return extractor
 
@@ -130,7 +130,7 @@ def classifier_extractor(path: str, device: torch.device) -> Extractor:
     def features(images: Tensor) -> Tensor:
         return classifier.features(images / 255)
 
-    return Extractor(classifier.name, sha256(classifier.file), None, features, device, about, resize)
+    return Extractor(classifier.name, classifier.sha256, None, features, device, about, resize)
 
 
 @contextmanager
