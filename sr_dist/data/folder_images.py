@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line, nearest
 from sr_dist.core.files import IMAGE_SUFFIXES, sha256
+from sr_dist.core.pixels import open_image
 from sr_dist.data.reader import decode, to_tensor
 
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I")
@@ -152,7 +153,7 @@ def _read_image(path: Path) -> Tensor:
 def _opened(path: Path, problem: str) -> Iterator[ImageFile.ImageFile]:
     """An image whose header was read. `problem` is the error of whatever goes wrong with it."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             yield image
     except UnidentifiedImageError:
         raise UserError(f"'{path}' {problem}") from None

@@ -12,7 +12,7 @@ from torch import Tensor
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import GREY, FolderImages, LRFolder
-from sr_dist.data.format import MODES, Index, Shards, attribute_values
+from sr_dist.data.format import MODES, Shards, attribute_values
 from sr_dist.data.order import split_range
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote.cache import Cache
@@ -70,7 +70,7 @@ class ShardImages:
         shards.check_sizes()
         self.reader = ShardReader(shards)
         selected = portion_rows(shards, portion or Portion())
-        indexes = ((checked_index(shards, shard), rows) for shard, rows in enumerate(selected))
+        indexes = ((shards.index(shard), rows) for shard, rows in enumerate(selected))
         columns = zip(*([index[name][rows] for name in self.COLUMNS] for index, rows in indexes), strict=True)
         by_name = dict(zip(self.COLUMNS, map(np.concatenate, columns), strict=True))
         order = np.argsort(by_name["key"], kind="stable")[:limit]
@@ -102,13 +102,6 @@ class ShardImages:
         names = self.reader.shards.manifest.attributes
         values = attribute_values(self.columns["attributes"][i : i + 1], len(names))[0]
         return dict(zip(names, values.tolist(), strict=True))
-
-
-def checked_index(shards: Shards, shard: int) -> Index:
-    """An index after its checksum was compared: numbers come from its columns, which are read whole in any case."""
-    index = shards.index(shard)
-    index.check()
-    return index
 
 
 def content_digest(images: Images) -> str:

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sr_dist.core.errors import first_line
+from sr_dist.core.pixels import open_image
 
 
 class ImageFileError(Exception):
@@ -31,7 +32,7 @@ class ImageFile:
 
 def read(path: Path) -> ImageFile:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             profile = image.info.get("icc_profile")
             if image.format == "PNG" and _depth(path) == 16:
                 return _image_file(_png_16(path), 16, profile)
@@ -68,9 +69,9 @@ def _png_16(path: Path) -> np.ndarray:
     """Pillow reads only 8 bits of colour. torchvision reads 16, but crashes on damaged files, so Pillow checks first."""
     from torchvision.io import ImageReadMode, decode_image  # takes seconds
 
-    with Image.open(path) as image:
+    with open_image(path) as image:
         image.verify()  # every chunk's checksum
-    with Image.open(path) as image:
+    with open_image(path) as image:
         image.load()
         orientation = image.getexif().get(0x0112, 1)
     data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)

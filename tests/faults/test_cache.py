@@ -261,17 +261,18 @@ def test_without_locks_two_fetches_of_a_shard_do_not_write_one_file(photo_shards
 
 def test_without_locks_two_fetches_of_an_index_do_not_use_one_file(photo_shards, tmp_path, monkeypatch):
     """Between the write of one process and its check, another one does everything."""
-    entry, real, calls = open_shards(str(photo_shards)).manifest.shards[0], sources.Index, []
+    manifest, real, calls = open_shards(str(photo_shards)).manifest, sources.Index, []
+    entry = manifest.shards[0]
 
-    def other_process_first(path: Path):
+    def other_process_first(path: Path, *more):
         if path.suffix == ".new" and not calls:
             calls.append(path)
-            sources._fetch_index(source, tmp_path, entry)
-        return real(path)
+            sources._fetch_index(source, tmp_path, entry, manifest)
+        return real(path, *more)
 
     source = f"pipe:cat {photo_shards}/{{}}"
     monkeypatch.setattr(sources, "Index", other_process_first)
-    sources._fetch_index(source, tmp_path, entry)
+    sources._fetch_index(source, tmp_path, entry, manifest)
     assert calls and [path.suffix for path in tmp_path.iterdir()] == [".idx"]
 
 
