@@ -182,6 +182,8 @@ def check_folder(run: Run) -> None:
 def check_saves(run: Run, last: bool = False) -> None:
     """Raises on all ranks if a finished save failed, and the recipe says so or it was the last. All ranks must call."""
     problem = ranks.broadcast_from_first(run.writer.problem())
+    if problem:
+        check_folder(run)
     if problem and (last or run.recipe.on_save_error == "stop"):
         raise checkpoint.SaveFailed(problem)
 

@@ -35,6 +35,7 @@ from sr_dist.core.run_layout import (
     checkpoint_folder,
     checkpoint_state,
     checkpoint_steps,
+    run_id,
     run_record,
 )
 from sr_dist.core.version import __version__
@@ -96,10 +97,13 @@ def recorded_recipe(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _fixed_keys(folder: Path) -> dict[str, Any] | None:
-    """The record in the newest checkpoint that has one. Damage is looked for later, when the checkpoint is opened."""
+    """The record in the newest checkpoint of this run that has one. Damage is looked for later, when the checkpoint is opened."""
+    own = run_id(folder)
     for step in reversed(checkpoint_steps(folder)):
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return dict(checkpoint_state(checkpoint_folder(folder, step))["recipe"])
+            state = checkpoint_state(checkpoint_folder(folder, step))
+            if own in (None, state["run"]):
+                return dict(state["recipe"])
     return None
 
 
