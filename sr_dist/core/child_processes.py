@@ -26,8 +26,9 @@ def end_with_parent() -> None:
 
 
 def end_with_launcher() -> None:
-    """Called in a rank. If its launcher is killed, the rank gets SIGTERM, which lets it save, and ends after GRACE seconds at
-    the latest: nobody else would end it, and it would hold the run folder.
+    """Called in a rank. If its launcher is killed, the rank gets SIGTERM, which lets it save: nobody else would end it, and it
+    would hold the run folder. One of several ranks ends after GRACE seconds at the latest, because it may wait for ranks that
+    are gone; a single one has its time to save, also where accelerate's launcher ends before it on Ctrl-C.
 
     A command without a launcher goes on when the shell that started it ends, as under nohup.
     """
@@ -39,7 +40,8 @@ def end_with_launcher() -> None:
         while os.getppid() == launcher:
             time.sleep(POLL)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os._exit(1)
+        if launch_env.num_ranks() > 1:
+            time.sleep(GRACE)
+            os._exit(1)
 
     threading.Thread(target=watch, name="launcher", daemon=True).start()

@@ -38,6 +38,8 @@ class FetchLog:
 
     def start(self, first: int, epoch: float) -> None:
         """Reads the records of earlier processes of the run about the steps before `first`."""
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)  # only here: one that is removed later does not come back
         rows = self._rows("substituted/rank-*.jsonl") if ranks.is_first() else iter(())
         self._substituted = sum(row["step"] < first for row in rows)
         self._logged_bytes, self._logged_epoch = self.fetched_bytes(), epoch

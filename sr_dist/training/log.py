@@ -117,7 +117,7 @@ class Trace:
     def __init__(self, folder: Path, rank: int, enabled: bool, lost: LostWrites | None = None) -> None:
         self._file, self._lost = None, lost or LostWrites()
         if enabled:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             self._file = Lines(folder / f"rank-{rank:03d}.jsonl")
 
     def write(self, step: int, keys: tuple[str, ...]) -> None:

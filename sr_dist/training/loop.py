@@ -100,7 +100,7 @@ def check_divergence(run: Run) -> None:
         if (count := int(engine.skipped)) >= run.recipe.max_skipped:
             problem = f"the gradients of the {name} were not finite for {count} steps in a row"
         elif (count := max(ranks.all_gather(int(engine.buffers.refused)))) >= run.recipe.max_skipped:
-            names = ", ".join(engine.buffers.broken()[:3])
+            names = ", ".join(sorted({name for part in ranks.all_gather(engine.buffers.broken()) for name in part})[:3])
             problem = f"buffers of the {name} ({names}) were not finite after {count} steps in a row and were restored"
         else:
             continue

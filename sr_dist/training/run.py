@@ -117,10 +117,13 @@ def save(run: Run) -> None:
         state = engine.state()
         tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
     tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
-    if ranks.is_first():
-        contents = checkpoint.Contents(tensors, _state(run), {f"{run.primary}.ema": _metadata(run)})
-        run.writer.begin(_write_later(run, lambda: checkpoint.save(run.recipe.folder, contents.state["step"], contents)))
+    ranks.on_first(lambda: _begin_save(run, tensors))
     check_saves(run)
+
+
+def _begin_save(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
+    contents = checkpoint.Contents(tensors, _state(run), {f"{run.primary}.ema": _metadata(run)})
+    run.writer.begin(_write_later(run, lambda: checkpoint.save(run.recipe.folder, contents.state["step"], contents)))
 
 
 def save_validated(run: Run) -> None:
@@ -129,10 +132,13 @@ def save_validated(run: Run) -> None:
     run.writer.wait()
     if not ranks.broadcast_from_first(checkpoint_folder(run.recipe.folder, run.step).is_dir()):
         return save(run)  # the first attempt failed
-    if ranks.is_first():
-        state = _state(run)
-        run.writer.begin(_write_later(run, lambda: checkpoint.amend(run.recipe.folder, state["step"], state)))
+    ranks.on_first(lambda: _begin_amending(run))
     check_saves(run)
+
+
+def _begin_amending(run: Run) -> None:
+    state = _state(run)
+    run.writer.begin(_write_later(run, lambda: checkpoint.amend(run.recipe.folder, state["step"], state)))
 
 
 def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:

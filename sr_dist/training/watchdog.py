@@ -27,7 +27,7 @@ class Watchdog:
         self._ended = threading.Event()
         if timeout:
             with suppress(OSError):
-                self.folder.mkdir(exist_ok=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, activity: str) -> None:

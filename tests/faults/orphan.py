@@ -10,9 +10,12 @@ import subprocess
 import sys
 
 RANK = """
-import time
-from sr_dist.core.child_processes import end_with_launcher
-end_with_launcher()
+import os, signal, time
+from sr_dist.core import child_processes
+if "STUBBORN" in os.environ:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child_processes.GRACE = 1.0
+child_processes.end_with_launcher()
 print("ready", flush=True)
 time.sleep(60)
 """

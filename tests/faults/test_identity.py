@@ -15,8 +15,8 @@ from processes import finish, kill, last_step, run, small_gan, start, wait_for
 from sr_dist.core.errors import UserError
 from sr_dist.training import checkpoint, run_folder
 
-HERE = Path(__file__).parent
-OLD = HERE.parent / "version_0_1"
+FOLDER = Path(__file__).parent
+OLD = FOLDER.parent / "version_0_1"
 
 
 def words(shards: Path, runs: Path, **more: object) -> list[str]:
@@ -50,7 +50,7 @@ def refusal(shards: Path, folder: Path, module: str = "sr_dist.train", **more: o
     """The one line of a training that is refused and has changed nothing."""
     before = contents(folder)
     options = {"steps": 6, **more}
-    _, err = run(0, module, *words(shards, folder.parent, **options), expect=2, cwd=HERE)
+    _, err = run(0, module, *words(shards, folder.parent, **options), expect=2, cwd=FOLDER)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in err, err
     assert contents(folder) == before
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_permission_is_refused(closed, folder, photo_shards
     before = contents(folder)
     (folder / closed).chmod(0)
     command = words(photo_shards, folder.parent, steps=6)
-    _, err = run(0, "without_override", *command, expect=2, cwd=HERE)
+    _, err = run(0, "without_override", *command, expect=2, cwd=FOLDER)
     assert "cannot be read" in err and "Permission denied" in err and "Traceback" not in err
     (folder / closed).chmod(0o755)
     assert contents(folder) == before
@@ -188,7 +188,7 @@ def test_a_disk_that_does_not_answer_is_no_damage(number, folder, monkeypatch):
 def test_a_read_only_run_folder_is_one_line(folder, photo_shards):
     before = contents(folder)
     folder.chmod(0o555)
-    _, err = run(0, "without_override", *words(photo_shards, folder.parent, steps=6), expect=2, cwd=HERE)
+    _, err = run(0, "without_override", *words(photo_shards, folder.parent, steps=6), expect=2, cwd=FOLDER)
     folder.chmod(0o755)
     assert "run' cannot be written: Permission denied" in err and "Traceback" not in err
     assert contents(folder) == before

@@ -18,7 +18,7 @@ from processes import environment, finish, finish_with, kill, last_step, launch,
 from sr_dist.training import classification
 from sr_dist.training.stop_request import StopRequest
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def words(shards: Path, runs: Path, **more: object) -> list[str]:
@@ -84,7 +84,7 @@ def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path):
 
 
 def test_ctrl_c_at_start_up_is_one_line():
-    _, err = run(0, "interrupted", "recipe.yaml", expect=130, cwd=HERE)
+    _, err = run(0, "interrupted", "recipe.yaml", expect=130, cwd=FOLDER)
     assert err == "interrupted\n"
 
 
@@ -102,11 +102,15 @@ def ends_within(pid: int, seconds: float) -> bool:
 
 @pytest.mark.parametrize(
     ("variables", "ends"),
-    [({"ACCELERATE_MIXED_PRECISION": "no"}, True), ({"TORCHELASTIC_RUN_ID": "none"}, True), ({}, False)],
-    ids=["accelerate", "torchrun", "a shell"],
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, True),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "STUBBORN": "yes"}, True),
+        ({}, False),
+    ],
+    ids=["accelerate", "one of two ranks that waits for the other", "a shell"],
 )
 def test_a_rank_ends_with_its_launcher_and_a_command_does_not_end_with_its_shell(variables, ends):
-    line = [sys.executable, str(HERE / "orphan.py")]
+    line = [sys.executable, str(FOLDER / "orphan.py")]
     out = subprocess.run(line, env=environment(**variables), capture_output=True, text=True, start_new_session=True).stdout
     pid = int(out)
     try:
@@ -137,7 +141,7 @@ def test_a_rank_whose_launcher_is_killed_saves_and_ends(photo_shards, tmp_path):
 def test_the_watchdog_ends_a_rank_that_hangs_whatever_fails(fault, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    line = [sys.executable, str(HERE / "hanging.py"), str(folder), fault]
+    line = [sys.executable, str(FOLDER / "hanging.py"), str(folder), fault]
     process = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
     try:
         assert process.wait(timeout=20) == 1
@@ -191,6 +195,6 @@ def test_the_report_of_a_classifier_feeds_the_watchdog_between_batches(monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "second"), [("mistake", "UserError: name: no"), ("ours", "RuntimeError: no")])
 def test_where_the_first_rank_fails_alone_no_rank_waits_for_it(kind, second):
-    out, _ = finish_with(0, start(2, "first_fails", kind, cwd=HERE))
+    out, _ = finish_with(0, start(2, "first_fails", kind, cwd=FOLDER))
     first = {"mistake": "UserError: name: no", "ours": "ZeroDivisionError: no"}[kind]
     assert {f"rank 0: {first}", f"rank 1: {second}"} <= set(out.splitlines())

@@ -21,7 +21,7 @@ from sr_dist.core.run_layout import checkpoint_steps
 from sr_dist.training.buffers import Buffers
 from sr_dist.training.ema import Ema
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def words(shards: object, runs: Path, **more: object) -> list[str]:
@@ -48,7 +48,7 @@ def exploding(shards: Path, runs: Path, bad_steps: str, **more: object) -> list[
 
 def test_a_skipped_step_leaves_no_trace_in_running_statistics(photo_shards, tmp_path):
     command = exploding(photo_shards, tmp_path, "3", data__validation=photo_shards, validate_every=2)
-    run(0, "sr_dist.train", *command, cwd=HERE)
+    run(0, "sr_dist.train", *command, cwd=FOLDER)
     folder = tmp_path / "run"
     assert [row["skipped/generator"] for row in metrics(folder)] == [0, 0, 1, 1]
     assert all(row["validation/psnr_y"] > 0 for row in rows(folder) if "validation/psnr_y" in row)
@@ -60,11 +60,11 @@ def test_a_skipped_step_leaves_no_trace_in_running_statistics(photo_shards, tmp_
 
 def test_pruning_keeps_the_last_checkpoint_with_finite_gradients(photo_shards, tmp_path):
     options = {"save_every": 1, "keep": "{last: 1}"}
-    run(0, "sr_dist.train", *exploding(photo_shards, tmp_path, "3,4,5,6", steps=5, **options), cwd=HERE)
+    run(0, "sr_dist.train", *exploding(photo_shards, tmp_path, "3,4,5,6", steps=5, **options), cwd=FOLDER)
     assert steps_of(tmp_path / "run") == [2, 5]
-    run(0, "sr_dist.train", *exploding(photo_shards, tmp_path, "3,4,5,6", steps=6, **options), cwd=HERE)
+    run(0, "sr_dist.train", *exploding(photo_shards, tmp_path, "3,4,5,6", steps=6, **options), cwd=FOLDER)
     assert steps_of(tmp_path / "run") == [2, 6]  # also after a restart
-    run(0, "sr_dist.train", *exploding(photo_shards, tmp_path, "3,4,5,6", steps=7, **options), cwd=HERE)
+    run(0, "sr_dist.train", *exploding(photo_shards, tmp_path, "3,4,5,6", steps=7, **options), cwd=FOLDER)
     assert steps_of(tmp_path / "run") == [7]
 
 
