@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -69,9 +70,12 @@ def run_words(
     try:
         return work(*split(argv)) or 0
     except UserError as mistake:
-        if launch_env.local_rank() == 0:
+        if launch_env.prints_mistakes():
             print(f"error: {mistake}".replace("\n", " "), file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
 
 
 def split(argv: Sequence[str]) -> tuple[Words, Options]:

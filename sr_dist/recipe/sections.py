@@ -282,7 +282,7 @@ class Recipe(Settings):
     save_every: Period = 1000
     """The period of checkpoints in steps."""
     on_save_error: Literal["stop", "continue"] = "stop"
-    """How a checkpoint that cannot be written is handled."""
+    """How a checkpoint, or a record beside it, that cannot be written is handled."""
     hang_timeout: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = 1800.0
     """Seconds without progress after which a rank ends the job."""
     keep: Annotated[Keep, BeforeValidator(_keep)] = Keep()

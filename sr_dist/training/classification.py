@@ -44,7 +44,7 @@ def report(run: Run) -> None:
     out = run.recipe.folder / "eval" / classifier.file.parent.name
     if ranks.broadcast_from_first(reported_weights(out) == classifier.sha256):
         return
-    answers = classify_all(classifier.to(run.device), classifier.labels, batches, run.device)
+    answers = classify_all(classifier.to(run.device), classifier.labels, batches, run.device, give_up=_beating(run))
     if not ranks.is_first():
         return
     weights = {"file": str(classifier.file), "sha256": classifier.sha256, "step": int(classifier.file.parent.name)}
@@ -57,6 +57,16 @@ def report(run: Run) -> None:
         if head["warning"]:
             run.log.info(f"warning: {head['warning']}")
     run.log.info(f"report: {out / 'classification.md'}")
+
+
+def _beating(run: Run) -> Callable[[], bool]:
+    """Called between batches: a long test part is no hang. It never gives up."""
+
+    def beat() -> bool:
+        run.watchdog.beat("classifying the images of the report")
+        return False
+
+    return beat
 
 
 def per_class(head: Mapping[str, Any]) -> list[dict[str, Any]]:
