@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from sr_dist.core.errors import first_line
+from sr_dist.core.pixels import MAX_PIXELS
 from sr_dist.data.format import MODES
 
-MAX_PIXELS = 200_000_000
 STORED_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's name -> suffix of the member
 # A file without an end marker after the (last) start of its pixels was cut short. Some cameras append bytes to a whole file.
 PIXEL_STARTS = {"JPEG": b"\xff\xda", "MPO": b"\xff\xda", "PNG": b"IDAT"}

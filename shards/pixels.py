@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from pydantic import Field
 
-from shards.image_header import MAX_PIXELS, STORED_FORMATS, Rejected, SourceImage, inspect_image
+from shards.image_header import STORED_FORMATS, Rejected, SourceImage, inspect_image
 from sr_dist.core.config import Absent, OptionalPositive, Positive, Settings
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.pixels import MAX_PIXELS
 
 PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 # Restart markers let training decode only the rows of its crop. They cost some bytes in a thousand.
@@ -31,8 +32,8 @@ class Preparation(Settings):
 
     keep: bool = False
     """Store the bytes of every image unchanged; an error together with centre_crop, resize, tile or format."""
-    max_pixels: Positive = MAX_PIXELS
-    """Images with more pixels are rejected by their header, before they are decoded."""
+    max_pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)] = MAX_PIXELS
+    """Images with more pixels are rejected by their header, before they are decoded; training reads none above the default."""
     min_side: Positive = 1
     """Images with a shorter side are rejected."""
     centre_crop: OptionalPositive = None

@@ -17,6 +17,7 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Positive, Settings
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.pixels import open_image
 from sr_dist.data.format import MODES, Index, ShardError, Shards, attribute_values, open_shards
 
 LARGEST_IMAGE, LINE_HEIGHT = 160, 16  # pixels of an image, and of the line of text below it
@@ -42,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(options: Show) -> None:
     shards = open_shards(options.folder, "OUT")
-    shards.check_indexes()
     print(summary(shards))
     path = Path(options.picture or Path(shards.folder) / "contact_sheet.png")
     contact_sheet(shards, options.num, path)
@@ -131,9 +131,9 @@ def member_image(path: Path, index: Index, row: int, member: str) -> Image.Image
             data = tar.read(size)
         if zlib.crc32(data) != int(index[f"{member}_crc32"][row]):
             raise ShardError("its bytes do not match their checksum")
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = open_image(io.BytesIO(data))
         if image.mode.startswith("I"):
-            image = image.point(lambda level: level / 257).convert("L")  # type: ignore[assignment]
+            image = image.point(lambda level: level / 257).convert("L")
         return image.convert("RGB")
     except Exception as problem:  # damaged data make decoders raise errors of many types
         key = index["key"][row].decode("utf-8", "replace")

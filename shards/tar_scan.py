@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,17 @@ from typing import IO, Any
 from shards.image_header import Rejected, SourceImage, inspect_image, pillow_settings
 from sr_dist.core.errors import first_line
 from sr_dist.core.files import sha256, write_whole
-from sr_dist.data.format import HR_SUFFIXES, MODES, NO_CLASS, ShardEntry, ShardError, content_hash, index_bytes, index_name
+from sr_dist.data.format import (
+    HR_SUFFIXES,
+    MAX_KEY,
+    MODES,
+    NO_CLASS,
+    ShardEntry,
+    ShardError,
+    content_hash,
+    index_bytes,
+    index_name,
+)
 
 OTHER_LR = [f"lr.{suffix}" for suffix in HR_SUFFIXES if suffix != "png"]
 MOST_CLASSES = 10_000_000  # the manifest has a name for each; larger numbers are identities or hashes
@@ -32,10 +43,10 @@ class ScannedTar:
 
 @dataclass
 class TarSample:
-    """The members of a tar that share a key: (suffix, offset of the data, data)."""
+    """The members of a tar that share a key: (suffix, offset of the data, data or why there are none)."""
 
     key: str
-    members: list[tuple[str, int, bytes]]
+    members: list[tuple[str, int, bytes | Rejected]]
 
 
 @pillow_settings()
@@ -52,7 +63,7 @@ def scan_tar(number: int, path: Path, out: Path) -> tuple[int, tuple[int, Scanne
                 rows.append(index_row(sample))
                 keys.add(sample.key)
             except Rejected as problem:
-                rejects.append({"key": sample.key, "path": str(path), "reason": str(problem)})
+                rejects.append({"key": sample.key[:MAX_KEY], "path": str(path), "reason": str(problem)})
     write_whole(out / index_name(path.name), index_bytes(rows, 0))
     entry = ShardEntry(name=path.name, bytes=path.stat().st_size, samples=len(rows), sha256=sha256(path))
     sides = [min(row["width"], row["height"]) for row in rows]
@@ -80,9 +91,13 @@ def samples(file: IO[bytes], path: Path) -> Iterator[TarSample]:
         yield sample
 
 
-def members(file: IO[bytes], path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """(name, offset of the data, data) of every file. tarfile takes a damaged header for the end of the tar; this does not."""
+def members(file: IO[bytes], path: Path) -> Iterator[tuple[str, int, bytes | Rejected]]:
+    """(name, offset of the data, data or why there are none) of every file. A link is the earlier member that it names.
+
+    tarfile takes a damaged header for the end of the tar; this does not.
+    """
     size, last = path.stat().st_size, -1
+    places: dict[str, tuple[int, int]] = {}  # name -> offset and size of the data
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -90,15 +105,37 @@ def members(file: IO[bytes], path: Path) -> Iterator[tuple[str, int, bytes]]:
                 if member.offset_data <= last or member.size < 0 or member.offset_data + member.size > size:
                     raise ShardError(f"'{path}': the header of '{member.name}' is damaged, or the tar is cut short")
                 last = member.offset_data
-                if member.isreg() and not member.issparse():
-                    file.seek(member.offset_data)
-                    yield member.name, member.offset_data, file.read(member.size)
+                if member.isdir():
+                    continue
+                place = place_of(member, places)
+                if isinstance(place, Rejected):
+                    yield member.name, 0, place
+                    continue
+                places[posixpath.normpath(member.name)] = place
+                file.seek(place[0])
+                yield member.name, place[0], file.read(place[1])
             end = tar.offset
     except ShardError:
         raise
     except Exception as problem:  # damaged headers make tarfile raise errors of many types
         raise ShardError(f"'{path}' is not a tar, or is damaged: {first_line(problem)}") from None
     check_end(file, path, end)
+
+
+def place_of(member: tarfile.TarInfo, places: Mapping[str, tuple[int, int]]) -> tuple[int, int] | Rejected:
+    """Offset and size of a member's data, or why they cannot be read alone. `places`: those of earlier members."""
+    if member.isreg() and not member.issparse():
+        return member.offset_data, member.size
+    if not (member.islnk() or member.issym()):
+        return Rejected(f"'{shortened(member.name)}' is neither a plain file nor a link")
+    target = member.linkname if member.islnk() else posixpath.join(posixpath.dirname(member.name), member.linkname)
+    place = places.get(posixpath.normpath(target))
+    reason = f"'{shortened(member.name)}' is a link to '{shortened(member.linkname)}', which is no earlier member of the tar"
+    return place or Rejected(reason)
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:200]}..."
 
 
 def check_end(file: IO[bytes], path: Path, end: int) -> None:
@@ -123,19 +160,30 @@ def next_nonzero(file: IO[bytes], offset: int) -> int | None:
 
 def index_row(sample: TarSample) -> dict[str, Any]:
     """The sample's row of the index. Raises `Rejected` if training cannot read it."""
-    images = [(offset, data) for suffix, offset, data in sample.members if suffix in HR_SUFFIXES]
-    lr_images = [(offset, data) for suffix, offset, data in sample.members if suffix == "lr.png"]
-    labels = [data for suffix, _, data in sample.members if suffix == "cls"]
-    for suffix, *_ in sample.members:
+    key = sample.key.encode("utf-8", "replace")
+    if len(key) > MAX_KEY:
+        raise Rejected(f"its key has {len(key)} bytes; a key has at most {MAX_KEY}, because every sample of an index has as many")
+    images: list[tuple[int, bytes]] = []
+    lr_images: list[tuple[int, bytes]] = []
+    labels: list[bytes] = []
+    for suffix, offset, data in sample.members:
         if suffix in OTHER_LR:
             raise Rejected(f"its LR is a .{suffix}; stored LR is PNG")
+        if suffix not in (*HR_SUFFIXES, "lr.png", "cls"):
+            continue
+        if isinstance(data, Rejected):
+            raise data
+        if suffix == "cls":
+            labels.append(data)
+        else:
+            (lr_images if suffix == "lr.png" else images).append((offset, data))
     if len(images) != 1 or len(lr_images) > 1 or len(labels) > 1:
         raise Rejected(
             f"{len(images)} images, {len(lr_images)} LR images and {len(labels)} classes; "
             "a sample has one image and at most one of the others"
         )
     hr = readable_image(images[0][1])
-    row = {"key": sample.key.encode("utf-8", "replace"), "class": class_number(labels[0]) if labels else NO_CLASS}
+    row = {"key": key, "class": class_number(labels[0]) if labels else NO_CLASS}
     row |= {"width": hr.width, "height": hr.height, "mode": MODES.index(hr.mode), "hash": content_hash(hr.data)}
     row |= member_columns("hr", *images[0])
     if lr_images:

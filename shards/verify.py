@@ -51,7 +51,7 @@ def manifest_problems(shards: Shards, whole: list[int]) -> Iterator[str]:
     """Where the manifest contradicts the indexes of the whole shards."""
     manifest = read_manifest(shards.folder)
     sides, scales, highest = [], set(), -1
-    for index in map(shards.index, whole):
+    for index in (shards.index(number, agreeing=False) for number in whole):
         sides += [int(index[side].min()) for side in ("width", "height") if len(index)]
         scales |= set((index["width"] // np.maximum(index["lr_width"], 1) * (index["lr_width"] > 0)).tolist())
         highest = max(highest, int(index["class"].max(initial=-1)))
@@ -83,8 +83,7 @@ def shard_problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
             yield f"{path.stat().st_size} bytes where the manifest says {entry.bytes}"
         elif sha256(path) != entry.sha256:
             yield "its sha256 is not the manifest's"
-        index = shards.index(number)
-        index.check()
+        index = shards.index(number, agreeing=False)
     except (OSError, ShardError) as problem:
         yield str(problem)
         return
@@ -105,10 +104,10 @@ def _member_problems(tar: IO[bytes], index: Index, row: int, member: str, deep: 
     if len(data) != size or zlib.crc32(data) != int(index[f"{member}_crc32"][row]):
         yield f"the {member} image of '{key}' does not match its checksum"
     elif deep:
-        from PIL import Image  # spares its import without --deep
+        from sr_dist.core.pixels import open_image  # spares Pillow's import without --deep
 
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(io.BytesIO(data)) as image:
                 image.load()
         except Exception as problem:
             yield f"the {member} image of '{key}' cannot be decoded: {problem}"

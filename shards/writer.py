@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from shards.items import Item
 from shards.pixels import EncodedImage, Preparation, PreparedSample, prepare
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
-from sr_dist.data.format import MODES, ShardEntry, attribute_bits, content_hash, index_bytes, index_name, member_header
+from sr_dist.data.format import MODES, ShardEntry, attribute_bits, content_hash, index_bytes, index_name
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,22 @@ def write_image(tar: TarWriter, member: str, name: str, image: EncodedImage) -> 
     """Writes the hr or lr member. Returns its columns of the index."""
     offset = tar.add(name, image.data)
     return {f"{member}_offset": offset, f"{member}_bytes": len(image.data), f"{member}_crc32": zlib.crc32(image.data)}
+
+
+def member_header(name: str, size: int) -> bytes:
+    """A ustar header that depends only on name and size, so equal input gives equal bytes."""
+    raw = name.encode()
+    if len(raw) > 100 or size >= 8**11:
+        return _ustar(name, size)
+    # Only name, size and checksum differ. Calling tarfile for every header takes most of the time of a build.
+    block = raw.ljust(100, b"\0") + _EMPTY[100:124] + b"%011o" % size + _EMPTY[135:148] + b" " * 8 + _EMPTY[156:]
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _ustar(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime, info.uid, info.gid = size, 0o644, 0, 0, 0
+    return info.tobuf(format=tarfile.USTAR_FORMAT, encoding="utf-8")
+
+
+_EMPTY = _ustar("", 0)

@@ -64,15 +64,16 @@ class Evaluate(Settings):
     """How clean-fid resizes images to 299 pixels for FID and KID."""
     extractor: OptionalText = None
     """A TorchScript file (images of 299 pixels in [0, 255] -> rows), or a trained classifier (the features before its last
-    layer), in place of the FID Inception. Its distances are called fd_NAME and kd_NAME, never fid."""
+    layer), in place of the FID Inception. Its distances are called fd_NAME and kd_NAME, never fid. A TorchScript file runs code,
+    also code that writes files: use only those of people you trust."""
     cache: str = ""
     """The folder for features of HR, which the next evaluation of the same images reuses. The default is in the user's cache
     folder; `none` stores nothing."""
     allow_download: bool = False
     """Download published weights that are missing."""
     out: str | None = None
-    """The report's folder. The default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... if that has a report on
-    other images or with another protocol."""
+    """The report's folder. The default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... if that has a report with
+    other or more images, methods, metrics or weights. Such a report in the folder that you name is moved to -2, -3, ..."""
     batch: Positive = 8
     """Images of one size in a batch."""
     workers: NonNegative = 0

@@ -51,7 +51,11 @@ def check(options: Plot) -> None:
         record = Path(run) / METRICS
         if not record.is_file():
             raise UserError(f"RUN: '{run}' is not a run folder: it has no metrics.jsonl")
-        if not record.read_text(encoding="utf-8").strip():
+        try:
+            content = record.read_bytes()
+        except OSError as problem:
+            raise UserError(f"RUN: '{record}' cannot be read: {problem.strerror}") from None
+        if not content.strip():
             raise UserError(f"RUN: '{run}' has no rows yet; the first one is written at step log_every of its recipe")
     if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"out: '{options.out}' is a file; the curves need a folder")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from sr_dist.core import cli, config
+from sr_dist.core import cli, config, launch_env
 from sr_dist.core.cli import Overrides, Word
 from sr_dist.core.config import Settings
 from sr_dist.data import data_checks
@@ -17,12 +17,14 @@ class Train(Settings):
 
     Under a launcher: accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.train RECIPE [--key=value ...]
 
-    SIGTERM, SIGINT, SIGUSR1 or a file STOP in the run folder stop training after a checkpoint; the same command continues.
+    SIGTERM, SIGINT, SIGHUP, SIGUSR1 or a file STOP in the run folder stop training after a checkpoint; the same command
+    continues.
     Exit codes: 0 done or saved, 2 a mistake in the command or the recipe, 1 anything else.
     """
 
     recipe: Annotated[str, Word("RECIPE")]
-    """A YAML file such as configs/demo.yaml."""
+    """A YAML file such as configs/demo.yaml. Dotted names in it, and a TorchScript file as extractor, run code: read recipes of
+    others before you use them."""
     dry_run: bool = False
     """Print the resolved recipe and stop."""
     overrides: Annotated[dict[str, str], Overrides()] = {}
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(options: Train) -> None:
+    launch_env.check()
     recipe = data_checks.load(options.recipe, options.overrides)
 
     from sr_dist.recipe import checks  # `complete` loads torch, which the checks above do without

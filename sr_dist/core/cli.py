@@ -7,7 +7,9 @@ becomes 202401); types come from the settings class.
 from __future__ import annotations
 
 import inspect
+import io
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from pydantic.fields import FieldInfo
 from sr_dist.core import launch_env
 from sr_dist.core.config import Settings, SettingsType, typed
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.passwords import without_passwords
 
 Words = list[str]
 Options = dict[str, str]
@@ -55,6 +58,10 @@ def run_words(
 ) -> int:  # fmt: skip
     """Answers `--help`, splits the words, and turns a user's mistake into one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    sys.argv = [without_passwords(word) for word in sys.argv]  # environment.json and trackers record it
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     if {"-h", "--help"} & set(argv):
         print(make_help())
         return 0
@@ -63,9 +70,12 @@ def run_words(
     try:
         return work(*split(argv)) or 0
     except UserError as mistake:
-        if launch_env.local_rank() == 0:
+        if launch_env.prints_mistakes():
             print(f"error: {mistake}".replace("\n", " "), file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
 
 
 def split(argv: Sequence[str]) -> tuple[Words, Options]:

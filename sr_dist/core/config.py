@@ -6,6 +6,7 @@ Every value is read as text, from files and from the command line, and is typed 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -14,8 +15,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.passwords import tree_without_passwords
 
 Tree = dict[str, Any]  # nested sections; leaves are text or lists of text
+LARGEST, MOST_VALUES, DEEPEST = 4_000_000, 100_000, 50  # bytes, values (an alias counts whole) and levels of a YAML text
+LONGEST_INPUT = 200  # characters of a value in an error
 UNION_TAGS = ("function-", "tuple[", "literal[")  # pydantic adds these parts to the location of an error in a union
 
 
@@ -57,27 +61,75 @@ OptionalPositive = Annotated[Positive | None, Absent]
 Names = Annotated[tuple[str, ...], BeforeValidator(parse_list)]  # `a,b` or [a, b]
 
 
-class _UniqueKeys(yaml.BaseLoader):
-    """Every scalar becomes text. A key that occurs twice is refused; YAML itself silently keeps the last."""
+class _Loader(yaml.BaseLoader):
+    """Every scalar becomes text. What has no meaning in a recipe is refused before anything is built from it."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise UserError(f"line {key.start_mark.line + 1}: the key '{key.value}' occurs twice")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    def construct_document(self, node: yaml.Node) -> Any:
+        count, _ = _measure(node, 0, {})
+        if count > MOST_VALUES:
+            raise UserError(f"it holds more than {MOST_VALUES} values")
+        return super().construct_document(node)
+
+
+def _measure(node: yaml.Node, depth: int, measured: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """The number of values and of levels of a node. A node that aliases repeat is visited once and counted each time."""
+    if id(node) in measured:
+        count, height = measured[id(node)]
+    elif isinstance(node, yaml.ScalarNode):
+        _check_text(node)
+        count, height = 1, 1
+    else:
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+        children = node.value if isinstance(node, yaml.SequenceNode) else [child for pair in node.value for child in pair]
+        inside = [_measure(child, depth + 1, measured) for child in children] if depth < DEEPEST else [(1, 1)]
+        count, height = 1 + sum(count for count, _ in inside), 1 + max((height for _, height in inside), default=0)
+    if depth + height > DEEPEST:
+        raise UserError(f"line {node.start_mark.line + 1}: lists and sections are nested more than {DEEPEST} levels deep")
+    measured[id(node)] = count, height
+    return count, height
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Refuses keys that are no text, and a key that occurs twice; YAML itself silently keeps the last."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"line {key.start_mark.line + 1}: a list or section cannot be a key")
+        if key.value in seen:
+            raise UserError(f"line {key.start_mark.line + 1}: the key '{key.value}' occurs twice")
+        seen.add(key.value)
+
+
+def _check_text(node: yaml.ScalarNode) -> None:
+    """Refuses text that no file can have as its name or its content."""
+    try:
+        valid = b"\0" not in os.fsencode(node.value)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise UserError(f"line {node.start_mark.line + 1}: {_shortened(node.value)} has a character that is not allowed")
 
 
 def parse(text: str) -> Any:
     """YAML with every scalar as text."""
-    return yaml.load(text, _UniqueKeys)
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise UserError(f"lists and sections are nested more than {DEEPEST} levels deep") from None
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_INPUT else f"{text[:LONGEST_INPUT]}..."
 
 
 def read(path: str | Path) -> Tree:
     """The sections of a YAML file, all scalars as text."""
     path = Path(path)
     try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"it has {path.stat().st_size} bytes; a recipe has at most {LARGEST}")
         tree = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         names = [str(path.parent / p.name) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
@@ -100,6 +152,8 @@ def override(tree: Tree, options: Mapping[str, str]) -> Tree:
     tree = _copy(tree)
     for key, text in options.items():
         *sections, last = key.split(".")
+        if len(sections) >= DEEPEST:
+            raise UserError(f"{_shortened(key)}: has more than {DEEPEST} sections")
         section = tree
         for depth, name in enumerate(sections):
             section = section.setdefault(name, {})
@@ -119,7 +173,9 @@ def _parse_value(key: str, text: str) -> Any:
     try:
         return parse(text)
     except yaml.YAMLError:
-        raise UserError(f"{key}: '{text}' is not a list or section in YAML's short form") from None
+        raise UserError(f"{key}: {_shortened(text)} is not a list or section in YAML's short form") from None
+    except UserError as mistake:
+        raise UserError(f"{key}: {mistake}") from None
 
 
 def typed(model: type[SettingsType], tree: Mapping[str, Any], section: str = "") -> SettingsType:
@@ -134,16 +190,19 @@ def _one_line(model: type[BaseModel], problem: ValidationError, section: str) ->
     errors = problem.errors(include_url=False)
     # A misspelt key often leaves another one missing, so the unknown key is reported first.
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
-    path = [str(part) for part in first["loc"] if not str(part).startswith(UNION_TAGS)]
-    key = ".".join([section, *path] if section else path)
-    if first["type"] == "extra_forbidden":
+    unknown = first["type"] == "extra_forbidden"
+    parents = first["loc"][:-1] if unknown else first["loc"]
+    path = [str(part) for part in parents if not str(part).startswith(UNION_TAGS)]
+    path += [str(first["loc"][-1])] if unknown else []
+    key = ".".join([section, *path] if section else path)[:LONGEST_INPUT]
+    if unknown:
         inner = _model_at(model, path[:-1])
         return f"{key}: unknown key{nearest(path[-1], inner.model_fields, key.removesuffix(path[-1]))}"
     if first["type"] == "missing":
         return f"{key}: this key is missing"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
-    return f"{key}: {first['msg'][0].lower() + first['msg'][1:]}; got {first['input']!r}"
+    return f"{key}: {first['msg'][0].lower() + first['msg'][1:]}; got {_shortened(first['input'])}"
 
 
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
@@ -163,8 +222,13 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def text(settings: Settings) -> str:
-    """The settings as YAML, from which `read` and `typed` make equal settings."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    """The settings as YAML, from which `read` and `typed` make equal settings, except for hidden passwords."""
+    return yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True, width=100)
+
+
+def plain(settings: Settings) -> Tree:
+    """The settings as JSON has them, for files, logs and trackers. Passwords of URLs are hidden."""
+    return tree_without_passwords(settings.model_dump(mode="json"))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

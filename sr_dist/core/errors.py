@@ -5,20 +5,30 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from sr_dist.core.passwords import without_passwords
+
+LONGEST_MESSAGE = 1600  # characters of the beginning of a message; of a longer one also the end
+LONGEST_NAME = 200  # characters of a name that is compared with others; the time grows with the square
+
 
 class UserError(ValueError):
     """A mistake in a command or a recipe. Commands print it as one line that starts with `error:` and exit with 2."""
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST_MESSAGE:  # a name from a file may have any length
+            message = f"{message[:LONGEST_MESSAGE]} ... {message[-LONGEST_MESSAGE // 4 :]}"
+        super().__init__(without_passwords(message))
 
 
 def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
     """The end of an error message: `; did you mean 'srugan'?`, or the names to choose from."""
     allowed = sorted(set(allowed))
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:LONGEST_NAME], allowed, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{prefix}{close[0]}'?"
     return f"; choose from {', '.join(allowed)}" if allowed else ""
 
 
 def first_line(problem: BaseException) -> str:
-    """The first line of an exception's message, or its type if there is no message."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    """The first line of an exception's message, or its type if there is no message; without passwords."""
+    return without_passwords((str(problem).strip() or type(problem).__name__).splitlines()[0])

@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -28,6 +29,27 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Lines:
+    """A file to which whole lines are appended, each at once. A line that the disk refuses leaves no part of itself."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
+
+    def write(self, line: str) -> None:
+        rest = memoryview(f"{line}\n".encode(errors="backslashreplace"))
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self._file.fileno(), end)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def sync(path: Path) -> None:

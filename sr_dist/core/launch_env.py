@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from sr_dist.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -23,27 +25,67 @@ def launch(compiled: bool = False) -> Launch:
     return Launch("deepspeed" if under_deepspeed() else "ddp", zero_stage(), num_ranks(), uses_cuda(), compiled)
 
 
+def check() -> None:
+    """Refuses variables that no launcher sets together, such as a RANK that is left over from another job: a process that takes
+    itself for a rank takes no lock and waits for ranks that do not exist."""
+    size = num_ranks()
+    for name in ("RANK", "LOCAL_RANK"):
+        stated = _number(name)
+        if stated is None:
+            if size > 1:
+                raise UserError(f"WORLD_SIZE: it is {size}, but {name} is not set; {_ADVICE.format('WORLD_SIZE')}")
+        elif stated >= size or (name == "LOCAL_RANK" and _number("WORLD_SIZE") is None):
+            world = "not set" if _number("WORLD_SIZE") is None else size
+            raise UserError(f"{name}: it is {stated}, but WORLD_SIZE is {world}; {_ADVICE.format(name)}")
+
+
+_ADVICE = "a launcher sets WORLD_SIZE, RANK and LOCAL_RANK together; unset {}, or start the command with a launcher"
+
+
+def _number(name: str) -> int | None:
+    """The value of a variable; None where it is not set, which accelerate also writes as -1."""
+    text = os.environ.get(name, "-1")
+    if text != "-1" and not text.isdecimal():
+        raise UserError(f"{name}: '{text}' is not a number; {_ADVICE.format(name)}")
+    return None if text == "-1" else int(text)
+
+
 def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK") or 0
 
 
 def local_rank() -> int:
     """The rank's number on its node."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK") or 0
+
+
+def prints_mistakes() -> bool:
+    """Whether this process prints the mistakes that all ranks make alike: one on each node, and every one that no launcher
+    started."""
+    try:
+        check()
+    except UserError:
+        return True
+    return local_rank() == 0
 
 
 def node() -> int | None:
     """The node's number, where the launcher states it."""
-    return int(os.environ["GROUP_RANK"]) if "GROUP_RANK" in os.environ else None
+    return _number("GROUP_RANK")
 
 
 def num_local_ranks() -> int:
     """The number of ranks on this node; without a statement, all."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
+    return _number("LOCAL_WORLD_SIZE") or num_ranks()
 
 
 def num_ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE") or 1
+
+
+def under_launcher() -> bool:
+    """Whether `accelerate launch` or `torchrun` has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def under_deepspeed() -> bool:

@@ -1,5 +1,5 @@
 """A name in a recipe is the name of a file: `generator.name: srugan` is `models/generators/srugan.py`. A dotted name is a file
-of the user's own. Such a file has a `Config` (its options, typed) and a function that builds the part.
+of the user's own, whose code then runs. Such a file has a `Config` (its options, typed) and a function that builds the part.
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ PACKAGES = {  # kind of part -> the package of its files
     "tracker": "sr_dist.training.trackers",
     "source": "shards.sources",
 }
+
+_foreign_code: dict[str, None] = {}  # a line for each file that is not of this package and whose code this process runs, in order
+
+
+def note_foreign_code(key: str, file: Path) -> None:
+    _foreign_code[f"note: '{file}' ({key}) is not part of sr_dist; its code runs with all rights of this process"] = None
+
+
+def foreign_code() -> list[str]:
+    """Lines for the log. The first lines of a run and of an evaluation are these."""
+    return list(_foreign_code)
 
 
 def names(package: str) -> list[str]:
@@ -107,6 +118,8 @@ def resolve(package: str, name: str, given: Mapping[str, Any], key: str) -> tupl
 
 def import_part(module: str, path: Path, key: str) -> ModuleType:
     """The module of a part. A file that it imports may have been written for version 0.1 too."""
+    if not module.startswith(tuple(PACKAGES.values())):
+        note_foreign_code(key, path)
     try:
         return importlib.import_module(module)
     except ImportError as problem:

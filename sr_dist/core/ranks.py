@@ -5,6 +5,7 @@ Every function also works in one process without a group.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sr_dist.core import launch_env
-from sr_dist.core.errors import UserError
+from sr_dist.core.child_processes import end_with_launcher
+from sr_dist.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,6 +28,8 @@ def open_accelerator(precision: str) -> Accelerator:
     from accelerate import Accelerator  # takes seconds to import, and most users of this module do not need it
     from accelerate.utils import InitProcessGroupKwargs
 
+    launch_env.check()
+    end_with_launcher()
     cuda = launch_env.uses_cuda()
     if precision == "fp16" and not cuda:
         raise UserError("precision: fp16 needs a GPU; bf16 and no run on the CPU")
@@ -123,6 +127,24 @@ def broadcast_from_first(value: Value) -> Value:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_first(work: Callable[[], Value]) -> Value | None:
+    """Calls `work` on the first rank; returns its value there, and None on other ranks. If it fails, all ranks fail, so that none
+    waits for one that has ended. All ranks must call."""
+    value: Value | None = None
+    problem: Exception | None = None
+    if is_first():
+        try:
+            value = work()
+        except Exception as caught:
+            problem = caught
+    failure = broadcast_from_first((isinstance(problem, UserError), first_line(problem)) if problem else None)
+    if problem:
+        raise problem
+    if failure:
+        raise (UserError if failure[0] else RuntimeError)(failure[1])
+    return value
 
 
 def nodes() -> list[int]:

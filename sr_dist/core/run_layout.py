@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.formats import refuse_unknown
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.yaml", "metrics.jsonl", "environment.json"
+RUN, RUN_FORMAT = "run.json", 1  # the run's id; 0.2.0 wrote no such file
 LOG, WANDB_ID = "log.txt", "wandb_id"
 TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = "trace", "substituted", "fetched", "samples", "checkpoints"  # folders
 STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
@@ -21,14 +24,47 @@ def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file()
 
 
+def run_id(run: Path) -> str | None:
+    """The 128 random bits that name a run, in its folder, its checkpoints and its reports. None for runs of sr_dist 0.2.0, and
+    where no run is."""
+    return str(run_record(run)["id"]) if (run / RUN).exists() else None
+
+
+def run_record(run: Path) -> dict[str, Any]:
+    """run.json: `id`, and `unnamed_until`, the last step whose checkpoint may lack the id because 0.2.0 wrote it."""
+    path = run / RUN
+    try:
+        record = json.loads(path.read_bytes())
+        refuse_unknown(record, RUN_FORMAT, path, "name")
+        return {"id": str(record["id"]), "unnamed_until": int(record["unnamed_until"])}
+    except UserError:
+        raise
+    except OSError as problem:
+        raise UserError(f"name: '{path}' cannot be read: {problem.strerror}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        raise UserError(
+            f"name: '{path}' is damaged ({first_line(problem)}); remove it, and the run takes its id from its newest checkpoint"
+        ) from None
+
+
 def checkpoint_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"{step:07d}"
 
 
 def checkpoint_steps(run: Path) -> list[int]:
     """The steps of a run's checkpoints, oldest first. Unfinished checkpoints have other names and do not count."""
+    return sorted(int(name) for name in checkpoint_names(run) if re.fullmatch(r"\d{7,}", name))
+
+
+def checkpoint_names(run: Path) -> list[str]:
+    """The names in the folder of checkpoints. One that cannot be read is an error: it is not the same as an empty one."""
     folder = run / CHECKPOINTS
-    return sorted(int(p.name) for p in folder.glob("*") if re.fullmatch(r"\d{7,}", p.name)) if folder.is_dir() else []
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as problem:
+        raise UserError(f"name: '{folder}' cannot be read: {problem.strerror}") from None
 
 
 def checkpoint_state(folder: Path) -> dict[str, Any]:

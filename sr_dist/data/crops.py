@@ -180,11 +180,15 @@ class CropSource(Dataset[Crops | UserError]):
         """The key of the sample at a position."""
         return self._locate(position).key
 
-    def shard(self, position: int) -> int:
-        """The shard that a position reads, numbered over all data sets."""
-        number, local = self.mix(position)
-        before = sum(len(data_set.order.sizes) for data_set in self.data_sets[:number])
-        return before + self.data_sets[number].at(local).shard
+    def shards(self, positions: np.ndarray) -> np.ndarray:
+        """The shard that each position reads, numbered over all data sets."""
+        numbers, locals_ = self.mix.split(positions)
+        result, before = np.empty(len(positions), np.int64), 0
+        for number, data_set in enumerate(self.data_sets):
+            inside = numbers == number
+            result[inside] = before + data_set.order.shards_at(locals_[inside])
+            before += len(data_set.order.sizes)
+        return result
 
     def shard_needs(self, position: int) -> Iterator[ShardNeed]:
         """The shards that are read from a position on, in the order of need."""
@@ -244,7 +248,7 @@ class Positions(Sampler[Sequence[int]]):
     rank: int
     num_ranks: int
     node_of: Sequence[int] = ()  # the node of every rank; with several nodes, ranks take samples that their own node caches
-    shard: Callable[[int], int] | None = None  # the shard of a position
+    shards: Callable[[np.ndarray], np.ndarray] | None = None  # the shard of each position
 
     def __iter__(self) -> Iterator[Sequence[int]]:
         for start in range(self.start, self.start + self.steps * self.batch, self.batch):
@@ -253,15 +257,14 @@ class Positions(Sampler[Sequence[int]]):
     def step(self, start: int) -> Iterator[Sequence[int]]:
         """The micro-batches of the step that begins at position `start`."""
         for micro in range(self.accumulate):
-            if self.shard and len(set(self.node_of)) > 1:
-                yield self._near_home(start, micro, self.shard)
+            if self.shards and len(set(self.node_of)) > 1:
+                yield self._near_home(start, micro, self.shards)
             else:
                 indices = micro_batch(self.batch, self.num_ranks, self.accumulate, self.rank, micro)
                 yield range(start + indices.start, start + indices.stop)
 
-    def _near_home(self, start: int, micro: int, shard: Callable[[int], int]) -> list[int]:
+    def _near_home(self, start: int, micro: int, shards: Callable[[np.ndarray], np.ndarray]) -> list[int]:
         """The positions of a micro-batch of all ranks that are assigned to this rank."""
-        positions = [start + index for index in split_range(self.batch, self.accumulate, micro)]
+        positions = start + np.array(split_range(self.batch, self.accumulate, micro))
         quotas = [len(micro_batch(self.batch, self.num_ranks, self.accumulate, rank, micro)) for rank in range(self.num_ranks)]
-        indices = assign_near_home([shard(position) for position in positions], quotas, self.node_of)[self.rank]
-        return [positions[i] for i in indices]
+        return positions[assign_near_home(shards(positions), quotas, self.node_of)[self.rank]].tolist()

@@ -8,7 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from sr_dist.core import ranks
+from sr_dist.core.files import Lines
+from sr_dist.core.lost_writes import LostWrites
 from sr_dist.core.run_layout import FETCHED, SUBSTITUTED
 from sr_dist.data.crops import Substitution
 from sr_dist.data.format import Shards
@@ -27,8 +29,8 @@ logger = logging.getLogger("sr_dist")
 class FetchLog:
     """The records of one rank. Without a folder it only counts."""
 
-    def __init__(self, folder: Path | None, node: int) -> None:
-        self.folder, self.node = folder, node
+    def __init__(self, folder: Path | None, node: int, lost: LostWrites | None = None) -> None:
+        self.folder, self.node, self._lost = folder, node, lost or LostWrites()
         self._substituted = 0  # by this rank; on the first rank also by earlier processes
         self._logged_total = 0  # the total number of substitutions in the last log message
         self._logged_bytes: dict[str, int] = {}  # the bytes that each node had fetched at the last log message
@@ -36,6 +38,8 @@ class FetchLog:
 
     def start(self, first: int, epoch: float) -> None:
         """Reads the records of earlier processes of the run about the steps before `first`."""
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)  # only here: one that is removed later does not come back
         rows = self._rows("substituted/rank-*.jsonl") if ranks.is_first() else iter(())
         self._substituted = sum(row["step"] < first for row in rows)
         self._logged_bytes, self._logged_epoch = self.fetched_bytes(), epoch
@@ -63,9 +67,12 @@ class FetchLog:
     def record_substitutions(self, step: int, substitutions: Sequence[Substitution]) -> None:
         self._substituted += len(substitutions)
         if substitutions and self.folder:
-            (self.folder / SUBSTITUTED).mkdir(parents=True, exist_ok=True)
-            with open(self.folder / SUBSTITUTED / f"rank-{ranks.rank():03d}.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"step": step, **row._asdict()}) + "\n" for row in substitutions)
+            with self._lost.around(SUBSTITUTED):
+                (self.folder / SUBSTITUTED).mkdir(exist_ok=True)
+                file = Lines(self.folder / SUBSTITUTED / f"rank-{ranks.rank():03d}.jsonl")
+                with closing(file):
+                    for row in substitutions:
+                        file.write(json.dumps({"step": step, **row._asdict()}))
 
     def total_substituted(self, device: torch.device) -> int:
         """The number of samples that all ranks have replaced since the run began. Logs an increase. All ranks must call."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageFile
+from PIL import ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line, nearest
 from sr_dist.core.files import IMAGE_SUFFIXES, sha256
+from sr_dist.core.pixels import open_image
 from sr_dist.data.reader import decode, to_tensor
 
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I")
@@ -61,11 +64,8 @@ class FolderImages:
     def _header(self, i: int) -> tuple[int, int, str]:
         """Height, width and mode. Each file is opened once."""
         if i not in self._headers:
-            try:
-                with Image.open(self.files[i]) as image:
-                    self._headers[i] = (image.height, image.width, _mode(image))
-            except OSError:
-                raise UserError(f"'{self.files[i]}' is not an image that can be read") from None
+            with _opened(self.files[i], "is not an image that can be read") as image:
+                self._headers[i] = (image.height, image.width, _mode(image))
         if self._headers[i][2] == "F":
             raise UserError(f"'{self.files[i]}' is stored as floats, whose range is not known")
         return self._headers[i]
@@ -75,7 +75,11 @@ class FolderImages:
         return _read_image(self.files[i]), None if partner is None else _read_image(partner), -1
 
     def digest(self, i: int) -> str:
-        return " ".join(map(sha256, [self.files[i], *self.lr_files[i : i + 1]]))
+        files = [self.files[i], *self.lr_files[i : i + 1]]
+        try:
+            return " ".join(map(sha256, files))
+        except OSError as error:
+            raise UserError(f"'{error.filename or files[0]}' cannot be read: {error.strerror}") from None
 
     def attributes(self, i: int) -> dict[str, int]:
         return {}
@@ -139,10 +143,19 @@ def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | N
 
 
 def _read_image(path: Path) -> Tensor:
-    try:
+    with _opened(path, "cannot be decoded") as image:  # also where another decoder reads it: the header says how large it is
         if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
             return decode(path.read_bytes(), 3)
-        with Image.open(path) as image:
-            return to_tensor(image, 3)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"'{path}' cannot be decoded: {first_line(error)}") from None
+        return to_tensor(image, 3)
+
+
+@contextmanager
+def _opened(path: Path, problem: str) -> Iterator[ImageFile.ImageFile]:
+    """An image whose header was read. `problem` is the error of whatever goes wrong with it."""
+    try:
+        with open_image(path) as image:
+            yield image
+    except UnidentifiedImageError:
+        raise UserError(f"'{path}' {problem}") from None
+    except Exception as error:  # decoders raise many kinds of errors
+        raise UserError(f"'{path}' {problem}: {first_line(error)}") from None

@@ -4,7 +4,7 @@ A sample is a group of adjacent members of a tar that share a key, as in WebData
 `KEY.lr.png` (the paired LR), `KEY.cls` (ASCII integer), `KEY.json`. The index of a shard has the offsets of the members, so
 selection, order and size checks read only indexes. Tars are opened for pixels.
 
-Index file: a header, then one column after another, little-endian and memory-mapped:
+Index file: a header, then one column after another, little-endian. It is read whole and checked whenever it is opened:
 
     8s magic | u4 version | u4 key width | u4 attribute bytes | u4 crc32 of all that follows | u8 samples | columns
 """
@@ -16,26 +16,27 @@ import json
 import os
 import re
 import struct
-import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from sr_dist.core.config import Settings, typed
+from sr_dist.core.config import Positive, Settings, typed
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.files import write_whole
+from sr_dist.core.json_text import parse_json
 from sr_dist.recipe.labels import LabelNames
 
 FORMAT = 1
-URLS = (
-    "http://",
-    "https://",
-    "s3://",
-)  # a manifest may name these for its tars; pipe: is not allowed, because it would run a command from a data file
+MAX_MANIFEST, MAX_INDEX, MAX_KEY = 64_000_000, 4_000_000_000, 1024  # bytes
+MOST_NAMES = 1_000_000  # of a brace pattern
+URLS = ("http://", "https://", "s3://")  # of tars in a manifest; not pipe:, which would run a command from a data file
 MAGIC = b"SRDISTIX"
 HEADER = struct.Struct("<8sIIIIQ")
 MODES = ("RGB", "L", "RGBA", "LA", "I;16")  # the index stores the position in this list
@@ -64,10 +65,13 @@ class ShardError(UserError):
     """Shards that are missing, damaged or do not fit the recipe."""
 
 
+Size = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class ShardEntry(Settings):
     name: str
-    bytes: int
-    samples: int
+    bytes: Size
+    samples: Size
     sha256: str
 
 
@@ -75,10 +79,10 @@ class Manifest(Settings):
     """`manifest.json`: the contents of a folder of shards."""
 
     format: int
-    samples: int
-    min_side: int
+    samples: Size
+    min_side: Size
     """The smallest side of the HR images."""
-    scale: int | None = None
+    scale: Positive | None = None
     """Of the stored LR images, if there are any."""
     classes: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
@@ -106,25 +110,6 @@ def content_hash(data: bytes) -> bytes:
 
 def index_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".idx"
-
-
-def member_header(name: str, size: int) -> bytes:
-    """A ustar header that depends only on name and size, so equal input gives equal bytes."""
-    raw = name.encode()
-    if len(raw) > 100 or size >= 8**11:
-        return _ustar(name, size)
-    # Only name, size and checksum differ. Calling tarfile for every header takes most of the time of a build.
-    block = raw.ljust(100, b"\0") + _EMPTY[100:124] + b"%011o" % size + _EMPTY[135:148] + b" " * 8 + _EMPTY[156:]
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
-
-
-def _ustar(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime, info.uid, info.gid = size, 0o644, 0, 0, 0
-    return info.tobuf(format=tarfile.USTAR_FORMAT, encoding="utf-8")
-
-
-_EMPTY = _ustar("", 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- the index
@@ -160,41 +145,110 @@ def index_rows(index: Index, rows: np.ndarray) -> bytes:
 
 
 class Index:
-    """The memory-mapped columns of one shard: `index["width"]` is an array with a value per sample."""
+    """The columns of one shard: `index["width"]` is an array with a value per sample.
 
-    def __init__(self, path: Path) -> None:
+    They are in memory: a process that maps a file ends without a message when the file is cut short.
+    """
+
+    def __init__(self, path: Path, samples: int | None = None) -> None:
+        """`samples`: the number in the manifest, if it is known."""
         self.path = path
         try:
             with open(path, "rb") as file:
-                header = file.read(HEADER.size)
-            size = path.stat().st_size
+                header, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
+                kinds, end = self._read_header(header, size, samples)
+                self._body = file.read(end - HEADER.size)
         except OSError as error:
             raise ShardError(f"the index '{path}' cannot be read: {error.strerror}") from None
+        if len(self._body) != end - HEADER.size:
+            raise ShardError(f"'{path}' was cut short while it was read")
+        ends = np.cumsum([0, *(kind.itemsize for kind in kinds.values())]) * self.samples
+        self._columns = {
+            name: np.frombuffer(self._body, kind, self.samples, begin)
+            for (name, kind), begin in zip(kinds.items(), ends.tolist(), strict=False)
+        }
+
+    def _read_header(self, header: bytes, size: int, samples: int | None) -> tuple[dict[str, np.dtype], int]:
+        """The columns and the number of bytes that the file must have."""
         if len(header) < HEADER.size or header[:8] != MAGIC:
-            raise ShardError(f"'{path}' is not an index of sr_dist")
+            raise ShardError(f"'{self.path}' is not an index of sr_dist")
         _, version, key_width, attribute_bytes, self.crc32, self.samples = HEADER.unpack(header)
         if version != FORMAT:
-            raise ShardError(f"'{path}' has index version {version}; this program reads version {FORMAT}")
-        kinds = dict(index_columns(min(key_width, size), min(attribute_bytes, size)))
-        ends = HEADER.size + np.cumsum([0, *(kind.itemsize for kind in kinds.values())], dtype=object) * self.samples
-        if not (key_width and attribute_bytes) or ends[-1] != size:
-            raise ShardError(f"'{path}' has {size} bytes where its header needs {ends[-1]}: it is cut short or damaged")
-        # A plain array, because slicing a memmap takes ten times as long.
-        self._map = np.asarray(np.memmap(path, np.uint8, "r")) if self.samples else np.zeros(size, np.uint8)
-        self._columns = {
-            name: self._map[begin:end].view(kind) for (name, kind), begin, end in zip(kinds.items(), ends, ends[1:], strict=False)
-        }
+            raise ShardError(f"'{self.path}' has index version {version}; this program reads version {FORMAT}")
+        if samples not in (None, self.samples):
+            raise ShardError(f"'{self.path}' lists {self.samples} samples where the manifest says {samples}")
+        if not 0 < key_width <= MAX_KEY or size > MAX_INDEX:
+            limits = f"an index has at most {MAX_INDEX}, and keys of 1 to {MAX_KEY}"
+            raise ShardError(f"'{self.path}' has {size} bytes, and keys of {key_width}; {limits}")
+        kinds = dict(index_columns(key_width, min(attribute_bytes, size)))
+        end = HEADER.size + sum(kind.itemsize for kind in kinds.values()) * self.samples
+        if not attribute_bytes or end != size:
+            raise ShardError(f"'{self.path}' has {size} bytes where its header needs {end}: it is cut short or damaged")
+        return kinds, end
 
     def __len__(self) -> int:
         return self.samples
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self._body) + 4096  # of its objects
 
     def __getitem__(self, column: str) -> np.ndarray:
         return self._columns[column]
 
     def check(self) -> None:
-        """Reads the whole index and checks its checksum."""
-        if zlib.crc32(self._map[HEADER.size :].data) != self.crc32:
+        """Compares the checksum."""
+        if zlib.crc32(self._body) != self.crc32:
             raise ShardError(f"'{self.path}' does not match its own checksum: it is damaged; build the shards again")
+
+    def check_rows(self, tar_bytes: int) -> None:
+        """Refuses values that no shard of this size can have, so that readers can rely on all of them."""
+        self._refuse(self["class"] < NO_CLASS, "its class is {class}; classes are numbered from 0, and {none} is none")
+        self._refuse(self["mode"] >= len(MODES), "its mode is {mode}; the last is {last}")
+        for member in ("hr", "lr"):
+            offset, length = self[f"{member}_offset"], self[f"{member}_bytes"]
+            outside = (offset > tar_bytes) | (length > tar_bytes - np.minimum(offset, np.uint64(tar_bytes)))
+            self._refuse(outside, f"its {member} image, {{{member}_bytes}} bytes at {{{member}_offset}}, is not inside the tar")
+        self._refuse(self["hr_bytes"] == 0, "its image is empty")
+        self._refuse(np.minimum(self["width"], self["height"]) == 0, "its image is {width} x {height}")
+        stored = self["lr_bytes"] > 0
+        self._refuse(stored != (np.minimum(self["lr_width"], self["lr_height"]) > 0), "its LR image is {lr_width} x {lr_height}")
+        try:
+            for key in self["key"].tolist() if (self["key"].view(np.uint8) > 127).any() else ():
+                key.decode()
+        except UnicodeDecodeError:
+            raise ShardError(f"'{self.path}': the key {key!r} is not UTF-8") from None
+
+    def check_agreement(self, manifest: Manifest) -> None:
+        """Refuses what the manifest contradicts."""
+        self._refuse(
+            self["class"] >= len(manifest.classes), f"its class is {{class}}, but the manifest names {len(manifest.classes)}"
+        )
+        smallest = np.minimum(self["width"], self["height"])
+        self._refuse(
+            smallest < manifest.min_side, f"it is {{width}} x {{height}}, but the manifest's min_side is {manifest.min_side}"
+        )
+        scale = manifest.scale or 0
+        of_lr = self["width"] // np.maximum(self["lr_width"], 1) * (self["lr_width"] > 0)
+        self._refuse(
+            of_lr != scale, f"its LR image is {{lr_width}} x {{lr_height}}, but the manifest's scale is {scale or 'none'}"
+        )
+        if 8 * self["attributes"].dtype.itemsize < len(manifest.attributes):
+            raise ShardError(f"'{self.path}' has fewer attributes than the manifest, {len(manifest.attributes)}")
+
+    def _refuse(self, wrong: np.ndarray, problem: str) -> None:
+        """Names the first wrong row. `{column}` in the message is its value."""
+        if wrong.any():
+            row = int(wrong.argmax())
+            values = {name: column[row] for name, column in self._columns.items()}
+            text = problem.format(**values, none=NO_CLASS, last=len(MODES) - 1)
+            raise ShardError(f"'{self.path}', sample {row}: {text}; the index is damaged, or not the manifest's")
+
+
+def largest_index(entry: ShardEntry, manifest: Manifest) -> int:
+    """The most bytes that the index of a shard can have."""
+    row = sum(kind.itemsize for _, kind in index_columns(MAX_KEY, len(manifest.attributes) // 8 + 1))
+    return min(HEADER.size + entry.samples * row, MAX_INDEX)
 
 
 # ------------------------------------------------------------------------------------------------------- whole folders
@@ -238,11 +292,14 @@ class Shards:
         """Removes a damaged copy of a shard. True if there was one, so that `open` makes a new copy."""
         return False
 
-    def index(self, shard: int) -> Index:
+    def index(self, shard: int, agreeing: bool = True) -> Index:
+        """The index of a shard, checked. `agreeing`: also with the manifest."""
         entry = self.manifest.shards[shard]
-        index = Index(self.folder / index_name(entry.name))
-        if len(index) != entry.samples:
-            raise ShardError(f"'{index.path}' lists {len(index)} samples where the manifest says {entry.samples}")
+        index = Index(self.folder / index_name(entry.name), entry.samples)
+        index.check()
+        index.check_rows(entry.bytes)
+        if agreeing:
+            index.check_agreement(self.manifest)
         return index
 
     def check_sizes(self) -> None:
@@ -262,9 +319,9 @@ class Shards:
                 yield f"'{path}' has {size} bytes where the manifest says {entry.bytes}: it is cut short or was changed"
 
     def check_indexes(self) -> None:
-        """Reads every index and checks its checksum."""
+        """Reads and checks every index."""
         for number in range(len(self.manifest.shards)):
-            self.index(number).check()
+            self.index(number)
 
 
 def open_shards(source: str, key: str = "shards") -> Shards:
@@ -289,10 +346,15 @@ def expanded(pattern: str, key: str) -> list[str]:
     """The names that a brace pattern stands for."""
     from braceexpand import braceexpand  # not needed for folders
 
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)  # braceexpand makes a list of each
+    too_many = any(abs(int(last[-20:]) - int(first[-20:])) >= MOST_NAMES for first, last in ranges)
     try:
-        return list(braceexpand(pattern))
-    except ValueError:
+        names = [] if too_many else list(islice(braceexpand(pattern), MOST_NAMES + 1))
+    except (ValueError, RecursionError):
         raise ShardError(f"{key}: the braces of '{pattern}' do not close") from None
+    if too_many or len(names) > MOST_NAMES:
+        raise ShardError(f"{key}: '{pattern}' stands for more than {MOST_NAMES} names")
+    return names
 
 
 def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:
@@ -309,7 +371,9 @@ def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:
 def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     path = folder / "manifest.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_MANIFEST:
+            raise ValueError(f"it has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST}")
+        tree = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ShardError(f"{key}: '{folder}' has no manifest.json; python -m shards.build makes shards from images") from None
     except (OSError, ValueError) as error:
@@ -323,23 +387,33 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     except UserError as error:
         raise ShardError(f"{key}: '{path}': {error}") from None
     if manifest.samples != sum(shard.samples for shard in manifest.shards) or manifest.samples < 1:
-        raise ShardError(
-            f"{key}: '{path}' says {manifest.samples} samples, its shards {[s.samples for s in manifest.shards][:4]}..."
-        )
-    if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
-        twice = [s.name for i, s in enumerate(manifest.shards) if s.name in {t.name for t in manifest.shards[:i]}]
-        raise ShardError(f"{key}: '{path}' names the shard '{twice[0]}' twice")
+        counts = [shard.samples for shard in manifest.shards[:4]]
+        raise ShardError(f"{key}: '{path}' says {manifest.samples} samples, its shards {counts}...")
+    twice = next((name for name, count in Counter(shard.name for shard in manifest.shards).items() if count > 1), None)
+    if twice is not None:
+        raise ShardError(f"{key}: '{path}' names the shard '{twice}' twice")
     if manifest.tars is not None and is_url(manifest.tars) and not manifest.tars.startswith(URLS):
         raise ShardError(f"{key}: '{path}': tars: '{manifest.tars}' is neither a folder nor begins with {', '.join(URLS)}")
+    for name in (*(shard.name for shard in manifest.shards), manifest.tars or ""):
+        if not is_path(name):
+            raise ShardError(f"{key}: '{path}': {name!r} has an unsafe name: it holds a character that no path has")
     for shard in manifest.shards:
         if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
             raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is not a tar file of that folder")
     return manifest
 
 
+def is_path(text: str) -> bool:
+    """Whether a file can have this path, and a terminal can show it."""
+    return not any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=1, ensure_ascii=False)
-    write_whole(folder / "manifest.json", (text + "\n").encode())
+    content = (text + "\n").encode()
+    if len(content) > MAX_MANIFEST:
+        raise ShardError(f"the manifest of '{folder}' would have {len(content)} bytes, more than {MAX_MANIFEST}: too many names")
+    write_whole(folder / "manifest.json", content)
 
 
 def attribute_bits(values: Iterable[bool], attribute_bytes: int) -> bytes:

@@ -106,6 +106,13 @@ class ShardImages:
 
 def content_digest(images: Images) -> str:
     """A digest of the names, contents and labels of all images. Each rank reads some of them. All ranks must call."""
-    own = split_range(len(images.names), ranks.size(), ranks.rank())
-    digests = [digest for of_rank in ranks.all_gather([images.digest(i) for i in own]) for digest in of_rank]
-    return hashlib.sha256("\n".join([*images.names, *digests]).encode()).hexdigest()
+    digests, problem = [], ""
+    try:
+        digests = [images.digest(i) for i in split_range(len(images.names), ranks.size(), ranks.rank())]
+    except UserError as mistake:  # of a file that only this rank reads
+        problem = str(mistake)
+    parts = ranks.all_gather((digests, problem))
+    if problem := next((text for _, text in parts if text), ""):
+        raise UserError(problem)
+    text = "\n".join([*images.names, *(digest for part, _ in parts for digest in part)])
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names of files may be no text

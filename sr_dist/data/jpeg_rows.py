@@ -19,6 +19,7 @@ MARKERS = re.compile(rb"\xff[\xd0-\xd7]")  # RST0 to RST7 in turn; any other FF 
 RST0 = 0xD0
 END = b"\xff\xd9"
 SEQUENTIAL, RESTARTS, SCAN = (0xC0, 0xC1), 0xDD, 0xDA  # SEQUENTIAL frames can have a single scan
+FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # all kinds
 CONTEXT = 1  # rows beyond the border that its pixels depend on: subsampled colour is enlarged with a triangle filter
 
 
@@ -52,6 +53,16 @@ def band(data: bytearray, size: tuple[int, int], top: int, bottom: int) -> tuple
     for row in range(first + 1, last):
         cut[layout.begin + begins[row] - begins[first] - 1] = RST0 + (row - first - 1) % 8
     return cut, first * layout.step
+
+
+def stated_size(data: bytes | bytearray) -> tuple[int, int] | None:
+    """(height, width) in the header of a JPEG of any kind; None where it has none before its pixels."""
+    offset = 2
+    while offset + 9 <= len(data) and data[offset] == 0xFF and data[offset + 1] != SCAN:
+        if data[offset + 1] in FRAMES:
+            return data[offset + 5] << 8 | data[offset + 6], data[offset + 7] << 8 | data[offset + 8]
+        offset += 1 if data[offset + 1] == 0xFF else 2 + (data[offset + 2] << 8 | data[offset + 3])  # 0xFF may be repeated
+    return None
 
 
 def _layout(data: bytearray) -> Layout | None:

@@ -27,6 +27,7 @@ from sr_dist.core.batch import Batch
 from sr_dist.core.child_processes import end_with_parent
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.lost_writes import LostWrites
 from sr_dist.data import augment
 from sr_dist.data.crops import Crops, CropSource, DataSet, Positions
 from sr_dist.data.fetch_log import FetchLog
@@ -82,6 +83,7 @@ class Loader:
         device: torch.device,
         start: Start | None = None,
         folder: Path | None = None,
+        lost: LostWrites | None = None,
     ) -> None:
         data, start = config.data, start or Start()
         self.config, self.data, self.degrade, self.device = config, data, degrade, device
@@ -93,7 +95,7 @@ class Loader:
         self._prefetcher: Prefetcher | None = None
         self.remote = any(isinstance(data_set, RemoteShards) for data_set in shards)
         self.node_of = ranks.nodes() if self.remote else [0] * ranks.size()
-        self._fetch_log = FetchLog(folder, self.node_of[ranks.rank()])
+        self._fetch_log = FetchLog(folder, self.node_of[ranks.rank()], lost)
         num_readers = len(shards) + 1  # they share the open files of this process, and the validation set is read in it too
         readers = [ShardReader(self._fetch_log.attach(data_set), num_readers) for data_set in shards]
         data_sets = [
@@ -137,8 +139,8 @@ class Loader:
             yield step, [_receive(next(self._batches), shared) for _ in range(self.accumulate)]
 
     def _positions(self, start: int, steps: int) -> Positions:
-        shard = self.source.shard if self.remote else None
-        return Positions(start, steps, self.data.batch, self.accumulate, ranks.rank(), ranks.size(), self.node_of, shard)
+        shards = self.source.shards if self.remote else None
+        return Positions(start, steps, self.data.batch, self.accumulate, ranks.rank(), ranks.size(), self.node_of, shards)
 
     @property
     def _prefetch_factor(self) -> int:
@@ -259,7 +261,7 @@ def _unchanged(result: Result) -> Result:
 
 def _set_up_worker(worker: int) -> None:
     """A cluster sends its signals to every process, but only the rank acts on them. A worker ends with its rank."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(EXIT_SIGNAL, lambda *_: os._exit(0))  # torch treats any other exit code as a failure
     end_with_parent()

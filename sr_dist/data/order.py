@@ -69,6 +69,16 @@ class Order:
         shard = int(self.starts.searchsorted(sample, side="right")) - 1
         return shard, sample - int(self.starts[shard])
 
+    def shards_at(self, positions: np.ndarray) -> np.ndarray:
+        """The shard of each position."""
+        epochs, offsets = np.divmod(positions, self.samples)
+        windows, places = np.divmod(offsets, self.window)
+        samples = np.empty(len(positions), np.int64)
+        for epoch, window in set(zip(epochs.tolist(), windows.tolist(), strict=True)):
+            inside = (epochs == epoch) & (windows == window)
+            samples[inside] = self._window(epoch, window)[places[inside]]
+        return self.starts.searchsorted(samples, side="right") - 1
+
     def shards_from(self, position: int) -> Iterator[tuple[int, int]]:
         """(shard, first position that may need it) for ever, in order. All shards of a window have the same position."""
         first, offset = divmod(position, self.samples)
@@ -115,6 +125,12 @@ class Mix:
         number, k = self.pattern[r]
         return number, q * self.weights[number] + k
 
+    def split(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A call for many positions: the data set of each, and the position in it."""
+        q, r = np.divmod(positions, len(self.pattern))
+        numbers, turns = np.array(self.pattern).T
+        return numbers[r], q * np.array(self.weights)[numbers[r]] + turns[r]
+
     def position(self, number: int, local: int) -> int:
         """The position of the run for a position in a data set: the inverse of a call."""
         q, k = divmod(local, self.weights[number])
@@ -136,32 +152,60 @@ def micro_batch(batch: int, ranks: int, accumulate: int, rank: int, micro: int) 
     return split_range(batch, ranks * accumulate, micro * ranks + rank)
 
 
-def home_node(shard: int, nodes: int) -> int:
+def home_node(shard: Number, nodes: int) -> Any:
     """The node that caches a shard, in every epoch."""
     return shard % nodes
 
 
-def assign_near_home(shards: Sequence[int], quotas: Sequence[int], node_of: Sequence[int]) -> list[list[int]]:
+def assign_near_home(shards: Sequence[int] | np.ndarray, quotas: Sequence[int], node_of: Sequence[int]) -> list[np.ndarray]:
     """The indices that every rank takes. Sample i of a micro-batch of all ranks is in shard `shards[i]`.
 
     Each rank gets exactly its quota. A node takes samples of its own shards first. The excess goes to the next node with
     room. The shards with the highest numbers are given away, always the same ones, so that few are fetched twice.
     """
-    nodes = max(node_of) + 1
-    room = [sum(quota for quota, at in zip(quotas, node_of, strict=True) if at == node) for node in range(nodes)]
-    assert sum(room) == len(shards)
-    taken: list[list[int]] = [[] for _ in range(nodes)]
-    by_shard = sorted(range(len(shards)), key=lambda index: (shards[index], index))
-    excess: list[int] = []
-    for index in by_shard:
-        node = home_node(shards[index], nodes)
-        (taken[node] if len(taken[node]) < room[node] else excess).append(index)
-    for index in excess:
-        home = home_node(shards[index], nodes)
-        node = next(n % nodes for n in range(home, home + nodes) if len(taken[n % nodes]) < room[n % nodes])
-        taken[node].append(index)
-    remaining = [iter(sorted(indices)) for indices in taken]
-    return [list(itertools.islice(remaining[node], quota)) for quota, node in zip(quotas, node_of, strict=True)]
+    numbers, of_rank = np.asarray(shards, np.int64), np.asarray(node_of)
+    nodes = int(of_rank.max()) + 1
+    room = np.bincount(of_rank, quotas, nodes).astype(np.int64)
+    assert room.sum() == len(numbers)
+    by_shard = np.argsort(numbers, kind="stable")
+    home = home_node(numbers[by_shard], nodes)
+    by_home = np.argsort(home, kind="stable")  # the samples of each node, sorted by shard
+    counts = np.bincount(home, minlength=nodes)
+    turn = np.empty(len(numbers), np.int64)  # the how-manieth sample of its node each one is
+    turn[by_home] = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
+    stays = turn < room[home]
+    node = np.where(stays, home, -1)
+    node[~stays] = _nodes_of_excess(home[~stays], (room - np.minimum(counts, room)).tolist())
+    taken = np.lexsort((by_shard, node))  # the samples of each node, sorted by index
+    ranks = np.argsort(of_rank, kind="stable")  # the ranks of each node
+    pieces = np.split(by_shard[taken], np.cumsum(np.asarray(quotas)[ranks])[:-1])
+    return [pieces[place] for place in np.argsort(ranks).tolist()]
+
+
+def _nodes_of_excess(home: np.ndarray, room: list[int]) -> np.ndarray:
+    """The node of each sample that its home has no room for: the next one with room, in order. `room` is what is left."""
+    nodes = len(room)
+    following = [(node + 1) % nodes for node in range(nodes)]  # of a node without room; shortened as it is used
+
+    def next_with_room(node: int) -> int:
+        full = []
+        while not room[node]:
+            full.append(node)
+            node = following[node]
+        for each in full:
+            following[each] = node
+        return node
+
+    result = np.empty(len(home), np.int64)
+    begins = np.flatnonzero(np.diff(home, prepend=-1)).tolist()
+    for begin, end in zip(begins, [*begins, len(home)][1:], strict=True):  # of equal homes
+        while begin < end:
+            node = next_with_room(int(home[begin]))
+            count = min(end - begin, room[node])
+            result[begin : begin + count] = node
+            room[node] -= count
+            begin += count
+    return result
 
 
 def draw(seed: Number, epoch: Number, sample: Number, use: Number) -> Any:

@@ -20,11 +20,13 @@ from torch import Tensor
 from torchvision.io import ImageReadMode  # not in a worker: W&B hooks imports and fails there; registers the operator
 
 from sr_dist.core.errors import first_line
+from sr_dist.core.pixels import MAX_PIXELS, open_image
 from sr_dist.data.format import Index, ShardError, Shards, attribute_values
-from sr_dist.data.jpeg_rows import band
+from sr_dist.data.jpeg_rows import band, stated_size
 
 JPEG = b"\xff\xd8"
 RETRY_AFTER = 600.0  # seconds after which opening a missing shard is tried again
+INDEX_BYTES = 64 << 20  # of indexes in the memory of one reader; the index of a million samples has about 100 MB
 NO_ATTRIBUTES = np.zeros(0, np.uint8)
 
 
@@ -46,18 +48,20 @@ class ShardReader:
         self.shards, self.num_readers = shards, num_readers
         self._max_open = min(shards.OPEN_AT_ONCE, max(_max_open_shards() // num_readers, 2))
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._indexes: OrderedDict[int, Index] = OrderedDict()  # a mapped file counts as open
+        self._indexes: OrderedDict[int, Index] = OrderedDict()
+        self._index_bytes = 0  # of all of them
         self._failures: dict[int, tuple[float, ShardError]] = {}  # shards that could not be opened, with the time
         self._refetched: set[int] = set()  # shards whose cached copy was damaged
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Shards, int]]:
-        return ShardReader, (self.shards, self.num_readers)  # without open files and maps
+        return ShardReader, (self.shards, self.num_readers)  # without open files and indexes
 
     def index(self, shard: int) -> Index:
         if shard not in self._indexes:
-            if len(self._indexes) >= self._max_open:
-                self._indexes.popitem(last=False)
             self._indexes[shard] = self.shards.index(shard)
+            self._index_bytes += self._indexes[shard].num_bytes
+            while self._index_bytes > INDEX_BYTES and len(self._indexes) > 1:
+                self._index_bytes -= self._indexes.popitem(last=False)[1].num_bytes
         self._indexes.move_to_end(shard)
         return self._indexes[shard]
 
@@ -154,7 +158,7 @@ class ShardReader:
 
 
 def _max_open_shards() -> int:
-    """Each shard takes two of the open files of a process, a tar and an index. A quarter of the limit is left to others."""
+    """Less than half of the files that a process may open: sockets, pipes and shared memory need the others."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit * 3 // 8
 
@@ -166,11 +170,13 @@ def decode(data: bytes | bytearray, channels: int) -> Tensor:
     the operator. Its PNG reader ends the whole process on damaged pixels, so Pillow reads the other formats.
     """
     if data[:2] == JPEG:
+        if (size := stated_size(data)) and math.prod(size) > MAX_PIXELS:
+            raise RuntimeError(f"{size[1]} x {size[0]} is more than {MAX_PIXELS} pixels")
         mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
         raw = torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=torch.uint8)
         return torch.ops.image.decode_jpeg(raw, mode.value, False)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             return to_tensor(image, channels)
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         raise RuntimeError(first_line(error)) from None

@@ -41,8 +41,11 @@ def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None
 def save_png(image: Image.Image, path: Path) -> None:
     """Writes a temporary file and renames it, so that the file is complete or absent."""
     temporary = path.with_name(f".{path.name}")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        image.save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def enlarge(image: Image.Image, factor: int) -> Image.Image:

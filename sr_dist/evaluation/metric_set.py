@@ -106,6 +106,11 @@ class Metrics:
         """The kinds of features that are needed."""
         return sorted({metric.VIEW for metric in self.modules if isinstance(metric, SetMetric)}) if self.extractor else []
 
+    @property
+    def extractor_key(self) -> str:
+        """The name of the extractor's conditions in reports."""
+        return f"fd_{self.extractor.name}" if self.foreign and self.extractor else "fid"
+
     def of_sets(self, view: str) -> dict[str, SetMetric]:
         """Column -> metric, of those that compare features of this kind."""
         metrics = [metric for metric in self.modules if isinstance(metric, SetMetric) and view == metric.VIEW]

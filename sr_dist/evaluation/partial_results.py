@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from sr_dist.core.files import write_whole
 from sr_dist.core.formats import REMOVE, STAMP, refuse_unknown, stamp
+from sr_dist.core.outputs import make_folder, write_output
 
 FORMAT = 1  # 0.1.0 wrote no number
 Facts = Mapping[str, Any]  # as JSON
@@ -38,7 +38,7 @@ class PartialResults:
         self._memory: dict[int, tuple[Facts, Arrays]] = {}
         self._intact: dict[int, set[str]] = {}  # batches whose file was verified -> the names of its arrays
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder, "out")
 
     def put(self, number: int, facts: Facts, arrays: Arrays) -> None:
         if self.folder is None:
@@ -47,7 +47,7 @@ class PartialResults:
         header = json.dumps({**stamp(FORMAT), **facts}).encode()
         out = io.BytesIO()
         np.savez(out, allow_pickle=False, facts=np.frombuffer(header, np.uint8), **arrays)
-        write_whole(self._path(number), out.getvalue())
+        write_output(self._path(number), out.getvalue(), "out")
         self._intact.pop(number, None)
 
     def missing(self, numbers: Iterable[int], needed: Collection[str] = ()) -> list[int]:
@@ -89,13 +89,20 @@ class PartialResults:
         """The names of a batch's arrays; None if its file is absent or damaged."""
         if self.folder is None:
             return set(self._memory[number][1]) if number in self._memory else None
-        path = self._path(number)
-        if number not in self._intact and path.is_file():
-            with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-                if archive.testzip() is None:
-                    refuse_unknown(self._header(number), FORMAT, path, "out", REMOVE)
-                    self._intact[number] = {name.removesuffix(".npy") for name in archive.namelist()}
+        if number not in self._intact and (header := self._intact_header(number)):
+            refuse_unknown(header[0], FORMAT, self._path(number), "out", REMOVE)
+            self._intact[number] = header[1]
         return self._intact.get(number)
+
+    def _intact_header(self, number: int) -> tuple[dict[str, Any], set[str]] | None:
+        """The header of a batch's file and the names of its arrays, whose checksums are compared."""
+        try:
+            with zipfile.ZipFile(self._path(number)) as archive:
+                if archive.testzip() is None:
+                    return self._header(number), {name.removesuffix(".npy") for name in archive.namelist()}
+        except Exception:  # zipfile and numpy fail in many ways on a damaged file
+            pass
+        return None
 
 
 def identity(facts: Mapping[str, Any]) -> str:

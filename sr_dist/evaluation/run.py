@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,8 +15,8 @@ import torch
 
 from sr_dist.core import plugins, ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import InUse, lock_file, sha256
-from sr_dist.core.formats import REMOVE, refuse_unknown
+from sr_dist.core.files import InUse, lock_file
+from sr_dist.core.passwords import without_passwords
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
@@ -32,7 +31,7 @@ from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.evaluation.partial_results import PartialResults, identity
 from sr_dist.evaluation.presets import BASELINES
 from sr_dist.evaluation.protocol import Protocol, protocol
-from sr_dist.evaluation.report import report
+from sr_dist.evaluation.report import folders, report
 from sr_dist.evaluation.report.markdown import markdown
 from sr_dist.evaluation.report.page import example_images, page
 from sr_dist.evaluation.scoring import Scoring, score
@@ -80,7 +79,6 @@ def evaluate(
     rules = protocol(metric_options.protocol, scale)
     batches = open_batches(image_options, scale)
     frozen = open_classifiers(metric_options.classifiers, batches.images)
-    folder = Path(out) if out else output_folder(names, generators, image_options, metric_options)
 
     accelerator = ranks.open_accelerator("no")
     make_deterministic()
@@ -90,10 +88,15 @@ def evaluate(
     metrics = open_metrics(
         metric_options.metrics, device, metric_options.resize, extractor, metric_options.allow_download, classifiers
     )
+    if ranks.is_first():
+        print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
     methods, sources = named_methods(generators, scale, device)
     facts = identity_facts(image_options, rules, content_digest(batches.images), metrics, sources)
+    name, planned = identity(facts), plan(image_options, batches, metrics, methods, facts)
+    folder = Path(out) if out else output_folder(names, generators, planned, name)
+    in_the_way = not folders.is_free(folder, planned, name)  # only where the user named the folder
     with exclusive(folder):
-        results = PartialResults(folder / ".partial" / identity(facts))
+        results = PartialResults(folder / ".partial" / name)
         references = open_references(metric_options.cache, image_options.batch, facts)
         try:
             scores = score(methods, batches, Scoring(rules, metrics, device, image_options.workers, partial_results=results,
@@ -103,10 +106,12 @@ def evaluate(
             raise
         if ranks.is_first():
             finished = report.Report(
-                rules, image_options.data, batches.images.names, list(methods), scores, sources, metrics, batches.notes(),
-                image_options.portion,
+                rules, without_passwords(image_options.data), batches.images.names, list(methods), scores, sources, metrics,
+                batches.notes(), image_options.portion, inputs(facts),
             )  # fmt: skip
             text = markdown(finished)
+            if in_the_way:
+                print(folders.move_away(folder))
             report.write(folder, finished, text, page(finished, example_images(finished, batches, methods, device)))
             print(text)
             print(f"report: {folder / 'report.html'}")
@@ -140,7 +145,7 @@ def named_classifiers(classifiers: Sequence[FrozenClassifier], device: torch.dev
     """Moves classifiers to the device and gives them unique names."""
     result: dict[str, NamedClassifier] = {}
     for one in classifiers:
-        about = {"weights": str(one.file), "sha256": sha256(one.file), "size": one.size, "channels": one.channels}
+        about = {"weights": str(one.file), "sha256": one.sha256, "size": one.size, "channels": one.channels}
         name = unique_name(one.name, result)
         result[name] = NamedClassifier(name, one.labels, one.to(device), about)
     return list(result.values())
@@ -165,8 +170,9 @@ def upscaler(generator: TrainedGenerator, device: torch.device) -> Upscale:
 def source(generator: TrainedGenerator) -> dict[str, Any]:
     return {
         "weights": str(generator.file),
-        "sha256": sha256(generator.file),
+        "sha256": generator.sha256,
         "step": generator.step,
+        **({"run_id": run} if (run := trained.run_of(generator.file)) else {}),
         "parameters": sum(p.numel() for p in generator.network.parameters()),
     }
 
@@ -246,33 +252,36 @@ def common_scale(requested: int | None, generators: Sequence[TrainedGenerator]) 
     return requested or next(iter(scales))
 
 
-def output_folder(
-    names: Sequence[str], generators: Sequence[TrainedGenerator], image_options: ImageOptions, metric_options: MetricOptions
-) -> Path:
-    """RUN/eval/STEP of the first run, else eval/."""
+def output_folder(names: Sequence[str], generators: Sequence[TrainedGenerator], planned: folders.Tree, name: str) -> Path:
+    """RUN/eval/STEP of the first run, else eval/; with -2, ... where another report would be lost. All ranks must call."""
     runs = zip([Path(name) for name in names if name not in BASELINES], generators, strict=True)
-    folder = next((run / "eval" / f"{generator.step:07d}" for run, generator in runs if trained.is_run(run)), Path("eval"))
-    return free_folder(folder, image_options, metric_options)
+    wanted = next((run / "eval" / f"{generator.step:07d}" for run, generator in runs if trained.is_run(run)), Path("eval"))
+    folder = ranks.broadcast_from_first(folders.free_folder(wanted, planned, name))
+    if folder != wanted and ranks.is_first():
+        print(f"note: '{wanted}' has a {folders.summary(wanted)} that this one does not cover; this one goes to '{folder}'")
+    return folder
 
 
-def free_folder(folder: Path, image_options: ImageOptions, metric_options: MetricOptions) -> Path:
-    """The folder, or FOLDER-2, FOLDER-3, ...: a report on other images or with another protocol is not overwritten."""
-    portion = image_options.portion.describe() if image_options.portion else None
-    own = json.loads(json.dumps([image_options.data, metric_options.protocol, portion]))
-    for number in itertools.count(2):
-        if _report_subject(folder / "report.json") in (None, own):
-            return folder
-        folder = folder.with_name(f"{folder.name.partition('-')[0]}-{number}")
-    raise AssertionError("unreachable")
+def plan(
+    image_options: ImageOptions, batches: Batches, metrics: Metrics, methods: Collection[str], facts: dict[str, Any]
+) -> folders.Tree:  # fmt: skip
+    """What the report will have, in the form of report.json."""
+    columns = [column for column in metrics.better if column not in metrics.missing]
+    extractor = {metrics.extractor_key: metrics.extractor.describe()} if metrics.extractor else {}
+    tree = {
+        "data": without_passwords(image_options.data),
+        "portion": image_options.portion.describe() if image_options.portion else None,
+        "n": len(batches.images.names),
+        "inputs": inputs(facts),
+        "protocol": {**facts["protocol"], **metrics.conditions(columns), **extractor},
+        "methods": list(methods),
+        "columns": columns,
+        "sources": {name: {"sha256": sha256} for name, sha256 in facts["methods"]},
+        "attributes": {name: {"sha256": sha256} for name, sha256 in facts["classifiers"]},
+    }
+    return json.loads(json.dumps(tree))
 
 
-def _report_subject(path: Path) -> list[Any] | None:
-    """Data, protocol and portion of a report; None if the file is absent or not a report."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        refuse_unknown(tree, report.FORMAT, path, "out", REMOVE)
-        return [tree["data"], tree["protocol"]["name"], tree["portion"]]
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+def inputs(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What distinguishes two evaluations of the same data."""
+    return {"images": facts["images"], "degradation": facts["degradation"]}

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import write_whole
+from sr_dist.core.outputs import write_output
 from sr_dist.models import layouts, trained
 from sr_dist.models.metadata import METADATA, generator_metadata
 from sr_dist.models.trained import TrainedGenerator
@@ -33,21 +33,20 @@ TOLERANCE = 1e-4
 def export(source: str, out: Path, scale: int | None = None) -> str:
     """Writes the generator of a run or a weights file: -> a line that says what was written."""
     generator = trained.open_generator(source, "RUN", scale)
-    return write(generator, raw_weights(source, "RUN"), out)
+    raw = raw_weights(generator.file, "RUN") if trained.is_run(Path(source)) else None
+    return write(generator, raw, out)
 
 
-def raw_weights(source: str, key: str) -> Tensors | None:
-    """The raw weights, which a run has beside their average; None for a file."""
-    run = Path(source)
-    return trained.read(trained.newest_weights(run, "generator", key), key)[0] if trained.is_run(run) else None
+def raw_weights(ema: Path, key: str) -> Tensors:
+    """The raw weights, which a run has beside their average in the same checkpoint."""
+    return trained.read(ema.with_name("generator.safetensors"), key)[0]
 
 
 def write(generator: TrainedGenerator, raw: Tensors | None, out: Path) -> str:
     if out.exists() and out.samefile(generator.file):
         raise UserError(f"OUT: '{out}' is the file that is read; name another")
     content, note = WRITERS[out.suffix](generator, raw)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, content)
+    write_output(out, content, "OUT")
     return f"{out}: {generator.section['name']} x{generator.scale}, {len(content) / 2**20:.1f} MiB, {note}"
 
 

@@ -15,8 +15,12 @@ from sr_dist.recipe.labels import Labels
 class FrozenClassifier(nn.Module):
     """Always in evaluation mode, with frozen parameters. Gradients pass through it to the images."""
 
-    def __init__(self, network: nn.Module, name: str, file: Path, labels: Labels, size: int | None, channels: int) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, file: Path, labels: Labels, size: int | None, channels: int, sha256: str = ""
+    ) -> None:  # fmt: skip
+        """`sha256` is that of the file when it was opened."""
         super().__init__()
+        self.sha256 = sha256
         self.network, self.name, self.file, self.labels, self.size, self.channels = network, name, file, labels, size, channels
         self.eval().requires_grad_(False)
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sr_dist.core.errors import first_line
-from sr_dist.core.files import write_whole
+from sr_dist.core.pixels import open_image
 
 
 class ImageFileError(Exception):
@@ -32,7 +32,7 @@ class ImageFile:
 
 def read(path: Path) -> ImageFile:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             profile = image.info.get("icc_profile")
             if image.format == "PNG" and _depth(path) == 16:
                 return _image_file(_png_16(path), 16, profile)
@@ -69,9 +69,9 @@ def _png_16(path: Path) -> np.ndarray:
     """Pillow reads only 8 bits of colour. torchvision reads 16, but crashes on damaged files, so Pillow checks first."""
     from torchvision.io import ImageReadMode, decode_image  # takes seconds
 
-    with Image.open(path) as image:
+    with open_image(path) as image:
         image.verify()  # every chunk's checksum
-    with Image.open(path) as image:
+    with open_image(path) as image:
         image.load()
         orientation = image.getexif().get(0x0112, 1)
     data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
@@ -90,20 +90,20 @@ def _oriented(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def write(image: ImageFile, path: Path) -> None:
-    """Writes by suffix. Only PNG holds 16 bits of colour; other formats get 8. JPEG holds no alpha."""
-    kind = path.suffix.lower()
+def encode(image: ImageFile, suffix: str) -> bytes:
+    """The bytes of a file with this suffix. Only PNG holds 16 bits of colour; other formats get 8. JPEG holds no alpha."""
+    kind = suffix.lower()
     planes = image.pixels if image.alpha is None else torch.cat([image.pixels, image.alpha])
     if kind in (".jpg", ".jpeg") and image.alpha is not None:
         raise ImageFileError("it has an alpha channel, which JPEG does not hold; use --format=png")
     bits = image.bits if kind == ".png" else 8
     levels = (planes.clamp(0, 1) * (2**bits - 1) + 0.5).floor().permute(1, 2, 0).numpy()
     if bits == 16:
-        content = png_16(levels.astype(">u2"), image.profile)
-    else:
-        content = _encoded(levels.astype(np.uint8), kind, image.profile)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+        return png_16(levels.astype(">u2"), image.profile)
+    try:
+        return _encoded(levels.astype(np.uint8), kind, image.profile)
+    except (OSError, ValueError) as problem:  # such as too many pixels for the format
+        raise ImageFileError(first_line(problem)) from None
 
 
 def _encoded(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:

@@ -6,6 +6,7 @@ image size. The EMA in every checkpoint is one. In other files the generator is 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.core.run_layout import CHECKPOINTS, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run
-from sr_dist.models import layouts
+from sr_dist.core.run_layout import CHECKPOINTS, STATE, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run, run_id
+from sr_dist.models import layouts, verified, weights_files
 from sr_dist.models.frozen_classifier import FrozenClassifier
-from sr_dist.models.metadata import METADATA, read_metadata
-from sr_dist.models.weights_files import Tensors, bare_names, read
+from sr_dist.models.metadata import METADATA, build_for, named_in_recipe, read_metadata
+from sr_dist.models.weights_files import Tensors, bare_names
 from sr_dist.recipe.labels import Labels
 
 
@@ -32,11 +33,18 @@ class TrainedGenerator:
     scale: int
     network: nn.Module
     file: Path
+    sha256: str  # of the file when it was opened: a training that goes on may have removed it since
     section: dict[str, Any]  # its recipe section, complete
 
     @property
     def channels(self) -> int:
         return int(self.section.get("channels", 3))
+
+
+def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
+    """Tensors under their names in the file, and the file's metadata. A file of a checkpoint must be as it was saved."""
+    verified.check(file, key)
+    return weights_files.read(file, key)
 
 
 def build(package: str, section: dict[str, Any], scale: int, key: str) -> nn.Module:
@@ -69,19 +77,20 @@ def open_generator(path: str, key: str = "method", scale: int | None = None) -> 
     place = Path(path)
     file = newest_weights(place, "generator.ema", key) if is_run(place) else place
     tensors, metadata = read(file, key)
-    section, own_scale, tensors = describe(tensors, metadata, file, key)
+    digest = verified.digest(file)
+    section, own_scale, tensors = describe(tensors, metadata, file, key, named_in_recipe(place))
     if own_scale is None and scale is None:
         raise UserError(f"{key}: '{file}' is {section['name']}, whose tensors do not show the scale; give --scale=N")
     scale = own_scale or scale
     assert scale is not None
     try:
-        section = complete(section, "generator")
-        network = build(PACKAGES["generator"], section, scale, "generator")
+        whole = section = complete(section, "generator")
+        network = build_for(tensors, lambda: build(PACKAGES["generator"], whole, scale, "generator"))
     except UserError as mistake:
         raise UserError(f"{key}: '{file}' cannot be used: {mistake}") from None
     load_strictly(network, tensors, file, key)
     name, step = name_and_step(place, file)
-    return TrainedGenerator(name, step, scale, network.eval().requires_grad_(False), file, section)
+    return TrainedGenerator(name, step, scale, network.eval().requires_grad_(False), file, digest, section)
 
 
 def name_and_step(place: Path, file: Path) -> tuple[str, int | None]:
@@ -94,6 +103,12 @@ def name_and_step(place: Path, file: Path) -> tuple[str, int | None]:
     return Path(file.name.removesuffix(".tar")).stem, None
 
 
+def run_of(file: Path) -> str | None:
+    """The identity of the run whose checkpoint has this file."""
+    *_, run = [None, *file.resolve().parents[2:3]]
+    return run_id(run) if run and file.resolve().parents[1].name == CHECKPOINTS else None
+
+
 class Description(NamedTuple):
     """A generator in a file: its recipe section, its scale if known, its tensors under our names."""
 
@@ -102,10 +117,12 @@ class Description(NamedTuple):
     tensors: Tensors
 
 
-def describe(tensors: Tensors, metadata: dict[str, str], file: Path, key: str) -> Description:
-    """From the metadata, or else from the tensor names."""
+def describe(
+    tensors: Tensors, metadata: dict[str, str], file: Path, key: str, trusted: Container[str] = ()
+) -> Description:  # fmt: skip
+    """From the metadata, or else from the tensor names. `trusted`: see `read_metadata`."""
     if METADATA in metadata:
-        stated = read_metadata(metadata, file, key)
+        stated = read_metadata(metadata, file, key, trusted)
         if "generator" not in stated:
             raise UserError(f"{key}: '{file}' holds a classifier, not a generator")
         return Description(stated["generator"], int(stated["scale"]), tensors)
@@ -118,23 +135,25 @@ def open_classifier(path: str, key: str) -> FrozenClassifier:
     place = Path(path)
     file = best_weights(place, key) if is_run(place) else place
     tensors, metadata = read(file, key)
-    stated = read_metadata(metadata, file, key)
+    digest = verified.digest(file)
+    stated = read_metadata(metadata, file, key, named_in_recipe(place))
     if "classifier" not in stated:
         raise UserError(f"{key}: '{file}' is not a weights file of a classifier of sr_dist: it does not state its labels")
     section = {**stated["classifier"], **({"weights": "none"} if "weights" in stated["classifier"] else {})}  # loaded below
     try:
-        network = build_classifier(section)
+        network = build_for(tensors, lambda: build_classifier(section))
     except UserError as mistake:
         raise UserError(f"{key}: '{file}' cannot be used: {mistake}") from None
     load_strictly(network, tensors, file, key)
     name = place.resolve().name if is_run(place) else file.stem
     labels = Labels(stated["labels"]["kind"], tuple(stated["labels"]["names"]))
-    return FrozenClassifier(network, name, file, labels, stated["size"], int(section.get("channels", 3)))
+    return FrozenClassifier(network, name, file, labels, stated["size"], int(section.get("channels", 3)), digest)
 
 
 def best_weights(run: Path, key: str) -> Path:
     """A classifier's weights in a run folder: the best by `keep.best`, as the newest checkpoint records it, or the newest."""
     newest = newest_weights(run, "classifier.ema", key)
+    verified.check(newest.parent / STATE, key)
     best = checkpoint_state(newest.parent)["best"]
     file = checkpoint_folder(run, best["step"]) / newest.name if best else newest
     return file if file.is_file() else newest
@@ -205,7 +224,7 @@ def load_starting_weights(
 ) -> str:
     """Loads starting weights into a network of this section: -> a line for the log."""
     file = starting_file(path, kind, key)
-    stated, tensors = _starting_tensors(network, file, kind, key, partial)
+    stated, tensors = _starting_tensors(network, file, kind, key, partial, (section["name"],))
     if stated and stated["name"] != section["name"] and not partial:
         raise UserError(f"{key}: '{file}' holds {stated['name']}, but {kind}.name is {section['name']}")
     tensors, head = with_own_head(network, tensors, section["outputs"]) if kind == "classifier" else (tensors, "")
@@ -226,20 +245,20 @@ def with_own_head(network: nn.Module, tensors: Tensors, outputs: int) -> tuple[T
 
 
 def _starting_tensors(
-    network: nn.Module, file: Path, kind: str, key: str, partial: bool
+    network: nn.Module, file: Path, kind: str, key: str, partial: bool, trusted: Container[str]
 ) -> tuple[dict[str, Any], Tensors]:  # fmt: skip
-    """The section that the file states, if any, and its tensors under our names."""
+    """The section that the file states, if any, and its tensors under our names. The section is compared, never imported."""
     tensors, metadata = read(file, key)
     if METADATA not in metadata and match_tensors(network.state_dict(), tensors).complete:
         return {}, tensors
     if kind == "classifier" and METADATA in metadata:
-        stated = read_metadata(metadata, file, key)
+        stated = read_metadata(metadata, file, key, trusted)
         if "classifier" not in stated:
             raise UserError(f"{key}: '{file}' holds a generator, not a classifier")
         return stated["classifier"], tensors
     if kind == "generator":
         try:
-            description = describe(tensors, metadata, file, key)
+            description = describe(tensors, metadata, file, key, trusted)
             return description.section, description.tensors
         except UserError:
             if not partial and not match_tensors(network.state_dict(), bare_names(tensors, kind)).complete:

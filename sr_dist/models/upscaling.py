@@ -13,6 +13,7 @@ from torch import Tensor
 from sr_dist.core import launch_env
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import IMAGE_SUFFIXES
+from sr_dist.core.outputs import write_output
 from sr_dist.core.resize import imresize
 from sr_dist.models import image_files, trained
 from sr_dist.models.image_files import ImageFile, ImageFileError
@@ -47,9 +48,8 @@ def upscale(source: str, pairs: Pairs, tiles: Tiles, scale: int | None = None) -
     for path, target in pairs:
         try:
             image = image_files.read(path)
-            image_files.write(
-                ImageFile(enlarged_planes(image.pixels), _alpha(image, generator), image.bits, image.profile), target
-            )
+            large = ImageFile(enlarged_planes(image.pixels), _alpha(image, generator), image.bits, image.profile)
+            write_output(target, image_files.encode(large, target.suffix), "OUTPUT")
         except ImageFileError as problem:
             failed += 1
             print(f"failed: '{path}': {problem}", flush=True)
@@ -80,7 +80,18 @@ def targets(source: Path, out: Path, suffix: str) -> Pairs:
     ]
 
 
+def refuse_collisions(pairs: Pairs) -> None:
+    """Refuses images of which one would be written over another, or into the place of another's folder."""
+    sources = {target: source for source, target in pairs}  # the last one of each target
+    for source, target in pairs:
+        above = next((folder for folder in target.parents if folder in sources), None)
+        if sources[target] != source or above:
+            other = sources[above or target]
+            raise UserError(f"INPUT: '{source}' and '{other}' cannot both be enlarged to '{above or target}'; rename one of them")
+
+
 def refuse_existing(pairs: Pairs, overwrite: bool) -> None:
+    refuse_collisions(pairs)
     sources = {source.resolve() for source, _ in pairs}
     onto = [target for _, target in pairs if target.resolve() in sources]
     if onto:

@@ -1,4 +1,5 @@
-"""Reads weights files as named tensors. Pickles are opened with `weights_only`, so no file runs code.
+"""Reads weights files as named tensors. Pickles are opened with `weights_only`, and metadata name no files
+of your own (`metadata.py`), so no file runs code.
 
 Other projects wrap tensors in dictionaries (`params_ema`, `state_dict`, ...) and in prefixes (`module.`, `generator.`, ...).
 Where a file holds both raw weights and a moving average, the moving average is used.

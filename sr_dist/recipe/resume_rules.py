@@ -19,6 +19,24 @@ FREE = (
 WARNED = ("precision", "compile", "channels_last", "checkpointing", "tf32", "accumulate")  # they change results slightly
 
 
+def part_of(tree: Mapping[str, Any], free: bool, prefix: str = "") -> dict[str, Any]:
+    """The keys of a recipe that may differ (`free`), or the others."""
+    part: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and path not in FREE and any(name.startswith(f"{path}.") for name in FREE):
+            part[key] = part_of(value, free, f"{path}.")
+        elif (path in FREE) == free:
+            part[key] = value
+    return part
+
+
+def joined(free: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe from its two parts."""
+    sections = {key: {**value, **fixed[key]} for key, value in free.items() if isinstance(value, dict) and key in fixed}
+    return {**free, **fixed, **sections}
+
+
 def check_allowed(recipe: Recipe) -> None:
     """The keys in `resume.allow` exist."""
     known = config.flatten(recipe.model_dump(mode="json"))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole
+from sr_dist.core.passwords import without_passwords
 
 LONGEST_PATTERN = 10_000  # the largest sum of whole weights of mixed data sets
 
@@ -36,7 +37,7 @@ class Part(Settings):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
-    """The name of a file of the package, or a dotted name of your own."""
+    """The name of a file of the package, or a dotted name of your own, whose code runs."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -73,6 +74,8 @@ def _sources(value: Any) -> Any:
             raise ValueError(f"'{source}': {weight!r} is not a weight (a number)") from None
         if not 0 < weights[str(source)] < math.inf:
             raise ValueError(f"'{source}': the weight {weight} is not a number above 0")
+        if without_passwords(str(source)) in map(without_passwords, list(weights)[:-1]):
+            raise ValueError(f"'{source}' is named twice")
     if not weights:
         raise ValueError("names no shards")
     if (length := sum(whole_weights(list(weights.values())))) > LONGEST_PATTERN:
@@ -279,7 +282,7 @@ class Recipe(Settings):
     save_every: Period = 1000
     """The period of checkpoints in steps."""
     on_save_error: Literal["stop", "continue"] = "stop"
-    """How a checkpoint that cannot be written is handled."""
+    """How a checkpoint, or a record beside it, that cannot be written is handled."""
     hang_timeout: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = 1800.0
     """Seconds without progress after which a rank ends the job."""
     keep: Annotated[Keep, BeforeValidator(_keep)] = Keep()
@@ -288,7 +291,7 @@ class Recipe(Settings):
     metrics: Names = ("psnr", "ssim")
     """Validation metrics: files of evaluation/metrics, or dotted names of your own."""
     extractor: OptionalText = None
-    """The network behind set distances: a trained classifier or a TorchScript file; the default is the FID Inception."""
+    """The network behind set distances: a trained classifier, or a TorchScript file (its code runs); else the FID Inception."""
     log_every: Positive = 50
     """The period of log rows in steps."""
     log: Log = Log()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from sr_dist.core.errors import UserError
-from sr_dist.core.files import write_whole
+from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.outputs import make_folder, write_output
 from sr_dist.core.run_layout import METRICS
 from sr_dist.recipe.columns import better_direction
 from sr_dist.training.tracker import Row
@@ -48,6 +50,7 @@ FROM_ZERO = ("images_per_second", "memory_gb", "tflops", *SHARES)
 NOT_NOISY = ("learning_rate", "memory_gb", "skipped/")  # drawn without smoothing
 SPANS = 50  # a curve is smoothed over a 50th of its length, unless that is fewer than two points
 HEADROOM = 1.08  # the top of an axis that begins at 0, over the largest value
+LARGEST = 1e300  # larger values are gaps, because the axes of matplotlib overflow
 LOG_RATIO = 30.0  # an axis is logarithmic if the largest value is more than this times the smallest
 
 
@@ -61,23 +64,19 @@ class RunMetrics:
     def curve(self, column: str) -> tuple[list[float], list[float]]:
         """The number of images seen and the value at each point. Values that were not finite are NaN, which makes a gap."""
         rows = [row for row in self.rows if column in row]
-        values = [math.nan if row[column] is None else row[column] for row in rows]
-        return [row.get("images", row["step"]) for row in rows], values
+        return [row.get("images", row["step"]) for row in rows], [drawable(row[column]) for row in rows]
 
 
 def plot_runs(folders: Sequence[str], out: Path) -> None:
     runs = [read_metrics(Path(folder), name) for folder, name in zip(folders, run_names(folders), strict=True)]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(f"out: '{out}' cannot be created: {problem.strerror}") from None
+    make_folder(out, "out")
     panels: dict[str, list[str]] = {}
     with matplotlib.rc_context(STYLE):
         for section in SECTIONS:
             if columns := section_columns(section, runs):
-                write_whole(out / f"{section}.png", section_png(columns, runs))
+                write_output(out / f"{section}.png", section_png(columns, runs), "out")
                 panels[section] = [panel_svg(column, runs) for column in columns]
-    write_whole(out / "curves.html", page_html(runs, panels).encode())
+    write_output(out / "curves.html", page_html(runs, panels).encode(errors="backslashreplace"), "out")
     print(f"{', '.join(f'{section}.png' for section in panels)} and curves.html are in {out}")
 
 
@@ -87,25 +86,44 @@ def plot_runs(folders: Sequence[str], out: Path) -> None:
 def read_metrics(folder: Path, name: str) -> RunMetrics:
     """Skips a last line that is still being written."""
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = (parse_row(line, f"line {i} of '{path}'") for i, line in enumerate(lines, 1) if line.endswith("\n"))
-    return RunMetrics(name, tuple(rows))
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return RunMetrics(name, tuple(parse_row(line, f"line {i} of '{path}'") for i, line in enumerate(lines, 1)))
 
 
-def parse_row(line: str, place: str) -> Row:
+def parse_row(line: bytes, place: str) -> Row:
+    """A row: a step, and numbers or null by column."""
     try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(f"RUN: {place} is not a row of metrics; correct or delete it")
+        row = json.loads(line.decode())
+        problem = _problem_of(row)
+    except (ValueError, RecursionError) as error:
+        problem = first_line(error)
+    if problem:
+        raise UserError(f"RUN: {place} is not a row of metrics ({problem}); correct or delete it")
     return row
 
 
+def _problem_of(row: Any) -> str | None:
+    if not isinstance(row, dict):
+        return f"it is a {type(row).__name__}"
+    if row.get("step") is None:
+        return "it has no step"
+    for column, value in row.items():
+        is_count = column in ("step", "images")
+        is_number = isinstance(value, int | float)
+        if not (is_number or value is None) or (is_count and not (is_number and 0 <= value < 2**63)):
+            return f"{column} is {str(value)[:40]!r}"
+    return None
+
+
+def drawable(value: float | None) -> float:
+    return float(value) if value is not None and abs(value) <= LARGEST else math.nan
+
+
 def run_names(folders: Sequence[str]) -> list[str]:
-    """The names of the folders, or their whole paths if two names are equal."""
+    """The names of the folders, or their whole paths if two names are equal. Fonts draw no bytes that are not UTF-8."""
     names = [Path(folder).resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else list(folders)
+    unique = names if len(set(names)) == len(names) else list(folders)
+    return [os.fsencode(name).decode(errors="backslashreplace") for name in unique]
 
 
 def section_columns(section: str, runs: Sequence[RunMetrics]) -> list[str]:
@@ -116,12 +134,20 @@ def section_columns(section: str, runs: Sequence[RunMetrics]) -> list[str]:
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The mean of the points around each one, before and after it, so that the curve has no delay. Gaps do not count."""
-    reach, means = max(len(values) // (2 * SPANS), 1), []
-    for i in range(len(values)):
-        window = [value for value in values[max(i - reach, 0) : i + reach + 1] if math.isfinite(value)]
-        means.append(math.fsum(window) / len(window) if window else math.nan)
-    return means
+    """The mean of the points around each one, before and after it, so that the curve has no delay. Gaps do not count.
+
+    From running sums, which are exact: as whole multiples of the smallest power of two in the values.
+    """
+    reach, n = max(len(values) // (2 * SPANS), 1), len(values)
+    ratios = [value.as_integer_ratio() if math.isfinite(value) else None for value in values]
+    unit = max((ratio[1] for ratio in ratios if ratio), default=1)
+    sums = list(accumulate((ratio[0] * (unit // ratio[1]) if ratio else 0 for ratio in ratios), initial=0))
+    counts = list(accumulate((ratio is not None for ratio in ratios), initial=0))
+    windows = [(max(i - reach, 0), min(i + reach + 1, n)) for i in range(n)]
+    return [
+        (sums[high] - sums[low]) / (unit * (counts[high] - counts[low])) if counts[high] > counts[low] else math.nan
+        for low, high in windows
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing
@@ -222,7 +248,7 @@ def page_html(runs: Sequence[RunMetrics], panels: dict[str, list[str]]) -> str:
 
 def summarize(run: RunMetrics) -> dict[str, Any]:
     """The run's row in the page's table: its progress, its median speed, its best and last validation."""
-    speeds = [row["images_per_second"] for row in run.rows if "images_per_second" in row]
+    speeds = [speed for speed in run.curve("images_per_second")[1] if math.isfinite(speed)]
     return {
         "step": run.rows[-1]["step"] if run.rows else 0,
         "images": run.rows[-1].get("images", 0) if run.rows else 0,
@@ -233,7 +259,7 @@ def summarize(run: RunMetrics) -> dict[str, Any]:
 
 def best_scores(run: RunMetrics) -> Iterator[dict[str, Any]]:
     for column in section_columns("validation", [run]):
-        name, rows = column.removeprefix("validation/"), [row for row in run.rows if row.get(column) is not None]
+        name, rows = column.removeprefix("validation/"), [row for row in run.rows if math.isfinite(drawable(row.get(column)))]
         better = better_direction(name)
         if rows and better:
             best = (max if better == "higher" else min)(rows, key=lambda row: row[column])

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from sr_dist.core import config, ranks
+from sr_dist.core import config, plugins, ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.run_layout import METRICS, RECIPE, SUBSTITUTED, TRACE
+from sr_dist.core.lost_writes import LostWrites
+from sr_dist.core.run_layout import RECIPE, TRACE
 from sr_dist.data.format import Shards
 from sr_dist.data.image_pairs import Batches
 from sr_dist.data.images import open_images
@@ -22,6 +23,7 @@ from sr_dist.data.select import portion_of
 from sr_dist.data.startup_report import startup_lines
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
+from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Data, Recipe, whole_weights
 from sr_dist.training import checkpoint, run_folder
 from sr_dist.training.checkpoint import Checkpoint
@@ -53,10 +55,12 @@ def set_up(recipe: Recipe) -> Run:
     torch.manual_seed(recipe.seed)  # and the same ones whether or not a content term builds networks
     notes: list[str] = []
     networks = {phase: phase_network(recipe, phase, saved is not None, notes) for phase in objective.phases}
-    loader = open_loader(recipe, shards, device, Start(saved.state["position"], saved.step) if saved else None)
+    lost = LostWrites(tolerate=recipe.on_save_error == "continue")
+    loader = open_loader(recipe, shards, device, Start(saved.state["position"], saved.step) if saved else None, lost)
     validation = open_validation(recipe)
     metrics = validation_metrics(recipe, validation, device)
-    log = open_log(recipe, saved)  # from here on the run folder belongs to this run
+    run_id = claim_folder(recipe, saved)
+    log = Log(recipe, ranks.is_first(), lost)
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
     ema.network.to(device)  # stays bare: only the trained networks are prepared
     engines = build_engines(accelerator, recipe, networks)
@@ -64,13 +68,13 @@ def set_up(recipe: Recipe) -> Run:
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
-        Trace(folder / TRACE, ranks.rank(), recipe.data.trace), Clock(device.type == "cuda"), StopRequest(folder),
+        Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device.type == "cuda"), StopRequest(folder),
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
-        state=State(manifest=digest, best=None, validated=True),
+        lost, state=begin_state(recipe, run_id, digest),
     )  # fmt: skip
     if saved:
         resume(run, saved)
-    for note in notes:
+    for note in (*plugins.foreign_code(), *notes):
         log.info(note)
     log_start(run)
     return run
@@ -107,7 +111,9 @@ def check_same_data(recipe: Recipe, shards: list[Shards], digest: str, saved: Ch
 
 def first_difference(recipe: Recipe, shards: list[Shards], first_digest: str) -> str:
     """How data.train differs from the data that the run began with."""
-    before, now = config.typed(Recipe, config.read(recipe.folder / RECIPE)).data, recipe.data
+    if not (recipe.folder / RECIPE).is_file():
+        return f"{recipe.data.train} holds other shards than those that the run was trained on"
+    before, now = config.typed(Recipe, config.read(recipe.folder / RECIPE)).data, config.typed(Recipe, config.plain(recipe)).data
     by_source = dict(zip(now.sources, shards, strict=True))
     if set(before.sources) != set(now.sources):
         return f"{now.train} holds other shards than {before.train}, which the run was trained on"
@@ -116,24 +122,33 @@ def first_difference(recipe: Recipe, shards: list[Shards], first_digest: str) ->
     return f"the shards in {now.train} are not those that the run was trained on; they were built again or changed"
 
 
-def open_log(recipe: Recipe, saved: Checkpoint | None) -> Log:
-    """Claims the run folder and drops the rows of steps after the checkpoint. All ranks must call."""
-    if ranks.is_first():
-        run_folder.open_folder(recipe.folder, recipe, ranks.size())
-        lists = (path for name in (TRACE, SUBSTITUTED) for path in sorted((recipe.folder / name).glob("rank-*.jsonl")))
-        for path in (recipe.folder / METRICS, *lists):
-            run_folder.drop_later_rows(path, saved.step if saved else 0)
-    ranks.barrier()
-    return Log(recipe, first=ranks.is_first())
+def claim_folder(recipe: Recipe, saved: Checkpoint | None) -> str:
+    """From here on the run folder belongs to this run: its recipe is written, the records of steps after the checkpoint are
+    removed. Returns the id of the run. All ranks must call."""
+
+    def begin() -> str:
+        with run_folder.writing(recipe.folder):
+            run_id = run_folder.open_folder(recipe.folder, recipe, ranks.size(), saved)
+            run_folder.drop_later(recipe.folder, saved)
+            return run_id
+
+    return ranks.broadcast_from_first(ranks.on_first(begin)) or ""
 
 
 def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
     """The first rank looks for it and tells the others. All ranks must call."""
-    saved = checkpoint.newest(recipe.folder, lambda text: print(text, flush=True)) if ranks.is_first() else None
+    saved = ranks.on_first(lambda: checkpoint.newest(recipe.folder, lambda text: print(text, flush=True)))
     return ranks.broadcast_from_first(saved)
 
 
-def open_loader(recipe: Recipe, shards: list[Shards], device: torch.device, start: Start | None = None) -> Loader:
+def begin_state(recipe: Recipe, run_id: str, digest: str) -> State:
+    fixed = resume_rules.part_of(config.parse(config.text(recipe)), free=False)
+    return State(run=run_id, recipe=fixed, manifest=digest, best=None, validated=True, last_finite=None)
+
+
+def open_loader(
+    recipe: Recipe, shards: list[Shards], device: torch.device, start: Start | None = None, lost: LostWrites | None = None
+) -> Loader:
     config = LoaderConfig(
         recipe.data,
         seed=recipe.seed,
@@ -143,7 +158,7 @@ def open_loader(recipe: Recipe, shards: list[Shards], device: torch.device, star
         channels=recipe.channels,
         channels_last=recipe.channels_last,
     )
-    return Loader(shards, config, build_degradation(recipe), device, start, recipe.folder)
+    return Loader(shards, config, build_degradation(recipe), device, start, recipe.folder, lost)
 
 
 def open_validation(recipe: Recipe) -> Batches | None:

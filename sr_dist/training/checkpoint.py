@@ -3,6 +3,7 @@
     checkpoints/0000100/   generator.safetensors  generator.ema.safetensors  generator.optimizer.safetensors
                            discriminator....      state.json                 manifest.json (sizes and sha256)
 
+Both JSON files have the run's id and the step; state.json also has the keys of the recipe that may not change in a run.
 Tensors are stored by parameter name, so a checkpoint does not depend on ranks or backends. The first rank writes.
 """
 
@@ -12,26 +13,30 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sr_dist.core.errors import first_line
+from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.files import sha256, sync, write_whole
 from sr_dist.core.formats import UnknownFormat, refuse_unknown, stamp
 from sr_dist.core.run_layout import (
     CHECKPOINT_FORMAT,
     CHECKPOINTS,
     MANIFEST,
+    RUN,
     STATE,
     checkpoint_folder,
+    checkpoint_names,
     checkpoint_state,
     checkpoint_steps,
+    run_id,
+    run_record,
 )  # fmt: skip
 from sr_dist.core.version import __version__
 from sr_dist.recipe.sections import Keep
@@ -55,40 +60,81 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
-        return load_file(self.folder / f"{stem}.safetensors")
+        path = self.folder / f"{stem}.safetensors"
+        try:
+            return load_file(path)
+        except OSError as problem:
+            raise UserError(f"name: '{path}' cannot be read: {first_line(problem)}") from None
 
 
 def save(run: Path, step: int, contents: Contents) -> Path:
     """Writes to a temporary folder, syncs and renames; then the checkpoint exists."""
+    with _replacing(run, step, contents.state) as folder:
+        for stem, named in contents.tensors.items():
+            path = folder / f"{stem}.safetensors"
+            save_file({n: tensor.detach().cpu().contiguous() for n, tensor in named.items()}, path, contents.metadata.get(stem))
+            sync(path)
+        _describe(folder, step, contents.state, {})
+    return checkpoint_folder(run, step)
+
+
+def amend(run: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Replaces the state of a checkpoint. Its tensors are the same files, or copies where a file system has no hard links."""
+    before = checkpoint_folder(run, step)
+    entries = json.loads((before / MANIFEST).read_text())["files"]
+    with _replacing(run, step, state) as folder:
+        for path in before.glob("*.safetensors"):
+            try:
+                os.link(path, folder / path.name)
+            except OSError:
+                shutil.copyfile(path, folder / path.name)
+                sync(folder / path.name)
+        _describe(folder, step, state, entries)
+
+
+@contextmanager
+def _replacing(run: Path, step: int, state: Mapping[str, Any]) -> Iterator[Path]:
+    """A temporary folder that becomes the checkpoint. No folder above is created: a run whose folder was removed has ended, and
+    what is in its place belongs to another run."""
     final = checkpoint_folder(run, step)
     temporary = final.with_name(f".{final.name}.unfinished")
+    check_folder(run, state)
+    final.parent.mkdir(exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
-        _fill(temporary, step, contents)
+        yield temporary
+        check_folder(run, state)
         _move(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint on a full disk is in everybody's way
         raise
-    return final
 
 
-def _fill(folder: Path, step: int, contents: Contents) -> None:
-    for stem, named in contents.tensors.items():
-        path = folder / f"{stem}.safetensors"
-        save_file({n: tensor.detach().cpu().contiguous() for n, tensor in named.items()}, path, contents.metadata.get(stem))
-        sync(path)
-    state = {**stamp(CHECKPOINT_FORMAT), **contents.state}
-    (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
+def check_folder(run: Path, state: Mapping[str, Any]) -> None:
+    """Refuses a run folder that is not that of the run with this state any more."""
+    try:
+        own = run_id(run)
+    except UserError:  # it cannot be read now; then a save fails by itself
+        return
+    if own != state.get("run"):
+        fate = "was removed" if own is None else "now belongs to another run"
+        raise UserError(f"name: the run folder '{run}' {fate} while this process was training; it stops and writes nothing")
+
+
+def _describe(folder: Path, step: int, state: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+    """Writes the state and the manifest. `entries` are those of files that were checked before."""
+    (folder / STATE).write_text(json.dumps({**stamp(CHECKPOINT_FORMAT), **state}, indent=1) + "\n")
     sync(folder / STATE)
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-    manifest = {**stamp(CHECKPOINT_FORMAT), "step": step, "files": files}
+    new = {p.name: p for p in sorted(folder.iterdir()) if p.name == STATE or p.name not in entries}
+    files = {**entries, **{name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for name, p in new.items()}}
+    manifest = {**stamp(CHECKPOINT_FORMAT), "step": step, "run": state.get("run"), "files": files}
     write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     sync(folder)
 
 
 def _move(temporary: Path, final: Path) -> None:
-    """A checkpoint that is replaced, after a validation that was postponed, stays complete until the new one is."""
+    """A checkpoint that is replaced, after its validation, stays complete until the new one is."""
     before = final.with_suffix(".before")
     if final.exists():
         shutil.rmtree(before, ignore_errors=True)
@@ -99,44 +145,103 @@ def _move(temporary: Path, final: Path) -> None:
 
 
 def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest complete checkpoint of a run. A damaged one is reported and renamed, and the one before it is used."""
-    for before in sorted((run / CHECKPOINTS).glob("*.before")):
-        if not before.with_suffix("").exists():  # killed between two renames
+    """The newest complete checkpoint of a run, or None where it has none. Damaged ones after it are reported and renamed.
+
+    Nothing is changed where no checkpoint can be used: training from step 1 would then remove the records of the run.
+    """
+    names = checkpoint_names(run)
+    for before in [run / CHECKPOINTS / name for name in names if name.endswith(".before")]:
+        if before.with_suffix("").name not in names:  # killed between two renames
             os.rename(before, before.with_suffix(""))
+    damaged = {name: "damaged when the run last began" for name in names if name.endswith(".damaged")}
+    newer: dict[Path, str] = {}
     for step in reversed(checkpoint_steps(run)):
         folder = checkpoint_folder(run, step)
         problem = damage(folder)
         if problem is None:
-            return Checkpoint(step, folder, checkpoint_state(folder))
-        report(f"checkpoint {folder.name} is damaged ({problem}); it is set aside and the one before it is taken")
-        shutil.rmtree(folder.with_suffix(".damaged"), ignore_errors=True)
-        os.rename(folder, folder.with_suffix(".damaged"))
+            state = checkpoint_state(folder)
+            check_identity(run, step, state)
+            for other, its_problem in newer.items():
+                report(f"checkpoint {other.name} is damaged ({its_problem}); it is set aside and the one before it is taken")
+                shutil.rmtree(other.with_suffix(".damaged"), ignore_errors=True)
+                os.rename(other, other.with_suffix(".damaged"))
+            return Checkpoint(step, folder, state)
+        newer[folder] = problem
+    if unusable := damaged | {folder.name: problem for folder, problem in newer.items()}:
+        reasons = "; ".join(f"{name}: {problem}" for name, problem in unusable.items())
+        raise UserError(
+            f"name: no checkpoint in '{run / CHECKPOINTS}' can be used ({reasons}); nothing was changed. Bring one back, or "
+            f"remove the folder to train from step 1"
+        )
     return None
+
+
+def check_identity(run: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Refuses a complete checkpoint of another run or of another step: it was copied or renamed."""
+    folder = checkpoint_folder(run, step)
+    if state.get("step", step) != step:
+        raise UserError(f"name: '{folder}' is the checkpoint of step {state['step']}; rename it back, or remove it")
+    if not (run / RUN).exists():
+        return
+    own, stated = run_record(run), state.get("run")
+    if stated != own["id"] and not (stated is None and step <= own["unnamed_until"]):
+        raise UserError(
+            f"name: '{folder}' is a checkpoint of another run ({str(stated)[:8]}, not {own['id'][:8]}); remove it, or take "
+            f"another name"
+        )
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None. Another format is not damage: it is refused."""
+    """What is wrong with a checkpoint's files, or None.
+
+    Another format is not damage, nor is a disk that does not answer or a missing permission: these are errors, for the
+    checkpoint may be whole.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest.get("sr_dist") != __version__:  # another number of this version is a flipped bit
             refuse_unknown(manifest, CHECKPOINT_FORMAT, folder, "name")
-        for name, entry in manifest["files"].items():
-            path = folder / name
-            if path.stat().st_size != entry["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
-            if sha256(path) != entry["sha256"]:
-                return f"{name} does not match its sha256"
+        if problem := _difference(folder, manifest["files"]):
+            return problem
+        state = checkpoint_state(folder)
+        for key in ("step", "run"):  # state.json was as it was written
+            if key in manifest and key in state and manifest[key] != state[key]:
+                return f"manifest.json does not fit state.json: its {key} is {manifest[key]!r}"
     except UnknownFormat:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as problem:
-        return f"manifest.json: {problem}"
+    except FileNotFoundError as problem:
+        return f"{Path(problem.filename or folder).name} is missing"
+    except OSError as problem:
+        raise UserError(
+            f"name: the checkpoint '{folder}' cannot be read ({problem.strerror}), so nobody knows whether it is whole; nothing "
+            f"was changed, the same command continues when it can be read"
+        ) from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        return f"manifest.json or state.json is not that of a checkpoint: {first_line(problem)}"
     return None
 
 
-def prune(run: Path, keep: Keep, best: int | None) -> None:
-    """Removes checkpoints that `keep` does not name, and unfinished ones. Called only after a save is complete."""
+def _difference(folder: Path, files: Mapping[str, Any]) -> str | None:
+    """The first difference between a checkpoint's files and its manifest."""
+    names = set(os.listdir(folder))
+    for name in sorted({STATE, *(name for name in names if name.endswith(".safetensors"))}):
+        if name not in files:
+            return f"manifest.json does not list {name}"
+    for name, entry in files.items():
+        path = folder / name
+        if name not in names or not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
+        if sha256(path) != entry["sha256"]:
+            return f"{name} does not match its sha256"
+    return None
+
+
+def prune(run: Path, keep: Keep, *also: int | None) -> None:
+    """Removes checkpoints that neither `keep` nor `also` names, and unfinished ones. Called only after a save is complete."""
     steps = checkpoint_steps(run)
-    stay = {*steps[-keep.last :], best, *(step for step in steps if keep.every and step % keep.every == 0)}
+    stay = {*steps[-keep.last :], *also, *(step for step in steps if keep.every and step % keep.every == 0)}
     for step in steps:
         if step not in stay:
             shutil.rmtree(checkpoint_folder(run, step), ignore_errors=True)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sr_dist.core import ranks
-from sr_dist.core.files import sha256
+from sr_dist.core.run_layout import run_id
 from sr_dist.data.image_pairs import Batches
 from sr_dist.data.images import open_images
 from sr_dist.data.open_data import cache_for
 from sr_dist.data.select import portion_of
 from sr_dist.evaluation.classifiers.answers import classify_all, summary
-from sr_dist.evaluation.classifiers.classification_report import LARGEST_TABLE, ClassificationReport, write
+from sr_dist.evaluation.classifiers.classification_report import LARGEST_TABLE, ClassificationReport, reported_weights, write
 from sr_dist.models import trained
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.training.networks import build_degradation
@@ -42,12 +42,14 @@ def report(run: Run) -> None:
     ranks.barrier()
     classifier = trained.open_classifier(str(run.recipe.folder), "name")
     out = run.recipe.folder / "eval" / classifier.file.parent.name
-    if ranks.broadcast_from_first((out / "classification.json").is_file()):
+    if ranks.broadcast_from_first(reported_weights(out) == classifier.sha256):
         return
-    answers = classify_all(classifier.to(run.device), classifier.labels, batches, run.device)
+    answers = classify_all(classifier.to(run.device), classifier.labels, batches, run.device, give_up=_beating(run))
     if not ranks.is_first():
         return
-    weights = {"file": str(classifier.file), "sha256": sha256(classifier.file), "step": int(classifier.file.parent.name)}
+    weights = {"file": str(classifier.file), "sha256": classifier.sha256, "step": int(classifier.file.parent.name)}
+    if identity := run_id(run.recipe.folder):
+        weights["run_id"] = identity
     tree = write(out, ClassificationReport(run.recipe.name, weights, description, classifier.labels, answers), batches)
     for name, head in tree["heads"].items():
         run.log.info(f"{description}: {name} {head['accuracy'] or 0:.2%} of {head['n']} right (step {weights['step']})")
@@ -55,6 +57,16 @@ def report(run: Run) -> None:
         if head["warning"]:
             run.log.info(f"warning: {head['warning']}")
     run.log.info(f"report: {out / 'classification.md'}")
+
+
+def _beating(run: Run) -> Callable[[], bool]:
+    """Called between batches: a long test part is no hang. It never gives up."""
+
+    def beat() -> bool:
+        run.watchdog.beat("classifying the images of the report")
+        return False
+
+    return beat
 
 
 def per_class(head: Mapping[str, Any]) -> list[dict[str, Any]]:

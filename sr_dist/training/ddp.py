@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sr_dist.recipe.sections import Recipe
+from sr_dist.training.buffers import Buffers
 from sr_dist.training.engine import EngineState
 from sr_dist.training.optimizer_state import build_optimizer, load_optimizer_state, optimizer_state
 
@@ -26,6 +27,7 @@ class DDPEngine:
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
         self.skipped = torch.zeros((), device=accelerator.device)
         self.skipped_total = torch.zeros((), device=accelerator.device)
+        self.buffers = Buffers(self.bare)
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
@@ -55,6 +57,7 @@ class DDPEngine:
             self.optimizer.step()
         self.skipped = (self.skipped + 1) * overflow
         self.skipped_total += overflow
+        self.buffers.settle(overflow)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -76,6 +79,7 @@ class DDPEngine:
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         self.bare.load_state_dict(weights)
+        self.buffers.remember()
 
     def scaler_state(self) -> dict[str, Any]:
         return self.scaler.state_dict()

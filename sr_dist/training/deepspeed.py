@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sr_dist.core import ranks
 from sr_dist.recipe.sections import Optimizer, Recipe
+from sr_dist.training.buffers import Buffers
 from sr_dist.training.engine import EngineState
 from sr_dist.training.optimizer_state import build_optimizer
 
@@ -43,8 +44,9 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.network = self.engine
-        self.skipped = torch.zeros(())
-        self.skipped_total = torch.zeros(())
+        self.skipped = torch.zeros((), device=accelerator.device)
+        self.skipped_total = torch.zeros((), device=accelerator.device)
+        self.buffers = Buffers(self.bare)
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
@@ -63,6 +65,7 @@ class DeepSpeedEngine:
         overflow = bool(self.engine.optimizer.overflow)
         self.skipped = (self.skipped + 1) * float(overflow)
         self.skipped_total += float(overflow)
+        self.buffers.settle(torch.full_like(self.skipped, float(overflow)))
         norm = self.engine.get_global_grad_norm()
         return torch.as_tensor(float("nan") if overflow or norm is None else float(norm))
 
@@ -96,6 +99,7 @@ class DeepSpeedEngine:
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         for name, buffer in self.bare.named_buffers():
             buffer.copy_(weights[name])
+        self.buffers.remember()
         for name, parameter in self._named_parameters():
             value = weights[name].to(parameter.device)
             if self.stage < 3:

@@ -31,9 +31,11 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
+        """After each step. A skipped one leaves the averages as they are."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.averages, [value.detach() for value in self.engine.local_weights()], weight)
+        weights = [weight * (self.engine.skipped == 0).float()] * len(self.averages)  # decided on the device
+        torch._foreach_lerp_(self.averages, [value.detach() for value in self.engine.local_weights()], weights)
         for average, buffer in zip(self.network.buffers(), self.engine.bare.buffers(), strict=True):
             average.copy_(buffer)  # running statistics are averages already
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from sr_dist.training.buffers import Buffers
+
 EngineState = dict[str, dict[str, Tensor]]  # "weights" and "optimizer" -> whole tensors by name
 
 
@@ -26,6 +28,7 @@ class StepEngine(Protocol):
 
     def step(self, learning_rate: float) -> Tensor:
         """Updates the network unless its gradients are not finite, and forgets them. Returns their norm before clipping.
+        Buffers that are not finite, or belong to a step without an update, are as before the step.
 
         All ranks decide alike.
         """
@@ -39,6 +42,8 @@ class Engine(StepEngine, Protocol):
     """Updates in a row that were skipped, on the device: reading it waits for the device."""
     skipped_total: Tensor
     """All updates that were skipped."""
+    buffers: Buffers
+    """A step that was skipped has left no trace in them."""
 
     def size_of(self, parameter: nn.Parameter) -> int:
         """The number of values in a whole parameter, also where a rank has only its partition."""

@@ -6,12 +6,16 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
-from sr_dist.core.run_layout import LOG, METRICS
+from sr_dist.core.errors import first_line
+from sr_dist.core.files import Lines
+from sr_dist.core.lost_writes import LostWrites
+from sr_dist.core.run_layout import LOG, METRICS, TRACE
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.samples import SampleSheet
 from sr_dist.training.tracker import Row, Tracker, tracker_openers
@@ -20,10 +24,11 @@ logger = logging.getLogger("sr_dist")
 
 
 class Log:
-    """Writes on the first rank; on other ranks it is silent."""
+    """Writes on the first rank; on other ranks it is silent. `lost` counts what the disk refuses."""
 
-    def __init__(self, recipe: Recipe, first: bool) -> None:
+    def __init__(self, recipe: Recipe, first: bool, lost: LostWrites | None = None) -> None:
         self.first = first
+        self._lost = lost or LostWrites()
         self._progress = ProgressBar(recipe.name, recipe.steps)
         self._artifacts = recipe.log.artifacts
         self._trackers: list[Tracker] = []
@@ -34,12 +39,12 @@ class Log:
         if not first:
             self._add(logging.NullHandler())
             return
-        for handler in (TerminalHandler(), logging.FileHandler(recipe.folder / LOG, encoding="utf-8")):
+        for handler in (TerminalHandler(), LogFile(recipe.folder / LOG, self._lost)):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._add(handler)
         trackers = (open_tracker(recipe, self.info) for open_tracker in tracker_openers())
         self._trackers = [tracker for tracker in trackers if tracker is not None]
-        self._metrics = open(recipe.folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._metrics = Lines(recipe.folder / METRICS)
 
     def _add(self, handler: logging.Handler) -> None:
         self._handlers.append(handler)
@@ -58,10 +63,9 @@ class Log:
         if not self.first:
             return
         clean = {key: (value if not isinstance(value, float) or math.isfinite(value) else None) for key, value in row.items()}
-        self._metrics.write(json.dumps(clean) + "\n")
-        self._metrics.flush()
-        for tracker in self._trackers:
-            tracker.row(clean)
+        with self._lost.around(METRICS):
+            self._metrics.write(json.dumps(clean))
+        self._send(lambda tracker: tracker.row(clean))
 
     def samples(self, sheet: SampleSheet | None, scores: Sequence[Row]) -> None:
         """Sends the sheet of sample images, and a table of them with the scores of each image."""
@@ -69,29 +73,36 @@ class Log:
             return
         by_image = {score["image"]: {k: v for k, v in score.items() if k not in ("image", "method")} for score in scores}
         at = {"step": sheet.step, "images": sheet.images}
-        for tracker in self._trackers:
-            tracker.image("samples/sheet", sheet.path, at)
+        path = sheet.path
+        self._send(lambda tracker: tracker.image("samples/sheet", path, at))
         self.table("samples/table", [{"image": name, **row, **by_image.get(name, {})} for name, row in sheet.rows.items()], at)
 
     def table(self, name: str, rows: Sequence[Row], at: Row) -> None:
         """Sends a table to the trackers: a line per row, in which cells may be images."""
-        for tracker in self._trackers:
-            tracker.table(name, rows, at)
+        self._send(lambda tracker: tracker.table(name, rows, at))
 
     def checkpoint(self, folder: Path, step: int, best: bool) -> None:
         """Sends a checkpoint to the trackers where the recipe asks for that."""
-        for tracker in self._trackers if self._artifacts else ():
-            tracker.checkpoint(folder, step, best)
+        if self._artifacts:
+            self._send(lambda tracker: tracker.checkpoint(folder, step, best))
 
     def preempted(self, text: str) -> None:
         self.info(text)
-        for tracker in self._trackers:
-            tracker.preempted(text)
+        self._send(lambda tracker: tracker.preempted(text))
+
+    def _send(self, send: Callable[[Tracker], None]) -> None:
+        """To every tracker; training does not depend on one that fails."""
+        for tracker in list(self._trackers):
+            try:
+                send(tracker)
+            except Exception as problem:
+                self._trackers.remove(tracker)
+                self.info(f"{type(tracker).__name__} failed ({first_line(problem)}); it gets nothing more, training goes on")
 
     def close(self, code: int = 0) -> None:
         self._progress.close()
-        for tracker in self._trackers:
-            tracker.close(code)
+        self._send(lambda tracker: tracker.close(code))
+        self._lost.report()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
@@ -103,24 +114,41 @@ class Log:
 class Trace:
     """`trace/rank-*.jsonl`: the keys of every micro-batch that this rank trained on."""
 
-    def __init__(self, folder: Path, rank: int, enabled: bool) -> None:
-        self._file = None
+    def __init__(self, folder: Path, rank: int, enabled: bool, lost: LostWrites | None = None) -> None:
+        self._file, self._lost = None, lost or LostWrites()
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(folder / f"rank-{rank:03d}.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+            self._file = Lines(folder / f"rank-{rank:03d}.jsonl")
 
     def write(self, step: int, keys: tuple[str, ...]) -> None:
         if self._file:
-            self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
-            self._file.flush()
+            with self._lost.around(TRACE):
+                self._file.write(json.dumps({"step": step, "keys": keys}))
+
+
+class LogFile(logging.Handler):
+    """log.txt. It is for people: no run ends because a line of it is lost."""
+
+    def __init__(self, path: Path, lost: LostWrites) -> None:
+        super().__init__()
+        self._file, self._lost = Lines(path), lost
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with self._lost.around(LOG, tolerate=True):
+            self._file.write(self.format(record))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class TerminalHandler(logging.Handler):
     """Prints lines above the progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(OSError, ValueError):  # the terminal was closed
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 class ProgressBar:

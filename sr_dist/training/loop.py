@@ -11,7 +11,7 @@ import torch
 
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch
-from sr_dist.core.run_layout import DONE, PREEMPTED
+from sr_dist.core.run_layout import DONE, PREEMPTED, SAMPLES
 from sr_dist.data.image_pairs import Batches
 from sr_dist.data.order import NOISE, draw
 from sr_dist.evaluation.partial_results import Abandoned
@@ -19,8 +19,8 @@ from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.scoring import Scores, Scoring, score
 from sr_dist.recipe.columns import CLASSIFICATION
 from sr_dist.training import classification, run_folder
-from sr_dist.training.run import Best, Run, ValidationResult, check_saves, close, save
-from sr_dist.training.samples import COUNT, Pair, draw_samples
+from sr_dist.training.run import Best, Run, ValidationResult, check_folder, check_saves, close, save, save_validated
+from sr_dist.training.samples import COUNT, Pair, SampleSheet, draw_samples
 from sr_dist.training.schedule import learning_rate
 from sr_dist.training.step import StepResult, take_step
 from sr_dist.training.throughput import peak_memory_gb, progress_line, step_time_spread
@@ -33,11 +33,11 @@ class Diverged(RuntimeError):
 def fit(run: Run) -> bool:
     """Trains up to the recipe's last step. Returns False if the run was asked to stop before. All ranks must call."""
     recipe, stopping = run.recipe, False
-    if not run.state["validated"]:  # the process before this one postponed it
+    if not run.state["validated"]:  # the process before this one postponed it, or failed in it
         validate(run)
         if not run.state["validated"]:
             return False
-        save(run)
+        save_validated(run)
     run.watchdog.beat("waiting for the first images")
     for step, batches in run.clock.steps(run.loader.steps(run.step + 1)):
         result = advance(run, step, batches)
@@ -49,16 +49,21 @@ def fit(run: Run) -> bool:
         if due(run, recipe.log_every):
             report(run, result)
         with run.clock.paused():
-            new_best = False
-            if due(run, recipe.validate_every):
-                new_best = postpone(run) if stopping else validate(run)
-            postponed = not run.state["validated"]
-            if due(run, recipe.save_every) or new_best or stopping or postponed:
+            validating = due(run, recipe.validate_every)
+            saved = stopping or due(run, recipe.save_every)
+            run.state["validated"] = not validating
+            if saved:
+                save(run)  # first, so that a validation that fails costs no step
+            new_best = validating and not stopping and validate(run)
+            if saved and validating and run.state["validated"]:
+                save_validated(run)
+            elif not saved and (new_best or not run.state["validated"]):
                 save(run)
-        if stopping or postponed:
+        if stopping or not run.state["validated"]:
             break
         run.watchdog.beat(f"waiting for the images of step {step + 1}")
     run.writer.wait()
+    check_folder(run)
     check_saves(run, last=True)
     return run.step >= recipe.steps and run.state["validated"]
 
@@ -87,13 +92,22 @@ def seed_everything(seed: int, step: int) -> None:
 
 
 def check_divergence(run: Run) -> None:
-    """Skipped updates are counted on the device; reading the count waits for it, so this is not done in every step."""
+    """Skipped updates are counted on the device; reading the count waits for it, so this is not done in every step.
+
+    All ranks must call: gradients are the same on all, buffers are not.
+    """
     for name, engine in run.engines.items():
         if (count := int(engine.skipped)) >= run.recipe.max_skipped:
-            raise Diverged(
-                f"the gradients of the {name} were not finite for {count} steps in a row (max_skipped), to step {run.step}; "
-                f"a lower optimizer.learning_rate, optimizer.clip or precision=no usually helps"
-            )
+            problem = f"the gradients of the {name} were not finite for {count} steps in a row"
+        elif (count := max(ranks.all_gather(int(engine.buffers.refused)))) >= run.recipe.max_skipped:
+            names = ", ".join(sorted({name for part in ranks.all_gather(engine.buffers.broken()) for name in part})[:3])
+            problem = f"buffers of the {name} ({names}) were not finite after {count} steps in a row and were restored"
+        else:
+            continue
+        raise Diverged(
+            f"{problem} (max_skipped), to step {run.step}; a lower optimizer.learning_rate, optimizer.clip or precision=no "
+            f"usually helps"
+        )
 
 
 def report(run: Run, result: StepResult) -> None:
@@ -124,9 +138,9 @@ def report(run: Run, result: StepResult) -> None:
 
 def validate(run: Run) -> bool:
     """Scores the generator with averaged weights (EMA) on the validation images. Returns True if it is the best so far.
-    All ranks must call."""
-    run.state["validated"] = True  # until `postpone` takes it back; also where there is nothing to score
+    `run.state["validated"]` becomes True unless the run is asked to stop before. All ranks must call."""
     recipe = run.recipe
+    check_folder(run)
 
     def give_up() -> bool:
         run.watchdog.beat(f"validating after step {run.step}")
@@ -136,15 +150,17 @@ def validate(run: Run) -> bool:
     run.ema.gather()
     restores = run.objective.validation == "restoration"
     sheet = None
-    if restores and ranks.is_first():
-        sheet = draw_samples(recipe, run.step, sample_pairs(run), run.upscaler, run.device)
+    if restores:
+        sheet = ranks.on_first(lambda: draw_sheet(run))
     if run.validation is None:
         run.log.samples(sheet, [])
+        run.state["validated"] = True
         return False
     try:
         result = (validate_generator if restores else classification.validate)(run, run.validation, give_up)
-    except Abandoned:
-        return postpone(run)
+    except Abandoned:  # the process that resumes does it
+        return False
+    run.state["validated"] = True
     row = {f"validation/{name}": value for name, value in result.metrics.items()}
     run.log.row({"step": run.step, "images": run.step * recipe.data.batch, **row})
     run.log.info(f"step {run.step} validation of {result.images} images: {result.text}")
@@ -157,6 +173,14 @@ def validate_generator(run: Run, batches: Batches, give_up: Callable[[], bool]) 
     rules = protocol("matlab-y", run.recipe.scale)
     scores = score({"ema": run.upscaler}, batches, Scoring(rules, run.metrics, run.device, give_up=give_up))
     return ValidationResult(len(scores.rows), scores.means("ema"), summary(scores), scores.rows)
+
+
+def draw_sheet(run: Run) -> SampleSheet | None:
+    """The first rank calls."""
+    pairs = sample_pairs(run)
+    with run.lost.around(SAMPLES):
+        return draw_samples(run.recipe, run.step, pairs, run.upscaler, run.device)
+    return None
 
 
 def sample_pairs(run: Run) -> list[Pair]:
@@ -201,16 +225,9 @@ def record_best(run: Run, metrics: Mapping[str, float | None]) -> bool:
     return True
 
 
-def postpone(run: Run) -> bool:
-    """Leaves the validation of this step to the process that resumes. Returns False, as `validate` does: no new best value."""
-    run.state["validated"] = False
-    return False
-
-
 def finish(run: Run, done: bool) -> None:
     """Writes the marker that scripts wait for, and closes the run. All ranks must call."""
-    if ranks.is_first():
-        run_folder.mark(run.recipe.folder, DONE if done else PREEMPTED, f"step {run.step}")
+    ranks.on_first(lambda: run_folder.mark(run.recipe.folder, DONE if done else PREEMPTED, f"step {run.step}"))
     reason = f" ({run.stop.reason})" if run.stop.reason else ""
     if done:
         run.log.info(f"done after {run.step} steps")

@@ -45,4 +45,12 @@ def load_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, s
         by_name.setdefault(name, {})[slot] = value
     for name, parameter in network.named_parameters():
         if name in by_name:  # a fused optimizer keeps its step count on the device too
-            optimizer.state[parameter] = {slot: value.to(parameter.device, copy=True) for slot, value in by_name[name].items()}
+            optimizer.state[parameter] = {slot: _laid_out_as(parameter, value) for slot, value in by_name[name].items()}
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy on the parameter's device, in its memory layout: channels_last is not stored, and fused kernels pair the values of a
+    weight and of its state in the order of the memory."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

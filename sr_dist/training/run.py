@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sr_dist.core import ranks
 from sr_dist.core.contracts import Objective
+from sr_dist.core.lost_writes import LostWrites
 from sr_dist.core.run_layout import checkpoint_folder
 from sr_dist.data.image_pairs import Batches
 from sr_dist.data.loader import Loader
@@ -49,9 +50,12 @@ class Best(TypedDict):
 class State(TypedDict):
     """What a checkpoint's state.json carries from one process to the next, beside counters."""
 
+    run: str  # id of the run
+    recipe: dict[str, Any]  # its keys that may not change
     manifest: str  # digest of the training data
     best: Best | None
-    validated: bool  # False: the validation of the last step was postponed
+    validated: bool  # False: the validation of the last step was postponed, or is still to come
+    last_finite: int | None  # step of the last checkpoint at which no gradient or buffer was infinite or not a number
 
 
 @dataclass
@@ -72,8 +76,11 @@ class Run:
     stop: StopRequest
     writer: checkpoint.Writer
     watchdog: Watchdog
+    lost: LostWrites
     step: int = 0
-    state: State = field(default_factory=lambda: State(manifest="", best=None, validated=True))
+    state: State = field(
+        default_factory=lambda: State(run="", recipe={}, manifest="", best=None, validated=True, last_finite=None)
+    )
 
     @property
     def primary(self) -> str:
@@ -102,14 +109,36 @@ class Run:
 
 def save(run: Run) -> None:
     """Copies everything to the host; the first rank writes it in the background. All ranks must call."""
+    check_folder(run)
+    if all(int(engine.skipped) == 0 and int(engine.buffers.refused) == 0 for engine in run.engines.values()):
+        run.state["last_finite"] = run.step
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, engine in run.engines.items():
         state = engine.state()
         tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
     tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
-    if ranks.is_first():
-        run.writer.begin(_write_later(run, tensors))
+    ranks.on_first(lambda: _begin_save(run, tensors))
     check_saves(run)
+
+
+def _begin_save(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
+    contents = checkpoint.Contents(tensors, _state(run), {f"{run.primary}.ema": _metadata(run)})
+    run.writer.begin(_write_later(run, lambda: checkpoint.save(run.recipe.folder, contents.state["step"], contents)))
+
+
+def save_validated(run: Run) -> None:
+    """Adds the result of the validation to the checkpoint of the same step. All ranks must call."""
+    check_folder(run)
+    run.writer.wait()
+    if not ranks.broadcast_from_first(checkpoint_folder(run.recipe.folder, run.step).is_dir()):
+        return save(run)  # the first attempt failed
+    ranks.on_first(lambda: _begin_amending(run))
+    check_saves(run)
+
+
+def _begin_amending(run: Run) -> None:
+    state = _state(run)
+    run.writer.begin(_write_later(run, lambda: checkpoint.amend(run.recipe.folder, state["step"], state)))
 
 
 def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,24 +146,27 @@ def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()} if ranks.is_first() else {}
 
 
-def _write_later(run: Run, tensors: dict[str, dict[str, Tensor]]) -> Callable[[], None]:
-    """A function that writes the run as it is now."""
-    recipe, step = run.recipe, run.step
-    state = {
+def _state(run: Run) -> dict[str, Any]:
+    return {
         **run.state,
-        "step": step,
-        "position": run.loader.position_after(step),
+        "step": run.step,
+        "position": run.loader.position_after(run.step),
         "ema_updates": run.ema.updates,
         "skipped": {name: int(engine.skipped_total) for name, engine in run.engines.items()},
         "scalers": {name: engine.scaler_state() for name, engine in run.engines.items()},
     }
-    contents = checkpoint.Contents(tensors, state, {f"{run.primary}.ema": _metadata(run)})
-    best = run.state["best"]["step"] if run.state["best"] else None
+
+
+def _write_later(run: Run, write_checkpoint: Callable[[], object]) -> Callable[[], None]:
+    """A function that writes a checkpoint of the run as it is now, and then does what follows a checkpoint."""
+    recipe, step, validated = run.recipe, run.step, run.state["validated"]
+    best, last_finite = run.state["best"]["step"] if run.state["best"] else None, run.state["last_finite"]
 
     def write() -> None:
-        checkpoint.save(recipe.folder, step, contents)
-        run.log.checkpoint(checkpoint_folder(recipe.folder, step), step, best == step)
-        checkpoint.prune(recipe.folder, recipe.keep, best)
+        write_checkpoint()
+        if validated:  # else trackers would get it twice
+            run.log.checkpoint(checkpoint_folder(recipe.folder, step), step, best == step)
+        checkpoint.prune(recipe.folder, recipe.keep, best, last_finite)
 
     return write
 
@@ -148,9 +180,16 @@ def _metadata(run: Run) -> dict[str, str]:
     return generator_metadata(section, run.recipe.scale)
 
 
+def check_folder(run: Run) -> None:
+    """Stops a run whose folder was removed or replaced by that of another run. All ranks must call."""
+    ranks.on_first(lambda: checkpoint.check_folder(run.recipe.folder, run.state))
+
+
 def check_saves(run: Run, last: bool = False) -> None:
     """Raises on all ranks if a finished save failed, and the recipe says so or it was the last. All ranks must call."""
     problem = ranks.broadcast_from_first(run.writer.problem())
+    if problem:
+        check_folder(run)
     if problem and (last or run.recipe.on_save_error == "stop"):
         raise checkpoint.SaveFailed(problem)
 
@@ -165,6 +204,7 @@ def resume(run: Run, saved: checkpoint.Checkpoint) -> None:
         engine.skipped_total += state["skipped"][name]
     run.step = saved.step
     run.state["best"], run.state["validated"] = state["best"], state["validated"]
+    run.state["last_finite"] = state.get("last_finite")
 
 
 def close(run: Run, code: int = 0) -> None:

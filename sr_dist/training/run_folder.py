@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import secrets
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -13,10 +18,30 @@ from typing import IO, Any
 from sr_dist.core import config, launch_env
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import InUse, lock_file, write_whole
-from sr_dist.core.run_layout import DONE, ENVIRONMENT, PREEMPTED, RECIPE, STOP, checkpoint_steps
+from sr_dist.core.formats import stamp
+from sr_dist.core.run_layout import (
+    CHECKPOINTS,
+    DONE,
+    ENVIRONMENT,
+    METRICS,
+    PREEMPTED,
+    RECIPE,
+    RUN,
+    RUN_FORMAT,
+    SAMPLES,
+    STOP,
+    SUBSTITUTED,
+    TRACE,
+    checkpoint_folder,
+    checkpoint_state,
+    checkpoint_steps,
+    run_id,
+    run_record,
+)
 from sr_dist.core.version import __version__
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Recipe
+from sr_dist.training.checkpoint import Checkpoint
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 
@@ -26,25 +51,24 @@ def claim(folder: Path) -> IO[str] | None:
     if launch_env.rank() != 0:
         return None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return lock_file(folder / ".lock")
-    except OSError as problem:
-        raise UserError(f"name: the run folder '{folder}' cannot be written: {problem.strerror}") from None
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            return lock_file(folder / ".lock")
     except InUse as owner:
         raise UserError(f"name: '{folder}' is in use by {owner}; wait for it, or take another name") from None
 
 
 def check_recipe(folder: Path, recipe: Recipe) -> None:
     """A run folder belongs to one recipe: keys that may not change must be as they were."""
-    path = folder / RECIPE
-    if not path.is_file() or not checkpoint_steps(folder):
+    if not checkpoint_steps(folder):
         return  # nothing was trained yet
     resume_rules.check_allowed(recipe)
+    before = recorded_recipe(folder, recipe)
     if launch_env.rank() == 0:
-        for key, line in resume_rules.differences(config.read(path), recipe):
+        for key, line in resume_rules.differences(before, recipe):
             if key in resume_rules.WARNED:
                 print(f"note: {line}; the numbers will differ a little from here on", flush=True)
-    differing = resume_rules.forbidden_changes(config.read(path), recipe)
+    differing = resume_rules.forbidden_changes(before, recipe)
     if differing:
         keys = ",".join(line.split(":")[0] for line in differing)
         raise UserError(
@@ -53,13 +77,78 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def open_folder(folder: Path, recipe: Recipe, num_ranks: int) -> None:
-    """Writes recipe and environment. The first rank calls."""
+def recorded_recipe(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """The recipe that the run was trained with.
+
+    The keys that may not change are in the checkpoints, so that a lost or edited recipe.yaml does not change the run. Checkpoints
+    of 0.2.0 have none: then all keys are those of recipe.yaml.
+    """
+    fixed = _fixed_keys(folder)
+    if (folder / RECIPE).is_file():
+        tree = config.read(folder / RECIPE)
+    elif fixed is not None:
+        tree = config.parse(config.text(recipe))
+    else:
+        raise UserError(
+            f"name: '{folder}' has checkpoints but no {RECIPE}, so nobody knows how they were trained; bring it back, or take "
+            f"another name"
+        )
+    return tree if fixed is None else resume_rules.joined(resume_rules.part_of(tree, free=True), fixed)
+
+
+def _fixed_keys(folder: Path) -> dict[str, Any] | None:
+    """The record in the newest checkpoint of this run that has one. Damage is looked for later, when the checkpoint is opened."""
+    own = run_id(folder)
+    for step in reversed(checkpoint_steps(folder)):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            state = checkpoint_state(checkpoint_folder(folder, step))
+            if own in (None, state["run"]):
+                return dict(state["recipe"])
+    return None
+
+
+def open_folder(folder: Path, recipe: Recipe, num_ranks: int, saved: Checkpoint | None = None) -> str:
+    """Writes recipe, environment and the id of the run, and returns the id. The first rank calls."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (DONE, PREEMPTED, STOP):
-        (folder / name).unlink(missing_ok=True)
+    record = _record(folder, saved)
+    write_whole(folder / RUN, (json.dumps({**stamp(RUN_FORMAT), **record}, indent=1) + "\n").encode())
     write_whole(folder / RECIPE, config.text(recipe).encode())
     write_whole(folder / ENVIRONMENT, (json.dumps(environment(num_ranks), indent=1) + "\n").encode())
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    for name in (DONE, PREEMPTED, STOP):  # last: what fails above, as on a full disk, leaves a run that is done as it was
+        (folder / name).unlink(missing_ok=True)
+    return record["id"]
+
+
+def _record(folder: Path, saved: Checkpoint | None) -> dict[str, Any]:
+    """What run.json says. A run begins with an id; one of 0.2.0 gets its id when it is continued."""
+    if saved is None:
+        return {"id": secrets.token_hex(16), "unnamed_until": 0}
+    if (folder / RUN).exists():
+        return run_record(folder)
+    stated = saved.state.get("run")
+    return {"id": stated or secrets.token_hex(16), "unnamed_until": 0 if stated else saved.step}
+
+
+def drop_later(folder: Path, saved: Checkpoint | None) -> None:
+    """Removes the records and sample images of steps after a checkpoint, or all. The first rank calls."""
+    step = saved.step if saved else 0
+    validated = not saved or saved.state["validated"]
+    lists = (path for name in (TRACE, SUBSTITUTED) for path in sorted((folder / name).glob("rank-*.jsonl")))
+    for path in (folder / METRICS, *lists):
+        drop_later_rows(path, step, validated)
+    for path in (folder / SAMPLES).glob("*.png"):
+        if path.stem.isdecimal() and int(path.stem) > step:
+            path.unlink()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around the first and the last writes to a run folder: a disk that is full or read-only is a line."""
+    try:
+        yield
+    except OSError as problem:
+        raise UserError(f"name: the run folder '{folder}' cannot be written: {problem.strerror}") from None
 
 
 def environment(num_ranks: int) -> dict[str, Any]:
@@ -94,19 +183,58 @@ def _commit() -> str | None:
 
 def mark(folder: Path, name: str, text: str) -> None:
     """Writes the marker that scripts wait for: DONE or PREEMPTED."""
-    write_whole(folder / name, (text + "\n").encode())
+    with writing(folder):
+        write_whole(folder / name, (text + "\n").encode())
 
 
-def drop_later_rows(path: Path, step: int) -> None:
-    """Removes the rows of steps after a checkpoint, and an incomplete last line."""
+def drop_later_rows(path: Path, step: int, validated: bool = True) -> None:
+    """Removes the rows of steps after a checkpoint, and lines that are no rows, such as an incomplete last one; where the
+    checkpoint was saved before its validation, also the row of that.
+
+    Reads line by line, because a long run has millions. Where all lines to remove are at the end the file is cut, which needs no
+    space on the disk.
+    """
     if not path.is_file():
         return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+    stays = partial(_stays, step=step, validated=validated)
+    end = 0  # of the rows that stay and have no other line before them
+    with open(path, "rb+") as file:
+        lines = iter(file)
+        for line in lines:
+            if not stays(line):
+                break
+            end += len(line)
+        if not any(stays(line) for line in lines):
+            file.truncate(end)
+            _end_last_line(file)
+            return
+    _rewrite(path, stays)
 
 
-def _step_of(line: str) -> float:
+def _end_last_line(file: IO[bytes]) -> None:
+    """A crash can lose the end of a line alone."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def _rewrite(path: Path, stays: Callable[[bytes], bool]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        with open(path, "rb") as source, open(temporary, "wb") as target:
+            target.writelines(line.rstrip(b"\n") + b"\n" for line in source if stays(line))
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _stays(line: bytes, step: int, validated: bool) -> bool:
+    try:
+        row = json.loads(line)
+        repeated = not validated and row["step"] == step and any(key.startswith("validation/") for key in row)
+        return float(row["step"]) <= step and not repeated
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return False

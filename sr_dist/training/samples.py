@@ -50,6 +50,7 @@ def draw_samples(recipe: Recipe, step: int, pairs: Sequence[Pair], upscale: Upsc
             "HR": enlarge(to_pil(hr[0]), zoom),
         }
     path = recipe.folder / SAMPLES / f"{step:07d}.png"
+    path.parent.mkdir(exist_ok=True)  # without parents: a run folder that was removed does not come back
     headed = [{f"SR, step {step}" if key == "SR" else key: image for key, image in row.items()} for row in rows.values()]
     contact_sheet(headed, path)
     return SampleSheet(step, step * recipe.data.batch, path, rows)

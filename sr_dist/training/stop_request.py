@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGUSR1 or a STOP file: all ranks finish the current step, save and exit together."""
+"""SIGTERM, SIGINT, SIGHUP, SIGUSR1 or a STOP file: all ranks finish the current step, save and exit together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 from sr_dist.core import ranks
 from sr_dist.core.run_layout import STOP
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # SIGHUP: the terminal was closed
 
 
 class StopRequest:
@@ -20,7 +20,8 @@ class StopRequest:
         self.reason: str | None = None
         self.file = folder / STOP
         self._vote = ranks.DelayedAny()
-        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        self._handlers = {number: signal.signal(number, self._note) for number in heeded}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason == "SIGINT":

@@ -7,15 +7,18 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 TOUCH_EVERY = 5.0  # seconds between two signs of life on disk
+LAST_WORDS = 10.0  # seconds for the message of a rank that hangs
 
 
 class Watchdog:
     """`beat(activity)` names what the rank does next. After `timeout` seconds without a beat the process exits with 1.
 
-    Every rank touches a file in the run folder, so that the message can list when each rank was last seen.
+    Every rank touches a file in the run folder, so that the message can list when each rank was last seen. These files are for
+    the message only: nothing that happens to them, or to stderr, keeps the process from going on or from ending.
     """
 
     def __init__(self, folder: Path, rank: int, timeout: float | None) -> None:
@@ -23,14 +26,16 @@ class Watchdog:
         self._last_beat, self._activity, self._touched = time.monotonic(), "starting", 0.0
         self._ended = threading.Event()
         if timeout:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                self.folder.mkdir(parents=True, exist_ok=True)
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, activity: str) -> None:
         self._last_beat, self._activity = time.monotonic(), activity
         if self.timeout and self._last_beat - self._touched > TOUCH_EVERY:
             self._touched = self._last_beat
-            (self.folder / f"rank-{self.rank:03d}").write_text(f"{activity}\n")
+            with suppress(OSError):
+                (self.folder / f"rank-{self.rank:03d}").write_text(f"{activity}\n")
 
     def close(self) -> None:
         self._ended.set()
@@ -42,11 +47,24 @@ class Watchdog:
                 self._give_up()
 
     def _give_up(self) -> None:
-        print(f"rank {self.rank} made no progress for {self.timeout:g} s: {self._activity}", file=sys.stderr)
+        try:
+            # A write to a full pipe or to a lost disk raises nothing and never returns: then this timer, which needs neither a
+            # lock nor a file, ends the process.
+            faulthandler.dump_traceback_later(LAST_WORDS, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
+            for say in (self._say_who, faulthandler.dump_traceback, self._write_stacks):
+                with suppress(Exception):
+                    say()
+        finally:
+            os._exit(1)
+
+    def _say_who(self) -> None:
+        lines = [f"rank {self.rank} made no progress for {self.timeout:g} s: {self._activity}"]
         for sign in sorted(self.folder.glob("rank-*")):
-            age = time.time() - sign.stat().st_mtime
-            print(f"  {sign.name}: last seen {age:.0f} s ago: {sign.read_text().strip()}", file=sys.stderr)
-        faulthandler.dump_traceback(file=sys.stderr)
+            with suppress(OSError):
+                age = time.time() - sign.stat().st_mtime
+                lines.append(f"  {sign.name}: last seen {age:.0f} s ago: {sign.read_text().strip()}")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+    def _write_stacks(self) -> None:
         with open(self.folder.parent / f"hang-rank-{self.rank:03d}.txt", "w") as file:
             faulthandler.dump_traceback(file=file)
-        os._exit(1)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.writer import member_header
 from sr_dist.data.format import (
     Index,
     Manifest,
@@ -20,7 +21,6 @@ from sr_dist.data.format import (
     attribute_values,
     index_bytes,
     index_name,
-    member_header,
     open_shards,
     read_manifest,
     write_manifest,

@@ -272,7 +272,7 @@ def test_assign_near_home_divides_the_batch_exactly_and_prefers_home_nodes(data)
 def test_on_one_node_ranks_take_consecutive_pieces(batch, ranks):
     quotas = [len(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
     pieces = assign_near_home([7] * batch, quotas, [0] * ranks)
-    assert pieces == [list(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
+    assert [piece.tolist() for piece in pieces] == [list(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
 
 
 def test_a_node_fetches_less_with_more_nodes():

@@ -54,14 +54,13 @@ def test_sixteen_bits_become_eight(channels):
     assert np.abs(result[0].numpy() - GREY * 50 / 257).max() <= 1
 
 
-def test_a_decompression_bomb_is_an_error_that_names_it(image_bytes, make_photo, tmp_path, monkeypatch):
-    """Pillow raises its own exception for them."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90_000_000)  # the default, which `shards.build` removes
+def test_a_decompression_bomb_is_an_error_that_names_it(image_bytes, make_photo, tmp_path):
+    """Its header is enough."""
     huge = bytearray(image_bytes(make_photo(1, 20, 20)))
-    huge[16:24] = struct.pack(">II", 14_000, 14_000)
+    huge[16:24] = struct.pack(">II", 15_000, 14_000)
     huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
     folder = handmade(tmp_path, [bytes(huge)], sizes=[(20, 20)])
-    with pytest.raises(ShardError, match=r"cannot be decoded: .*decompression bomb"):
+    with pytest.raises(ShardError, match=r"cannot be decoded: 15000 x 14000 is more than 200000000 pixels"):
         ShardReader(open_shards(str(folder))).image(0, 0, "hr", 3)
 
 

@@ -20,10 +20,10 @@ from servers import serving
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import sha256
+from sr_dist.core.passwords import without_passwords
 from sr_dist.data.format import ShardEntry, ShardError
 from sr_dist.data.remote import download, sources
 from sr_dist.data.remote.cache import Cache
-from sr_dist.data.remote.download import without_password
 from sr_dist.data.remote.sources import RemoteShards, open_shards
 
 NAMES = [f"photos-{number:06d}.tar" for number in range(3)]
@@ -359,5 +359,5 @@ def test_no_name_of_a_manifest_reaches_a_shell(tmp_path, name):
 
 
 def test_passwords_in_urls_are_removed():
-    assert without_password("https://me:secret@host/a") == "https://host/a"
-    assert without_password("https://host/a@b") == "https://host/a@b"
+    assert without_passwords("https://me:secret@host/a") == "https://***@host/a"
+    assert without_passwords("https://host/a@b") == "https://host/a@b"

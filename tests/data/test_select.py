@@ -15,6 +15,9 @@ from sr_dist.data.select import Portion, selected_rows
 CLASSES, ATTRIBUTES = ("chow", "tench"), ("Eyeglasses", "Smiling")
 
 
+IMAGE = {"hr_bytes": 1, "width": 1, "height": 1}
+
+
 def hash_of(name: str) -> bytes:
     return hashlib.md5(name.encode()).digest()
 
@@ -24,11 +27,11 @@ def shards_of(folder, samples, per_shard=4) -> Shards:
     entries = []
     for number, low in enumerate(range(0, len(samples), per_shard)):
         rows = [
-            {"key": name.encode(), "class": label, "attributes": attribute_bits(bits, 1), "hash": hash_of(name)}
+            {"key": name.encode(), "class": label, "attributes": attribute_bits(bits, 1), "hash": hash_of(name), **IMAGE}
             for name, label, *bits in samples[low : low + per_shard]
         ]
         (folder / f"a-{number:06d}.idx").write_bytes(index_bytes(rows, 1))
-        entries.append(ShardEntry(name=f"a-{number:06d}.tar", bytes=0, samples=len(rows), sha256=""))
+        entries.append(ShardEntry(name=f"a-{number:06d}.tar", bytes=1, samples=len(rows), sha256=""))
     facts = {"format": 1, "samples": len(samples), "min_side": 1, "order": {"seed": 0}}
     return Shards(folder, Manifest(**facts, classes=CLASSES, attributes=ATTRIBUTES, shards=tuple(entries)))
 
@@ -99,7 +102,8 @@ def test_equal_contents_are_told_apart_by_their_keys(tmp_path):
         shards = shards_of(tmp_path, [(name, 1, False, False) for name in order], per_shard=3)
         for number, low in enumerate((0, 3)):
             rows = [
-                {"key": name.encode(), "class": 1, "attributes": bytes(1), "hash": bytes(16)} for name in order[low : low + 3]
+                {"key": name.encode(), "class": 1, "attributes": bytes(1), "hash": bytes(16), **IMAGE}
+                for name in order[low : low + 3]
             ]
             (tmp_path / f"a-{number:06d}.idx").write_bytes(index_bytes(rows, 1))
         tench_rows = selected_rows(shards, Portion({"tench": 2}))
@@ -112,7 +116,7 @@ def test_an_unknown_class_or_attribute_names_the_nearest(tmp_path):
 
 
 def test_each_class_of_shards_without_classes_is_refused(tmp_path):
-    shards = shards_of(tmp_path, SAMPLES)
+    shards = shards_of(tmp_path, [(name, -1, *bits) for name, _, *bits in SAMPLES])
     shards = replace(shards, manifest=shards.manifest.model_copy(update={"classes": ()}))
     with pytest.raises(UserError, match=r"^data\.select\.each_class: '.*' has no classes$"):
         selected_rows(shards, Portion({"each_class": 3}))

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.data.select import Portion
 from sr_dist.evaluation.classifiers.classifier_answers import NamedClassifier
 from sr_dist.evaluation.metric_set import open_metrics
 from sr_dist.evaluation.partial_results import identity
 from sr_dist.evaluation.protocol import protocol
-from sr_dist.evaluation.run import LOCK, ImageOptions, MetricOptions, exclusive, free_folder, identity_facts, named_methods
+from sr_dist.evaluation.report.folders import free_folder
+from sr_dist.evaluation.run import LOCK, ImageOptions, exclusive, identity_facts, named_methods
 from sr_dist.models import trained
 from sr_dist.models.metadata import generator_metadata
 from sr_dist.recipe.labels import Labels
@@ -48,34 +48,12 @@ def test_a_file_called_hr_is_not_taken_for_the_ceiling(tmp_path):
     assert list(methods)[-2:] == list(sources) == ["HR (2)", "HR (3)"]
 
 
-def folder_for(place, data, protocol="matlab-y", portion=None):
-    return free_folder(place, ImageOptions(data, portion=portion), MetricOptions(protocol, ("psnr",)))
-
-
-def test_a_report_on_other_images_is_not_overwritten(tmp_path):
-    def report(place, data, protocol="matlab-y", portion=None):
-        """Writes the part of a report that identifies it to the folder of such an evaluation."""
-        folder = folder_for(place, data, protocol, portion)
-        folder.mkdir(exist_ok=True)
-        about = {"data": data, "protocol": {"name": protocol}, "portion": portion.describe() if portion else None}
-        (folder / "report.json").write_text(json.dumps(about))
-        return folder.name
-
-    place = tmp_path / "0000100"
-    assert [report(place, "set5"), report(place, "set5")] == ["0000100", "0000100"]
-    assert [report(place, "div2k"), report(place, "set5", protocol="basicsr")] == ["0000100-2", "0000100-3"]
-    assert report(place, "set5", portion=Portion(split=(0.5, 0.5), part=1)) == "0000100-4"
-    assert [report(place, "div2k"), report(place, "set5")] == ["0000100-2", "0000100"]
-    (place / "report.json").write_text("{")  # not a report
-    assert folder_for(place, "x") == place
-
-
 def test_a_report_of_an_unknown_format_is_refused(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({"format": 2, "sr_dist": "9.0.0"}))
     with pytest.raises(
         UserError, match=r"^out: '.*report\.json' has format 2, written by sr_dist 9\.0\.0; this is sr_dist .* 1;"
     ):
-        folder_for(tmp_path, "set5")
+        free_folder(tmp_path, {}, "1234")
 
 
 HOLDER = """

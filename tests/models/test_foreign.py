@@ -198,8 +198,13 @@ def test_a_users_network_may_have_a_wrappers_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     section = {"name": "toys.wrapped"}
     toy = trained.build(PACKAGES["generator"], section, 1, "generator")
-    save_file(toy.state_dict(), tmp_path / "with_metadata.safetensors", generator_metadata(section, 1))
-    assert "net.weight" in trained.open_generator(str(tmp_path / "with_metadata.safetensors")).network.state_dict()
+    checkpoint = tmp_path / "run" / "checkpoints" / "0000001"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text("name: run\ngenerator: {name: toys.wrapped}\n")  # it may name one of the user's
+    save_file(toy.state_dict(), checkpoint / "generator.ema.safetensors", generator_metadata(section, 1))
+    assert "net.weight" in trained.open_generator(str(tmp_path / "run")).network.state_dict()
+    with pytest.raises(UserError, match=r"'toys\.wrapped', which is not a part of sr_dist"):
+        trained.open_generator(str(checkpoint / "generator.ema.safetensors"))
     save_file(toy.state_dict(), tmp_path / "without.safetensors")
     trained.load_starting_weights(toy, section, str(tmp_path / "without.safetensors"), "generator", "init.generator")
 

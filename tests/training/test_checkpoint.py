@@ -146,10 +146,27 @@ def test_a_flipped_bit_in_the_manifest_never_raises(tmp_path):
 
 
 def test_each_damaged_checkpoint_is_reported(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    for step in (2, 3):
+        (checkpoint_folder(tmp_path, step) / "state.json").unlink()
+    step, lines = newest_step(tmp_path)
+    assert step == 1 and ["0000003" in lines[0], "0000002" in lines[1]] == [True, True]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0000001", "0000002.damaged", "0000003.damaged"]
+
+
+def test_where_all_checkpoints_are_damaged_nothing_is_changed(tmp_path):
+    """Training from step 1 would remove the records of the run."""
     for step in (1, 2):
         (save(tmp_path, step) / "state.json").unlink()
-    step, lines = newest_step(tmp_path)
-    assert step is None and ["0000002" in lines[0], "0000001" in lines[1]] == [True, True]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"can be used \(0000002: state.json is missing; 0000001: .*nothing was changed"):
+            checkpoint.newest(tmp_path, print)
+        assert checkpoint_steps(tmp_path) == [1, 2]
+    for step in (1, 2):  # as sr_dist 0.2.0 left them
+        checkpoint_folder(tmp_path, step).rename(checkpoint_folder(tmp_path, step).with_suffix(".damaged"))
+    with pytest.raises(UserError, match=r"0000001\.damaged: "):
+        checkpoint.newest(tmp_path, print)
 
 
 @pytest.mark.parametrize("breaks", ["save_file", "write_whole"])

@@ -69,7 +69,8 @@ def test_a_file_system_without_locks_is_accepted(tmp_path, monkeypatch, capsys):
 
 
 def test_other_ranks_need_no_lock(tmp_path, holder, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
     assert run_folder.claim(tmp_path / "run") is None
 
 
@@ -92,7 +93,7 @@ def test_old_markers_are_removed_and_the_environment_is_written(tmp_path):
         run_folder.mark(tmp_path, name, "step 3")
     assert (tmp_path / "DONE").read_text() == "step 3\n"
     run_folder.open_folder(tmp_path, recipe(), num_ranks=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["environment.json", "recipe.yaml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "environment.json", "recipe.yaml", "run.json"]
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["ranks"] == 2 and environment["packages"]["torch"] and environment["packages"]["sr_dist"] == __version__
 

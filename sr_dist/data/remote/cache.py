@@ -3,6 +3,7 @@
     tars/SHA256.tar      complete and checked; its modification time is the time of its last use
     tars/SHA256.part     being fetched; renamed after its size and sha256 were checked
     locks/               held by living processes only
+    .sr_dist-cache       the marker; only files with names as above are ever removed
 
 An open file survives its removal, so a shard can be removed while others read it. No torch here.
 """
@@ -12,16 +13,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.errors import first_line
+from sr_dist.core.files import NO_LOCKS
 from sr_dist.data.format import ShardEntry
-from sr_dist.data.remote.download import SHARD_TRIES, FetchError, download, retry, without_password
+from sr_dist.data.remote.cache_folder import LOCKS, SHARD, TARS, claim
+from sr_dist.data.remote.download import SHARD_TRIES, FetchError, download, retry
+
+ABANDONED = 3600.0  # seconds after which a partial file is a dead process's, where locks cannot say so
 
 
 @dataclass(frozen=True)
@@ -42,17 +50,18 @@ class Cache:
         """Fetches the shard if it is not cached. If several processes need it, one fetches and the others wait."""
         if self._touch(entry):
             return
-        with locked(self.folder / "locks" / entry.sha256):
+        with locked(self.folder / LOCKS / entry.sha256) as alone:
             if not self._touch(entry):
-                name = f"the shard '{without_password(url)}'"
-                retry(lambda: self._fetch(entry, url, fetch_log), name, SHARD_TRIES)
+                name = f"the shard '{url}'"
+                part = self._path(entry).with_name(f"{entry.sha256}{'' if alone else f'-{secrets.token_hex(4)}'}.part")
+                retry(lambda: self._fetch(entry, url, part, fetch_log), name, SHARD_TRIES)
 
     def forget(self, entry: ShardEntry) -> None:
         """Removes a shard whose bytes have changed since it was checked."""
         self._path(entry).unlink(missing_ok=True)
 
     def _path(self, entry: ShardEntry) -> Path:
-        return self.folder / "tars" / f"{entry.sha256}.tar"
+        return self.folder / TARS / f"{entry.sha256}.tar"
 
     def _touch(self, entry: ShardEntry) -> bool:
         """True if the shard is cached; its time of last use becomes now. A crash of the machine can leave a wrong size."""
@@ -64,15 +73,13 @@ class Cache:
             path.unlink()
         return False
 
-    def _fetch(self, entry: ShardEntry, url: str, fetch_log: Path | None) -> None:
-        path = self._path(entry)
-        part = path.with_suffix(".part")
+    def _fetch(self, entry: ShardEntry, url: str, part: Path, fetch_log: Path | None) -> None:
         problem: str | None = None
         received: list[int] = []
         try:
             self._make_room(part, entry.bytes)
             download(url, part, entry, received.append)
-            os.replace(part, path)
+            os.replace(part, self._path(entry))
         except (FetchError, OSError) as error:
             problem = first_line(error)
             part.unlink(missing_ok=True)
@@ -82,10 +89,11 @@ class Cache:
                 _append(fetch_log, {"shard": entry.name, "bytes": sum(received), "problem": problem})
 
     def _make_room(self, part: Path, size: int) -> None:
-        """Reserves the room for a shard. Removes the least recently used files until it fits."""
+        """Reserves the room for a shard. Removes the least recently used files until it fits, but none with other names."""
         part.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / "locks" / "room"):
-            stats = [(stat, path) for path in part.parent.iterdir() if (stat := _stat(path)) is not None]
+        with locked(self.folder / LOCKS / "room"):
+            own = [path for path in part.parent.iterdir() if SHARD.fullmatch(path.name)]
+            stats = [(stat, path) for path in own if (stat := _stat(path)) is not None]
             files = sorted((stat.st_mtime_ns, stat.st_size, path) for stat, path in stats)
             used = sum(size for _, size, path in files if path != part)
             for _, freed, path in files:
@@ -99,37 +107,44 @@ class Cache:
         """True if no process is fetching it: for complete shards, and for the partial file of a dead process."""
         if path.suffix != ".part":
             return True
-        with open(self.folder / "locks" / path.stem, "a") as lock:
+        with open(self.folder / LOCKS / path.name[:64], "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
+            except OSError as problem:
+                stat = _stat(path) if problem.errno in NO_LOCKS else None
+                return stat is not None and time.time() - stat.st_mtime > ABANDONED
         return True
 
 
 def cache_of(folder: str | None, gigabytes: float) -> Cache:
     """The cache that a recipe names, or one in this machine's folder for temporary files."""
     path = Path(folder) if folder else Path(tempfile.gettempdir()) / f"sr_dist-cache-{os.getuid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = path.stat().st_uid
-    except OSError as error:
-        raise UserError(f"data.cache: '{path}' cannot be created: {error.strerror}") from None
-    if not folder and owner != os.getuid():
-        raise UserError(f"data.cache: '{path}' belongs to another user; name a folder of your own")
+    claim(path)
     return Cache(path, int(gigabytes * 1e9))
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock that is released when the process ends, in whatever way."""
+def locked(path: Path) -> Iterator[bool]:
+    """Holds a lock that is released when the process ends, in whatever way. False on a file system without locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            yield
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as problem:
+            if problem.errno not in NO_LOCKS:
+                raise
+            _note_no_locks(path.parent.parent)
+            yield False
+            return
+        try:
+            yield True
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)  # also for child processes that have inherited the file
+
+
+@cache
+def _note_no_locks(folder: Path) -> None:
+    print(f"note: '{folder}' is on a file system without locks: several processes may fetch the same shard", flush=True)
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from time import sleep
 from typing import IO, TypeVar
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from sr_dist.core.errors import first_line
@@ -30,7 +29,9 @@ CURL_ERRORS = {
     6: "unknown host", 7: "connection refused", 18: "the connection was lost", 28: "timeout",
     35: "the TLS handshake failed", 52: "empty response", 56: "the connection was lost",
 }  # fmt: skip
-CURL = ("curl", "--connect-timeout", "30", "-f", "-s", "-L")  # as in gopen, but without its retries: ours are enough
+# As in gopen, but without its retries, because ours are enough, and with -g: brackets in a URL are no patterns.
+CURL = ("curl", "-g", "--connect-timeout", "30", "-f", "-s", "-L")
+BY_CURL = ("http://", "https://", "sftp://", "ftps://", "scp://")
 HTTP_ERROR = 22  # curl's exit code for any response from 400 on
 PERMANENT = (400, 401, 403, 404, 405, 410, 451)  # not 429 and 503, which are temporary
 Result = TypeVar("Result")
@@ -45,9 +46,18 @@ class PermanentError(FetchError):
     """A try whose repetition would fail in the same way."""
 
 
-def download_bytes(url: str, kind: str) -> bytes:
-    """A small file, such as a manifest or an index. `kind` names it in errors."""
-    return retry(lambda: b"".join(chunks(url)), f"{kind} '{without_password(url)}'", SMALL_FILE_TRIES)
+def download_bytes(url: str, kind: str, most: int) -> bytes:
+    """A small file, such as a manifest or an index, of at most so many bytes. `kind` names it in errors."""
+
+    def attempt() -> bytes:
+        content = bytearray()
+        for chunk in chunks(url):
+            content += chunk
+            if len(content) > most:
+                raise PermanentError(f"the server sends more than {most} bytes, the most that it can have")
+        return bytes(content)
+
+    return retry(attempt, f"{kind} '{url}'", SMALL_FILE_TRIES)
 
 
 def download(url: str, file: Path, entry: ShardEntry, on_bytes: Callable[[int], None]) -> None:
@@ -92,8 +102,8 @@ def chunks(url: str) -> Iterator[bytes]:
     if url.startswith("s3://") and "s3" not in gopen_schemes:
         url = f"pipe:aws s3 cp --only-show-errors {shlex.quote(url)} -"
     try:
-        http = url.startswith(("http://", "https://"))
-        stream = Pipe([*CURL, url], mode="rb", bufsize=CHUNK) if http else gopen(url, bufsize=CHUNK)
+        curl = url.startswith(BY_CURL)
+        stream = Pipe([*CURL, url], mode="rb", bufsize=CHUNK) if curl else gopen(url, bufsize=CHUNK)
     except (OSError, ValueError) as error:
         raise FetchError(f"it cannot be opened: {first_line(error)}") from None
     program = getattr(stream, "proc", None)
@@ -101,23 +111,15 @@ def chunks(url: str) -> Iterator[bytes]:
         while chunk := stream.read(CHUNK) if program is None else _next_chunk(program.stdout, url):
             yield chunk
         code = 0 if program is None else program.wait()
-        if code == HTTP_ERROR and http:
+        if code == HTTP_ERROR and curl:
             raise _http_error(url)
         if code:
-            raise FetchError(CURL_ERRORS.get(code, f"curl ended with {code}") if http else f"the command ended with {code}")
+            raise FetchError(CURL_ERRORS.get(code, f"curl ended with {code}") if curl else f"the command ended with {code}")
     finally:
         if program is not None:
             program.kill()
         with suppress(OSError):
             stream.close()
-
-
-def without_password(url: str) -> str:
-    """The URL without a user name and a password."""
-    parts = urlsplit(url)
-    if url.startswith("pipe:") or "@" not in parts.netloc:
-        return url
-    return url.replace(parts.netloc, parts.netloc.rsplit("@", 1)[1], 1)
 
 
 def _http_error(url: str) -> FetchError:
@@ -135,7 +137,7 @@ def _http_error(url: str) -> FetchError:
 def _next_chunk(pipe: IO[bytes], url: str) -> bytes:
     if not select.select([pipe], [], [], WARN_AFTER)[0]:
         waited = f"nothing received for {WARN_AFTER:.0f} s"
-        logger.warning(f"still waiting for '{without_password(url)}': {waited}; timeout after {TIMEOUT:.0f} s")
+        logger.warning(f"still waiting for '{url}': {waited}; timeout after {TIMEOUT:.0f} s")
         if not select.select([pipe], [], [], TIMEOUT - WARN_AFTER)[0]:
             raise FetchError(f"nothing received for {TIMEOUT:.0f} s")
     return os.read(pipe.fileno(), CHUNK)

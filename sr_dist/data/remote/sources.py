@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,10 +20,11 @@ from pathlib import Path
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
+from sr_dist.core.passwords import HIDDEN
 from sr_dist.data import format as local
-from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name
+from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name, largest_index
 from sr_dist.data.remote.cache import Cache, cache_of, locked
-from sr_dist.data.remote.download import download_bytes, without_password
+from sr_dist.data.remote.download import download_bytes
 
 DEFAULT_GB = 100.0  # size limit of a cache
 SCHEMES = ("http", "https", "s3", "gs", "hf", "ais", "sftp", "ftps", "scp")
@@ -43,14 +45,13 @@ class RemoteShards(Shards):
     def __post_init__(self) -> None:
         for entry in self.manifest.shards:
             if not NAME.fullmatch(entry.name) or not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
-                url = without_password(self.tars)
-                raise ShardError(f"'{url}': the manifest's entry '{entry.name}' has an unsafe name or an invalid sha256")
+                raise ShardError(f"'{self.tars}': the manifest's entry '{entry.name}' has an unsafe name or an invalid sha256")
         largest = max(entry.bytes for entry in self.manifest.shards)
         if largest > self.cache.limit:
             raise UserError(f"data.cache_gb: {self.cache.limit / 1e9:g} is less than the largest shard, {largest / 1e9:.2g} GB")
 
     def where(self, shard: int) -> str:
-        return without_password(address(self.tars, self._entry(shard).name))
+        return address(self.tars, self._entry(shard).name)
 
     def advice(self) -> str:
         """No advice: the shard was fetched again, so it is also damaged at its source."""
@@ -85,6 +86,8 @@ def address(source: str, name: str) -> str:
 
 def open_shards(source: str, key: str = "shards", cache: Cache | None = None) -> Shards:
     """Local or remote shards: a folder or a brace pattern, on disk or at a URL, or a command with {}."""
+    if HIDDEN in source:
+        raise UserError(f"{key}: '{source}' has *** where a user name and a password were; give the whole URL: --{key}=...")
     if not is_remote(source):
         if local.is_url(source) and not Path(source).exists():
             known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
@@ -106,7 +109,7 @@ def open_shards(source: str, key: str = "shards", cache: Cache | None = None) ->
 def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
     """A process fetches a manifest once. Its indexes stay in the cache, in a folder named by the manifest's sha256."""
     try:
-        text = download_bytes(address(source, "manifest.json"), "the manifest")
+        text = download_bytes(address(source, "manifest.json"), "the manifest", local.MAX_MANIFEST)
         folder = cache.folder / "indexes" / hashlib.sha256(text).hexdigest()[:32]
         folder.mkdir(parents=True, exist_ok=True)
         with locked(cache.folder / "locks" / folder.name):
@@ -114,7 +117,7 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
             manifest = _manifest(source, folder, key)
             shards = RemoteShards(folder, manifest, tars=_tars(source, manifest.tars), cache=cache)
             with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda entry: _fetch_index(source, folder, entry), shards.manifest.shards))
+                list(pool.map(lambda entry: _fetch_index(source, folder, entry, manifest), shards.manifest.shards))
     except ShardError as error:
         raise ShardError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from None
     return shards
@@ -124,7 +127,7 @@ def _manifest(source: str, folder: Path, key: str) -> Manifest:
     try:
         return local.read_manifest(folder, key)
     except ShardError as error:  # its message names a file of the cache
-        raise ShardError(f"'{without_password(address(source, 'manifest.json'))}' is not a manifest: {error}") from None
+        raise ShardError(f"'{address(source, 'manifest.json')}' is not a manifest: {error}") from None
 
 
 def _tars(source: str, stated: str | None) -> str:
@@ -132,26 +135,21 @@ def _tars(source: str, stated: str | None) -> str:
     if not stated or local.is_url(stated):
         return stated or source
     if not FOLDER.fullmatch(stated):
-        raise ShardError(
-            f"the manifest of '{without_password(source)}': the folder of tars '{stated}' is not a safe relative path"
-        )
+        raise ShardError(f"the manifest of '{source}': the folder of tars '{stated}' is not a safe relative path")
     return address(source, f"{stated.strip('/')}/{{}}") if source.startswith("pipe:") else address(source, stated)
 
 
-def _fetch_index(source: str, folder: Path, entry: ShardEntry) -> None:
+def _fetch_index(source: str, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
     """Saves an index under its name after it was checked."""
     path = folder / index_name(entry.name)
     with suppress(ShardError):  # missing or damaged
-        Index(path).check()
+        Index(path, entry.samples).check()
         return
     url = address(source, path.name)
-    temporary = path.with_suffix(".new")
-    write_whole(temporary, download_bytes(url, "the index"))
+    temporary = path.with_suffix(f".{secrets.token_hex(4)}.new")  # other processes may do the same where locks do not work
+    write_whole(temporary, download_bytes(url, "the index", largest_index(entry, manifest)))
     try:
-        index = Index(temporary)
-        index.check()
+        Index(temporary, entry.samples).check()
     except ShardError as error:
-        raise ShardError(f"the index '{without_password(url)}': {error}") from None
-    if len(index) != entry.samples:
-        raise ShardError(f"the index '{without_password(url)}' lists {len(index)} samples, but the manifest says {entry.samples}")
+        raise ShardError(f"the index '{url}': {error}") from None
     temporary.replace(path)

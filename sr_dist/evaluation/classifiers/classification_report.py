@@ -53,6 +53,15 @@ def write(out: Path, report: ClassificationReport, batches: Batches) -> dict[str
     return tree
 
 
+def reported_weights(out: Path) -> str | None:
+    """The sha256 of the weights that a report in this folder is about; None without one. Those of a run that was trained again in
+    its folder are others."""
+    try:
+        return json.loads((out / "classification.json").read_bytes())["weights"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def markdown(tree: Mapping[str, Any]) -> str:
     weights = tree["weights"]
     lines = [f"# {tree['run']}", "", f"Step {weights['step']}, {tree['n']} images: {tree['data']}.", ""]

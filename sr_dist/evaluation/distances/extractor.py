@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sr_dist.core import plugins
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.files import sha256
 from sr_dist.models import pretrained, trained
+from sr_dist.models.verified import digest
 
 SIDE = 299
 INCEPTION = {"clean": "inception-2015-12-05.pt", "legacy_pytorch": "pt_inception-2015-12-05-6726825d.pth"}
@@ -89,7 +90,7 @@ def inception(resize: str, device: torch.device) -> Extractor:
     """The FID Inception."""
     path = pretrained.find(INCEPTION[resize], "fid")
     network = _inception(path) if resize == "clean" else _pytorch_inception(path)
-    return Extractor("inception", sha256(path), resize, _inference(network, device, "fid", path), device)
+    return Extractor("inception", digest(path), resize, _inference(network, device, "fid", path), device)
 
 
 def open_extractor(path: str | None, device: torch.device, resize: str = "clean") -> Extractor | None:
@@ -102,14 +103,18 @@ def open_extractor(path: str | None, device: torch.device, resize: str = "clean"
 
 
 def torchscript(path: Path, resize: str, device: torch.device) -> Extractor:
-    """A TorchScript file: (B, 3, 299, 299) in [0, 255] -> (B, width). Runs it once, so that errors are reported at once."""
+    """A TorchScript file: (B, 3, 299, 299) in [0, 255] -> (B, width). Runs it once, so that errors are reported at once.
+
+    Its code runs. It is called in evaluation mode; nothing else is promised, as such a file may read and write any other.
+    """
+    plugins.note_foreign_code("extractor", path)
     try:
         with _without_deprecation():
             network = torch.jit.load(str(path), map_location="cpu")
     except Exception as problem:
         raise UserError(f"extractor: '{path}' is not a TorchScript file: {first_line(problem)}") from None
     about = {"network": "a TorchScript file"}
-    extractor = Extractor(path.stem, sha256(path), resize, _inference(network, device, "extractor", path), device, about)
+    extractor = Extractor(path.stem, digest(path), resize, _inference(network, device, "extractor", path), device, about)
     extractor.whole(torch.linspace(0, 1, 2 * 3 * SIDE * SIDE).view(2, 3, SIDE, SIDE))
     return extractor
 
@@ -125,7 +130,7 @@ def classifier_extractor(path: str, device: torch.device) -> Extractor:
     def features(images: Tensor) -> Tensor:
         return classifier.features(images / 255)
 
-    return Extractor(classifier.name, sha256(classifier.file), None, features, device, about, resize)
+    return Extractor(classifier.name, classifier.sha256, None, features, device, about, resize)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -91,13 +90,12 @@ class References:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes())
-                content = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or damaged: computed again
+                rows, images, n, mean, scatter = (arrays[name] for name in ("rows", "images", "n", "mean", "scatter"))
+        except Exception:  # absent, or damaged, on which zipfile and numpy fail in many ways: computed again
             return None
         refuse_unknown(header, FORMAT, path, "cache", REMOVE)
         refuse_other_features({key: value for key, value in header.items() if key not in STAMP}, expected, path)
-        moments = Moments(int(content["n"]), content["mean"], content["scatter"])
-        return Reference(content["rows"], content["images"], moments)
+        return Reference(rows, images, Moments(int(n), mean, scatter))
 
 
 def refuse_other_features(header: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:

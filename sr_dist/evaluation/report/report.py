@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sr_dist.core.files import write_whole
 from sr_dist.core.formats import stamp
+from sr_dist.core.outputs import write_output
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.classifiers.attributes import attribute_report, ranking
 from sr_dist.evaluation.distances.features import Estimate
@@ -23,6 +23,8 @@ from sr_dist.evaluation.report.attribute_tables import Table, tables
 from sr_dist.evaluation.scoring import Scores
 
 FORMAT = 1  # of report.json; 0.1.0 wrote no number
+REPORT = "report.json"
+FILES = ("images.jsonl", "report.md", "report.html", REPORT)  # in the order in which they are written
 LIBRARIES = ("torch", "torchmetrics", "lpips", "clean-fid", "numpy", "scipy", "pillow")
 
 
@@ -37,6 +39,7 @@ class Report:
     metrics: Metrics
     notes: list[str]  # how images were changed before they were scored
     portion: Portion | None = None  # of the data
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # digest of the images, degradation
 
     @cached_property
     def methods(self) -> dict[str, dict[str, float | None]]:
@@ -112,8 +115,7 @@ class Report:
         """The extractor whose features the distances compare."""
         if not self.metrics.extractor:
             return {}
-        key = f"fd_{self.metrics.extractor.name}" if self.metrics.foreign else "fid"
-        return {key: {**self.metrics.extractor.describe(), "n": len(self.names), "input": "8-bit images"}}
+        return {self.metrics.extractor_key: {**self.metrics.extractor.describe(), "n": len(self.names), "input": "8-bit images"}}
 
     def protocol_tree(self) -> dict[str, Any]:
         return {**self.protocol.describe(), **self.image_conditions, **self.set_conditions}
@@ -125,6 +127,7 @@ class Report:
             "data": self.data,
             "portion": self.portion.describe() if self.portion else None,
             "n": len(self.names),
+            "inputs": self.inputs,
             "notes": self.notes,
             "methods": self.methods,
             "distances": {column: asdict(distance) for column, distance in self.scores.distances.items()},
@@ -182,8 +185,9 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
 
 def write(out: Path, report: Report, markdown: str, page: str) -> None:
     """Writes the four files. report.json is the last: it marks a complete report."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "images.jsonl", "".join(json.dumps(row) + "\n" for row in report.scores.rows).encode())
-    write_whole(out / "report.md", (markdown + "\n").encode())
-    write_whole(out / "report.html", page.encode())
-    write_whole(out / "report.json", (json.dumps(report.tree(), indent=1, allow_nan=False) + "\n").encode())
+    texts = (
+        "".join(json.dumps(row) + "\n" for row in report.scores.rows), markdown + "\n", page,
+        json.dumps(report.tree(), indent=1, allow_nan=False) + "\n",
+    )  # fmt: skip
+    for name, text in zip(FILES, texts, strict=True):
+        write_output(out / name, text.encode(errors="backslashreplace"), "out")  # names of files may be no text

@@ -11,14 +11,15 @@ import os
 import re
 import shlex
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL.Image import Image
 
+from sr_dist.core import config
 from sr_dist.core.errors import first_line
-from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID
+from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID, run_id
 from sr_dist.recipe.columns import better_direction
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.tracker import Row
@@ -136,11 +137,12 @@ class WandbTracker:
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n")
         environment = json.loads(about.read_text()) if about.is_file() else {}
+        more = {"environment": environment, "run_id": run_id(self._folder)}
         timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", START))
         wandb.teardown()  # a failed attempt would hold the id
         run = wandb.init(
             project=recipe.log.project, name=recipe.name, dir=str(self._folder), mode=mode,
-            id=id_file.read_text().strip(), resume="allow", config={**recipe.model_dump(mode="json"), "environment": environment},
+            id=id_file.read_text().strip(), resume="allow", config={**config.plain(recipe), **more},
             settings=wandb.Settings(init_timeout=timeout, finish_timeout=FINISH, silent=True),
         )  # fmt: skip
         self._next = run._starting_step  # `run.step` says 0 until the first row
@@ -183,5 +185,8 @@ class WandbTracker:
             self._info(f"W&B stopped answering ({first_line(problem)}); training goes on, metrics.jsonl has everything")
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Row by row: a long run has millions."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            yield from map(json.loads, file)

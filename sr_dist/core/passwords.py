@@ -1,0 +1,37 @@
+"""Hides the user names and passwords of URLs in everything that a command writes: messages, logs, files, trackers.
+
+    https://me:secret@host/data  ->  https://***@host/data
+
+`UserError`, `first_line`, `config.plain`, `cli.run` (for `sys.argv`) and the logger call this, so that no caller has to.
+Only what opens a URL uses it whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+HIDDEN = "://***@"
+USER_INFO = re.compile(r"://[^\s/?#]*@")
+
+
+def without_passwords(text: str) -> str:
+    return USER_INFO.sub(HIDDEN, text)
+
+
+def tree_without_passwords(tree: Any) -> Any:
+    """The same for all keys and values of nested sections and lists."""
+    if isinstance(tree, dict):
+        return {tree_without_passwords(key): tree_without_passwords(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [tree_without_passwords(value) for value in tree]
+    return without_passwords(tree) if isinstance(tree, str) else tree
+
+
+def _hide_in_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_passwords(record.getMessage()), ()
+    return True
+
+
+logging.getLogger("sr_dist").addFilter(_hide_in_record)  # all of the package's records are logged directly to this logger

@@ -1,0 +1,31 @@
+"""The most pixels that an image may have, when shards are built and when images are read, and how one is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, ImageFile
+
+MAX_PIXELS = 200_000_000
+
+
+def open_image(file: Path | IO[bytes]) -> ImageFile.ImageFile:
+    """An image whose header was read. Pillow's own limits, a warning and an error at other sizes, are replaced by ours."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        image = Image.open(file)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    try:
+        check_pixels(*image.size)
+    except Image.DecompressionBombError:
+        image.close()
+        raise
+    return image
+
+
+def check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{width} x {height} is more than {MAX_PIXELS} pixels")

@@ -1,0 +1,92 @@
+"""The folder of a report. A report may replace one that it covers: the same question with as many images, methods and metrics."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sr_dist.core.formats import REMOVE, refuse_unknown
+from sr_dist.evaluation.report.report import FILES, FORMAT, REPORT
+
+Tree = Mapping[str, Any]  # of a report, or of a planned one: the same keys, methods as a list, and `columns`
+
+
+def free_folder(folder: Path, planned: Tree, identity: str) -> Path:
+    """The folder, or FOLDER-2, FOLDER-3, ...: the first one where nothing is lost."""
+    if is_free(folder, planned, identity):
+        return folder
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(other for other in others if is_free(other, planned, identity))
+
+
+def is_free(folder: Path, planned: Tree, identity: str) -> bool:
+    """Whether the planned report may be written there. Without report.json, other files are of this evaluation or foreign."""
+    if (folder / REPORT).exists():
+        return covers(planned, read_report(folder))
+    return (folder / ".partial" / identity).is_dir() or not any((folder / name).exists() for name in FILES)
+
+
+def read_report(folder: Path) -> Any:
+    """The tree of a report, or None for another file of that name. An unknown format is refused."""
+    path = folder / REPORT
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if isinstance(tree, dict):
+        refuse_unknown(tree, FORMAT, path, "out", REMOVE)
+    return tree
+
+
+def covers(planned: Tree, old: Any) -> bool:
+    """Whether nothing of the old report is missing from the planned one. Reports of 0.1.0 do not state everything."""
+    try:
+        values = old.get("methods", {})
+        return (
+            all(old[key] == planned[key] for key in ("data", "portion"))
+            and _has_images(planned, old)
+            and all(_is_same(value, planned["protocol"].get(key)) for key, value in old["protocol"].items())
+            and values.keys() <= set(planned["methods"])
+            and {name for row in values.values() for name, value in row.items() if value is not None} <= set(planned["columns"])
+            and all(_weights(old, kind) <= _weights(planned, kind) for kind in ("sources", "attributes"))
+        )
+    except (AttributeError, KeyError, TypeError):  # a file of another program
+        return False
+
+
+def _has_images(planned: Tree, old: Tree) -> bool:
+    """The same images, or more of the same data, as without --limit."""
+    inputs, n = {**planned["inputs"], **old.get("inputs", {})}, old.get("n", 0)
+    return inputs["degradation"] == planned["inputs"]["degradation"] and (
+        n < planned["n"] or (n == planned["n"] and inputs == planned["inputs"])
+    )
+
+
+def _is_same(old: Any, planned: Any) -> bool:
+    """A condition of the numbers. A report adds to that of an extractor how many images it saw."""
+    return planned.items() <= old.items() if isinstance(old, dict) and isinstance(planned, dict) else old == planned
+
+
+def _weights(tree: Tree, kind: str) -> set[tuple[str, str]]:
+    return {(name, about["sha256"]) for name, about in tree.get(kind, {}).items()}
+
+
+def summary(folder: Path) -> str:
+    """A report in the words of a note."""
+    tree = read_report(folder)
+    return f"report of {tree['n']} images" if isinstance(tree, dict) and "n" in tree else "file of another program"
+
+
+def move_away(folder: Path) -> str:
+    """Moves the files of a report to FOLDER-2, ...: -> a note about it."""
+    text, numbers = summary(folder), itertools.count(2)
+    target = next(other for number in numbers if not (other := folder.with_name(f"{folder.name}-{number}")).exists())
+    target.mkdir()
+    for name in FILES:
+        if (folder / name).exists():
+            os.rename(folder / name, target / name)
+    return f"note: the {text} in '{folder}' is now in '{target}', because this one has other images, metrics or weights"

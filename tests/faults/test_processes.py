@@ -1,0 +1,200 @@
+"""Processes end when they should, with a word, and only then."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from processes import environment, finish, finish_with, kill, last_step, launch, run, small_gan, start, trainers, wait_for
+
+from sr_dist.training import classification
+from sr_dist.training.stop_request import StopRequest
+
+FOLDER = Path(__file__).parent
+
+
+def words(shards: Path, runs: Path, **more: object) -> list[str]:
+    return small_gan(shards, runs, **{"steps": 100_000, "data.batch": 4, "save_every": "none", **more})
+
+
+# ---- variables of a launcher that is not there
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        ({"RANK": "1"}, "RANK: it is 1, but WORLD_SIZE is not set; "),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK: it is 1, but WORLD_SIZE is not set; "),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE: it is 2, but RANK is not set; "),
+        ({"RANK": "abc"}, "RANK: 'abc' is not a number; "),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE: 'many' is not a number; "),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK: it is 2, but WORLD_SIZE is 2; "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_left_over_variables_are_refused_with_a_line(variables, text, photo_shards, tmp_path):
+    _, err = run(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=1), expect=2, **variables)
+    assert [line for line in err.splitlines() if "error" in line or "Traceback" in line] == [
+        line for line in err.splitlines() if text in line
+    ]
+    assert "unset " in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_is_printed_whatever_the_variables_say():
+    _, err = run(0, "sr_dist.train", "nothing.yaml", expect=2, LOCAL_RANK="1")
+    assert err.startswith("error: ")
+
+
+def test_variables_of_one_process_are_accepted(photo_shards, tmp_path):
+    """Some clusters set these without a launcher, and accelerate writes -1 for none."""
+    run(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=1), RANK="0", WORLD_SIZE="1", LOCAL_RANK="-1")
+
+
+# ---- signals
+
+
+def test_a_closed_terminal_saves_like_sigterm(photo_shards, tmp_path):
+    """With a loader worker, which gets the signal too."""
+    process = start(0, "sr_dist.train", *words(photo_shards, tmp_path, data__workers=1))
+    wait_for(lambda: last_step(tmp_path / "run") >= 2, process)
+    kill(process, signal.SIGHUP)
+    code, out, err = finish(process)
+    assert (code, "(SIGHUP); the same command continues" in out) == (0, True), err
+    assert (tmp_path / "run" / "PREEMPTED").exists() and list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        request = StopRequest(tmp_path)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not request.pending()
+        request.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_at_start_up_is_one_line():
+    _, err = run(0, "interrupted", "recipe.yaml", expect=130, cwd=FOLDER)
+    assert err == "interrupted\n"
+
+
+# ---- ranks end with their launcher
+
+
+def ends_within(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("variables", "ends"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, True),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "STUBBORN": "yes"}, True),
+        ({}, False),
+    ],
+    ids=["accelerate", "one of two ranks that waits for the other", "a shell"],
+)
+def test_a_rank_ends_with_its_launcher_and_a_command_does_not_end_with_its_shell(variables, ends):
+    line = [sys.executable, str(FOLDER / "orphan.py")]
+    out = subprocess.run(line, env=environment(**variables), capture_output=True, text=True, start_new_session=True).stdout
+    pid = int(out)
+    try:
+        assert ends_within(pid, 10 if ends else 2.5) == ends
+    finally:
+        if not ends:
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_rank_whose_launcher_is_killed_saves_and_ends(photo_shards, tmp_path):
+    process = launch(1, "sr_dist.train", *words(photo_shards, tmp_path))
+    wait_for(lambda: last_step(tmp_path / "run") >= 2, process)
+    rank = trainers(process)[0]
+    process.kill()
+    ended = ends_within(rank.pid, 10)
+    if not ended:
+        rank.kill()
+    process.communicate()
+    assert ended
+    assert (tmp_path / "run" / "PREEMPTED").exists()
+
+
+# ---- the watchdog
+
+
+@pytest.mark.parametrize("fault", ["none", "folder removed", "file for a folder", "stderr closed", "nobody reads stderr"])
+def test_the_watchdog_ends_a_rank_that_hangs_whatever_fails(fault, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    line = [sys.executable, str(FOLDER / "hanging.py"), str(folder), fault]
+    process = subprocess.Popen(line, env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.wait(timeout=20) == 1
+        if "stderr" not in fault:
+            assert "rank 0 made no progress for 0.4 s: the last step" in process.stderr.read()
+    finally:
+        process.kill()
+        process.stderr.close()
+
+
+@pytest.mark.slow
+def test_two_ranks_of_which_one_stands_still_end_although_their_folder_is_gone(photo_shards, tmp_path):
+    folder, command = tmp_path / "run", words(photo_shards, tmp_path, hang_timeout=4)
+    process = start(2, "sr_dist.train", *command)
+    wait_for(lambda: last_step(folder) >= 3, process)
+    trainers(process)[1].send_signal(signal.SIGSTOP)
+    shutil.rmtree(folder)
+    code, _, err = finish(process)
+    assert (code, "rank 0 made no progress for 4 s: " in err) == (1, True), err
+
+
+class Beats:
+    def __init__(self):
+        self.count = 0
+
+    def beat(self, activity):
+        self.count += 1
+
+
+def test_the_report_of_a_classifier_feeds_the_watchdog_between_batches(monkeypatch):
+    """Three batches: the watchdog hears of each, and the report is not given up."""
+    from types import SimpleNamespace as Some
+
+    def three_batches(*_, give_up=lambda: False, **__):
+        assert not any(give_up() for _ in range(3))
+        raise InterruptedError
+
+    beats = Beats()
+    classifier = Some(file=Path("runs/c/checkpoints/0000001/x"), labels=None, to=lambda device: None)
+    monkeypatch.setattr(classification, "_report_images", lambda run: (np.zeros(3), "three images"))
+    monkeypatch.setattr(classification.trained, "open_classifier", lambda *_: classifier)
+    monkeypatch.setattr(classification, "classify_all", three_batches)
+    with pytest.raises(InterruptedError):
+        classification.report(Some(recipe=Some(folder=Path("nothing")), device="cpu", watchdog=beats))
+    assert beats.count >= 3
+
+
+# ---- one rank fails
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "second"), [("mistake", "UserError: name: no"), ("ours", "RuntimeError: no")])
+def test_where_the_first_rank_fails_alone_no_rank_waits_for_it(kind, second):
+    out, _ = finish_with(0, start(2, "first_fails", kind, cwd=FOLDER))
+    first = {"mistake": "UserError: name: no", "ours": "ZeroDivisionError: no"}[kind]
+    assert {f"rank 0: {first}", f"rank 1: {second}"} <= set(out.splitlines())
