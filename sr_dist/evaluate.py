@@ -18,7 +18,7 @@ from sr_dist.core.plugins import PACKAGES
 from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import PARTS, Portion
 from sr_dist.evaluation.presets import BASELINES, PROTOCOLS
-from sr_dist.recipe.sections import Split
+from sr_dist.recipe.sections import Count, Split
 
 FIRST_METRICS = ("psnr", "ssim", "lpips", "fid", "kid")  # the order of columns; the others follow
 
@@ -50,7 +50,7 @@ class Evaluate(Settings):
     """The data.split of a recipe, for --part."""
     part: Literal["training", "validation", "test"] | None = None
     """The part of the split to score."""
-    select: Annotated[dict[str, Positive], BeforeValidator(parse_section)] = {}
+    select: Annotated[dict[str, Count], BeforeValidator(parse_section)] = {}
     """A selection of samples, as data.select of a recipe."""
     limit: OptionalPositive = None
     """Score only the first N images."""

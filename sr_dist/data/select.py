@@ -4,6 +4,7 @@ hashes, so they are the same on every machine, in any order and in any number of
     {each_class: 180}                        180 samples of every class
     {Eyeglasses: 13000, rest: 27000}         13,000 with the attribute, 27,000 of all others
     {tench: 100, chow: 100}                  two classes
+    {Wearing_Hat: at most 10000, rest: 15000}    all that there are, if they are fewer
 
 A sample that fits several groups counts for the first.
 
@@ -21,17 +22,17 @@ import numpy as np
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.data.format import Shards, attribute_values
 from sr_dist.recipe.labels import CLASS, Labels
-from sr_dist.recipe.sections import Data
+from sr_dist.recipe.sections import Count, Data, at_most
 
 PARTS = ("training", "validation", "test")
-Group = tuple[str, int, np.ndarray]  # name, count, and a mask of the samples that fit
+Group = tuple[str, Count, np.ndarray]  # name, count, and a mask of the samples that fit
 
 
 @dataclass(frozen=True)
 class Portion:
     """The samples of `select` that are in one part of a split. By default all samples."""
 
-    select: Mapping[str, int] = field(default_factory=dict)
+    select: Mapping[str, Count] = field(default_factory=dict)
     split: tuple[float, ...] = ()
     part: int = 0
     key: str = "data.select"  # the recipe key in errors
@@ -74,19 +75,40 @@ def part_of(hashes: np.ndarray, split: Sequence[float]) -> np.ndarray:
 
 def selected_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
     """The rows of every shard that `select` names, in tar order."""
-    starts = _starts(shards)
+    starts, (taken, _) = _starts(shards), _select(shards, portion)
+    return [np.flatnonzero(taken[low:high]) for low, high in zip(starts[:-1], starts[1:], strict=True)]
+
+
+def short_groups(shards: Shards, portion: Portion) -> Iterator[str]:
+    """The groups that have fewer samples than `at most N` allows, one line each."""
+    limits = {name: at_most(count) for name, count in portion.select.items()}
+    if not any(limits.values()):
+        return
+    for name, count in _select(shards, portion)[1].items():  # each_class has a group per class
+        limit = limits.get(name.partition(" (")[0])
+        if limit and count < limit:
+            yield f"{portion.key}.{name}: {count:,} samples, which are all (at most {limit:,})"
+
+
+def _select(shards: Shards, portion: Portion) -> tuple[np.ndarray, dict[str, int]]:
+    """A mask of all samples, and how many each group has."""
     hashes, keys, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
     by_hash = np.lexsort((keys, hashes))  # samples with equal contents are sorted by key
 
     free = np.ones(len(hashes), bool)
     taken = np.zeros(len(hashes), bool)
+    counts: dict[str, int] = {}
     for name, count, fits in _groups(shards, portion, classes, attributes):
         candidates = by_hash[(fits & free)[by_hash]]
-        if len(candidates) < count:
-            raise UserError(f"{portion.key}.{name}: {count} samples wanted, {len(candidates)} are there")
-        taken[candidates[:count]] = True
+        limit = at_most(count)
+        if limit is None and len(candidates) < int(count):
+            raise UserError(
+                f"{portion.key}.{name}: {count} samples wanted, but there are {len(candidates)}; 'at most {count}' takes these"
+            )
+        taken[candidates[: limit or int(count)]] = True
+        counts[name] = min(len(candidates), limit or int(count))
         free &= ~fits
-    return [np.flatnonzero(taken[low:high]) for low, high in zip(starts[:-1], starts[1:], strict=True)]
+    return taken, counts
 
 
 def _columns(shards: Shards) -> Iterator[tuple[np.ndarray, ...]]:

@@ -9,6 +9,7 @@ from sr_dist.data.crops import DataSet
 from sr_dist.data.loader import Loader
 from sr_dist.data.remote.cache import Cache
 from sr_dist.data.remote.sources import RemoteShards
+from sr_dist.data.select import short_groups
 
 SAME_FILES = "they read the same files at the same time, which slows down a network disk, but not a local one"
 
@@ -17,6 +18,7 @@ def startup_lines(loader: Loader) -> Iterator[str]:
     data_sets = loader.source.data_sets
     for source, data_set, weight in zip(loader.data.sources, data_sets, loader.source.mix.weights, strict=True):
         yield f"data: {_epochs(loader, source, data_set, weight)}"
+        yield from short_groups(data_set.reader.shards, data_set.portion)
     yield f"data: {_bytes_to_read(loader)}"
     if loader.source.substitute:
         for data_set in data_sets:

@@ -6,6 +6,7 @@ A run writes all of it, defaults included, into its `recipe.yaml`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction as Ratio
 from pathlib import Path
@@ -29,6 +30,20 @@ def _sums_to_one(split: tuple[float, ...]) -> tuple[float, ...]:
     return split
 
 
+def _count(value: Any) -> Any:
+    text = str(value).strip()
+    if not re.fullmatch(r"(at most )?[1-9][0-9]*", text):
+        raise ValueError(f"'{value}' is neither a number of samples nor 'at most N'")
+    return text if text.startswith(AT_MOST) else int(text)
+
+
+def at_most(count: int | str) -> int | None:
+    """N of `at most N`; None for an exact number."""
+    return int(count.removeprefix(AT_MOST)) if isinstance(count, str) else None
+
+
+AT_MOST = "at most "
+Count = Annotated[int | str, BeforeValidator(_count)]  # of samples
 Split = Annotated[tuple[Share, ...], AfterValidator(_sums_to_one)]  # into training, validation and test
 
 
@@ -103,9 +118,10 @@ class Data(Settings):
     """Shards, or a folder of images."""
     validation_limit: Annotated[Positive | None, Absent] = None
     """Use only the first N validation images."""
-    select: dict[str, Positive] = {}
-    """Sample counts per class, per attribute, for `each_class` or for the `rest`, selected by content hash."""
-    balance: dict[str, tuple[Positive, Positive]] = {}
+    select: dict[str, Count] = {}
+    """Sample counts per class, per attribute, for `each_class` or for the `rest`, selected by content hash. `at most N` takes
+    all samples where there are fewer."""
+    balance: dict[str, tuple[Count, Count]] = {}
     """One attribute with two counts: samples with it and samples without it, selected by content hash."""
     split: Split = ()
     """Shares of data.train for training, validation and test, selected by content hash."""

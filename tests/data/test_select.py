@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sr_dist.core import config
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import Manifest, ShardEntry, Shards, attribute_bits, index_bytes, open_shards
-from sr_dist.data.select import Portion, selected_rows
+from sr_dist.data.select import Portion, portion_of, selected_rows, short_groups
+from sr_dist.evaluate import Evaluate
+from sr_dist.recipe.sections import Recipe
 
 CLASSES, ATTRIBUTES = ("chow", "tench"), ("Eyeglasses", "Smiling")
 
@@ -87,11 +91,13 @@ def test_a_sample_that_fits_two_lines_counts_for_the_first(tmp_path):
 
 
 def test_more_than_there_are_is_refused_with_both_numbers(tmp_path):
-    with pytest.raises(UserError, match=r"^data\.select\.tench: 16 samples wanted, 15 are there$"):
+    with pytest.raises(UserError, match=r"^data\.select\.tench: 16 samples wanted, but there are 15; 'at most 16' takes these$"):
         selected(tmp_path, SAMPLES, {"tench": 16})
-    with pytest.raises(UserError, match=r"^data\.select\.each_class \(chow\): 16 samples wanted, 15 are there$"):
+    with pytest.raises(
+        UserError, match=r"^data\.select\.each_class \(chow\): 16 samples wanted, but there are 15; 'at most 16' takes these$"
+    ):
         selected(tmp_path, SAMPLES, {"each_class": 16})
-    with pytest.raises(UserError, match=r"^data\.select\.rest: 21 samples wanted, 20 are there$"):
+    with pytest.raises(UserError, match=r"^data\.select\.rest: 21 samples wanted, but there are 20; 'at most 21' takes these$"):
         selected(tmp_path, SAMPLES, {"Eyeglasses": 1, "rest": 21})
 
 
@@ -126,6 +132,50 @@ def test_shards_without_any_chosen_sample_have_an_empty_list(tmp_path):
     rows = selected_rows(shards_of(tmp_path, SAMPLES), Portion({"tench": 1}))
     assert sum(len(part) for part in rows) == 1
     assert len(rows) == 8
+
+
+def test_at_most_takes_all_where_there_are_fewer(tmp_path):
+    """15 samples of each class, and 10 with glasses."""
+    shards = shards_of(tmp_path, SAMPLES)
+    for select, exact in (
+        ({"tench": "at most 16"}, {"tench": 15}),
+        ({"tench": "at most 7"}, {"tench": 7}),
+        ({"each_class": "at most 400"}, {"each_class": 15}),
+        ({"Eyeglasses": "at most 13000", "rest": 5}, {"Eyeglasses": 10, "rest": 5}),
+        ({"Eyeglasses": 1, "rest": "at most 21"}, {"Eyeglasses": 1, "rest": 20}),
+    ):
+        rows, expected = (selected_rows(shards, Portion(counts)) for counts in (select, exact))
+        assert [list(own) for own in rows] == [list(own) for own in expected]
+    portion = Portion({"Eyeglasses": "at most 13000", "tench": "at most 2", "rest": 1})
+    assert list(short_groups(shards, portion)) == ["data.select.Eyeglasses: 10 samples, which are all (at most 13,000)"]
+    assert list(short_groups(shards, Portion({"each_class": "at most 16"}))) == [
+        f"data.select.each_class ({name}): 15 samples, which are all (at most 16)" for name in ("chow", "tench")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "counts"),
+    [
+        ("classifier_hat", {"Wearing_Hat": 9818, "rest": 15000}),
+        ("esrgan_eyeglasses_hat_16to64", {"Eyeglasses": 13000, "Wearing_Hat": 9418, "rest": 17000}),  # 400 hats count as glasses
+    ],
+)
+def test_the_recipes_with_hats_select_from_the_counts_of_celeba(tmp_path, recipe, counts):
+    """13,193 faces with glasses and 9,818 with a hat, as in the study's tables, 400 with both; 36,000 faces with neither."""
+    faces = [(f"{i}", 0, i < 13193, 12793 <= i < 12793 + 9818) for i in range(13193 + 9418 + 36000)]
+    shards = shards_of(tmp_path, faces, per_shard=20000)
+    shards = replace(shards, manifest=shards.manifest.model_copy(update={"attributes": ("Eyeglasses", "Wearing_Hat")}))
+    data = config.typed(Recipe, config.read(Path(__file__).parents[2] / "configs" / f"{recipe}.yaml")).data
+    portion = replace(portion_of(data), split=())
+    assert sum(map(len, selected_rows(shards, portion))) == sum(counts.values())
+    limit = f"{portion.key}.Wearing_Hat: {counts['Wearing_Hat']:,} samples, which are all (at most 10,000)"
+    assert list(short_groups(shards, portion)) == [limit]
+
+
+@pytest.mark.parametrize("count", ["0", "-3", "at most 0", "at most", "at least 3", "3.5", "at most 3 of them"])
+def test_a_count_is_a_number_or_at_most_a_number(count):
+    with pytest.raises(UserError, match=rf"^select\.tench: '{count}' is neither a number of samples nor 'at most N'$"):
+        config.typed(Evaluate, {"methods": "bicubic", "data": "d", "scale": "2", "select": {"tench": count}})
 
 
 def test_real_shards_in_another_order_give_the_same_selection(photos, photo_shards, tmp_path):

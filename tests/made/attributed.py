@@ -7,7 +7,7 @@ from pathlib import Path
 from shards.items import Item, Listing
 from sr_dist.core.config import Settings
 
-ATTRIBUTES = ["Eyeglasses", "Male", "Smiling", "Wearing_Hat"]
+ATTRIBUTES = ["Eyeglasses", "Male", "Smiling", "Wearing_Hat", "No_Beard"]
 
 
 class Config(Settings):

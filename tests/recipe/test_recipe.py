@@ -209,7 +209,7 @@ def test_a_missing_folder_in_a_mix_is_named(refused, photo_shards):
     ("options", "message"),
     [
         ({"data.select": "{cat: 2}"}, "data.select.cat: no class or attribute of that name; did you mean 'cats'?"),
-        ({"data.select": "{cats: 200}"}, "data.select.cats: 200 samples wanted, 8 are there"),
+        ({"data.select": "{cats: 200}"}, "data.select.cats: 200 samples wanted, but there are 8; 'at most 200' takes these"),
         ({"data.balance": "{Hat: [2, 2]}"}, "data.balance.Hat: no class or attribute of that name"),
     ],
 )

@@ -198,6 +198,6 @@ def test_fine_tuning_trains_the_trunk_alone():
 def test_a_recipe_with_a_classifier_in_its_loss_never_trains_on_its_test_images(path):
     """Splits use one hash, so they are nested: the test part of the generator lies in the test part of the classifier."""
     users = [p for p in RECIPES if f"runs/{path.stem}" in p.read_text().split("objective:")[-1] and "split" in p.read_text()]
-    assert users or path.stem == "classifier_male_smiling"
+    assert users or path.stem in ("classifier_male_smiling", "classifier_beard")  # no generator listens to them
     for user in users:
         assert read(user).data.split[-1] <= read(path).data.split[-1]
