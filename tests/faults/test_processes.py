@@ -180,7 +180,7 @@ def test_the_report_of_a_classifier_feeds_the_watchdog_between_batches(monkeypat
         raise InterruptedError
 
     beats = Beats()
-    classifier = Some(file=Path("runs/c/checkpoints/0000001/x"), labels=None, to=lambda device: None)
+    classifier = Some(file=Path("runs/c/checkpoints/0000001/x"), labels=None, sha256="0", to=lambda device: None)
     monkeypatch.setattr(classification, "_report_images", lambda run: (np.zeros(3), "three images"))
     monkeypatch.setattr(classification.trained, "open_classifier", lambda *_: classifier)
     monkeypatch.setattr(classification, "classify_all", three_batches)
