@@ -132,7 +132,7 @@ def read(path: str | Path) -> Tree:
             raise UserError(f"it has {path.stat().st_size} bytes; a recipe has at most {LARGEST}")
         tree = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        names = [str(path.parent / p.name) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        names = [str(folder / p.name) for folder in {path.parent, Path("configs")} for p in folder.glob("*.yaml")]
         raise UserError(f"no recipe '{path}'{nearest(str(path), names)}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"'{path}' cannot be read: {problem}") from None

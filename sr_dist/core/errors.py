@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from sr_dist.core.passwords import without_passwords
 
@@ -22,7 +23,7 @@ class UserError(ValueError):
 
 def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
     """The end of an error message: `; did you mean 'srugan'?`, or the names to choose from."""
-    allowed = sorted(set(allowed))
+    allowed = sorted({name for name in allowed if not Path(name).name.startswith(".")})  # no hidden files
     close = difflib.get_close_matches(name[:LONGEST_NAME], allowed, n=1, cutoff=0.5)
     if close:
         return f"; did you mean '{prefix}{close[0]}'?"

@@ -35,9 +35,11 @@ class Lines:
     """A file to which whole lines are appended, each at once. A line that the disk refuses leaves no part of itself."""
 
     def __init__(self, path: Path) -> None:
+        self._path, self._folder = path, _identity(path.parent)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open as long as the run
 
     def write(self, line: str) -> None:
+        self._follow()
         rest = memoryview(f"{line}\n".encode(errors="backslashreplace"))
         end = os.fstat(self._file.fileno()).st_size
         try:
@@ -48,8 +50,24 @@ class Lines:
                 os.truncate(self._file.fileno(), end)
             raise
 
+    def _follow(self) -> None:
+        """Opens the path again where another file is there now: editors and log rotation replace files. What lies in another
+        folder of this name is not ours."""
+        own = os.fstat(self._file.fileno())
+        if _identity(self._path) != (own.st_dev, own.st_ino) and _identity(self._path.parent) == self._folder:
+            new = open(self._path, "ab", buffering=0)  # noqa: SIM115
+            self._file.close()
+            self._file = new
+
     def close(self) -> None:
         self._file.close()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        stat = os.stat(path)
+        return stat.st_dev, stat.st_ino
+    return None
 
 
 def sync(path: Path) -> None:
@@ -69,6 +87,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def this_process() -> str:
+    return f"process {os.getpid()} on {platform.node()}"
+
+
+def owner_of(lock: Path) -> str | None:
+    """What `lock_file` wrote of the last process that had this lock."""
+    with suppress(OSError):
+        return lock.read_text(encoding="utf-8").strip()
+    return None
+
+
 class InUse(Exception):
     """Another process holds the lock. The message names it."""
 
@@ -85,7 +114,7 @@ def lock_file(path: Path) -> IO[str]:
         lock.seek(0)
         raise InUse(lock.read().strip() or "another process") from None
     lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.write(this_process())
     lock.flush()
     return lock
 

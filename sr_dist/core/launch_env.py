@@ -37,6 +37,8 @@ def check() -> None:
         elif stated >= size or (name == "LOCAL_RANK" and _number("WORLD_SIZE") is None):
             world = "not set" if _number("WORLD_SIZE") is None else size
             raise UserError(f"{name}: it is {stated}, but WORLD_SIZE is {world}; {_ADVICE.format(name)}")
+    if size > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(f"WORLD_SIZE: it is {size}, but MASTER_ADDR is not set; {_ADVICE.format('WORLD_SIZE')}")
 
 
 _ADVICE = "a launcher sets WORLD_SIZE, RANK and LOCAL_RANK together; unset {}, or start the command with a launcher"
@@ -94,7 +96,10 @@ def under_deepspeed() -> bool:
 
 
 def zero_stage() -> int:
-    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if under_deepspeed() else 0
+    text = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    if under_deepspeed() and text not in ("0", "1", "2", "3"):
+        raise UserError(f"ACCELERATE_DEEPSPEED_ZERO_STAGE: '{text}' is no stage of ZeRO; choose from 0, 1, 2, 3")
+    return int(text) if under_deepspeed() else 0
 
 
 def uses_cuda() -> bool:

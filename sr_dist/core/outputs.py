@@ -6,10 +6,13 @@ from pathlib import Path
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
+from sr_dist.core.run_layout import MANIFEST, STATE
 
 
 def write_output(path: Path, content: bytes, key: str) -> None:
     """Writes a file, complete or not at all, and the folders above it. `key` names the option or word in the error."""
+    if (path.parent / STATE).is_file() and (path.parent / MANIFEST).is_file():
+        raise UserError(f"{key}: '{path}' would change a checkpoint; name a file in another folder")
     make_folder(path.parent, key)
     try:
         write_whole(path, content)

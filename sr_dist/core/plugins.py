@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from sr_dist.core.config import Settings, typed
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, first_line, nearest
 from sr_dist.core.version_0_1 import refuse_old_file
 
 PACKAGES = {  # kind of part -> the package of its files
@@ -64,7 +64,7 @@ def locate(package: str, name: str, key: str) -> tuple[str, Path]:
     if spec is None or not spec.origin:
         raise UserError(f"{key}: no module '{name}' (searched in this folder and on the Python path)")
     path = Path(spec.origin)
-    if own and path.suffix == ".py":
+    if path.suffix == ".py":  # ours too: a file of 0.1 may have been put into the package
         refuse_old_file(_syntax_tree(path), path, key)
     return name, path
 
@@ -127,6 +127,8 @@ def import_part(module: str, path: Path, key: str) -> ModuleType:
         for file in {Path(frame.filename) for frame in frames if frame.filename.endswith(".py")} - {path, Path(__file__)}:
             if file.is_file():
                 refuse_old_file(_syntax_tree(file), file, key)
+        if (problem.name or "").partition(".")[0] in ("sr_dist", "shards"):
+            raise UserError(f"{key}: '{path}' cannot be imported: {first_line(problem)}") from None
         raise
 
 

@@ -23,6 +23,7 @@ from sr_dist.data.select import portion_of
 from sr_dist.data.startup_report import startup_lines
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
+from sr_dist.models.trained import match_tensors
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Data, Recipe, whole_weights
 from sr_dist.training import checkpoint, run_folder
@@ -55,6 +56,8 @@ def set_up(recipe: Recipe) -> Run:
     torch.manual_seed(recipe.seed)  # and the same ones whether or not a content term builds networks
     notes: list[str] = []
     networks = {phase: phase_network(recipe, phase, saved is not None, notes) for phase in objective.phases}
+    if saved:
+        check_fits(networks, saved)
     lost = LostWrites(tolerate=recipe.on_save_error == "continue")
     loader = open_loader(recipe, shards, device, Start(saved.state["position"], saved.step) if saved else None, lost)
     validation = open_validation(recipe)
@@ -78,6 +81,14 @@ def set_up(recipe: Recipe) -> Run:
         log.info(note)
     log_start(run)
     return run
+
+
+def check_fits(networks: dict[str, nn.Module], saved: Checkpoint) -> None:
+    """Refuses networks that resume.allow has changed so far that the checkpoint is not theirs."""
+    for phase, network in networks.items():
+        match = match_tensors(network.state_dict(), saved.shapes(phase))
+        if not match.complete:
+            raise UserError(f"resume.allow: the {phase} in checkpoint {saved.folder.name} does not fit: {match}")
 
 
 def build_engines(accelerator: Accelerator, recipe: Recipe, networks: dict[str, nn.Module]) -> dict[str, Engine]:

@@ -19,17 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.files import sha256, sync, write_whole
+from sr_dist.core.files import owner_of, sha256, sync, this_process, write_whole
 from sr_dist.core.formats import UnknownFormat, refuse_unknown, stamp
 from sr_dist.core.run_layout import (
     CHECKPOINT_FORMAT,
     CHECKPOINTS,
     MANIFEST,
     RUN,
+    RUN_FORMAT,
     STATE,
     checkpoint_folder,
     checkpoint_names,
@@ -65,6 +68,11 @@ class Checkpoint:
             return load_file(path)
         except OSError as problem:
             raise UserError(f"name: '{path}' cannot be read: {first_line(problem)}") from None
+
+    def shapes(self, stem: str) -> dict[str, Tensor]:
+        """Tensors of these names and shapes without numbers: only the header of the file is read."""
+        with safe_open(self.folder / f"{stem}.safetensors", "pt") as file:
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
 
 
 def save(run: Path, step: int, contents: Contents) -> Path:
@@ -117,7 +125,10 @@ def check_folder(run: Path, state: Mapping[str, Any]) -> None:
         own = run_id(run)
     except UserError:  # it cannot be read now; then a save fails by itself
         return
-    if own != state.get("run"):
+    if own is None and owner_of(run / ".lock") == this_process():  # only run.json was removed
+        record = {**stamp(RUN_FORMAT), "id": state["run"], "unnamed_until": 0}
+        write_whole(run / RUN, (json.dumps(record, indent=1) + "\n").encode())
+    elif own != state.get("run"):
         fate = "was removed" if own is None else "now belongs to another run"
         raise UserError(f"name: the run folder '{run}' {fate} while this process was training; it stops and writes nothing")
 
@@ -144,15 +155,20 @@ def _move(temporary: Path, final: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
+def finish_renames(run: Path) -> None:
+    """Brings back a checkpoint that was being replaced when the process was killed. The process that has the lock calls."""
+    names = checkpoint_names(run)
+    for before in [run / CHECKPOINTS / name for name in names if name.endswith(".before")]:
+        if before.with_suffix("").name not in names:
+            os.rename(before, before.with_suffix(""))
+
+
 def newest(run: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest complete checkpoint of a run, or None where it has none. Damaged ones after it are reported and renamed.
 
     Nothing is changed where no checkpoint can be used: training from step 1 would then remove the records of the run.
     """
     names = checkpoint_names(run)
-    for before in [run / CHECKPOINTS / name for name in names if name.endswith(".before")]:
-        if before.with_suffix("").name not in names:  # killed between two renames
-            os.rename(before, before.with_suffix(""))
     damaged = {name: "damaged when the run last began" for name in names if name.endswith(".damaged")}
     newer: dict[Path, str] = {}
     for step in reversed(checkpoint_steps(run)):

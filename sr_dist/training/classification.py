@@ -53,7 +53,7 @@ def report(run: Run) -> None:
     tree = write(out, ClassificationReport(run.recipe.name, weights, description, classifier.labels, answers), batches)
     for name, head in tree["heads"].items():
         run.log.info(f"{description}: {name} {head['accuracy'] or 0:.2%} of {head['n']} right (step {weights['step']})")
-        run.log.table(f"classes/{name}", per_class(head), {"step": run.step, "images": run.step * run.recipe.data.batch})
+        run.log.table(f"classes/{name}", per_class(head), {"step": run.step, "images": run.images})
         if head["warning"]:
             run.log.info(f"warning: {head['warning']}")
     run.log.info(f"report: {out / 'classification.md'}")

@@ -131,14 +131,17 @@ class LogFile(logging.Handler):
 
     def __init__(self, path: Path, lost: LostWrites) -> None:
         super().__init__()
-        self._file, self._lost = Lines(path), lost
+        self._path, self._lost = path, lost
+        self._file: Lines | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         with self._lost.around(LOG, tolerate=True):
+            self._file = self._file or Lines(self._path)
             self._file.write(self.format(record))
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
         super().close()
 
 
@@ -146,6 +149,8 @@ class TerminalHandler(logging.Handler):
     """Prints lines above the progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.stdout is None:  # as with >&-
+            return
         with suppress(OSError, ValueError):  # the terminal was closed
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()

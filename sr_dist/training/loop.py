@@ -6,6 +6,7 @@ A phase is a network with its optimizer. The objective names the phases and thei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -112,7 +113,7 @@ def check_divergence(run: Run) -> None:
 
 def report(run: Run, result: StepResult) -> None:
     """Logs one row and one line. All ranks must call: the losses are means over the global batch."""
-    recipe, images = run.recipe, run.step * run.recipe.data.batch
+    recipe, images = run.recipe, run.images
     losses = torch.stack([value.double() for value in result.losses.values()])
     seconds = losses.new_zeros(ranks.size())  # one entry per rank, the others 0, so that the sum gathers them
     losses.sum().item()  # waits until the device has finished the step
@@ -139,7 +140,6 @@ def report(run: Run, result: StepResult) -> None:
 def validate(run: Run) -> bool:
     """Scores the generator with averaged weights (EMA) on the validation images. Returns True if it is the best so far.
     `run.state["validated"]` becomes True unless the run is asked to stop before. All ranks must call."""
-    recipe = run.recipe
     check_folder(run)
 
     def give_up() -> bool:
@@ -162,7 +162,7 @@ def validate(run: Run) -> bool:
         return False
     run.state["validated"] = True
     row = {f"validation/{name}": value for name, value in result.metrics.items()}
-    run.log.row({"step": run.step, "images": run.step * recipe.data.batch, **row})
+    run.log.row({"step": run.step, "images": run.images, **row})
     run.log.info(f"step {run.step} validation of {result.images} images: {result.text}")
     run.log.samples(sheet, result.rows)
     return record_best(run, result.metrics)
@@ -179,7 +179,8 @@ def draw_sheet(run: Run) -> SampleSheet | None:
     """The first rank calls."""
     pairs = sample_pairs(run)
     with run.lost.around(SAMPLES):
-        return draw_samples(run.recipe, run.step, pairs, run.upscaler, run.device)
+        sheet = draw_samples(run.recipe, run.step, pairs, run.upscaler, run.device)
+        return replace(sheet, images=run.images)
     return None
 
 

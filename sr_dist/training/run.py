@@ -88,6 +88,11 @@ class Run:
         return next(iter(self.engines))
 
     @property
+    def images(self) -> int:
+        """The images seen, also where the batch size has changed."""
+        return self.loader.position_after(self.step)
+
+    @property
     def upscaler(self) -> Upscale:
         """The EMA for images of one or three channels, whatever the generator's are."""
         return adapt_channels(self.ema.network, self.recipe.channels, self.recipe.scale)
@@ -188,6 +193,8 @@ def check_folder(run: Run) -> None:
 def check_saves(run: Run, last: bool = False) -> None:
     """Raises on all ranks if a finished save failed, and the recipe says so or it was the last. All ranks must call."""
     problem = ranks.broadcast_from_first(run.writer.problem())
+    if last and not ranks.broadcast_from_first(checkpoint_folder(run.recipe.folder, run.step).is_dir()):
+        problem = problem or f"there is no checkpoint of step {run.step}: it could not be written"  # said before, and forgiven
     if problem:
         check_folder(run)
     if problem and (last or run.recipe.on_save_error == "stop"):

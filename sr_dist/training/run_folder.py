@@ -41,7 +41,7 @@ from sr_dist.core.run_layout import (
 from sr_dist.core.version import __version__
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training.checkpoint import Checkpoint
+from sr_dist.training.checkpoint import Checkpoint, finish_renames
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 
@@ -53,7 +53,9 @@ def claim(folder: Path) -> IO[str] | None:
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            return lock_file(folder / ".lock")
+            lock = lock_file(folder / ".lock")
+            finish_renames(folder)
+            return lock
     except InUse as owner:
         raise UserError(f"name: '{folder}' is in use by {owner}; wait for it, or take another name") from None
 

@@ -29,9 +29,9 @@ class Pair(NamedTuple):
 @dataclass(frozen=True)
 class SampleSheet:
     step: int
-    images: int  # seen in training by then
     path: Path  # one file with all of them
     rows: dict[str, dict[str, Image.Image]]  # name of an image -> LR, bicubic, SR, HR
+    images: int = 0  # seen in training by then
 
 
 @torch.no_grad()
@@ -53,4 +53,4 @@ def draw_samples(recipe: Recipe, step: int, pairs: Sequence[Pair], upscale: Upsc
     path.parent.mkdir(exist_ok=True)  # without parents: a run folder that was removed does not come back
     headed = [{f"SR, step {step}" if key == "SR" else key: image for key, image in row.items()} for row in rows.values()]
     contact_sheet(headed, path)
-    return SampleSheet(step, step * recipe.data.batch, path, rows)
+    return SampleSheet(step, path, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -11,6 +12,7 @@ from sr_dist.core import ranks
 from sr_dist.core.run_layout import STOP
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # SIGHUP: the terminal was closed
+SAME = 0.5  # seconds within which two signals are one Ctrl-C: `timeout` and shells pass on what the whole group gets
 
 
 class StopRequest:
@@ -18,15 +20,17 @@ class StopRequest:
 
     def __init__(self, folder: Path) -> None:
         self.reason: str | None = None
+        self._noted = 0.0
         self.file = folder / STOP
         self._vote = ranks.DelayedAny()
         heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
         self._handlers = {number: signal.signal(number, self._note) for number in heeded}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason == "SIGINT":
+        now = time.monotonic()
+        if number == signal.SIGINT and self.reason == "SIGINT" and now - self._noted > SAME:
             os._exit(130)  # the second Ctrl-C ends at once
-        self.reason = signal.Signals(number).name
+        self.reason, self._noted = signal.Signals(number).name, now
 
     def agreed(self) -> bool:
         """True on all ranks, in the same step, once any of them received a request. All ranks must call."""

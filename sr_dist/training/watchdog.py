@@ -42,7 +42,13 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self.timeout
-        while not self._ended.wait(min(self.timeout / 4, 5.0)):
+        woken = time.monotonic()
+        period = min(self.timeout / 4, 5.0)
+        while not self._ended.wait(period):
+            now = time.monotonic()
+            if now - woken > 2 * period + 1:  # this thread stood still too: the process was suspended, or the machine slept
+                self._last_beat += now - woken - period
+            woken = now
             if time.monotonic() - self._last_beat > self.timeout:
                 self._give_up()
 

@@ -450,6 +450,25 @@ def test_other_forms_of_imports_are_answered_too(own_part, text, change):
     assert change in refusal("metric", own_part("mine_old.part", text)).split("; ")
 
 
+def test_a_file_of_0_1_in_the_package_is_answered_too(monkeypatch, tmp_path):
+    package = tmp_path / "own_metrics"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "old.py").write_text("from sr_dist.config import Settings\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^metrics: '.*old\.py' was written for sr_dist 0\.1; line 1 becomes 'from sr_dist\.core"
+    ):
+        plugins.locate("own_metrics", "old", "metrics")
+
+
+def test_a_mistyped_name_of_ours_is_one_line(own_part):
+    name = own_part("mine_new.part", "from sr_dist.core.config import Setings\n")
+    module, path = plugins.locate(PACKAGES["metric"], name, "metrics")
+    with pytest.raises(UserError, match=r"^metrics: '.*part\.py' cannot be imported: cannot import name 'Setings'"):
+        plugins.import_part(module, path, "metrics")
+
+
 @pytest.mark.parametrize("text", ["from sr_dist.core.confg import Settings\n", "import sr_dist.core.confg\n"])
 def test_a_mistyped_module_is_not_taken_for_one_of_0_1(own_part, text):
     message = refusal("metric", own_part("mine_new.part", text))

@@ -217,3 +217,39 @@ def test_rows_of_later_steps_are_dropped_in_constant_memory(tmp_path):
     tracemalloc.stop()
     assert peak < 1e6
     assert path.stat().st_ino == before.st_ino and path.read_text().count("\n") == 19_990
+
+
+# ---- what a second look found
+
+
+def test_a_checkpoint_between_two_renames_counts_for_the_recipe(folder, photo_shards):
+    """Killed while the only checkpoint was being replaced: a changed recipe went on from it without a word."""
+    shutil.rmtree(folder / "checkpoints/0000002")
+    (folder / "checkpoints/0000004").rename(folder / "checkpoints/0000004.before")
+    options = words(photo_shards, folder.parent, steps=6, optimizer__learning_rate=0.5)
+    _, err = run(0, "sr_dist.train", *options, expect=2)
+    assert "was begun with another recipe (optimizer.learning_rate" in err
+    out, _ = run(0, "sr_dist.train", *words(photo_shards, folder.parent, steps=6))
+    assert "continuing after step 4" in out
+
+
+def test_a_run_writes_its_id_again_where_only_that_was_removed(photo_shards, tmp_path):
+    folder = tmp_path / "run"
+    process = start(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=100_000, save_every="none"))
+    wait_for(lambda: last_step(folder) >= 2, process)
+    own = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").unlink()
+    kill(process, signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert json.loads((folder / "run.json").read_text())["id"] == own["id"] and (folder / "PREEMPTED").exists()
+
+
+def test_a_network_that_does_not_fit_is_refused_before_anything_changes(folder, photo_shards):
+    line = refusal(
+        photo_shards,
+        folder,
+        generator="{name: srugan, widths: [8, 10], num_blocks: 1, num_dense_blocks: 1}",
+        resume__allow="generator",
+    )
+    assert "resume.allow: the generator in checkpoint 0000004 does not fit: " in line

@@ -254,3 +254,17 @@ def test_cached_features_with_any_flipped_bit_are_computed_again_or_unchanged(tm
     assert missing > 200
     path.write_bytes(b"")
     assert references.load("whole") is None
+
+
+def test_no_command_writes_into_a_checkpoint(old, run_commands):
+    """`export RUN RUN/checkpoints/N/generator.safetensors` put the average in the place of the raw weights."""
+    gan = old / "runs/gan"
+    target = gan / "checkpoints/0000003/generator.safetensors"
+    before = sha256(target)
+    words = [str(gan), str(target)]
+    exported, mixed = run_commands(
+        [("sr_dist.export", words), ("sr_dist.interpolate", [str(gan), str(gan / EMA), str(target), "--alpha=0.5"])]
+    )
+    assert_one_line(exported, "OUT: ", "would change a checkpoint; name a file in another folder")
+    assert_one_line(mixed, "OUT: ", "would change a checkpoint")
+    assert sha256(target) == before

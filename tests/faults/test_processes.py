@@ -37,6 +37,7 @@ def words(shards: Path, runs: Path, **more: object) -> list[str]:
         ({"RANK": "abc"}, "RANK: 'abc' is not a number; "),
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE: 'many' is not a number; "),
         ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK: it is 2, but WORLD_SIZE is 2; "),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "WORLD_SIZE: it is 2, but MASTER_ADDR is not set; "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -180,7 +181,7 @@ def test_the_report_of_a_classifier_feeds_the_watchdog_between_batches(monkeypat
         raise InterruptedError
 
     beats = Beats()
-    classifier = Some(file=Path("runs/c/checkpoints/0000001/x"), labels=None, to=lambda device: None)
+    classifier = Some(file=Path("runs/c/checkpoints/0000001/x"), labels=None, sha256="0", to=lambda device: None)
     monkeypatch.setattr(classification, "_report_images", lambda run: (np.zeros(3), "three images"))
     monkeypatch.setattr(classification.trained, "open_classifier", lambda *_: classifier)
     monkeypatch.setattr(classification, "classify_all", three_batches)
@@ -198,3 +199,40 @@ def test_where_the_first_rank_fails_alone_no_rank_waits_for_it(kind, second):
     out, _ = finish_with(0, start(2, "first_fails", kind, cwd=FOLDER))
     first = {"mistake": "UserError: name: no", "ours": "ZeroDivisionError: no"}[kind]
     assert {f"rank 0: {first}", f"rank 1: {second}"} <= set(out.splitlines())
+
+
+# ---- what a second look found
+
+
+def test_a_process_that_is_suspended_goes_on(photo_shards, tmp_path):
+    """As a scheduler, Ctrl-Z or a laptop's lid do it. The watchdog stood still as well, so nothing hangs."""
+    folder = tmp_path / "run"
+    process = start(0, "sr_dist.train", *words(photo_shards, tmp_path, hang_timeout=4))
+    wait_for(lambda: last_step(folder) >= 2, process)
+    kill(process, signal.SIGSTOP)
+    time.sleep(6)
+    kill(process, signal.SIGCONT)
+    step = last_step(folder)
+    wait_for(lambda: last_step(folder) >= step + 3, process)
+    time.sleep(2)  # two periods of the watchdog
+    kill(process, signal.SIGTERM)
+    finish_with(0, process)
+    assert (folder / "PREEMPTED").exists()
+
+
+def test_one_ctrl_c_that_arrives_twice_saves(photo_shards, tmp_path):
+    """`timeout` and some shells pass on a signal that the whole group gets."""
+    folder = tmp_path / "run"
+    process = start(0, "sr_dist.train", *words(photo_shards, tmp_path))
+    wait_for(lambda: last_step(folder) >= 2, process)
+    kill(process, signal.SIGINT)
+    time.sleep(0.05)
+    kill(process, signal.SIGINT)
+    finish_with(0, process)
+    assert (folder / "PREEMPTED").exists()
+
+
+def test_a_stage_of_zero_that_is_none_is_a_line(photo_shards, tmp_path):
+    variables = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "abc"}
+    _, err = run(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=1), expect=2, **variables)
+    assert err.startswith("error: ACCELERATE_DEEPSPEED_ZERO_STAGE: 'abc' is no stage of ZeRO")

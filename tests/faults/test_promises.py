@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ from processes import finish, last_step, metrics, run, small_gan, start, wait_fo
 from safetensors.torch import load_file
 from torch import nn
 
+from sr_dist.core.files import Lines
 from sr_dist.core.run_layout import checkpoint_steps
 from sr_dist.training.buffers import Buffers
+from sr_dist.training.checkpoint import SaveFailed, Writer
 from sr_dist.training.ema import Ema
+from sr_dist.training.run import check_saves
 
 FOLDER = Path(__file__).parent
 
@@ -283,3 +287,58 @@ def test_a_tracker_that_raises_is_left_out(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("Broken failed (nobody answers)") == 1
     assert [row["step"] for row in rows(folder)] == [1, 2]
     shutil.rmtree(folder)
+
+
+# ---- what a second look found
+
+
+def test_a_run_without_its_last_checkpoint_is_not_done(tmp_path):
+    """A save can fail before `check_saves` looks: on_save_error=continue then forgave the last one too, and the run was DONE."""
+    writer = Writer(lambda text: None)
+    recipe = SimpleNamespace(folder=tmp_path / "run", on_save_error="continue")
+    run = SimpleNamespace(writer=writer, recipe=recipe, step=6, state={"run": None})
+
+    def fails() -> None:
+        raise OSError("File exists")
+
+    writer.begin(fails)
+    writer.wait()
+    check_saves(run)  # after `begin`: reported and forgiven
+    with pytest.raises(SaveFailed, match="no checkpoint of step 6"):
+        check_saves(run, last=True)
+    (tmp_path / "run/checkpoints/0000006").mkdir(parents=True)
+    check_saves(run, last=True)
+
+
+def test_images_are_counted_where_the_batch_size_has_changed(photo_shards, tmp_path):
+    run(0, "sr_dist.train", *words(photo_shards, tmp_path, data__batch=2, log_every=1))
+    run(0, "sr_dist.train", *words(photo_shards, tmp_path, data__batch=3, log_every=1, steps=6, resume__allow="data.batch"))
+    assert [row["images"] for row in metrics(tmp_path / "run")] == [2, 4, 6, 8, 11, 14]
+
+
+def test_rows_go_to_the_path_also_where_the_file_is_replaced(tmp_path):
+    """As `sed -i`, editors and log rotation do."""
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    lines = Lines(path)
+    lines.write("1")
+    path.write_text(path.read_text())  # in place
+    lines.write("2")
+    copy = path.with_suffix(".new")
+    copy.write_text(path.read_text())
+    copy.replace(path)
+    lines.write("3")
+    assert path.read_text() == "1\n2\n3\n"
+    path.rename(path.with_suffix(".old"))
+    lines.write("4")
+    assert path.read_text() == "4\n" and path.with_suffix(".old").read_text() == "1\n2\n3\n"
+    shutil.rmtree(path.parent)
+    lines.write("5")
+    assert not path.parent.exists()  # a run folder that was removed does not come back
+    lines.close()
+
+
+def test_no_run_ends_because_a_line_for_people_is_lost(photo_shards, tmp_path):
+    (tmp_path / "run" / "log.txt").mkdir(parents=True)
+    run(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=1))
+    assert (tmp_path / "run" / "DONE").exists()

@@ -156,7 +156,7 @@ def test_what_a_killed_evaluation_left_is_continued_in_its_folder(tmp_path):
 def test_reports_name_the_run_that_trained_the_weights(old, photos, tmp_path, run_commands):
     gan = old / "runs/gan"
     assert run_id(gan) is None  # begun by an earlier version
-    (gan / "run.json").write_text(json.dumps({"id": "0123abcd" * 4}))
+    (gan / "run.json").write_text(json.dumps({"format": 1, "id": "0123abcd" * 4, "unnamed_until": 3}))
     assert run_id(gan) == "0123abcd" * 4
     shutil.copy(gan / CHECKPOINT / "generator.ema.safetensors", tmp_path / "copy.safetensors")
     names = f"{gan},{gan / CHECKPOINT / 'generator.ema.safetensors'},{tmp_path / 'copy.safetensors'}"

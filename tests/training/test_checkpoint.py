@@ -130,6 +130,7 @@ def test_a_damaged_checkpoint_does_not_count_when_pruning(tmp_path):
 
 def test_killed_between_the_two_renames_of_a_second_save(tmp_path):
     save(tmp_path, 10).rename(tmp_path / "checkpoints" / "0000010.before")
+    checkpoint.finish_renames(tmp_path)
     assert newest_step(tmp_path) == (10, [])
 
 
