@@ -102,6 +102,12 @@ def zero_stage() -> int:
     return int(text) if under_deepspeed() else 0
 
 
+def mixed_precision() -> str | None:
+    """What `accelerate launch --mixed_precision` says; None for `no`, which it also says by default."""
+    stated = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return None if stated == "no" else stated
+
+
 def uses_cuda() -> bool:
     """Whether there is a GPU and the launcher does not forbid it."""
     import torch  # loads slowly, and commands that do without torch import this module

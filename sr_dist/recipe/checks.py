@@ -6,23 +6,37 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
-from sr_dist.core import config, plugins
+from sr_dist.core import config, launch_env, plugins
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.launch_env import Launch
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.recipe.columns import CLASSIFICATION, columns
 from sr_dist.recipe.content import content_sections
-from sr_dist.recipe.sections import Part, Recipe
+from sr_dist.recipe.sections import Mode, Part, Recipe
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """Reads a recipe file, sets `--key.sub=value` overrides and checks the result without its data."""
-    recipe = config.typed(Recipe, config.override(config.read(path), overrides))
+    recipe = with_launchers_precision(config.typed(Recipe, config.override(config.read(path), overrides)))
     check_names(recipe)
     check_agreement(recipe)
     return recipe
+
+
+def with_launchers_precision(recipe: Recipe) -> Recipe:
+    """A recipe that states no precision takes that of `accelerate launch --mixed_precision`, whose `no` says nothing."""
+    launched = launch_env.mixed_precision()
+    if launched is None:
+        return recipe
+    if launched not in get_args(Mode):
+        raise UserError(f"precision: accelerate launch --mixed_precision={launched} cannot be used; choose from no, bf16, fp16")
+    if "precision" in recipe.model_fields_set and recipe.precision != launched:
+        raise UserError(
+            f"precision: {recipe.precision}, but accelerate launch says --mixed_precision={launched}; leave one of them out"
+        )
+    return recipe.model_copy(update={"precision": launched})
 
 
 def check_names(recipe: Recipe) -> None:

@@ -47,6 +47,9 @@ Count = Annotated[int | str, BeforeValidator(_count)]  # of samples
 Split = Annotated[tuple[Share, ...], AfterValidator(_sums_to_one)]  # into training, validation and test
 
 
+Mode = Literal["no", "bf16", "fp16"]  # of mixed precision
+
+
 class Part(Settings):
     """A section that names a plug-in file. The `Config` of that file types the other keys."""
 
@@ -283,8 +286,8 @@ class Recipe(Settings):
     ema: Ema = Ema()
     accumulate: Positive = 1
     """Micro-batches per step and rank."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of the forward passes."""
+    precision: Mode = "no"
+    """Mixed precision of the forward passes. Left out, it is that of accelerate launch --mixed_precision."""
     max_skipped: Positive = 20
     """The run stops after this many consecutive steps with gradients that are not finite."""
     compile: bool = False

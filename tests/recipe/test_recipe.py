@@ -257,6 +257,29 @@ def test_a_mistake_names_its_key_and_the_nearest(refused, options, start, end):
     assert message.endswith(end)
 
 
+@pytest.mark.parametrize(
+    ("stated", "launched", "expected"),
+    [
+        (None, None, "no"), (None, "no", "no"), (None, "bf16", "bf16"), (None, "fp16", "fp16"),
+        ("bf16", None, "bf16"), ("bf16", "no", "bf16"), ("no", "no", "no"), ("bf16", "bf16", "bf16"),
+        ("no", "bf16", "precision: no, but accelerate launch says --mixed_precision=bf16; leave one of them out"),
+        ("bf16", "fp16", "precision: bf16, but accelerate launch says --mixed_precision=fp16; leave one of them out"),
+        (None, "fp8", "precision: accelerate launch --mixed_precision=fp8 cannot be used; choose from no, bf16, fp16"),
+    ],
+)  # fmt: skip
+def test_the_launchers_precision_is_taken_where_the_recipe_is_silent(write_recipe, monkeypatch, stated, launched, expected):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    path = write_recipe(precision=stated)
+    if expected in ("no", "bf16", "fp16"):
+        assert load(path).precision == expected
+    else:
+        with pytest.raises(UserError) as refused:
+            load(path)
+        assert str(refused.value) == expected
+
+
 @pytest.mark.parametrize("phases", [(), ("discriminator",), ("generator", "classifier"), ("classifier", "generator")])
 def test_an_objective_has_a_generator_or_a_classifier_and_at_most_a_discriminator(write_recipe, monkeypatch, phases):
     monkeypatch.setattr(pixel.Objective, "phases", phases)
