@@ -6,11 +6,13 @@ import gzip
 import io
 import json
 import struct
+import tarfile
 
 import numpy as np
 import pytest
 from made_shards import built, contents, keys_of, rejects_of
 from PIL import Image
+from scipy.io import savemat
 
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import attribute_values
@@ -320,3 +322,91 @@ def test_a_truth_must_be_given_and_exist(val, tmp_path):
         built("imagenet_val", val, tmp_path / "out")
     with pytest.raises(UserError, match=r"^truth: '.*' cannot be read"):
         built("imagenet_val", val, tmp_path / "out", truth=str(tmp_path / "no"))
+
+
+# ------------------------------------------------------------------------------------------------------- imagenet_tars
+
+
+def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def imagenet(tmp_path, make_photo, image_bytes):
+    """The three files of ImageNet with five images of training and four of validation, and the same images unpacked."""
+    root, unpacked = tmp_path / "in", tmp_path / "unpacked"
+    photos = {
+        wnid: {f"{wnid}_{n}.JPEG": image_bytes(make_photo(n + int(wnid[-1]), 32, 32), "JPEG") for n in numbers}
+        for wnid, numbers in {"n03000003": (7, 100), "n01000001": (10, 9), "n02000002": (1,)}.items()
+    }
+    for wnid, files in photos.items():
+        (unpacked / wnid).mkdir(parents=True)
+        for name, data in files.items():
+            (unpacked / wnid / name).write_bytes(data)
+    root.mkdir()
+    inner = {f"{wnid}.tar": tar_of(files) for wnid, files in photos.items()}
+    (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner))
+    images = {f"{name}.JPEG": image_bytes(make_photo(number, 32, 32), "JPEG") for number, name in enumerate(VAL)}
+    (tmp_path / "val").mkdir()
+    for name, data in images.items():
+        (tmp_path / "val" / name).write_bytes(data)
+    (root / "ILSVRC2012_img_val.tar").write_bytes(tar_of(dict(reversed(images.items()))))
+    kind = [("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O"), ("num_children", "i4")]
+    synsets = np.array([(1, "n01000001", "kit fox", 0), (2, "n03000003", "x", 0), (3, "n02000002", "y", 0),
+                        (4, "n00000004", "above all", 3)], kind)  # fmt: skip
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": synsets})
+    kit = {"ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
+           "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"3\n1\n3\n2\n"}  # fmt: skip
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(tar_of(kit, "w:gz"))
+    return root
+
+
+def test_imagenets_tars_give_the_shards_of_the_unpacked_images(imagenet, tmp_path):
+    packed = built("imagenet_tars", imagenet, tmp_path / "a")
+    folders = built("class_folders", tmp_path / "unpacked", tmp_path / "b")
+    assert [shard.sha256 for shard in packed.manifest.shards] == [shard.sha256 for shard in folders.manifest.shards]
+    assert packed.manifest.classes == folders.manifest.classes == ("n01000001", "n02000002", "n03000003")
+    assert rows(packed, "class") == rows(folders, "class") and len(rows(packed, "class")) == 5
+    (tmp_path / "truth.txt").write_text("3\n1\n3\n2\n")
+    (tmp_path / "synsets.txt").write_text("n01000001\nn03000003\nn02000002\n")
+    packed = built("imagenet_tars", imagenet, tmp_path / "c", part="validation")
+    truth = {"truth": str(tmp_path / "truth.txt"), "synsets": str(tmp_path / "synsets.txt")}
+    folder = built("imagenet_val", tmp_path / "val", tmp_path / "d", **truth)
+    assert [shard.sha256 for shard in packed.manifest.shards] == [shard.sha256 for shard in folder.manifest.shards]
+    assert packed.manifest.classes == folder.manifest.classes
+    assert rows(packed, "class") == {name: (label,) for name, label in zip(VAL, [1, 0, 1, 2], strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part", "message"),
+    [
+        ("ILSVRC2012_img_train.tar", None, "train", "no ILSVRC2012_img_train.tar in '"),
+        ("ILSVRC2012_img_train.tar", b"no tar" * 200, "train", "'.*' cannot be read as a tar: "),
+        ("ILSVRC2012_img_train.tar", tar_of({"fox.tar": b""}), "train", "'.*' holds 'fox.tar', which is not the tar of a class"),
+        ("ILSVRC2012_img_val.tar", tar_of({"a.JPEG": b""}), "validation", "'.*' has 1 images, but '.*' has the classes of 4"),
+        ("ILSVRC2012_devkit_t12.tar.gz", None, "validation", "no ILSVRC2012_devkit_t12.tar.gz in '.*'; it has the classes"),
+        ("ILSVRC2012_devkit_t12.tar.gz", tar_of({"a": b""}), "validation", "'.*' is not the development kit of ILSVRC 2012"),
+        ("ILSVRC2012_devkit_t12.tar.gz", b"junk", "validation", "'.*' is not the development kit of ILSVRC 2012"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_imagenets_files_that_cannot_be_are_refused(imagenet, tmp_path, name, content, part, message):
+    (imagenet / name).unlink()
+    if content is not None:
+        (imagenet / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"^INPUT: {message}"):
+        built("imagenet_tars", imagenet, tmp_path / "out", part=part)
+
+
+def test_a_cut_tar_of_imagenet_rejects_what_is_cut(imagenet, tmp_path):
+    path = imagenet / "ILSVRC2012_img_val.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"^INPUT: "):
+        built("imagenet_tars", imagenet, tmp_path / "out", part="validation")
