@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs what the other scripts leave out because it takes long: the tests that are marked long, and the default tests on every Python
-# from 3.10 to 3.13 that is on PATH, each in its own environment (build/venv-3.10, ...; several GB each).
+# Runs what the other scripts leave out because it takes long: the tests that are marked long, the fuzz tests with ten times as many
+# examples, and the default tests on every Python from 3.10 to 3.13 that is on PATH, each in its own environment (build/venv-3.10,
+# ...; several GB each).
 #   bash launch/long.sh [--dry_run]     --dry_run prints which Python versions there are and runs nothing
 # With SR_DIST_PYTHON=/path/to/python, only that environment is used and nothing is installed.
 set -euo pipefail
@@ -8,7 +9,7 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 . "$ROOT/launch/environment.sh"
 VERSIONS=(3.10 3.11 3.12 3.13)
 case ${1:-} in
-  -h|--help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit ;;
+  -h|--help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit ;;
 esac
 
 present=() missing=()
@@ -44,6 +45,7 @@ run_tests() {  # TITLE [PYTEST_OPTION ...]: in the environment of VENV and BASE_
 }
 
 run_tests "tests marked long" -m "long and not gpu and not weights"
+SR_DIST_FUZZ=5000 run_tests "fuzz tests with 5000 examples each" tests/faults/test_fuzz.py tests/faults/test_fuzz_runs.py
 if [ -n "${SR_DIST_PYTHON:-}" ]; then
   run_tests "default tests on $SR_DIST_PYTHON"
 fi

@@ -1,6 +1,6 @@
 """Random changes to files from elsewhere: a reader succeeds or raises UserError, and nothing else.
 
-$SR_DIST_FUZZ_EXAMPLES sets the number of examples of each test; 5000 take a quarter of an hour.
+$SR_DIST_FUZZ sets the number of examples of each test; 5000 take a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sr_dist.models.metadata import classifier_metadata, generator_metadata
 from sr_dist.recipe import checks
 from sr_dist.recipe.labels import Labels
 
-EXAMPLES = settings(max_examples=int(os.environ.get("SR_DIST_FUZZ_EXAMPLES", "500")))
+EXAMPLES = settings(max_examples=int(os.environ.get("SR_DIST_FUZZ", "500")))
 
 
 def use(folder: Path) -> None:
