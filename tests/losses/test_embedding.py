@@ -73,7 +73,7 @@ def test_the_distance_to_the_vector_of_the_class(scripted, texts):
     vectors = texts({"red": [1, 0, 0], "green": [0, 1, 0]})
     term = embedding.build(embedding.Config(model=scripted(Means()), texts=vectors))
     sr = plain([0.5, 0.5, 0.0], [0.9, 0.0, 0.0]).requires_grad_()
-    loss = term(sr, against(torch.zeros_like(sr), label=torch.tensor([1, -1])))
+    loss = term(sr, against(torch.zeros_like(sr), label=[1, -1]))
     assert loss.item() == pytest.approx((1 - math.sqrt(0.5)) / 2, abs=1e-6)
     loss.backward()
     assert not sr.grad[1].any()
