@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -187,6 +188,21 @@ def test_an_index_larger_than_its_samples_need_is_given_up(endless, photo_shards
         open_remote(f"http://127.0.0.1:{endless.server_port}", "data.train", Cache(tmp_path / "cache", 10**9))
 
 
+def test_large_indexes_are_not_held_in_memory_while_they_are_fetched(endless, photo_shards, tmp_path):
+    """Eight at once, of 30 MB each before the limit of their samples is reached."""
+    manifest = json.loads((photo_shards / "manifest.json").read_text())
+    entries = [{**manifest["shards"][0], "name": f"{i}.tar", "samples": 28_000} for i in range(8)]
+    endless.manifest = json.dumps({**manifest, "shards": entries, "samples": 8 * 28_000}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"the index .*sends more than 3\d{7} bytes, the most"):
+            open_remote(f"http://127.0.0.1:{endless.server_port}", "data.train", Cache(tmp_path / "cache", 10**9))
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
+    assert list((tmp_path / "cache").rglob("*.new")) == []
+
+
 def test_local_files_have_the_same_limits(copy):
     """Sparse files: they take no room on the disk."""
     for name, size, message in (
@@ -208,6 +224,61 @@ def test_brackets_in_a_url_are_no_pattern(photo_shards, tmp_path):
         with pytest.raises(ShardError, match="could not be fetched"):
             shards.open(0)
         assert set(store.requests) <= {"manifest.json", "[1-300]/photos-000000.tar", *(p.name for p in folder.glob("*.idx"))}
+
+
+class Rude(BaseHTTPRequestHandler):
+    """Answers 404 with commands to the terminal, and from the second request on with no HTTP at all."""
+
+    def do_GET(self) -> None:
+        self.server.requests += 1  # type: ignore[attr-defined]
+        status = b"HTTP/1.0 404 No\x1b[31mRED\x07\r\n\r\n" if self.server.requests == 1 else b"GARBAGE\r\n\r\n"  # type: ignore[attr-defined]
+        self.wfile.write(status)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_the_status_of_a_refusal_costs_no_second_request(tmp_path):
+    """Another library made one, and its errors were tracebacks, some with the password of the URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Rude)
+    server.requests = 0  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        with pytest.raises(ShardError) as caught:
+            open_remote(f"http://me:s3cret@127.0.0.1:{server.server_port}/x", "data.train", Cache(tmp_path / "cache", 10**9))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert str(caught.value) == (
+        f"data.train: the manifest 'http://***@127.0.0.1:{server.server_port}/x/manifest.json' could not be fetched: "
+        "the server answers 404 Not Found"
+    )
+    assert server.requests == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:99999/x", "the URL is malformed"),
+        ("{}/loop", "too many redirects"),
+        ("{}/file", "the protocol is unknown"),
+    ],
+)
+def test_what_curl_can_never_fetch_is_not_tried_again(tmp_path, url, message):
+    class Redirect(Rude):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/passwd" if "file" in self.path else self.path)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        with pytest.raises(ShardError, match=f"could not be fetched: {message}"):
+            open_remote(url.format(f"http://127.0.0.1:{server.server_port}"), "data.train", Cache(tmp_path / "cache", 10**9))
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 # --------------------------------------------------------------------------------------------------- cut short in use

@@ -199,6 +199,52 @@ def test_a_classifier_has_an_output_per_label(tmp_path):
         trained.open_classifier(str(tmp_path / "k.safetensors"), "attributes")
 
 
+def holds_itself() -> dict:
+    loop: dict = {}
+    loop["params"] = {"net": loop}
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.to_sparse(), "is torch.sparse_coo, not dense"),
+        (lambda value: value.to("meta"), "is meta, not dense"),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "is quantized, not dense"),
+        (lambda value: value.to(torch.complex64), "is of torch.complex64, not of real numbers"),
+        (lambda value: value.to(torch.bool), "is of torch.bool, not of real numbers"),
+        (lambda value: value.to(torch.int8), "is of torch.int8, not of real numbers"),
+        (lambda value: value * float("nan"), "has values that are not finite"),
+        (lambda value: torch.zeros(1).expand(10**7, 10**7), "claims 100000000000000 values, and the file holds fewer"),
+    ],
+    ids=["sparse", "meta", "quantized", "complex", "bool", "int8", "nan", "expanded"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights_are_named(tmp_path, change, message):
+    network = srcnn.build(srcnn.Config(), 2)
+    tensors = {name: change(value) for name, value in network.state_dict().items()}
+    torch.save({**tensors, **generator_metadata({"name": "srcnn"}, 2)}, tmp_path / "m.pth")
+    path, refusal = str(tmp_path / "m.pth"), rf"^KEY: '{tmp_path}/m\.pth' cannot be used: its tensor '[a-z0-9.]+' {message}"
+    with pytest.raises(UserError, match=refusal):
+        trained.open_generator(path, "KEY")
+    if "claims" not in message:
+        with pytest.raises(UserError, match=refusal):
+            trained.load_starting_weights(network, {"name": "srcnn"}, path, "generator", "KEY", partial=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_are_still_opened(tmp_path, dtype):
+    tensors = {name: value.to(dtype) for name, value in srcnn.build(srcnn.Config(), 2).state_dict().items()}
+    torch.save({**tensors, **generator_metadata({"name": "srcnn"}, 2)}, tmp_path / "m.pth")
+    assert trained.open_generator(str(tmp_path / "m.pth"), "METHOD").scale == 2
+
+
+def test_a_dictionary_that_holds_itself_ends(tmp_path):
+    torch.save(holds_itself(), tmp_path / "m.pth")
+    with pytest.raises(UserError, match="holds a dictionary that holds itself"):
+        trained.open_generator(str(tmp_path / "m.pth"), "METHOD")
+
+
 # ----------------------------------------------------------------------------------------------------------- recipes
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 26))
