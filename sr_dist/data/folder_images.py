@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,8 +96,14 @@ def _mode(image: ImageFile.ImageFile) -> str:
 
 def _files(folder: Path) -> list[Path]:
     """The image files below a folder, sorted. Hidden files, such as macOS' `._a.png`, are not images."""
+    for _ in os.walk(folder, onerror=_raise):  # `rglob` leaves out what may not be read, without a word
+        pass
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+
+
+def _raise(problem: OSError) -> None:
+    raise problem
 
 
 def _within(folder: Path, *names: str) -> Path | None:

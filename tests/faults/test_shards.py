@@ -26,6 +26,7 @@ from made_shards import handmade
 from processes import ROOT, environment, small_gan
 from servers import serving
 
+from shards import show, verify
 from shards.adopt import adopt
 from shards.image_header import Rejected, inspect_image, pillow_settings
 from shards.pixels import Preparation
@@ -478,3 +479,59 @@ def test_a_step_of_4096_ranks_is_assigned_in_a_tenth_of_a_second():
         (own,) = positions.step(start)
         times.append(time.perf_counter() - begin)
     assert len(own) == 16 and min(times) < 0.1, times
+
+
+# ---------------------------------------------------------------------------------------------- what shards may print and write
+
+
+def test_show_writes_through_no_link_and_over_no_other_file(copy, tmp_path, capsys):
+    precious = tmp_path / "precious.png"
+    precious.write_text("mine")
+    (copy / "contact_sheet.png").symlink_to(precious)
+    for _ in range(2):
+        assert show.main([str(copy), "--num=1"]) == 0
+    assert not (copy / "contact_sheet.png").is_symlink() and (copy / "contact_sheet.png").stat().st_size > 100
+    assert show.main([str(copy), "--num=1", f"--picture={precious}"]) == 2
+    assert capsys.readouterr().err == f"error: picture: '{precious}' exists; name a new file\n"
+    assert precious.read_text() == "mine"
+    assert show.main([str(copy), "--num=1", f"--picture={tmp_path / 'new.jpg'}"]) == 0
+    assert show.main([str(copy), "--num=1", f"--picture={tmp_path / 'new.xyz'}"]) == 2
+
+
+def test_names_reach_no_terminal_as_commands(copy, capsys):
+    change_manifest(copy, classes=["\x1b[2J\x9b0ma", "b\r\nerror: x", "c"])
+    assert show.main([str(copy), "--num=1"]) == 0
+    out = capsys.readouterr().out
+    assert r"\x1b[2J\x9b0ma" in out and r"b\r\nerror: x" in out and not {"\x1b", "\r"} & set(out)
+    change_manifest(copy, min_side="\x1b[31m")
+    assert show.main([str(copy)]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+    assert str(UserError("a\x1b\x07\r\x7f\nb")) == "a\\x1b\\x07\\r\\x7f\nb"
+
+
+def test_show_hides_the_password_of_the_tars(copy, capsys):
+    change_manifest(copy, tars="http://me:s3cret@127.0.0.1:1/x")
+    show.main([str(copy), "--num=1"])
+    printed = capsys.readouterr()
+    assert "s3cret" not in printed.out + printed.err and "the tars are at http://***@127.0.0.1:1/x" in printed.out
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "photos-000000.idx"])
+def test_pipes_and_devices_are_no_files(copy, name):
+    for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+        (copy / name).unlink()
+        make(copy / name)
+        with pytest.raises(ShardError, match=rf"{name}' cannot be read: .*it is no regular file"):
+            open_shards(str(copy)).check_indexes()
+
+
+def test_an_index_that_lies_about_its_images_is_found(copy, capsys):
+    rows = ({"width": 99}, {"mode": 1}, {"hash": bytes(16)})
+    messages = ("but the index says 99 x", "but the index says L", "does not have the hash in the index")
+    for change, message in zip(rows, messages, strict=True):
+        change_row(copy, **change)
+        assert verify.main([str(copy), "--deep"]) == 1
+        assert message in capsys.readouterr().out
+    change_row(copy, width=99)
+    with pytest.raises(ShardError, match="does not have the size in the index"):
+        ShardReader(open_shards(str(copy))).image(1, 3, "hr", 3)

@@ -27,7 +27,7 @@ from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards,
 from sr_dist.data.remote.cache import Cache, cache_of, locked
 from sr_dist.data.remote.download import download_bytes, download_file
 
-ONE_INDEX = threading.Lock()  # in memory, of those that are fetched at once
+ONE_INDEX = threading.RLock()  # in memory, of those that are fetched at once
 DEFAULT_GB = 100.0  # size limit of a cache
 SCHEMES = ("http", "https", "s3", "gs", "hf", "ais", "sftp", "ftps", "scp")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=@+-]*\.tar")  # means the same in a URL, in a shell and on disk
