@@ -8,7 +8,7 @@ import hashlib
 import os
 import platform
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -60,6 +60,16 @@ class Lines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Everything below a folder. `rglob` leaves out folders that may not be read, without a word; this raises the OSError."""
+
+    def fail(problem: OSError) -> None:
+        raise problem
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        yield from (Path(place, name) for name in (*folders, *files))
 
 
 def sync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from PIL import ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line, nearest
-from sr_dist.core.files import IMAGE_SUFFIXES, sha256
+from sr_dist.core.files import IMAGE_SUFFIXES, files_below, sha256
 from sr_dist.core.pixels import open_image
 from sr_dist.data.reader import decode, to_tensor
 
@@ -96,14 +95,8 @@ def _mode(image: ImageFile.ImageFile) -> str:
 
 def _files(folder: Path) -> list[Path]:
     """The image files below a folder, sorted. Hidden files, such as macOS' `._a.png`, are not images."""
-    for _ in os.walk(folder, onerror=_raise):  # `rglob` leaves out what may not be read, without a word
-        pass
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = sorted(p for p in files_below(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-
-
-def _raise(problem: OSError) -> None:
-    raise problem
 
 
 def _within(folder: Path, *names: str) -> Path | None:
