@@ -114,9 +114,9 @@ def _member_problems(tar: IO[bytes], index: Index, row: int, member: str, deep: 
             yield f"the {member} image of '{key}' cannot be decoded: {problem}"
             return
         prefix = "lr_" if member == "lr" else ""
-        size = int(index[f"{prefix}width"][row]), int(index[f"{prefix}height"][row])
-        if image.size != size:
-            yield f"the {member} image of '{key}' is {image.width} x {image.height}, but the index says {size[0]} x {size[1]}"
+        stated = int(index[f"{prefix}width"][row]), int(index[f"{prefix}height"][row])
+        if image.size != stated:
+            yield f"the {member} image of '{key}' is {image.width} x {image.height}, but the index says {stated[0]} x {stated[1]}"
         if member == "hr" and image.mode != MODES[index["mode"][row]]:
             yield f"the hr image of '{key}' is {image.mode}, but the index says {MODES[index['mode'][row]]}"
         if member == "hr" and content_hash(data) != index["hash"][row].tobytes():

@@ -125,14 +125,16 @@ def chunks(url: str) -> Iterator[bytes]:
         while chunk := stream.read(CHUNK) if program is None else _next_chunk(program.stdout, url):
             yield chunk
         code = 0 if program is None else program.wait()
+        if code and curl and program:
+            raise _curl_error(code, program.stderr.read(CHUNK))
         if code:
-            raise _curl_error(code, program.stderr.read(CHUNK)) if curl else FetchError(f"the command ended with {code}")
+            raise FetchError(f"the command ended with {code}")
     finally:
         if program is not None:
             program.kill()
         with suppress(OSError):
             stream.close()
-        if curl:
+        if curl and program:
             program.stderr.close()
 
 
