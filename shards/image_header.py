@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from sr_dist.core.errors import first_line
-from sr_dist.core.pixels import MAX_PIXELS
+from sr_dist.core.pixels import FORMATS, MAX_PIXELS
 from sr_dist.data.format import MODES
 
 STORED_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's name -> suffix of the member
@@ -81,12 +81,12 @@ def inspect_image(data: bytes, max_pixels: int = MAX_PIXELS, min_side: int = 1) 
 def read_header(data: bytes) -> SourceImage:
     """The header as Pillow reads it."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind, (width, height) = image.format or "?", image.size
             animated = kind != "MPO" and getattr(image, "is_animated", False)
             orientation = image.getexif().get(ORIENTATION, 1) if kind == "TIFF" or "exif" in image.info else 1
     except UnidentifiedImageError:
-        raise Rejected("not an image that Pillow knows") from None
+        raise Rejected("not an image of a known format") from None
     except Exception as problem:  # damaged headers make Pillow raise errors of many types
         raise Rejected(f"not an image: {first_line(problem)[:120]}") from None
     if animated:

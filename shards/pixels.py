@@ -18,7 +18,7 @@ from pydantic import Field
 from shards.image_header import STORED_FORMATS, Rejected, SourceImage, inspect_image
 from sr_dist.core.config import Absent, OptionalPositive, Positive, Settings
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.pixels import MAX_PIXELS
+from sr_dist.core.pixels import FORMATS, MAX_PIXELS
 
 PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 # Restart markers let training decode only the rows of its crop. They cost some bytes in a thousand.
@@ -153,7 +153,7 @@ def stored_lr(image: SourceImage) -> EncodedImage:
 def decode(image: SourceImage) -> Image.Image:
     """Upright, 8 bits, RGB or grey."""
     try:
-        with Image.open(io.BytesIO(image.data)) as file:
+        with Image.open(io.BytesIO(image.data), formats=FORMATS) as file:
             return eight_bits(ImageOps.exif_transpose(file))
     except Rejected:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import zlib
 from collections import Counter
@@ -17,7 +18,10 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Positive, Settings
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.files import write_whole
+from sr_dist.core.passwords import without_passwords
 from sr_dist.core.pixels import open_image
+from sr_dist.core.printable import printable
 from sr_dist.data.format import MODES, Index, ShardError, Shards, attribute_values, open_shards
 
 LARGEST_IMAGE, LINE_HEIGHT = 160, 16  # pixels of an image, and of the line of text below it
@@ -43,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def show(options: Show) -> None:
     shards = open_shards(options.folder, "OUT")
-    print(summary(shards))
     path = Path(options.picture or Path(shards.folder) / "contact_sheet.png")
+    if options.picture and os.path.lexists(path):
+        raise UserError(f"picture: '{path}' exists; name a new file")
+    print(summary(shards))
     contact_sheet(shards, options.num, path)
     print(f"picture: {path}")
 
@@ -76,7 +82,7 @@ def summary(shards: Shards) -> str:
             for number in range(len(manifest.shards))
         )
         lines += [f"  {count:>8} with {name}" for name, count in zip(manifest.attributes, counts_with, strict=True)]
-    return "\n".join(lines)
+    return "\n".join(printable(without_passwords(line)) for line in lines)
 
 
 def contact_sheet(shards: Shards, num: int, path: Path) -> None:
@@ -99,9 +105,11 @@ def contact_sheet(shards: Shards, num: int, path: Path) -> None:
         sheet.paste(image, (left, top))
         pen.text((left, top + height + 1), text[:26], (40, 40, 40), font)
     try:
+        file = io.BytesIO()
+        sheet.save(file, Image.registered_extensions().get(path.suffix.lower()) or path.suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except (OSError, ValueError) as problem:
+        write_whole(path, file.getvalue())  # in the place of a symbolic link, and not through it
+    except (KeyError, OSError, ValueError) as problem:
         raise UserError(f"picture: '{path}' cannot be written: {first_line(problem)}") from None
 
 

@@ -14,7 +14,8 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Settings
 from sr_dist.core.files import sha256
-from sr_dist.data.format import Index, ShardError, Shards, open_shards, read_manifest
+from sr_dist.core.printable import printable
+from sr_dist.data.format import MODES, Index, ShardError, Shards, content_hash, open_shards, read_manifest
 
 MOST_LINES = 20  # per shard
 
@@ -41,7 +42,7 @@ def verify(options: Verify) -> int:
     whole = [number for number in range(len(entries)) if not print_problems(shards, number, options.deep)]
     of_manifest = list(manifest_problems(shards, whole))
     for problem in of_manifest:
-        print(f"BAD manifest.json: {problem}")
+        print(printable(f"BAD manifest.json: {problem}"))
     samples = sum(entries[number].samples for number in whole)
     print(f"{len(whole)} of {len(entries)} shards are whole, with {samples} of {shards.manifest.samples} samples")
     return int(bool(of_manifest) or len(whole) < len(entries))
@@ -69,7 +70,7 @@ def print_problems(shards: Shards, number: int, deep: bool) -> int:
     count = 0
     for count, problem in enumerate(shard_problems(shards, number, deep), 1):
         if count <= MOST_LINES:
-            print(f"BAD {shards.path(number).name}: {problem}")
+            print(printable(f"BAD {shards.path(number).name}: {problem}"))
     if count > MOST_LINES:
         print(f"BAD {shards.path(number).name}: and {count - MOST_LINES} more")
     return count
@@ -111,6 +112,15 @@ def _member_problems(tar: IO[bytes], index: Index, row: int, member: str, deep: 
                 image.load()
         except Exception as problem:
             yield f"the {member} image of '{key}' cannot be decoded: {problem}"
+            return
+        prefix = "lr_" if member == "lr" else ""
+        stated = int(index[f"{prefix}width"][row]), int(index[f"{prefix}height"][row])
+        if image.size != stated:
+            yield f"the {member} image of '{key}' is {image.width} x {image.height}, but the index says {stated[0]} x {stated[1]}"
+        if member == "hr" and image.mode != MODES[index["mode"][row]]:
+            yield f"the hr image of '{key}' is {image.mode}, but the index says {MODES[index['mode'][row]]}"
+        if member == "hr" and content_hash(data) != index["hash"][row].tobytes():
+            yield f"the hr image of '{key}' does not have the hash in the index"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from PIL import Image
 from shards.items import Item, Listing
 from sr_dist.core.config import NonNegative, Positive, Settings
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.pixels import FORMATS
 
 PHOTOS = (
     "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg",
@@ -58,13 +59,13 @@ def read(item: Item) -> bytes:
 
 
 def _area(name: str) -> tuple[int, int, int, int]:
-    with Image.open(_folder() / name) as photo:
+    with Image.open(_folder() / name, formats=FORMATS) as photo:
         return INNER.get(name, (0, 0, *photo.size))
 
 
 @lru_cache(maxsize=len(PHOTOS))
 def _photo(name: str) -> Image.Image:
-    return Image.open(_folder() / name).convert("RGB")
+    return Image.open(_folder() / name, formats=FORMATS).convert("RGB")
 
 
 def _folder() -> Path:

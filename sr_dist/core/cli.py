@@ -26,6 +26,7 @@ from sr_dist.core import launch_env
 from sr_dist.core.config import Settings, SettingsType, typed
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.passwords import without_passwords
+from sr_dist.core.printable import printable
 
 Words = list[str]
 Options = dict[str, str]
@@ -72,6 +73,11 @@ def run_words(
     except UserError as mistake:
         if launch_env.prints_mistakes():
             print(f"error: {mistake}".replace("\n", " "), file=sys.stderr, flush=True)
+        return 2
+    except (PermissionError, NotADirectoryError) as problem:
+        if not problem.filename:
+            raise
+        print(printable(f"error: '{problem.filename}' cannot be used: {problem.strerror}"), file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sr_dist.core.passwords import without_passwords
+from sr_dist.core.printable import printable
 
 LONGEST_MESSAGE = 1600  # characters of the beginning of a message; of a longer one also the end
 LONGEST_NAME = 200  # characters of a name that is compared with others; the time grows with the square
@@ -18,7 +19,7 @@ class UserError(ValueError):
     def __init__(self, message: str = "") -> None:
         if len(message) > LONGEST_MESSAGE:  # a name from a file may have any length
             message = f"{message[:LONGEST_MESSAGE]} ... {message[-LONGEST_MESSAGE // 4 :]}"
-        super().__init__(without_passwords(message))
+        super().__init__(printable(without_passwords(message), keep="\n"))
 
 
 def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
@@ -32,4 +33,4 @@ def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
 
 def first_line(problem: BaseException) -> str:
     """The first line of an exception's message, or its type if there is no message; without passwords."""
-    return without_passwords((str(problem).strip() or type(problem).__name__).splitlines()[0])
+    return printable(without_passwords((str(problem).strip() or type(problem).__name__).splitlines()[0]))

@@ -7,7 +7,8 @@ import fcntl
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -29,6 +30,15 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Opens a file to read. A pipe or a device could block, or never end, and is refused as an OSError."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - the caller's
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return file
 
 
 class Lines:
@@ -68,6 +78,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
         stat = os.stat(path)
         return stat.st_dev, stat.st_ino
     return None
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Everything below a folder. `rglob` leaves out folders that may not be read, without a word; this raises the OSError."""
+
+    def fail(problem: OSError) -> None:
+        raise problem
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        yield from (Path(place, name) for name in (*folders, *files))
 
 
 def sync(path: Path) -> None:

@@ -12,12 +12,24 @@ import logging
 import re
 from typing import Any
 
+from sr_dist.core.printable import printable
+
 HIDDEN = "://***@"
 USER_INFO = re.compile(r"://[^\s/?#]*@")
 
 
 def without_passwords(text: str) -> str:
-    return USER_INFO.sub(HIDDEN, text)
+    return re.sub(r"\S+", lambda word: _hidden(word[0]), text) if "://" in text and "@" in text else text
+
+
+def _hidden(word: str) -> str:
+    """All up to the last @ is hidden where a colon comes before it, because a password may have a / or # as it is.
+
+    Otherwise there is no password, and an @ may be a part of the path (`hf://datasets/a/b@main/`).
+    """
+    start, _, rest = word.partition("://")
+    before, at, place = rest.rpartition("@")
+    return f"{start}{HIDDEN}{place}" if at and ":" in before else USER_INFO.sub(HIDDEN, word)
 
 
 def tree_without_passwords(tree: Any) -> Any:
@@ -30,7 +42,7 @@ def tree_without_passwords(tree: Any) -> Any:
 
 
 def _hide_in_record(record: logging.LogRecord) -> bool:
-    record.msg, record.args = without_passwords(record.getMessage()), ()
+    record.msg, record.args = printable(without_passwords(record.getMessage())), ()
     return True
 
 

@@ -1,4 +1,4 @@
-"""The most pixels that an image may have, when shards are built and when images are read, and how one is opened."""
+"""The formats and the most pixels of images, when shards are built and when images are read, and how one is opened."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import IO
 from PIL import Image, ImageFile
 
 MAX_PIXELS = 200_000_000
+# Of all of Pillow's formats, whatever a file is called: reading an EPS runs Ghostscript, so a program, on it.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 def open_image(file: Path | IO[bytes]) -> ImageFile.ImageFile:
@@ -15,7 +17,7 @@ def open_image(file: Path | IO[bytes]) -> ImageFile.ImageFile:
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     try:

@@ -12,7 +12,7 @@ from PIL import ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line, nearest
-from sr_dist.core.files import IMAGE_SUFFIXES, sha256
+from sr_dist.core.files import IMAGE_SUFFIXES, files_below, sha256
 from sr_dist.core.pixels import open_image
 from sr_dist.data.reader import decode, to_tensor
 
@@ -95,7 +95,7 @@ def _mode(image: ImageFile.ImageFile) -> str:
 
 def _files(folder: Path) -> list[Path]:
     """The image files below a folder, sorted. Hidden files, such as macOS' `._a.png`, are not images."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = sorted(p for p in files_below(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 

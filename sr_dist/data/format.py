@@ -29,7 +29,7 @@ from pydantic import Field
 
 from sr_dist.core.config import Positive, Settings, typed
 from sr_dist.core.errors import UserError, nearest
-from sr_dist.core.files import write_whole
+from sr_dist.core.files import open_regular, write_whole
 from sr_dist.core.json_text import parse_json
 from sr_dist.recipe.labels import LabelNames
 
@@ -154,7 +154,7 @@ class Index:
         """`samples`: the number in the manifest, if it is known."""
         self.path = path
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 header, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
                 kinds, end = self._read_header(header, size, samples)
                 self._body = file.read(end - HEADER.size)
@@ -371,9 +371,12 @@ def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:
 def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     path = folder / "manifest.json"
     try:
-        if path.stat().st_size > MAX_MANIFEST:
-            raise ValueError(f"it has {path.stat().st_size} bytes; a manifest has at most {MAX_MANIFEST}")
-        tree = parse_json(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            text = file.read(size + 1) if size <= MAX_MANIFEST else b""
+        if size > MAX_MANIFEST:
+            raise ValueError(f"it has {size} bytes; a manifest has at most {MAX_MANIFEST}")
+        tree = parse_json(text.decode())
     except FileNotFoundError:
         raise ShardError(f"{key}: '{folder}' has no manifest.json; python -m shards.build makes shards from images") from None
     except (OSError, ValueError) as error:

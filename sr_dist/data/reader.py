@@ -90,7 +90,10 @@ class ShardReader:
     def image(self, shard: int, row: int, member: str, channels: int) -> Tensor | None:
         """(C, H, W) uint8, or None if the member does not exist."""
         data = self.read(shard, row, member)
-        return self._decode(shard, row, data, channels) if data else None
+        image = self._decode(shard, row, data, channels) if data else None
+        if image is not None and tuple(image.shape[1:]) != self.size(shard, row, member):
+            raise self._wrong_size(shard, row, member)
+        return image
 
     def size(self, shard: int, row: int, member: str) -> tuple[int, int]:
         """(height, width) according to the index."""
@@ -113,7 +116,7 @@ class ShardReader:
                 return _padded(_hwc(decode(part, channels))[top - first : bottom - first, left:right], side)
         pixels = _hwc(self._decode(shard, row, data, channels))
         if pixels.shape[:2] != size or top >= bottom or left >= right:
-            raise self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' does not have the size in the index")
+            raise self._wrong_size(shard, row, member)
         return _padded(pixels[top:bottom, left:right], side)
 
     def _decode(self, shard: int, row: int, data: bytearray, channels: int) -> Tensor:
@@ -135,6 +138,9 @@ class ShardReader:
             problem = f"the {member} image of '{self.key(shard, row)}' cannot be read: {error.strerror}"
             raise self._damaged(shard, problem) from None
         return data if complete and zlib.crc32(data) == int(index[f"{member}_crc32"][row]) else None
+
+    def _wrong_size(self, shard: int, row: int, member: str) -> ShardError:
+        return self._damaged(shard, f"the {member} image of '{self.key(shard, row)}' does not have the size in the index")
 
     def _damaged(self, shard: int, problem: str) -> ShardError:
         return ShardError(f"'{self.shards.where(shard)}': {problem}{self.shards.advice()}")
@@ -178,7 +184,7 @@ def decode(data: bytes | bytearray, channels: int) -> Tensor:
     try:
         with open_image(io.BytesIO(data)) as image:
             return to_tensor(image, channels)
-    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise errors of many types
         raise RuntimeError(first_line(error)) from None
 
 

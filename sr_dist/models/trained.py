@@ -44,7 +44,9 @@ class TrainedGenerator:
 def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
     """Tensors under their names in the file, and the file's metadata. A file of a checkpoint must be as it was saved."""
     verified.check(file, key)
-    return weights_files.read(file, key)
+    tensors, metadata = weights_files.read(file, key)
+    weights_files.check_tensors(tensors, file, key)
+    return tensors, metadata
 
 
 def build(package: str, section: dict[str, Any], scale: int, key: str) -> nn.Module:
@@ -202,9 +204,11 @@ def match_tensors(own: dict[str, Tensor], tensors: Tensors) -> TensorMatch:
 
 def load_strictly(network: nn.Module, tensors: Tensors, file: Path, key: str) -> None:
     """Every tensor must match by name and shape; the error counts those that do not."""
-    match = match_tensors(network.state_dict(), tensors)
+    own = network.state_dict()
+    match = match_tensors(own, tensors)
     if not match.complete:
         raise UserError(f"{key}: '{file}' does not fit: {match}")
+    weights_files.check_values(own, tensors, file, key)
     network.load_state_dict(tensors)
 
 
@@ -214,7 +218,9 @@ def load_partially(network: nn.Module, tensors: Tensors, file: Path, key: str) -
     match = match_tensors(own, tensors)
     if not match.matched:
         raise UserError(f"{key}: '{file}' has nothing that fits: 0 of {len(own)} tensors matched, {match}")
-    network.load_state_dict({**own, **{name: tensors[name] for name in match.matched}})
+    fitting = {name: tensors[name] for name in match.matched}
+    weights_files.check_values(own, fitting, file, key)
+    network.load_state_dict({**own, **fitting})
     share = sum(own[name].numel() for name in match.matched) / sum(value.numel() for value in own.values())
     return f"{len(match.matched)} of {len(own)} tensors matched ({share:.1%} of the values), {match}"
 

@@ -34,6 +34,7 @@ CHOICES = {
 }
 # Prefixes that wrappers put before every name. `model.` before a number is none: RRDB's first names begin so.
 WRAPPERS = (r"module\.", r"_orig_mod\.", r"_forward_module\.", r"model\.(?!\d)", r"net\.", r"network\.")
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # of counters and positions
 COUNTERS = {"n_averaged", "step_counter", "steps"}  # counters of moving averages and frameworks
 
 
@@ -79,7 +80,11 @@ def _unpickled(file: Path, key: str) -> Any:
 def unwrapped(loaded: Any, file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
     """The tensors inside nested dictionaries, and the texts beside them."""
     metadata: dict[str, str] = {}
+    outer: list[Any] = []
     while isinstance(loaded, Mapping):
+        if any(loaded is mapping for mapping in outer):
+            raise UserError(f"{key}: '{file}' holds a dictionary that holds itself")
+        outer.append(loaded)
         metadata |= {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, str)}
         inner = next((loaded[name] for name in ENVELOPES if isinstance(loaded.get(name), Mapping) and loaded[name]), None)
         if inner is None:
@@ -93,6 +98,29 @@ def unwrapped(loaded: Any, file: Path, key: str) -> tuple[Tensors, dict[str, str
             raise UserError(f"{key}: '{file}' holds no tensors of a network; it holds {names}")
         loaded = inner
     raise UserError(f"{key}: '{file}' holds a {type(loaded).__name__}, not named tensors")
+
+
+def check_tensors(tensors: Tensors, file: Path, key: str) -> None:
+    """Refuses by name what cannot be weights, and what claims more values than the file holds."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            problem = f"is {'meta' if tensor.is_meta else 'quantized' if tensor.is_quantized else tensor.layout}, not dense"
+        elif tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            problem = f"claims {tensor.numel()} values, and the file holds fewer"
+        elif not tensor.is_floating_point() and tensor.dtype not in INTEGERS:
+            problem = f"is of {tensor.dtype}, not of real numbers"
+        else:
+            continue
+        raise UserError(f"{key}: '{file}' cannot be used: its tensor '{name}' {problem}")
+
+
+def check_values(own: Tensors, tensors: Tensors, file: Path, key: str) -> None:
+    """Refuses by name whole numbers where the network has real ones, and values that are not finite."""
+    for name, tensor in tensors.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise UserError(f"{key}: '{file}' cannot be used: its tensor '{name}' is of {tensor.dtype}, not of real numbers")
+        if not bool(tensor.to(own[name].dtype).isfinite().all()):
+            raise UserError(f"{key}: '{file}' cannot be used: its tensor '{name}' has values that are not finite")
 
 
 def bare_names(tensors: Tensors, kind: str = "generator") -> Tensors:

@@ -82,25 +82,34 @@ def check_batch(recipe: Recipe, num_ranks: int) -> None:
 
 
 def complete(recipe: Recipe) -> Recipe:
-    """Imports the parts (and torch) and adds the defaults of all their options, for the run folder's `recipe.yaml`."""
-    update: dict[str, Any] = {}
+    """Imports the parts (and torch) and adds the defaults of all their options, for the run folder's `recipe.yaml`. Each part
+    checks the rest of the recipe."""
     for key, part in recipe.parts().items():
         module, options = plugins.resolve(_package(key), part.name, part.options, key)
+        if key == "objective":
+            _check_phases(recipe, module.Objective.phases)
+        if hasattr(module, "check"):
+            module.check(options, recipe)
+    whole = with_defaults(recipe)
+    for module, term, _ in content_terms(whole):
+        if hasattr(module, "check"):
+            module.check(term, whole)
+    return whole
+
+
+def with_defaults(recipe: Recipe) -> Recipe:
+    """The recipe with the defaults of all options of its parts."""
+    update: dict[str, Any] = {}
+    for key, part in recipe.parts().items():
+        _, options = plugins.resolve(_package(key), part.name, part.options, key)
         whole = Part(name=part.name, **options.model_dump(mode="json"))
         if key == "objective":
             whole = _with_typed_content(whole)
-            _check_phases(recipe, module.Objective.phases)
         if key == "data.degradation":
             update["data"] = recipe.data.model_copy(update={"degradation": whole})
         else:
             update[key] = whole
-        if hasattr(module, "check"):  # of the rest of the recipe
-            module.check(options, recipe)
-    whole_recipe = recipe.model_copy(update=update)
-    for module, term, _ in content_terms(whole_recipe):
-        if hasattr(module, "check"):
-            module.check(term, whole_recipe)
-    return whole_recipe
+    return recipe.model_copy(update=update)
 
 
 def _with_typed_content(part: Part) -> Part:

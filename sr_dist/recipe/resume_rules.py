@@ -1,12 +1,14 @@
-"""The keys that may differ between a run and its resumption. No torch."""
+"""The keys that may differ between a run and its resumption. It imports parts only where an older recipe lacks options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from sr_dist.core import config
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
 
 # These keys may differ. A section stands for all its keys. Starting weights are not used on resumption.
@@ -57,8 +59,12 @@ def forbidden_changes(before: Mapping[str, Any], after: Recipe) -> list[str]:
 
 
 def differences(before: Mapping[str, Any], after: Recipe) -> list[tuple[str, str]]:
-    """Every key whose value differs. A key that is missing in an older file had its default."""
-    old = config.flatten(config.parse(config.text(config.typed(Recipe, before))))
-    new = config.flatten(config.parse(config.text(after)))
+    """Every key whose value differs. A key that is missing in an older file had its default, also that of a part."""
+    stated = config.typed(Recipe, before)
+    old, new = (config.flatten(config.parse(config.text(recipe))) for recipe in (stated, after))
+    if new.keys() - old.keys():
+        with suppress(UserError):  # an option that is gone by now differs in any case
+            defaults = config.flatten(config.parse(config.text(checks.with_defaults(stated))))
+            old |= {key: defaults[key] for key in new.keys() - old.keys() if key in defaults}
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return [(key, f"{key}: was {old.get(key)}, is {new.get(key)}") for key in keys]

@@ -292,7 +292,7 @@ def test_only_the_first_rank_of_a_node_prints_the_error(monkeypatch, capsys):
 
     assert cli.run(Recipe, work, ["a"]) == 2
     assert capsys.readouterr().err == "error: two lines\n"
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)
     assert cli.run(Recipe, work, ["a"]) == 2
     assert capsys.readouterr().err == ""

@@ -451,7 +451,7 @@ def test_other_forms_of_imports_are_answered_too(own_part, text, change):
 
 
 def test_a_file_of_0_1_in_the_package_is_answered_too(monkeypatch, tmp_path):
-    package = tmp_path / "own_metrics"
+    package = tmp_path / "old_metrics"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "old.py").write_text("from sr_dist.config import Settings\n")
@@ -459,7 +459,7 @@ def test_a_file_of_0_1_in_the_package_is_answered_too(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match=r"^metrics: '.*old\.py' was written for sr_dist 0\.1; line 1 becomes 'from sr_dist\.core"
     ):
-        plugins.locate("own_metrics", "old", "metrics")
+        plugins.locate("old_metrics", "old", "metrics")
 
 
 def test_a_mistyped_name_of_ours_is_one_line(own_part):

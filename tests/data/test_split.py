@@ -94,7 +94,7 @@ def test_a_balance_is_a_selection_with_and_without(tmp_path):
     data = Data(train="x", crop=16, batch=4, balance={"Eyeglasses": ["30", "50"]}, split=SPLIT)
     assert portion_of(data, 2) == Portion({"Eyeglasses": 30, "rest": 50}, SPLIT, 2, "data.balance")
     assert portion_of(Data(train="x", crop=16, batch=4), 1) == Portion()
-    with pytest.raises(UserError, match=r"^data\.balance\.rest: 5000 samples wanted, \d+ are there"):
+    with pytest.raises(UserError, match=r"^data\.balance\.rest: 5000 samples wanted, but there are \d+"):
         names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 5000}, key="data.balance"))
     selected = names(tmp_path, SAMPLES, Portion({"Eyeglasses": 30, "rest": 50}))
     glasses = {name for name, _, has, _ in SAMPLES if has}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -247,3 +249,37 @@ def test_smoothing_takes_time_in_proportion_to_the_rows():
     begin = time.process_time()
     smooth(values)
     assert time.process_time() - begin < 2
+
+
+# ---- folders that may not be read
+
+
+def test_folders_that_may_not_be_read_are_one_line(tmp_path):
+    """As another user: root may read everything."""
+    if os.getuid() or subprocess.run(["setpriv", "--reuid=1000", "--clear-groups", "true"], capture_output=True).returncode:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        picture(folder / "locked" / "d" / "a.png")
+        picture(folder / "in" / "a.png")
+        shutil.copytree(FILES / "runs/gan", folder / "gan")
+        (folder / "locked").chmod(0o700)
+        folder.chmod(0o777)
+        weights = "gan/checkpoints/0000003/generator.ema.safetensors"
+        calls = [
+            ("sr_dist.upscale", ["gan", "in", "locked/x"]),
+            ("sr_dist.upscale", ["locked/x.pth", "in", "out"]),
+            ("sr_dist.upscale", [weights, "locked", "out"]),
+            ("sr_dist.plot", ["locked"]),
+            ("sr_dist.evaluate", [weights, "--data=locked", "--metrics=psnr", "--cache=none"]),
+            ("sr_dist.evaluate", [weights, "--data=in", "--metrics=psnr", "--cache=none", "--out=locked"]),
+            ("shards.show", ["locked/d"]),
+        ]
+        path = os.pathsep.join([str(processes.ROOT), str(processes.ROOT / "tests")])
+        line = ["setpriv", "--reuid=1000", "--clear-groups", processes.sys.executable, "-m", "run_commands", json.dumps(calls)]
+        variables = processes.environment(PYTHONPATH=path, HOME=name)
+        result = subprocess.run(line, cwd=folder, env=variables, capture_output=True, text=True, timeout=120)
+        assert result.stdout, result.stderr
+        for (module, words), (code, _, err, _) in zip(calls, json.loads(result.stdout.splitlines()[-1]), strict=True):
+            assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (module, words, err)
+            assert "locked" in err and "no images" not in err, (module, words, err)

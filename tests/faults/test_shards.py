@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,7 @@ from made_shards import handmade
 from processes import ROOT, environment, small_gan
 from servers import serving
 
+from shards import show, verify
 from shards.adopt import adopt
 from shards.image_header import Rejected, inspect_image, pillow_settings
 from shards.pixels import Preparation
@@ -187,6 +189,21 @@ def test_an_index_larger_than_its_samples_need_is_given_up(endless, photo_shards
         open_remote(f"http://127.0.0.1:{endless.server_port}", "data.train", Cache(tmp_path / "cache", 10**9))
 
 
+def test_large_indexes_are_not_held_in_memory_while_they_are_fetched(endless, photo_shards, tmp_path):
+    """Eight at once, of 30 MB each before the limit of their samples is reached."""
+    manifest = json.loads((photo_shards / "manifest.json").read_text())
+    entries = [{**manifest["shards"][0], "name": f"{i}.tar", "samples": 28_000} for i in range(8)]
+    endless.manifest = json.dumps({**manifest, "shards": entries, "samples": 8 * 28_000}).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"the index .*sends more than 3\d{7} bytes, the most"):
+            open_remote(f"http://127.0.0.1:{endless.server_port}", "data.train", Cache(tmp_path / "cache", 10**9))
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
+    assert list((tmp_path / "cache").rglob("*.new")) == []
+
+
 def test_local_files_have_the_same_limits(copy):
     """Sparse files: they take no room on the disk."""
     for name, size, message in (
@@ -208,6 +225,61 @@ def test_brackets_in_a_url_are_no_pattern(photo_shards, tmp_path):
         with pytest.raises(ShardError, match="could not be fetched"):
             shards.open(0)
         assert set(store.requests) <= {"manifest.json", "[1-300]/photos-000000.tar", *(p.name for p in folder.glob("*.idx"))}
+
+
+class Rude(BaseHTTPRequestHandler):
+    """Answers 404 with commands to the terminal, and from the second request on with no HTTP at all."""
+
+    def do_GET(self) -> None:
+        self.server.requests += 1  # type: ignore[attr-defined]
+        status = b"HTTP/1.0 404 No\x1b[31mRED\x07\r\n\r\n" if self.server.requests == 1 else b"GARBAGE\r\n\r\n"  # type: ignore[attr-defined]
+        self.wfile.write(status)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_the_status_of_a_refusal_costs_no_second_request(tmp_path):
+    """Another library made one, and its errors were tracebacks, some with the password of the URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Rude)
+    server.requests = 0  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        with pytest.raises(ShardError) as caught:
+            open_remote(f"http://me:s3cret@127.0.0.1:{server.server_port}/x", "data.train", Cache(tmp_path / "cache", 10**9))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert str(caught.value) == (
+        f"data.train: the manifest 'http://***@127.0.0.1:{server.server_port}/x/manifest.json' could not be fetched: "
+        "the server answers 404 Not Found"
+    )
+    assert server.requests == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:99999/x", "the URL is malformed"),
+        ("{}/loop", "too many redirects"),
+        ("{}/file", "the protocol is unknown"),
+    ],
+)
+def test_what_curl_can_never_fetch_is_not_tried_again(tmp_path, url, message):
+    class Redirect(Rude):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/passwd" if "file" in self.path else self.path)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        with pytest.raises(ShardError, match=f"could not be fetched: {message}"):
+            open_remote(url.format(f"http://127.0.0.1:{server.server_port}"), "data.train", Cache(tmp_path / "cache", 10**9))
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 # --------------------------------------------------------------------------------------------------- cut short in use
@@ -407,3 +479,59 @@ def test_a_step_of_4096_ranks_is_assigned_in_a_tenth_of_a_second():
         (own,) = positions.step(start)
         times.append(time.perf_counter() - begin)
     assert len(own) == 16 and min(times) < 0.1, times
+
+
+# ---------------------------------------------------------------------------------------------- what shards may print and write
+
+
+def test_show_writes_through_no_link_and_over_no_other_file(copy, tmp_path, capsys):
+    precious = tmp_path / "precious.png"
+    precious.write_text("mine")
+    (copy / "contact_sheet.png").symlink_to(precious)
+    for _ in range(2):
+        assert show.main([str(copy), "--num=1"]) == 0
+    assert not (copy / "contact_sheet.png").is_symlink() and (copy / "contact_sheet.png").stat().st_size > 100
+    assert show.main([str(copy), "--num=1", f"--picture={precious}"]) == 2
+    assert capsys.readouterr().err == f"error: picture: '{precious}' exists; name a new file\n"
+    assert precious.read_text() == "mine"
+    assert show.main([str(copy), "--num=1", f"--picture={tmp_path / 'new.jpg'}"]) == 0
+    assert show.main([str(copy), "--num=1", f"--picture={tmp_path / 'new.xyz'}"]) == 2
+
+
+def test_names_reach_no_terminal_as_commands(copy, capsys):
+    change_manifest(copy, classes=["\x1b[2J\x9b0ma", "b\r\nerror: x", "c"])
+    assert show.main([str(copy), "--num=1"]) == 0
+    out = capsys.readouterr().out
+    assert r"\x1b[2J\x9b0ma" in out and r"b\r\nerror: x" in out and not {"\x1b", "\r"} & set(out)
+    change_manifest(copy, min_side="\x1b[31m")
+    assert show.main([str(copy)]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+    assert str(UserError("a\x1b\x07\r\x7f\nb")) == "a\\x1b\\x07\\r\\x7f\nb"
+
+
+def test_show_hides_the_password_of_the_tars(copy, capsys):
+    change_manifest(copy, tars="http://me:s3cret@127.0.0.1:1/x")
+    show.main([str(copy), "--num=1"])
+    printed = capsys.readouterr()
+    assert "s3cret" not in printed.out + printed.err and "the tars are at http://***@127.0.0.1:1/x" in printed.out
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "photos-000000.idx"])
+def test_pipes_and_devices_are_no_files(copy, name):
+    for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+        (copy / name).unlink()
+        make(copy / name)
+        with pytest.raises(ShardError, match=rf"{name}' cannot be read: .*it is no regular file"):
+            open_shards(str(copy)).check_indexes()
+
+
+def test_an_index_that_lies_about_its_images_is_found(copy, capsys):
+    rows = ({"width": 99}, {"mode": 1}, {"hash": bytes(16)})
+    messages = ("but the index says 99 x", "but the index says L", "does not have the hash in the index")
+    for change, message in zip(rows, messages, strict=True):
+        change_row(copy, **change)
+        assert verify.main([str(copy), "--deep"]) == 1
+        assert message in capsys.readouterr().out
+    change_row(copy, width=99)
+    with pytest.raises(ShardError, match="does not have the size in the index"):
+        ShardReader(open_shards(str(copy))).image(1, 3, "hr", 3)

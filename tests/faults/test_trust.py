@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import struct
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from made_shards import handmade
+from PIL import EpsImagePlugin, Image
 from processes import ROOT, metrics, run, small_gan
 from safetensors.torch import save_file
 from servers import serving
 
+from shards import pixels, show
+from shards.image_header import Rejected, SourceImage, inspect_image
 from sr_dist.core import config
 from sr_dist.core.errors import UserError
-from sr_dist.models import trained
+from sr_dist.core.pixels import FORMATS
+from sr_dist.data.folder_images import FolderImages
+from sr_dist.data.format import open_shards
+from sr_dist.data.reader import decode
+from sr_dist.models import image_files, trained
 from sr_dist.models.generators import srcnn
 from sr_dist.models.metadata import classifier_metadata, generator_metadata
 from sr_dist.recipe.labels import Labels
@@ -190,6 +199,52 @@ def test_a_classifier_has_an_output_per_label(tmp_path):
         trained.open_classifier(str(tmp_path / "k.safetensors"), "attributes")
 
 
+def holds_itself() -> dict:
+    loop: dict = {}
+    loop["params"] = {"net": loop}
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.to_sparse(), "is torch.sparse_coo, not dense"),
+        (lambda value: value.to("meta"), "is meta, not dense"),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "is quantized, not dense"),
+        (lambda value: value.to(torch.complex64), "is of torch.complex64, not of real numbers"),
+        (lambda value: value.to(torch.bool), "is of torch.bool, not of real numbers"),
+        (lambda value: value.to(torch.int8), "is of torch.int8, not of real numbers"),
+        (lambda value: value * float("nan"), "has values that are not finite"),
+        (lambda value: torch.zeros(1).expand(10**7, 10**7), "claims 100000000000000 values, and the file holds fewer"),
+    ],
+    ids=["sparse", "meta", "quantized", "complex", "bool", "int8", "nan", "expanded"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_weights_are_named(tmp_path, change, message):
+    network = srcnn.build(srcnn.Config(), 2)
+    tensors = {name: change(value) for name, value in network.state_dict().items()}
+    torch.save({**tensors, **generator_metadata({"name": "srcnn"}, 2)}, tmp_path / "m.pth")
+    path, refusal = str(tmp_path / "m.pth"), rf"^KEY: '{tmp_path}/m\.pth' cannot be used: its tensor '[a-z0-9.]+' {message}"
+    with pytest.raises(UserError, match=refusal):
+        trained.open_generator(path, "KEY")
+    if "claims" not in message:
+        with pytest.raises(UserError, match=refusal):
+            trained.load_starting_weights(network, {"name": "srcnn"}, path, "generator", "KEY", partial=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_are_still_opened(tmp_path, dtype):
+    tensors = {name: value.to(dtype) for name, value in srcnn.build(srcnn.Config(), 2).state_dict().items()}
+    torch.save({**tensors, **generator_metadata({"name": "srcnn"}, 2)}, tmp_path / "m.pth")
+    assert trained.open_generator(str(tmp_path / "m.pth"), "METHOD").scale == 2
+
+
+def test_a_dictionary_that_holds_itself_ends(tmp_path):
+    torch.save(holds_itself(), tmp_path / "m.pth")
+    with pytest.raises(UserError, match="holds a dictionary that holds itself"):
+        trained.open_generator(str(tmp_path / "m.pth"), "METHOD")
+
+
 # ----------------------------------------------------------------------------------------------------------- recipes
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 26))
@@ -231,3 +286,70 @@ def test_anchors_are_still_read(tmp_path):
 def test_messages_have_an_end():
     message = str(UserError("x" * 10**6 + " is the end"))
     assert len(message) < 2100 and message.endswith(" is the end")
+
+
+# ------------------------------------------------------------------------------------------------------- formats of images
+
+
+@pytest.fixture
+def postscript(tmp_path, monkeypatch) -> bytes:
+    """An EPS, and a stand-in for Ghostscript, which Pillow runs on it."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_postscript_in_a_png_reaches_no_ghostscript(postscript, tmp_path):
+    file = tmp_path / "in" / "x.png"
+    file.parent.mkdir()
+    file.write_bytes(postscript)
+    (tmp_path / "shards").mkdir()
+    shards = open_shards(str(handmade(tmp_path / "shards", [postscript], sizes=[(64, 64)])))
+    for readers, message in (
+        (lambda: decode(postscript, 3), "cannot identify"),
+        (lambda: FolderImages(file.parent, None, "data").load(0), "cannot be decoded"),
+        (lambda: FolderImages(file.parent, None, "data").shape(0), "is not an image that can be read"),
+        (lambda: image_files.read(file), "cannot identify"),
+        (lambda: inspect_image(postscript), "not an image of a known format"),
+        (lambda: pixels.decode(SourceImage(postscript, "PNG", "RGB", 64, 64, False)), "cannot be decoded"),
+        (
+            lambda: show.contact_sheet(shards, 1, tmp_path / "s.png"),
+            "cannot be shown",
+        ),
+    ):
+        with pytest.raises((RuntimeError, UserError, Rejected, image_files.ImageFileError), match=message):
+            readers()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_image_is_opened_with_the_list_of_formats():
+    calls = [
+        (path, line.strip())
+        for package in ("sr_dist", "shards")
+        for path in (ROOT / package).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if "Image.open(" in line
+    ]
+    assert calls and [call for call in calls if "formats=FORMATS" not in call[1]] == []
+    assert "EPS" not in FORMATS
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "MPO"])
+def test_the_formats_of_builds_are_still_read(kind):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(file, kind)
+    assert inspect_image(file.getvalue()).width == 16
+    assert decode(file.getvalue(), 3).shape == (3, 16, 16)
+
+
+def test_whatever_a_decoder_raises_is_a_damaged_image(monkeypatch):
+    def fail(file):
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr("sr_dist.data.reader.open_image", fail)
+    with pytest.raises(RuntimeError, match="unpack requires"):
+        decode(b"II*\0", 3)

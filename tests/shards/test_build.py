@@ -179,7 +179,7 @@ def test_bad_images_are_listed_with_their_reason_and_not_fatal(bad_images, tmp_p
     assert shards.manifest.min_side == 32
     reasons = rejects_of(tmp_path / "out")
     assert reasons["empty"] == "the file is empty"
-    assert reasons["text"] == "not an image that Pillow knows"
+    assert reasons["text"] == "not an image of a known format"
     assert reasons["header"].startswith("not an image")
     assert reasons["cut-jpg"] == "the JPEG data are cut short"
     assert reasons["cut2"] == "the PNG data are cut short"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import http
 import logging
 import os
 import random
+import re
 import select
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
 from typing import IO, TypeVar
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 from sr_dist.core.errors import first_line
 from sr_dist.data.format import ShardEntry, ShardError
@@ -26,13 +27,16 @@ TIMEOUT = 120.0  # seconds of silence after which a connection is closed
 WARN_AFTER = 10.0  # seconds of silence after which a warning is logged
 CHUNK = 1 << 20
 CURL_ERRORS = {
+    1: "the protocol is unknown, or not one to be redirected to", 3: "the URL is malformed", 47: "too many redirects",
     6: "unknown host", 7: "connection refused", 18: "the connection was lost", 28: "timeout",
     35: "the TLS handshake failed", 52: "empty response", 56: "the connection was lost",
 }  # fmt: skip
 # As in gopen, but without its retries, because ours are enough, and with -g: brackets in a URL are no patterns.
-CURL = ("curl", "-g", "--connect-timeout", "30", "-f", "-s", "-L")
+# With -S, a line on stderr has the status.
+CURL = ("curl", "-g", "--connect-timeout", "30", "-f", "-s", "-S", "-L")
 BY_CURL = ("http://", "https://", "sftp://", "ftps://", "scp://")
 HTTP_ERROR = 22  # curl's exit code for any response from 400 on
+CURL_PERMANENT = (1, 3, 47)
 PERMANENT = (400, 401, 403, 404, 405, 410, 451)  # not 429 and 503, which are temporary
 Result = TypeVar("Result")
 logger = logging.getLogger("sr_dist")
@@ -47,17 +51,27 @@ class PermanentError(FetchError):
 
 
 def download_bytes(url: str, kind: str, most: int) -> bytes:
-    """A small file, such as a manifest or an index, of at most so many bytes. `kind` names it in errors."""
+    """The content of a small file, such as a manifest, of at most so many bytes. `kind` names it in errors."""
+    return retry(lambda: b"".join(_limited(url, most)), f"{kind} '{url}'", SMALL_FILE_TRIES)
 
-    def attempt() -> bytes:
-        content = bytearray()
-        for chunk in chunks(url):
-            content += chunk
-            if len(content) > most:
-                raise PermanentError(f"the server sends more than {most} bytes, the most that it can have")
-        return bytes(content)
 
-    return retry(attempt, f"{kind} '{url}'", SMALL_FILE_TRIES)
+def download_file(url: str, file: Path, kind: str, most: int) -> None:
+    """The same into a file, because several are fetched at once, and they may be large."""
+
+    def attempt() -> None:
+        with open(file, "wb") as out:
+            out.writelines(_limited(url, most))
+
+    retry(attempt, f"{kind} '{url}'", SMALL_FILE_TRIES)
+
+
+def _limited(url: str, most: int) -> Iterator[bytes]:
+    size = 0
+    for chunk in chunks(url):
+        size += len(chunk)
+        if size > most:
+            raise PermanentError(f"the server sends more than {most} bytes, the most that it can have")
+        yield chunk
 
 
 def download(url: str, file: Path, entry: ShardEntry, on_bytes: Callable[[int], None]) -> None:
@@ -103,7 +117,7 @@ def chunks(url: str) -> Iterator[bytes]:
         url = f"pipe:aws s3 cp --only-show-errors {shlex.quote(url)} -"
     try:
         curl = url.startswith(BY_CURL)
-        stream = Pipe([*CURL, url], mode="rb", bufsize=CHUNK) if curl else gopen(url, bufsize=CHUNK)
+        stream = Pipe([*CURL, url], mode="rb", bufsize=CHUNK, stderr=subprocess.PIPE) if curl else gopen(url, bufsize=CHUNK)
     except (OSError, ValueError) as error:
         raise FetchError(f"it cannot be opened: {first_line(error)}") from None
     program = getattr(stream, "proc", None)
@@ -111,27 +125,28 @@ def chunks(url: str) -> Iterator[bytes]:
         while chunk := stream.read(CHUNK) if program is None else _next_chunk(program.stdout, url):
             yield chunk
         code = 0 if program is None else program.wait()
-        if code == HTTP_ERROR and curl:
-            raise _http_error(url)
+        if code and curl and program:
+            raise _curl_error(code, program.stderr.read(CHUNK))
         if code:
-            raise FetchError(CURL_ERRORS.get(code, f"curl ended with {code}") if curl else f"the command ended with {code}")
+            raise FetchError(f"the command ended with {code}")
     finally:
         if program is not None:
             program.kill()
         with suppress(OSError):
             stream.close()
+        if curl and program:
+            program.stderr.close()
 
 
-def _http_error(url: str) -> FetchError:
-    """curl does not report the status, so we request the URL once more. A permanent error is not retried."""
-    try:
-        urlopen(url, timeout=TIMEOUT).close()
-    except HTTPError as error:
-        text = f"the server answers {error.code} {error.reason}"
-        return PermanentError(text) if error.code in PERMANENT else FetchError(text)
-    except (OSError, ValueError):
-        pass
-    return FetchError("the server refuses the request")
+def _curl_error(code: int, message: bytes) -> FetchError:
+    """`message` is curl's. A server's own text is not repeated. A permanent error is not retried."""
+    status = re.search(rb"returned error: (\d{3})", message)
+    if code != HTTP_ERROR or not status:
+        kind = PermanentError if code in CURL_PERMANENT else FetchError
+        return kind(CURL_ERRORS.get(code, f"curl ended with {code}"))
+    number = int(status[1])
+    name = http.HTTPStatus(number).phrase if number in list(http.HTTPStatus) else ""
+    return (PermanentError if number in PERMANENT else FetchError)(f"the server answers {number} {name}".rstrip())
 
 
 def _next_chunk(pipe: IO[bytes], url: str) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,8 +25,9 @@ from sr_dist.core.passwords import HIDDEN
 from sr_dist.data import format as local
 from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name, largest_index
 from sr_dist.data.remote.cache import Cache, cache_of, locked
-from sr_dist.data.remote.download import download_bytes
+from sr_dist.data.remote.download import download_bytes, download_file
 
+ONE_INDEX = threading.RLock()  # in memory, of those that are fetched at once
 DEFAULT_GB = 100.0  # size limit of a cache
 SCHEMES = ("http", "https", "s3", "gs", "hf", "ais", "sftp", "ftps", "scp")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=@+-]*\.tar")  # means the same in a URL, in a shell and on disk
@@ -143,13 +145,21 @@ def _fetch_index(source: str, folder: Path, entry: ShardEntry, manifest: Manifes
     """Saves an index under its name after it was checked."""
     path = folder / index_name(entry.name)
     with suppress(ShardError):  # missing or damaged
-        Index(path, entry.samples).check()
+        _check_index(path, entry)
         return
     url = address(source, path.name)
     temporary = path.with_suffix(f".{secrets.token_hex(4)}.new")  # other processes may do the same where locks do not work
-    write_whole(temporary, download_bytes(url, "the index", largest_index(entry, manifest)))
     try:
-        Index(temporary, entry.samples).check()
-    except ShardError as error:
-        raise ShardError(f"the index '{url}': {error}") from None
-    temporary.replace(path)
+        download_file(url, temporary, "the index", largest_index(entry, manifest))
+        try:
+            _check_index(temporary, entry)
+        except ShardError as error:
+            raise ShardError(f"the index '{url}': {error}") from None
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_index(path: Path, entry: ShardEntry) -> None:
+    with ONE_INDEX:
+        Index(path, entry.samples).check()
