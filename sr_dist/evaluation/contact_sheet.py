@@ -20,7 +20,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None:
-    """Writes a PNG with one row per mapping. The names of the first row are the headings."""
+    """Writes a PNG into an existing folder, with one row per mapping. The names of the first row are the headings."""
     heading = 18
     cell_width = max(image.width for row in rows for image in row.values())
     heights = [max(image.height for image in row.values()) for row in rows]
@@ -34,7 +34,6 @@ def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None
         for column, image in enumerate(row.values()):
             sheet.paste(image, (GAP + column * (cell_width + GAP), top))
         top += height + GAP
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_png(sheet, path)
 
 
