@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from sr_dist.core import cli
 from sr_dist.core.cli import Word
-from sr_dist.core.config import NonNegative, OptionalPositive, Settings
+from sr_dist.core.config import OptionalPositive, Settings
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import check_exists
 
@@ -31,7 +33,7 @@ class Upscale(Settings):
     """An image for an image, a folder for a folder."""
     tile: OptionalPositive = None
     """Enlarge in tiles with this side in pixels of INPUT, for images that do not fit into memory."""
-    overlap: NonNegative = 32
+    overlap: Annotated[int, Field(ge=0, le=65536)] = 32
     """Pixels that a tile sees beyond its own on each side. Results equal those without tiles if the network's receptive field
     reaches no further than half of it; otherwise tiles are blended over its width."""
     format: Literal["png", "jpg", "webp", "tif"] | None = None

@@ -197,6 +197,7 @@ def identity_facts(
         "images": images,
         "portion": str(options.portion or Portion()),
         "degradation": options.degradation,
+        "lr": str(Path(options.lr).resolve()) if options.lr else None,
         "protocol": rules.describe(),
         "batch": options.batch,
         "columns": metrics.better,
@@ -284,4 +285,4 @@ def plan(
 
 def inputs(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What distinguishes two evaluations of the same data."""
-    return {"images": facts["images"], "degradation": facts["degradation"]}
+    return {key: facts[key] for key in ("images", "degradation", "lr")}

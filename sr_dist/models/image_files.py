@@ -38,10 +38,16 @@ def read(path: Path) -> ImageFile:
                 return _image_file(_png_16(path), 16, profile)
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):
-                return _image_file(np.asarray(image, np.int32).clip(0, 65535), 16, profile)
+                return _image_file(_of_16_bits(np.asarray(image, np.int32)), 16, profile)
             return _image_file(np.asarray(image.convert(_plain_mode(image))), 8, profile)
     except Exception as problem:  # decoders raise many kinds of errors
         raise ImageFileError(first_line(problem)) from None
+
+
+def _of_16_bits(array: np.ndarray) -> np.ndarray:
+    if array.min() < 0 or array.max() > 65535:
+        raise ImageFileError("32-bit integers have no known white level")
+    return array
 
 
 def _plain_mode(image: Image.Image) -> str:
@@ -57,6 +63,8 @@ def _image_file(array: np.ndarray, bits: int, profile: bytes | None) -> ImageFil
     """(H, W) or (H, W, 1 to 4): grey, grey and alpha, RGB, RGB and alpha."""
     planes = torch.from_numpy(array.astype(np.float32) / (2**bits - 1)).reshape(*array.shape[:2], -1).permute(2, 0, 1)
     colours = 3 if planes.shape[0] >= 3 else 1
+    if profile and profile[16:20] in (b"CMYK", b"Lab "):
+        profile = None  # of the stored colours, which are RGB now
     return ImageFile(planes[:colours], planes[colours:] if planes.shape[0] in (2, 4) else None, bits, profile)
 
 

@@ -69,7 +69,9 @@ def targets(source: Path, out: Path, suffix: str) -> Pairs:
     if not source.is_dir():
         return [(source, out / f"{source.stem}.{suffix}" if out.is_dir() else out)]
     inside = [p for p in sorted(files_below(source)) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-    images = [p for p in inside if out == source or not p.is_relative_to(out)]
+    root, place = source.resolve(), out.resolve()
+    visible = [p for p in inside if not p.name.startswith(".")]
+    images = [p for p in visible if place == root or not (root / p.relative_to(source)).is_relative_to(place)]
     if not images:
         raise UserError(f"INPUT: no images in '{source}' (looked for {' '.join(IMAGE_SUFFIXES)})")
     alike = Counter(p.with_suffix("") for p in images)

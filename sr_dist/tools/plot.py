@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -76,6 +77,8 @@ def plot_runs(folders: Sequence[str], out: Path) -> None:
             if columns := section_columns(section, runs):
                 write_output(out / f"{section}.png", section_png(columns, runs), "out")
                 panels[section] = [panel_svg(column, runs) for column in columns]
+    if not panels:
+        raise UserError(f"RUN: {', '.join(folders)} has no column that is drawn yet")
     write_output(out / "curves.html", page_html(runs, panels).encode(errors="backslashreplace"), "out")
     print(f"{', '.join(f'{section}.png' for section in panels)} and curves.html are in {out}")
 
@@ -86,8 +89,11 @@ def plot_runs(folders: Sequence[str], out: Path) -> None:
 def read_metrics(folder: Path, name: str) -> RunMetrics:
     """Skips a last line that is still being written."""
     path = folder / METRICS
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return RunMetrics(name, tuple(parse_row(line, f"line {i} of '{path}'") for i, line in enumerate(lines, 1)))
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = [parse_row(line, f"line {i} of '{path}'") for i, line in enumerate(lines, 1)]
+    with suppress(UserError):
+        rows.append(parse_row(last, "the last line"))
+    return RunMetrics(name, tuple(rows))
 
 
 def parse_row(line: bytes, place: str) -> Row:

@@ -24,6 +24,8 @@ from sr_dist import upscale as upscale_command
 from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import FolderImages
 from sr_dist.data.images import content_digest
+from sr_dist.evaluation.report import folders
+from sr_dist.models import image_files, upscaling
 from sr_dist.tools.plot import SPANS, plot_runs, smooth
 
 FILES = Path(__file__).resolve().parents[1] / "version_0_1"
@@ -283,3 +285,51 @@ def test_folders_that_may_not_be_read_are_one_line(tmp_path):
         for (module, words), (code, _, err, _) in zip(calls, json.loads(result.stdout.splitlines()[-1]), strict=True):
             assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (module, words, err)
             assert "locked" in err and "no images" not in err, (module, words, err)
+
+
+# ---- what a third look found
+
+
+def test_more_images_with_another_lr_do_not_replace_a_report():
+    """`--limit=3 --lr=A`, then all images with `--lr=B`: B's report was written over A's."""
+    planned = {"data": "d", "portion": None, "n": 4, "inputs": {"images": "b", "degradation": "bicubic", "lr": "B"},
+               "protocol": {}, "methods": [], "columns": []}  # fmt: skip
+    old = {"data": "d", "portion": None, "n": 3, "inputs": {"images": "a", "degradation": "bicubic", "lr": "A"},
+           "protocol": {}, "methods": {}}  # fmt: skip
+    assert not folders.covers(planned, old)
+    assert folders.covers(planned, {**old, "inputs": {**old["inputs"], "lr": "B"}})
+
+
+def test_images_whose_white_is_unknown_are_not_enlarged(tmp_path):
+    Image.fromarray(np.full((4, 4), 2_000_000, np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(image_files.ImageFileError, match="32-bit integers have no known white level"):
+        image_files.read(tmp_path / "deep.tif")
+
+
+def test_a_profile_of_other_colours_is_dropped(tmp_path):
+    profile = bytes(16) + b"CMYK" + bytes(108)
+    Image.new("CMYK", (8, 8)).save(tmp_path / "a.jpg", icc_profile=profile)
+    assert image_files.read(tmp_path / "a.jpg").profile is None
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.jpg", icc_profile=bytes(16) + b"RGB " + bytes(108))
+    assert image_files.read(tmp_path / "b.jpg").profile is not None
+
+
+def test_outputs_and_hidden_files_below_the_input_are_no_inputs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a.png", "in/.hidden.png", "in/up/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    for out in (Path("in/up"), tmp_path / "in/up", Path("in/../in/up")):
+        assert [source.name for source, _ in upscaling.targets(Path("in"), out, "png")] == ["a.png"]
+        assert len(upscaling.targets(Path("in"), out, "png")) == 1
+
+
+def test_a_last_row_without_its_end_is_drawn(tmp_path, run_commands):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "images": 8, "loss/l1": 0.5}')
+    (tmp_path / "run" / "recipe.yaml").touch()
+    (answer,) = run_commands([("sr_dist.plot", [str(tmp_path / "run"), f"--out={tmp_path / 'out'}"])])
+    assert answer.code == 0 and (tmp_path / "out" / "losses.png").is_file(), answer
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "images": 8, "val": 0.5}\n')
+    (answer,) = run_commands([("sr_dist.plot", [str(tmp_path / "run"), f"--out={tmp_path / 'other'}"])])
+    assert answer.code == 2 and "has no column that is drawn yet" in answer.err, answer

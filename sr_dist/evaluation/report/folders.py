@@ -59,11 +59,10 @@ def covers(planned: Tree, old: Any) -> bool:
 
 
 def _has_images(planned: Tree, old: Tree) -> bool:
-    """The same images, or more of the same data, as without --limit."""
+    """The same images, or more from the same places, as without --limit."""
     inputs, n = {**planned["inputs"], **old.get("inputs", {})}, old.get("n", 0)
-    return inputs["degradation"] == planned["inputs"]["degradation"] and (
-        n < planned["n"] or (n == planned["n"] and inputs == planned["inputs"])
-    )
+    differing = {key for key, value in planned["inputs"].items() if inputs[key] != value}
+    return differing <= {"images"} if n < planned["n"] else n == planned["n"] and not differing
 
 
 def _is_same(old: Any, planned: Any) -> bool:
