@@ -17,9 +17,10 @@ class UserError(ValueError):
     """A mistake in a command or a recipe. Commands print it as one line that starts with `error:` and exit with 2."""
 
     def __init__(self, message: str = "") -> None:
+        message = printable(without_passwords(message), keep="\n")
         if len(message) > LONGEST_MESSAGE:  # a name from a file may have any length
             message = f"{message[:LONGEST_MESSAGE]} ... {message[-LONGEST_MESSAGE // 4 :]}"
-        super().__init__(printable(without_passwords(message), keep="\n"))
+        super().__init__(message)
 
 
 def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:

@@ -75,17 +75,17 @@ def test_a_classifier_learns_is_selected_by_validation_reported_and_used_in_a_lo
     runs = f"--objective.content.classifier.runs={folder}"
     thin = ["--generator={name: msrresnet, width: 8, num_blocks: 1}", "--discriminator={name: patch, widths: [8, 12]}"]
     features = [f"--extractor={folder}", "--metrics=psnr,fid", "--keep.best=fd_classifier_eyeglasses"]
-    train("srgan_cnn_mnist_x2", shards, tmp_path, runs, *thin, *features, "--steps=4", "--validate_every=4", "--save_every=4")
-    (*_, row) = metrics(tmp_path / "srgan_cnn_mnist_x2")
-    best = json.loads((tmp_path / "srgan_cnn_mnist_x2" / "checkpoints" / "0000004" / "state.json").read_text())["best"]
-    last = json.loads((tmp_path / "srgan_cnn_mnist_x2" / "metrics.jsonl").read_text().splitlines()[-1])
+    train("srgan_mse_cnn_mnist_x2", shards, tmp_path, runs, *thin, *features, "--steps=4", "--validate_every=4", "--save_every=4")
+    (*_, row) = metrics(tmp_path / "srgan_mse_cnn_mnist_x2")
+    best = json.loads((tmp_path / "srgan_mse_cnn_mnist_x2" / "checkpoints" / "0000004" / "state.json").read_text())["best"]
+    last = json.loads((tmp_path / "srgan_mse_cnn_mnist_x2" / "metrics.jsonl").read_text().splitlines()[-1])
     assert best["value"] == last["validation/fd_classifier_eyeglasses"] > 0
     readings = {f"reading/classifier_classifier_eyeglasses_{name}" for name in ("sr", "hr", "difference", "accuracy")}
     assert readings <= set(row) and "loss/classifier" in row
     difference = row["reading/classifier_classifier_eyeglasses_difference"]
     assert row["loss/classifier"] == pytest.approx(0.01 * difference, rel=1e-4)
     assert opened.file.read_bytes() == before
-    sheet = Image.open(tmp_path / "srgan_cnn_mnist_x2" / "samples" / "0000004.png")
+    sheet = Image.open(tmp_path / "srgan_mse_cnn_mnist_x2" / "samples" / "0000004.png")
     assert sheet.width == 4 * (160 + 4) + 4  # four views of 16 pixels, enlarged
 
 
