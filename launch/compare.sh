@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains SRCNN, SRResNet, RRDB-PSNR and SR-UGAN at x4 for 1000 steps each (about a minute each on one core) on the sample photographs of
-# the demo, evaluates them beside interpolation, and prints the table of the README.
+# the demo, evaluates them beside interpolation, and prints the table of docs/studies.md.
 #   bash launch/compare.sh      with SR_DIST_PYTHON=/path/to/python, that environment is used and nothing is installed
 # Each run is a shipped recipe with the overrides below: fewer channels, L1, and networks that learn the difference from an
 # interpolated image, because a minute is too short to learn interpolation itself. SRResNet is trained without batch normalization

@@ -22,7 +22,7 @@ PYTHON=("${SR_DIST_PYTHON:-$PWD/.venv/bin/python}")
 # CONTAINER=(--container-image=/shared/images/sr_dist.sqsh --container-mounts="$PWD,/scratch" --container-workdir="$PWD")
 # PYTHON=(python)
 
-# Further variables for all jobs; the chapter "On your cluster" of the README explains them.
+# Further variables for all jobs; docs/cluster.md explains them.
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 # export NCCL_DEBUG=WARN
 # export SR_DIST_WEIGHTS=/shared/weights
