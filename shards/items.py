@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -41,8 +42,22 @@ class Listing:
     rejects: list[dict[str, str]] = field(default_factory=list)  # inputs that are no items: key, path, reason
 
 
-class Files(Sequence[Item]):
-    """The files below a folder as items. An item is made when it is read, so a million files need about 40 MB."""
+class MadeItems(Sequence[Item], ABC):
+    """Items that are made when they are read, so that a million of them need little memory."""
+
+    @abstractmethod
+    def item(self, i: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, i: int) -> Item: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Item]: ...
+    def __getitem__(self, i: int | slice) -> Item | Sequence[Item]:
+        return [self.item(k) for k in range(*i.indices(len(self)))] if isinstance(i, slice) else self.item(i)
+
+
+class Files(MadeItems):
+    """The files below a folder as items: a million need about 40 MB."""
 
     def __init__(self, root: str | Path, names: Sequence[str], labels: Sequence[int] | np.ndarray | None = None) -> None:
         self.root, self.names, self.labels = str(root), PackedTexts(names), labels
@@ -51,13 +66,7 @@ class Files(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, i: int) -> Item: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[Item]: ...
-    def __getitem__(self, i: int | slice) -> Item | Sequence[Item]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
+    def item(self, i: int) -> Item:
         name, label = self.names[i], -1 if self.labels is None else int(self.labels[i])
         return Item(self._unusual_keys.get(i) or natural_key(name), f"{self.root}/{name}", label)
 

@@ -13,11 +13,11 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from shards.items import SUFFIXES, Item, Listing, PackedTexts, natural_key
+from shards.items import SUFFIXES, Item, Listing, MadeItems, PackedTexts, natural_key
 from sr_dist.core.config import Settings
 from sr_dist.core.errors import UserError
 
@@ -114,8 +114,8 @@ def _classes_of_validation(devkit: Path) -> list[str]:
         raise UserError(f"INPUT: '{devkit}' is not the development kit of ILSVRC 2012: {problem!r}") from None
 
 
-class Members(Sequence[Item]):
-    """Files inside a tar as items. An item is made when it is read, so a million files need about 60 MB."""
+class Members(MadeItems):
+    """Files inside a tar as items: a million need about 60 MB."""
 
     def __init__(self, path: Path, members: Sequence[Member], labels: Sequence[int]) -> None:
         self.path, self.names = str(path), PackedTexts(member.name for member in members)
@@ -125,12 +125,6 @@ class Members(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, i: int) -> Item: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[Item]: ...
-    def __getitem__(self, i: int | slice) -> Item | Sequence[Item]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
+    def item(self, i: int) -> Item:
         offset, size = self.places[i].tolist()
         return Item(natural_key(self.names[i]), f"{self.path}:{offset}:{size}", int(self.labels[i]))
