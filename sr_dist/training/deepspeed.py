@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sr_dist.core import ranks
+from sr_dist.core import ranks, zero_options
 from sr_dist.recipe.sections import Optimizer, Recipe
 from sr_dist.training.buffers import Buffers
 from sr_dist.training.engine import EngineState
@@ -31,16 +31,16 @@ class DeepSpeedEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
-        plugin = accelerator.state.deepspeed_plugin
-        assert plugin is not None
-        self.stage = int(plugin.zero_stage)
+        zero = zero_options.stated()
+        self.stage = zero.stage
         if phase == "discriminator" and recipe.zero.discriminator is not None:
             self.stage = recipe.zero.discriminator
-        offload = plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu"
+        config = configuration(recipe, self.settings, self.stage, zero.offload, sum(p.numel() for p in self.bare.parameters()))
+        zero.add_to(config)
         self.engine, *_ = deepspeed.initialize(
             model=self.bare,
-            optimizer=build_optimizer(self.bare, self.settings, on_host=offload),
-            config=configuration(recipe, self.settings, self.stage, offload, sum(p.numel() for p in self.bare.parameters())),
+            optimizer=build_optimizer(self.bare, self.settings, on_host=zero.offload is not None),
+            config=config,
             dist_init_required=False,
         )
         self.network = self.engine
@@ -173,7 +173,7 @@ class DeepSpeedEngine:
         """Without a gradient scaler: fp16 is refused under ZeRO."""
 
 
-def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool, size: int) -> dict[str, Any]:
+def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: dict[str, Any] | None, size: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a recipe. Master weights are always fp32; bf16 is autocast, as without DeepSpeed.
 
     `size` is the number of parameters: DeepSpeed's own buckets hold 500 million, gigabytes more than our networks need.
@@ -183,7 +183,7 @@ def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = recipe.zero.persistence_threshold
     if offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
+        zero["offload_optimizer"] = offload
     return {
         "train_micro_batch_size_per_gpu": 1,  # unused: the loop forms batches
         "gradient_accumulation_steps": 1,  # unused: the loop names the last micro-batch
