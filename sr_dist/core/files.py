@@ -9,7 +9,8 @@ import os
 import platform
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -137,6 +138,33 @@ def lock_file(path: Path) -> IO[str]:
     lock.write(this_process())
     lock.flush()
     return lock
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock that is released when the process ends, in whatever way; other threads of the process do not get it either.
+
+    False on a file system without locks. Raises a BlockingIOError where another has the lock and we do not wait.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as problem:
+            if problem.errno not in NO_LOCKS:
+                raise
+            _note_no_locks(path.parent)
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # also for child processes that have inherited the file
+
+
+@cache
+def _note_no_locks(folder: Path) -> None:
+    print(f"note: '{folder}' is on a file system without locks: several processes may fetch the same file", flush=True)
 
 
 def check_exists(path: str, key: str) -> None:

@@ -7,7 +7,6 @@ the others.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import sha256
+from sr_dist.core.files import locked, sha256
 
 PYTORCH = "https://download.pytorch.org/models/"
 ADDRESSES = {
@@ -65,17 +64,13 @@ def verified(path: Path, key: str, name: str | None = None) -> Path:
 
 
 def _downloaded(address: str, target: Path, key: str) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.part")
-    with open(temporary, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the ranks of a node arrive together: one downloads, the others wait
+    with locked(temporary):  # the ranks of a node arrive together: one downloads, the others wait
         if target.is_file():
             return verified(target, key)
-        file.truncate(0)
         try:
-            with urllib.request.urlopen(address, timeout=60) as answer:
+            with urllib.request.urlopen(address, timeout=60) as answer, open(temporary, "wb") as file:
                 shutil.copyfileobj(answer, file)
-            file.flush()
             verified(temporary, key, target.name)
             os.replace(temporary, target)
         except OSError as problem:
