@@ -42,6 +42,15 @@ def open_regular(path: Path) -> IO[bytes]:
     return file
 
 
+def read_regular(path: Path, most: int | None = None, kind: str = "a file of this kind") -> bytes:
+    """The content of a regular file. One of more than `most` bytes is a ValueError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise ValueError(f"it has {size} bytes; {kind} has at most {most}")
+        return file.read() if most is None else file.read(size + 1)  # a file that grows meanwhile may pass the limit by 1 byte
+
+
 class Lines:
     """A file to which whole lines are appended, each at once. A line that the disk refuses leaves no part of itself."""
 

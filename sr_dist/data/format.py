@@ -29,7 +29,7 @@ from pydantic import Field
 
 from sr_dist.core.config import Positive, Settings, typed
 from sr_dist.core.errors import UserError, nearest
-from sr_dist.core.files import open_regular, write_whole
+from sr_dist.core.files import open_regular, read_regular, write_whole
 from sr_dist.core.json_text import parse_json
 from sr_dist.recipe.labels import LabelNames
 
@@ -371,12 +371,7 @@ def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:
 def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     path = folder / "manifest.json"
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            text = file.read(size + 1) if size <= MAX_MANIFEST else b""
-        if size > MAX_MANIFEST:
-            raise ValueError(f"it has {size} bytes; a manifest has at most {MAX_MANIFEST}")
-        tree = parse_json(text.decode())
+        tree = parse_json(read_regular(path, MAX_MANIFEST, "a manifest").decode())
     except FileNotFoundError:
         raise ShardError(f"{key}: '{folder}' has no manifest.json; python -m shards.build makes shards from images") from None
     except (OSError, ValueError) as error:

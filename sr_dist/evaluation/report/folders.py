@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sr_dist.core.formats import REMOVE, refuse_unknown
+from sr_dist.core.json_text import read_json
 from sr_dist.evaluation.report.report import FILES, FORMAT, REPORT
 
 Tree = Mapping[str, Any]  # of a report, or of a planned one: the same keys, methods as a list, and `columns`
@@ -34,8 +34,8 @@ def read_report(folder: Path) -> Any:
     """The tree of a report, or None for another file of that name. An unknown format is refused."""
     path = folder / REPORT
     try:
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        tree = read_json(path)
+    except (OSError, ValueError):
         return None
     if isinstance(tree, dict):
         refuse_unknown(tree, FORMAT, path, "out", REMOVE)

@@ -8,7 +8,6 @@ an object {class: [numbers]} in the order of the shards' classes. Images without
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from sr_dist.core.batch import Batch
 from sr_dist.core.config import OptionalPositive, OptionalText, Settings
 from sr_dist.core.contracts import ContentTerm
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.json_text import read_json
 from sr_dist.recipe.labels import LabelNames
 
 KEY = "objective.content.embedding"
@@ -94,9 +94,9 @@ def _torchscript(path: Path) -> nn.Module:
 
 def _vectors(path: str) -> dict[str, list[float]]:
     try:
-        vectors = json.loads(Path(path).read_text(encoding="utf-8"))
+        vectors = read_json(Path(path))
         rows = {str(name): [float(number) for number in row] for name, row in vectors.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as problem:
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
         raise UserError(f"{KEY}.texts: '{path}' is not an object {{class: [numbers]}}: {first_line(problem)}") from None
     widths = {len(row) for row in rows.values()}
     if len(widths) != 1 or 0 in widths:
