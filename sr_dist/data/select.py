@@ -25,6 +25,7 @@ from sr_dist.recipe.labels import CLASS, Labels
 from sr_dist.recipe.sections import Count, Data, at_most
 
 PARTS = ("training", "validation", "test")
+EACH_CLASS = "each_class ("  # before the name of a group's class
 Group = tuple[str, Count, np.ndarray]  # name, count, and a mask of the samples that fit
 
 
@@ -85,7 +86,7 @@ def short_groups(shards: Shards, portion: Portion) -> Iterator[str]:
     if not any(limits.values()):
         return
     for name, count in _select(shards, portion)[1].items():  # each_class has a group per class
-        limit = limits.get(name.partition(" (")[0])
+        limit = limits.get("each_class" if name.startswith(EACH_CLASS) else name)
         if limit and count < limit:
             yield f"{portion.key}.{name}: {count:,} samples, which are all (at most {limit:,})"
 
@@ -127,7 +128,7 @@ def _groups(shards: Shards, portion: Portion, classes: np.ndarray, attributes: n
             raise UserError(f"{portion.key}.each_class: '{shards.folder}' has no classes")
         if name == "each_class":
             for number, class_name in enumerate(manifest.classes):
-                yield f"each_class ({class_name})", count, classes == number
+                yield f"{EACH_CLASS}{class_name})", count, classes == number
         elif name == "rest":
             yield name, count, np.ones(len(classes), bool)
         elif name in manifest.attributes:

@@ -134,6 +134,17 @@ def test_shards_without_any_chosen_sample_have_an_empty_list(tmp_path):
     assert len(rows) == 8
 
 
+def test_a_class_with_brackets_in_its_name_is_noted_like_others(tmp_path):
+    """Two of ImageNet's classes are `crane`: a bird and a machine."""
+    shards = shards_of(tmp_path, SAMPLES)
+    names = tuple(name.replace("chow", "crane (bird)") for name in shards.manifest.classes)
+    shards = replace(shards, manifest=shards.manifest.model_copy(update={"classes": names}))
+    note = "15 samples, which are all (at most 16)"
+    assert list(short_groups(shards, Portion({"crane (bird)": "at most 16"}))) == [f"data.select.crane (bird): {note}"]
+    each = list(short_groups(shards, Portion({"each_class": "at most 16"})))
+    assert each == [f"data.select.each_class ({name}): {note}" for name in names]
+
+
 def test_at_most_takes_all_where_there_are_fewer(tmp_path):
     """15 samples of each class, and 10 with glasses."""
     shards = shards_of(tmp_path, SAMPLES)
