@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import locked, write_whole
-from sr_dist.core.passwords import HIDDEN
+from sr_dist.core.passwords import has_hidden
 from sr_dist.data import format as local
 from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name, largest_index
 from sr_dist.data.remote.cache import Cache, cache_of
@@ -110,8 +110,8 @@ def address(source: str, name: str) -> str:
 
 def open_shards(source: str, key: str = "shards", cache: Cache | None = None) -> Shards:
     """Local or remote shards: a folder or a brace pattern, on disk or at a URL, or a command with {}."""
-    if HIDDEN in source:
-        raise UserError(f"{key}: '{source}' has *** where a user name and a password were; give the whole URL: --{key}=...")
+    if has_hidden(source):
+        raise UserError(f"{key}: '{source}' has *** where a password or a token was; give the whole URL: --{key}=...")
     if not is_remote(source):
         if local.is_url(source) and not Path(source).exists():
             known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
