@@ -83,6 +83,8 @@ def open_generator(path: str, key: str = "method", scale: int | None = None) -> 
     section, own_scale, tensors = describe(tensors, metadata, file, key, named_in_recipe(place))
     if own_scale is None and scale is None:
         raise UserError(f"{key}: '{file}' is {section['name']}, whose tensors do not show the scale; give --scale=N")
+    if own_scale and scale not in (None, own_scale):
+        raise UserError(f"scale: {scale}, but {name_and_step(place, file)[0]} upscales by {own_scale}")
     scale = own_scale or scale
     assert scale is not None
     try:
