@@ -21,7 +21,7 @@ from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
 from sr_dist.data.image_pairs import Batches
-from sr_dist.data.images import Images, ShardImages, content_digest, open_images
+from sr_dist.data.images import Contents, Images, ShardImages, contents_of, open_images
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.baselines import Upscale, baseline
 from sr_dist.evaluation.classifiers.classifier_answers import ORIGINAL, NamedClassifier
@@ -91,8 +91,9 @@ def evaluate(
     if ranks.is_first():
         print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
     methods, sources = named_methods(generators, scale, device)
-    facts = identity_facts(image_options, rules, content_digest(batches.images), metrics, sources)
-    name, planned = identity(facts), plan(image_options, batches, metrics, methods, facts)
+    contents = contents_of(batches.images)
+    facts = identity_facts(image_options, rules, contents.digest(), metrics, sources)
+    name, planned = identity(facts), plan(image_options, contents, metrics, methods, facts)
     folder = Path(out) if out else output_folder(names, generators, planned, name)
     in_the_way = not folders.is_free(folder, planned, name)  # only where the user named the folder
     with exclusive(folder):
@@ -248,8 +249,6 @@ def common_scale(requested: int | None, generators: Sequence[TrainedGenerator]) 
         raise UserError(f"METHOD: different scales: {', '.join(f'{name} x{scale}' for scale, name in scales.items())}")
     if not scales and requested is None:
         raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
-    if scales and requested not in (None, *scales):
-        raise UserError(f"scale: {requested}, but {generators[0].name} upscales by {generators[0].scale}")
     return requested or next(iter(scales))
 
 
@@ -264,7 +263,7 @@ def output_folder(names: Sequence[str], generators: Sequence[TrainedGenerator], 
 
 
 def plan(
-    image_options: ImageOptions, batches: Batches, metrics: Metrics, methods: Collection[str], facts: dict[str, Any]
+    image_options: ImageOptions, contents: Contents, metrics: Metrics, methods: Collection[str], facts: dict[str, Any]
 ) -> folders.Tree:  # fmt: skip
     """What the report will have, in the form of report.json."""
     columns = [column for column in metrics.better if column not in metrics.missing]
@@ -272,7 +271,7 @@ def plan(
     tree = {
         "data": without_passwords(image_options.data),
         "portion": image_options.portion.describe() if image_options.portion else None,
-        "n": len(batches.images.names),
+        "n": len(contents.names),
         "inputs": inputs(facts),
         "protocol": {**facts["protocol"], **metrics.conditions(columns), **extractor},
         "methods": list(methods),
@@ -280,7 +279,7 @@ def plan(
         "sources": {name: {"sha256": sha256} for name, sha256 in facts["methods"]},
         "attributes": {name: {"sha256": sha256} for name, sha256 in facts["classifiers"]},
     }
-    return json.loads(json.dumps(tree))
+    return {**json.loads(json.dumps(tree)), "digest_of_first": contents.digest}
 
 
 def inputs(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sr_dist import plot as plot_command
 from sr_dist import upscale as upscale_command
 from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import FolderImages
-from sr_dist.data.images import content_digest
+from sr_dist.data.images import contents_of
 from sr_dist.evaluation.report import folders
 from sr_dist.models import image_files, upscaling
 from sr_dist.tools.plot import SPANS, plot_runs, smooth
@@ -141,7 +141,7 @@ def test_an_image_that_disappears_is_named(tmp_path):
     images = FolderImages(tmp_path, None, "data")
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match=r"^'.*a\.png' cannot be read: No such file or directory$"):
-        content_digest(images)
+        contents_of(images)
 
 
 @pytest.mark.slow
