@@ -14,7 +14,8 @@ import urllib.request
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import locked, sha256
+from sr_dist.core.files import locked
+from sr_dist.models.verified import digest
 
 PYTORCH = "https://download.pytorch.org/models/"
 ADDRESSES = {
@@ -58,7 +59,7 @@ def verified(path: Path, key: str, name: str | None = None) -> Path:
     name = name or path.name
     in_name = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", name)
     stated = SHA256.get(name) or (in_name.group(1) if in_name else "")
-    if stated and not (actual := sha256(path)).startswith(stated):
+    if stated and not (actual := digest(path)).startswith(stated):
         raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {actual[:8]}, not {stated[:8]}")
     return path
 
