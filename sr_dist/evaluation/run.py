@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -105,7 +105,8 @@ def evaluate(
         except UserError:
             results.remove_empty_folders()
             raise
-        if ranks.is_first():
+
+        def write_report() -> None:
             finished = report.Report(
                 rules, without_passwords(image_options.data), batches.images.names, list(methods), scores, sources, metrics,
                 batches.notes(), image_options.portion, inputs(facts),
@@ -116,7 +117,8 @@ def evaluate(
             report.write(folder, finished, text, page(finished, example_images(finished, batches, methods, device)))
             print(text)
             print(f"report: {folder / 'report.html'}")
-        ranks.barrier()
+
+        ranks.on_first(write_report)
         results.remove()
     accelerator.end_training()
     ranks.destroy_group()
@@ -222,17 +224,17 @@ def open_references(cache: str, batch: int, facts: dict[str, Any]) -> References
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
     """Locks the folder against a second evaluation. All ranks must call."""
-    lock, problem = None, ""
-    if ranks.is_first():
+
+    def locked() -> IO[str]:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            lock = lock_file(out / LOCK)
+            return lock_file(out / LOCK)
         except OSError as error:
-            problem = f"out: '{out}' cannot be created or written: {error.strerror}"
+            raise UserError(f"out: '{out}' cannot be created or written: {error.strerror}") from None
         except InUse as user:
-            problem = f"out: '{out}' is in use by {user}; wait for it, or give another folder"
-    if problem := ranks.all_gather(problem)[0]:
-        raise UserError(problem)
+            raise UserError(f"out: '{out}' is in use by {user}; wait for it, or give another folder") from None
+
+    lock = ranks.on_first(locked)
     try:
         yield
     finally:

@@ -293,7 +293,7 @@ def test_folders_that_may_not_be_read_are_one_line(tmp_path):
 def test_more_images_with_another_lr_do_not_replace_a_report():
     """`--limit=3 --lr=A`, then all images with `--lr=B`: B's report was written over A's."""
     planned = {"data": "d", "portion": None, "n": 4, "inputs": {"images": "b", "degradation": "bicubic", "lr": "B"},
-               "protocol": {}, "methods": [], "columns": []}  # fmt: skip
+               "protocol": {}, "methods": [], "columns": [], "digest_of_first": {3: "a"}.get}  # fmt: skip
     old = {"data": "d", "portion": None, "n": 3, "inputs": {"images": "a", "degradation": "bicubic", "lr": "A"},
            "protocol": {}, "methods": {}}  # fmt: skip
     assert not folders.covers(planned, old)

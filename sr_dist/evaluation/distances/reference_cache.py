@@ -57,7 +57,8 @@ class References:
 
     def load(self, view: str) -> Reference | None:
         """The cached features, if every rank can read them. All ranks must call."""
-        reference = self._read(self._path(view), self._header(view))
+        with ranks.failing_together():
+            reference = self._read(self._path(view), self._header(view))
         return reference if all(ranks.all_gather(reference is not None)) else None
 
     def store(self, view: str, features: Features) -> None:
