@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, nearest_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some clusters mount Lustre and NFS without locks
@@ -100,6 +100,12 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in (*folders, *files))
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted. Hidden files and folders, such as macOS' `._a.png`, are left out."""
+    files = sorted(p for p in files_below(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+
+
 def sync(path: Path) -> None:
     """Flushes a file, or the list of names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -179,8 +185,7 @@ def _note_no_locks(folder: Path) -> None:
 def check_exists(path: str, key: str) -> None:
     """Refuses a path that does not exist and names the nearest one. `key` names the path in the error."""
     if not Path(path).exists():
-        near = [str(p) for p in Path(path).parent.glob("*")] if Path(path).parent.is_dir() else []
-        raise UserError(f"{key}: nothing is at '{path}'{nearest(path, near)}")
+        raise UserError(f"{key}: nothing is at '{path}'{nearest_path(path)}")
 
 
 def same_place_twice(names: Sequence[str], words: Sequence[str] = ()) -> bool:

@@ -51,6 +51,14 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"{step:07d}"
 
 
+def checkpoint_of(file: Path) -> tuple[Path, int] | None:
+    """The run and the step of the checkpoint that a file is in, also through symbolic links. None for other files."""
+    folder = file.resolve().parent
+    if folder.parent.name != CHECKPOINTS or not folder.name.isdigit():
+        return None
+    return folder.parent.parent, int(folder.name)
+
+
 def checkpoint_steps(run: Path) -> list[int]:
     """The steps of a run's checkpoints, oldest first. Unfinished checkpoints have other names and do not count."""
     return sorted(int(name) for name in checkpoint_names(run) if re.fullmatch(r"\d{7,}", name))

@@ -31,6 +31,7 @@ from sr_dist.core.config import Positive, Settings, typed
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.files import open_regular, read_regular, write_whole
 from sr_dist.core.json_text import parse_json
+from sr_dist.core.printable import CONTROLS
 from sr_dist.recipe.labels import LabelNames
 
 FORMAT = 1
@@ -403,7 +404,7 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
 
 def is_path(text: str) -> bool:
     """Whether a file can have this path, and a terminal can show it."""
-    return not any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
+    return not (CONTROLS.search(text) or any(0xD800 <= ord(letter) < 0xE000 for letter in text))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.files import sha256
 from sr_dist.core.formats import refuse_unknown
 from sr_dist.core.json_text import read_json
-from sr_dist.core.run_layout import CHECKPOINT_FORMAT, CHECKPOINTS, MANIFEST, STATE, checkpoint_folder, checkpoint_steps
+from sr_dist.core.run_layout import CHECKPOINT_FORMAT, MANIFEST, STATE, checkpoint_folder, checkpoint_of, checkpoint_steps
 from sr_dist.core.version import __version__
 
 
@@ -63,9 +63,9 @@ def _entry(manifest: dict[str, Any], file: Path, key: str) -> dict[str, Any] | N
 
 def _earlier(file: Path) -> str:
     """The newest of the earlier checkpoints of the run that have such a file, as advice."""
-    run, name = file.parent.parent.parent, file.parent.name
-    if file.parent.parent.name != CHECKPOINTS or not name.isdigit():
+    if not (place := checkpoint_of(file)):
         return ""
-    files = [checkpoint_folder(run, step) / file.name for step in checkpoint_steps(run) if step < int(name)]
+    run, own = place
+    files = [checkpoint_folder(run, step) / file.name for step in checkpoint_steps(run) if step < own]
     existing = [earlier for earlier in files if earlier.is_file()]
     return f", or name an earlier one, such as '{existing[-1]}'" if existing else ""

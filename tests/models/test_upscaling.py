@@ -18,6 +18,7 @@ from sr_dist.core.colour import luma
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.resize import imresize
+from sr_dist.data.folder_images import FolderImages
 from sr_dist.models import image_files, trained
 from sr_dist.models.metadata import generator_metadata
 from sr_dist.models.tiling import adapt_channels, axis_tiles, upscale_in_tiles
@@ -61,6 +62,16 @@ def pixels(path):
 def nearly(actual, expected, levels=1):
     assert actual.reshape(expected.shape).shape == expected.shape
     assert np.abs(actual.reshape(expected.shape) - expected).max() <= levels
+
+
+def test_images_in_hidden_folders_are_left_out_as_in_validation_sets(tmp_path):
+    for name in ("a.png", "b/c.PNG", ".thumbnails/a.png", "b/._c.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (40, 40)).save(tmp_path / "in" / name)
+    assert [path for path, _ in targets(tmp_path / "in", tmp_path / "out", "png")] == [
+        tmp_path / "in" / "a.png", tmp_path / "in" / "b" / "c.PNG",
+    ]  # fmt: skip
+    assert [path.name for path in FolderImages(tmp_path / "in", None, "data").files] == ["a.png", "c.PNG"]
 
 
 def test_another_scale_than_the_networks_is_refused(bicubic, tmp_path):
