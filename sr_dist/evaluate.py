@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 from sr_dist.core import cli, plugins
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list, parse_section
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, nearest, nearest_path
 from sr_dist.core.files import check_exists, same_place_twice
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data.remote.sources import is_remote, open_shards
@@ -117,8 +117,7 @@ def check(options: Evaluate) -> None:
         raise UserError(f"METHOD: '{','.join(options.methods)}' names a method twice")
     for name in options.methods:
         if name not in BASELINES and not Path(name).exists():
-            near = [str(p) for p in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
-            raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
+            raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest_path(name, BASELINES)}")
     if is_remote(options.data) or (not Path(options.data).exists() and "{" not in options.data):
         open_shards(options.data, "data")  # its error names the missing file and the nearest name
     for key, path in (("lr", options.lr), ("extractor", options.extractor), *(("attributes", run) for run in options.attributes)):

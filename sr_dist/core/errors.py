@@ -32,6 +32,12 @@ def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
     return f"; choose from {', '.join(allowed)}" if allowed else ""
 
 
+def nearest_path(path: str | Path, others: Iterable[str] = ()) -> str:
+    """The same for a path that does not exist: what lies in its folder, and other words that are allowed."""
+    parent = Path(path).parent
+    return nearest(str(path), [*others, *(str(p) for p in parent.glob("*"))] if parent.is_dir() else others)
+
+
 def first_line(problem: BaseException) -> str:
     """The first line of an exception's message, or its type if there is no message; without passwords."""
     return printable(without_passwords((str(problem).strip() or type(problem).__name__).splitlines()[0]))

@@ -113,7 +113,15 @@ def resolve(package: str, name: str, given: Mapping[str, Any], key: str) -> tupl
     config = getattr(module, "Config", None)
     if not (isinstance(config, type) and issubclass(config, Settings)):
         raise UserError(f"{key}.name: '{path}' has no Config(Settings) class, so it is not a part that a recipe can name")
+    need(module, "Objective" if package == PACKAGES["objective"] else "build", path, f"{key}.name")
     return module, typed(config, given, key)
+
+
+def need(module: ModuleType, function: str, path: Path, key: str) -> ModuleType:
+    """The module, which must have the function that builds the part."""
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"{key}: '{path}' has no {function}(), so it is not a part that a recipe can name")
+    return module
 
 
 def import_part(module: str, path: Path, key: str) -> ModuleType:

@@ -5,7 +5,8 @@ Every function also works in one process without a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -199,3 +200,15 @@ class AllReduceTest:
         self._block.fill_(1)
         dist.all_reduce(self._block, group=self._group)
         return bool((self._block == size()).all())
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A `UserError` inside is raised on all ranks, of which the others would wait for this one. All ranks must enter."""
+    problem = ""
+    try:
+        yield
+    except UserError as mistake:  # such as one of a file that only this rank reads
+        problem = str(mistake)
+    if problem := next(filter(None, all_gather(problem)), ""):
+        raise UserError(problem)

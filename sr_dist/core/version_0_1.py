@@ -78,7 +78,7 @@ MOVED = {  # modules and names of 0.1 -> the present ones. A module stands for a
     "sr_dist.data.stream.Stream": "sr_dist.data.loader.Loader",
     "sr_dist.data.validation": "sr_dist.data.images",
     "sr_dist.data.validation.Batches": "sr_dist.data.image_pairs.Batches",
-    "sr_dist.data.validation.content": "sr_dist.data.images.content_digest",
+    "sr_dist.data.validation.content": "sr_dist.data.images.contents_of",
     "sr_dist.data.validation.Degrade": "sr_dist.core.contracts.Degradation",
     "sr_dist.data.validation.load": "sr_dist.data.image_pairs.load",
     "sr_dist.data.validation.numbers_of_this_rank": "sr_dist.data.image_pairs.numbers_of_this_rank",

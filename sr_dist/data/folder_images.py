@@ -11,8 +11,8 @@ from typing import NamedTuple
 from PIL import ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from sr_dist.core.errors import UserError, first_line, nearest
-from sr_dist.core.files import IMAGE_SUFFIXES, files_below, sha256
+from sr_dist.core.errors import UserError, first_line, nearest_path
+from sr_dist.core.files import IMAGE_SUFFIXES, images_below, sha256
 from sr_dist.core.pixels import open_image
 from sr_dist.data.reader import decode, to_tensor
 
@@ -36,7 +36,7 @@ class FolderImages:
         lr = lr or LRFolder()
         low = _folder_of_lr(folder, *lr)
         high = (_within(folder, "HR") if low and not lr.folder else None) or folder
-        files = [p for p in _files(high) if low is None or low == high or low not in p.parents]
+        files = [p for p in images_below(high) if low is None or low == high or low not in p.parents]
         if not files:
             raise UserError(
                 f"{key}: no images in '{high}' (looked for {' '.join(IMAGE_SUFFIXES)}), and no manifest.json of shards"
@@ -93,12 +93,6 @@ def _mode(image: ImageFile.ImageFile) -> str:
     return f"{image.mode};16" if deep else image.mode
 
 
-def _files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted. Hidden files, such as macOS' `._a.png`, are not images."""
-    files = sorted(p for p in files_below(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-
-
 def _within(folder: Path, *names: str) -> Path | None:
     """A folder inside nested folders. Upper and lower case are the same in their names."""
     for name in names:
@@ -113,8 +107,7 @@ def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | Non
     """The named folder, or one beside a folder HR, as in DIV2K."""
     if lr:
         if not Path(lr).is_dir():
-            near = [str(p) for p in Path(lr).parent.glob("*")] if Path(lr).parent.is_dir() else []
-            raise UserError(f"lr: no folder '{lr}'{nearest(lr, near)}")
+            raise UserError(f"lr: no folder '{lr}'{nearest_path(lr)}")
         return Path(lr)
     folders = [_within(folder, *names) for names in (("LR_bicubic", f"X{scale}"), ("LR", f"X{scale}"), ("LR",))]
     return next((path for path in folders if path), None) if _within(folder, "HR") else None
@@ -122,7 +115,7 @@ def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | Non
 
 def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | None) -> list[Path]:
     """The LR of every HR: the file with the same name, or with the scale (0801x4) or _LR added."""
-    lr_files = {p.relative_to(low).with_suffix(""): p for p in _files(low)}
+    lr_files = {p.relative_to(low).with_suffix(""): p for p in images_below(low)}
     partners: list[Path] = []
     missing: list[str] = []
     for path in files:
@@ -144,9 +137,16 @@ def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | N
 
 def _read_image(path: Path) -> Tensor:
     with _opened(path, "cannot be decoded") as image:  # also where another decoder reads it: the header says how large it is
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
-            return decode(path.read_bytes(), 3)
+        if image.format in ("JPEG", "MPO") and path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
+            return decode(_bytes_of(image), 3)
         return to_tensor(image, 3)
+
+
+def _bytes_of(image: ImageFile.ImageFile) -> bytes:
+    """The file of an image, which is open already."""
+    assert image.fp
+    image.fp.seek(0)
+    return image.fp.read()
 
 
 @contextmanager

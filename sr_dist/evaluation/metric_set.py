@@ -142,7 +142,14 @@ def file_name(metric: Metric) -> str:
 
 
 def import_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
-    return tuple(_imported(*plugins.locate(PACKAGES["metric"], name, "metrics")) for name in names)
+    metrics = tuple(_imported(*plugins.locate(PACKAGES["metric"], name, "metrics")) for name in dict.fromkeys(names))
+    owners: dict[str, str] = {}
+    for column, name in ((column, file_name(metric)) for metric in metrics for column in metric.BETTER):
+        if column in owners or column in ("image", "method"):  # of the rows
+            taken = f"that of '{owners[column]}', too" if column in owners else "taken"
+            raise UserError(f"metrics: the column '{column}' of '{name}' is {taken}; rename it in its BETTER")
+        owners[column] = name
+    return metrics
 
 
 def _imported(name: str, path: Path) -> Metric:

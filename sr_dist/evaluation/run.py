@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -21,7 +21,7 @@ from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
 from sr_dist.data.image_pairs import Batches
-from sr_dist.data.images import Images, ShardImages, content_digest, open_images
+from sr_dist.data.images import Contents, Images, ShardImages, contents_of, open_images
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.baselines import Upscale, baseline
 from sr_dist.evaluation.classifiers.classifier_answers import ORIGINAL, NamedClassifier
@@ -91,8 +91,9 @@ def evaluate(
     if ranks.is_first():
         print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
     methods, sources = named_methods(generators, scale, device)
-    facts = identity_facts(image_options, rules, content_digest(batches.images), metrics, sources)
-    name, planned = identity(facts), plan(image_options, batches, metrics, methods, facts)
+    contents = contents_of(batches.images)
+    facts = identity_facts(image_options, rules, contents.digest(), metrics, sources)
+    name, planned = identity(facts), plan(image_options, contents, metrics, methods, facts)
     folder = Path(out) if out else output_folder(names, generators, planned, name)
     in_the_way = not folders.is_free(folder, planned, name)  # only where the user named the folder
     with exclusive(folder):
@@ -104,7 +105,8 @@ def evaluate(
         except UserError:
             results.remove_empty_folders()
             raise
-        if ranks.is_first():
+
+        def write_report() -> None:
             finished = report.Report(
                 rules, without_passwords(image_options.data), batches.images.names, list(methods), scores, sources, metrics,
                 batches.notes(), image_options.portion, inputs(facts),
@@ -115,7 +117,8 @@ def evaluate(
             report.write(folder, finished, text, page(finished, example_images(finished, batches, methods, device)))
             print(text)
             print(f"report: {folder / 'report.html'}")
-        ranks.barrier()
+
+        ranks.on_first(write_report)
         results.remove()
     accelerator.end_training()
     ranks.destroy_group()
@@ -221,17 +224,17 @@ def open_references(cache: str, batch: int, facts: dict[str, Any]) -> References
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
     """Locks the folder against a second evaluation. All ranks must call."""
-    lock, problem = None, ""
-    if ranks.is_first():
+
+    def locked() -> IO[str]:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            lock = lock_file(out / LOCK)
+            return lock_file(out / LOCK)
         except OSError as error:
-            problem = f"out: '{out}' cannot be created or written: {error.strerror}"
+            raise UserError(f"out: '{out}' cannot be created or written: {error.strerror}") from None
         except InUse as user:
-            problem = f"out: '{out}' is in use by {user}; wait for it, or give another folder"
-    if problem := ranks.all_gather(problem)[0]:
-        raise UserError(problem)
+            raise UserError(f"out: '{out}' is in use by {user}; wait for it, or give another folder") from None
+
+    lock = ranks.on_first(locked)
     try:
         yield
     finally:
@@ -248,8 +251,6 @@ def common_scale(requested: int | None, generators: Sequence[TrainedGenerator]) 
         raise UserError(f"METHOD: different scales: {', '.join(f'{name} x{scale}' for scale, name in scales.items())}")
     if not scales and requested is None:
         raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
-    if scales and requested not in (None, *scales):
-        raise UserError(f"scale: {requested}, but {generators[0].name} upscales by {generators[0].scale}")
     return requested or next(iter(scales))
 
 
@@ -264,7 +265,7 @@ def output_folder(names: Sequence[str], generators: Sequence[TrainedGenerator], 
 
 
 def plan(
-    image_options: ImageOptions, batches: Batches, metrics: Metrics, methods: Collection[str], facts: dict[str, Any]
+    image_options: ImageOptions, contents: Contents, metrics: Metrics, methods: Collection[str], facts: dict[str, Any]
 ) -> folders.Tree:  # fmt: skip
     """What the report will have, in the form of report.json."""
     columns = [column for column in metrics.better if column not in metrics.missing]
@@ -272,7 +273,7 @@ def plan(
     tree = {
         "data": without_passwords(image_options.data),
         "portion": image_options.portion.describe() if image_options.portion else None,
-        "n": len(batches.images.names),
+        "n": len(contents.names),
         "inputs": inputs(facts),
         "protocol": {**facts["protocol"], **metrics.conditions(columns), **extractor},
         "methods": list(methods),
@@ -280,7 +281,7 @@ def plan(
         "sources": {name: {"sha256": sha256} for name, sha256 in facts["methods"]},
         "attributes": {name: {"sha256": sha256} for name, sha256 in facts["classifiers"]},
     }
-    return json.loads(json.dumps(tree))
+    return {**json.loads(json.dumps(tree)), "digest_of_first": contents.digest}
 
 
 def inputs(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sr_dist.evaluation.classifiers.classifier_answers import (
 )
 from sr_dist.evaluation.distances.reference_cache import References
 from sr_dist.evaluation.distances.set_distances import HR, BatchFeatures, HRCache, SetDistance, set_distances
-from sr_dist.evaluation.metric_set import Metrics
+from sr_dist.evaluation.metric_set import ImageMetric, Metrics, file_name
 from sr_dist.evaluation.partial_results import Abandoned, PartialResults
 from sr_dist.evaluation.protocol import Protocol
 
@@ -92,22 +92,17 @@ def _score_missing_batches(
     methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring, views_of_hr: Sequence[str]
 ) -> None:
     """Scores this rank's batches that have no partial results. All ranks stop if one of them fails or gives up."""
-    results = scoring.partial_results
-    needed, remaining, problem = [f"{view}/{HR}" for view in views_of_hr], [], ""
-    try:
-        remaining = results.missing(numbers_of_this_rank(batches), needed)
-    except UserError as mistake:
-        problem = str(mistake)
-    _stop_together(problem, False)
+    results, remaining = scoring.partial_results, list[int]()
+    with ranks.failing_together():
+        remaining = results.missing(numbers_of_this_rank(batches), [f"{view}/{HR}" for view in views_of_hr])
     _announce(len(remaining), len(batches))
-    try:
+    with ranks.failing_together():
         for number, batch in zip(remaining, load(batches, remaining, scoring.workers), strict=True):
             if scoring.give_up():
                 break
             results.put(number, *_score_batch(methods, batch, scoring, views_of_hr))
-    except UserError as mistake:
-        problem = str(mistake)
-    _stop_together(problem, scoring.give_up())
+    if any(ranks.all_gather(scoring.give_up())):
+        raise Abandoned
 
 
 def _announce(remaining: int, batches: int) -> None:
@@ -115,16 +110,6 @@ def _announce(remaining: int, batches: int) -> None:
     done = batches - sum(ranks.all_gather(remaining))
     if ranks.is_first() and done:
         print(f"continuing: {done} of {batches} batches are done", flush=True)
-
-
-def _stop_together(problem: str, abandoned: bool) -> None:
-    """Raises on every rank if one rank has a problem. Otherwise the other ranks would wait for it."""
-    reports = ranks.all_gather((problem, abandoned))
-    for text, _ in reports:
-        if text:
-            raise UserError(text)
-    if any(gave_up for _, gave_up in reports):
-        raise Abandoned
 
 
 def _score_batch(
@@ -140,13 +125,24 @@ def _score_batch(
         sr = upscale(lr)
         columns: dict[str, list[float]] = {}
         for metric in metrics.per_image:
-            columns.update(metric.per_image(sr, hr, protocol, batch.grey))
+            columns.update(_values(metric, sr, hr, protocol, batch.grey))
         for i, image in enumerate(batch.names):
             values = {column: (value[i] if math.isfinite(value[i]) else None) for column, value in columns.items()}
             rows.append({"image": image, "method": name, **values})
         arrays |= {f"{view}/{number}": _features(metrics, view, sr) for view in metrics.views}
         arrays |= classify_batch(metrics.classifiers, number, sr, protocol, batch)
     return {"rows": rows, "labels": batch.label.tolist()}, arrays
+
+
+def _values(metric: ImageMetric, sr: Tensor, hr: Tensor, protocol: Protocol, grey: bool) -> dict[str, list[float]]:
+    columns = metric.per_image(sr, hr, protocol, grey)
+    for column, values in columns.items():
+        if column not in metric.BETTER or len(values) != len(sr):
+            raise UserError(
+                f"metrics: '{file_name(metric)}' returns {len(values)} values of '{column}' for {len(sr)} images; it must return "
+                f"one per image, of the columns of its BETTER ({', '.join(metric.BETTER)})"
+            )
+    return columns
 
 
 def _features(metrics: Metrics, view: str, images: Tensor) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.files import sha256
 from sr_dist.core.formats import refuse_unknown
-from sr_dist.core.run_layout import CHECKPOINT_FORMAT, CHECKPOINTS, MANIFEST, STATE, checkpoint_folder, checkpoint_steps
+from sr_dist.core.json_text import read_json
+from sr_dist.core.run_layout import CHECKPOINT_FORMAT, MANIFEST, STATE, checkpoint_folder, checkpoint_of, checkpoint_steps
 from sr_dist.core.version import __version__
 
 
@@ -41,8 +41,8 @@ def _problem(file: Path, key: str) -> str | None:
     if not file.is_file() or not path.is_file():
         return None
     try:
-        entry = _entry(json.loads(path.read_bytes()), file, key)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        entry = _entry(read_json(path), file, key)
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         return f"'{MANIFEST}' beside it cannot be read ({first_line(problem)})" if is_checkpoint else None
     if entry is None:
         return f"'{MANIFEST}' beside it does not list it" if is_checkpoint else None
@@ -63,9 +63,9 @@ def _entry(manifest: dict[str, Any], file: Path, key: str) -> dict[str, Any] | N
 
 def _earlier(file: Path) -> str:
     """The newest of the earlier checkpoints of the run that have such a file, as advice."""
-    run, name = file.parent.parent.parent, file.parent.name
-    if file.parent.parent.name != CHECKPOINTS or not name.isdigit():
+    if not (place := checkpoint_of(file)):
         return ""
-    files = [checkpoint_folder(run, step) / file.name for step in checkpoint_steps(run) if step < int(name)]
+    run, own = place
+    files = [checkpoint_folder(run, step) / file.name for step in checkpoint_steps(run) if step < own]
     existing = [earlier for earlier in files if earlier.is_file()]
     return f", or name an earlier one, such as '{existing[-1]}'" if existing else ""

@@ -27,6 +27,7 @@ from torch import Tensor
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.files import owner_of, sha256, sync, this_process, write_whole
 from sr_dist.core.formats import UnknownFormat, refuse_unknown, stamp
+from sr_dist.core.json_text import read_json
 from sr_dist.core.run_layout import (
     CHECKPOINT_FORMAT,
     CHECKPOINTS,
@@ -89,7 +90,7 @@ def save(run: Path, step: int, contents: Contents) -> Path:
 def amend(run: Path, step: int, state: Mapping[str, Any]) -> None:
     """Replaces the state of a checkpoint. Its tensors are the same files, or copies where a file system has no hard links."""
     before = checkpoint_folder(run, step)
-    entries = json.loads((before / MANIFEST).read_text())["files"]
+    entries = read_json(before / MANIFEST)["files"]
     with _replacing(run, step, state) as folder:
         for path in before.glob("*.safetensors"):
             try:
@@ -214,7 +215,7 @@ def damage(folder: Path) -> str | None:
     checkpoint may be whole.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_json(folder / MANIFEST)
         if manifest.get("sr_dist") != __version__:  # another number of this version is a flipped bit
             refuse_unknown(manifest, CHECKPOINT_FORMAT, folder, "name")
         if problem := _difference(folder, manifest["files"]):
@@ -232,7 +233,7 @@ def damage(folder: Path) -> str | None:
             f"name: the checkpoint '{folder}' cannot be read ({problem.strerror}), so nobody knows whether it is whole; nothing "
             f"was changed, the same command continues when it can be read"
         ) from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
         return f"manifest.json or state.json is not that of a checkpoint: {first_line(problem)}"
     return None
 

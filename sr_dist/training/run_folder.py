@@ -19,6 +19,7 @@ from sr_dist.core import config, launch_env
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import InUse, lock_file, write_whole
 from sr_dist.core.formats import stamp
+from sr_dist.core.json_text import parse_json
 from sr_dist.core.run_layout import (
     CHECKPOINTS,
     DONE,
@@ -102,7 +103,7 @@ def _fixed_keys(folder: Path) -> dict[str, Any] | None:
     """The record in the newest checkpoint of this run that has one. Damage is looked for later, when the checkpoint is opened."""
     own = run_id(folder)
     for step in reversed(checkpoint_steps(folder)):
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             state = checkpoint_state(checkpoint_folder(folder, step))
             if own in (None, state["run"]):
                 return dict(state["recipe"])
@@ -235,8 +236,8 @@ def _rewrite(path: Path, stays: Callable[[bytes], bool]) -> None:
 
 def _stays(line: bytes, step: int, validated: bool) -> bool:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         repeated = not validated and row["step"] == step and any(key.startswith("validation/") for key in row)
         return float(row["step"]) <= step and not repeated
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+    except (ValueError, LookupError, TypeError, OverflowError):
         return False

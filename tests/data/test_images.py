@@ -14,7 +14,7 @@ from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import FolderImages
 from sr_dist.data.format import ShardError, Shards, index_bytes, index_columns, open_shards
-from sr_dist.data.images import ShardImages, content_digest, open_images
+from sr_dist.data.images import ShardImages, contents_of, open_images
 
 # ----------------------------------------------------------------------------------------------------------------- shards
 
@@ -80,7 +80,7 @@ def test_indexes_are_opened_once_however_many_shards_there_are(photo_shards, mon
     images = batches(photo_shards)
     assert len(images) > 3
     assert images.notes() == []
-    content_digest(images.images)
+    contents_of(images.images)
     assert opened == [0, 1, 2]
 
 

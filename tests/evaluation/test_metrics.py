@@ -9,15 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scoring import batches
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
+from sr_dist.evaluation.baselines import baseline
 from sr_dist.evaluation.distances.extractor import torchscript
 from sr_dist.evaluation.metric_set import ImageMetric, open_metrics
 from sr_dist.evaluation.metrics import lpips, psnr, ssim
 from sr_dist.evaluation.presets import PROTOCOLS
 from sr_dist.evaluation.protocol import Protocol, protocol
+from sr_dist.evaluation.scoring import Scoring, score
 from sr_dist.models import pretrained
 
 FLOATS = Protocol("floats", 2, 0, eight_bit=False, rounded_luma=False)
@@ -270,3 +273,49 @@ def test_a_file_without_the_functions_of_a_metric_is_refused(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"^metrics: '.*empty\.py' has neither BETTER and per_image, as a metric of images, nor "):
         open_metrics(["own_metrics.empty"], torch.device("cpu"))
+
+
+OWN = """
+BETTER = {"own": "lower"}
+
+
+def per_image(sr, hr, protocol, grey):
+    return {"%s": [1.0] * %s}
+"""
+
+
+@pytest.fixture
+def own_metric(tmp_path, monkeypatch):
+    """`own_metric("twin", text)` -> the dotted name of a file of the user's own."""
+    package = f"own_{tmp_path.name}".replace("-", "_")
+    (tmp_path / package).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / package / f"{name}.py").write_text(text)
+        return f"{package}.{name}"
+
+    return write
+
+
+def test_a_column_of_two_metrics_is_refused(own_metric):
+    twin = own_metric("twin", OWN.replace('"own"', '"psnr_y"') % ("psnr_y", 1))
+    with pytest.raises(
+        UserError, match=r"^metrics: the column 'psnr_y' of 'twin' is that of 'psnr', too; rename it in its BETTER$"
+    ):
+        open_metrics(["psnr", twin], torch.device("cpu"))
+    assert len(open_metrics(["psnr", "psnr"], torch.device("cpu")).modules) == 1
+    name = own_metric("name", OWN.replace('"own"', '"image"') % ("image", 1))
+    with pytest.raises(UserError, match=r"^metrics: the column 'image' of 'name' is taken"):
+        open_metrics([name], torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("column", "count", "stated"), [("own", "(len(sr) + 1)", 4), ("other", "len(sr)", 3), ("own", "0", 0)])
+def test_a_metric_returns_one_value_per_image(own_metric, photographs, column, count, stated):
+    name = own_metric("wrong", OWN % (column, count))
+    scoring = Scoring(protocol("matlab-y", 2), open_metrics([name], torch.device("cpu")), torch.device("cpu"))
+    message = (
+        rf"^metrics: 'wrong' returns {stated} values of '{column}' for 3 images; it must return one per image, of the columns"
+    )
+    with pytest.raises(UserError, match=message):
+        score({"bicubic": baseline("bicubic", 2)}, batches(photographs(3)), scoring)

@@ -6,7 +6,6 @@ requeued is one W&B run without duplicate rows, online or synced later from its 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from PIL.Image import Image
 
 from sr_dist.core import config
 from sr_dist.core.errors import first_line
+from sr_dist.core.json_text import parse_json, read_json
 from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID, run_id
 from sr_dist.recipe.columns import better_direction
 from sr_dist.recipe.sections import Recipe
@@ -136,7 +136,7 @@ class WandbTracker:
         id_file, about = self._folder / WANDB_ID, self._folder / ENVIRONMENT
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n")
-        environment = json.loads(about.read_text()) if about.is_file() else {}
+        environment = read_json(about) if about.is_file() else {}
         more = {"environment": environment, "run_id": run_id(self._folder)}
         timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", START))
         wandb.teardown()  # a failed attempt would hold the id
@@ -189,4 +189,4 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Row by row: a long run has millions."""
     if path.is_file():
         with open(path, "rb") as file:
-            yield from map(json.loads, file)
+            yield from map(parse_json, file)
