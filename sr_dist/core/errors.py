@@ -18,8 +18,8 @@ class UserError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         message = printable(without_passwords(message), keep="\n")
-        if len(message) > LONGEST_MESSAGE:  # a name from a file may have any length
-            message = f"{message[:LONGEST_MESSAGE]} ... {message[-LONGEST_MESSAGE // 4 :]}"
+        if len(message) > LONGEST_MESSAGE * 5 // 4:  # a name from a file may have any length
+            message = f"{message[:LONGEST_MESSAGE]} ... {message[-(LONGEST_MESSAGE // 4) :]}"
         super().__init__(message)
 
 

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,6 +142,13 @@ def import_part(module: str, path: Path, key: str) -> ModuleType:
 
 
 def _syntax_tree(path: Path) -> ast.Module:
+    status = path.stat()
+    return _parsed(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, mtime_ns: int, size: int) -> ast.Module:
+    """Only read it. A file that has changed is parsed again."""
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as problem:

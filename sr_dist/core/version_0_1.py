@@ -292,7 +292,7 @@ def refuse_old_file(tree: ast.Module, path: Path, key: str) -> None:
             raise UserError(f"{key}: '{path}', line {line}: no module '{module}'{nearest(module, _modules())}")
     changes = [*_imports(tree), *_module_attributes(tree), *_hooks(tree)]
     if changes:
-        changes += _attributes(tree)
+        changes += [*_attributes(tree), *([VERDICT] if "Verdict" in _names(tree) else [])]
         raise UserError(f"{key}: '{path}' was written for sr_dist 0.1; {'; '.join(changes)}")
 
 
@@ -335,8 +335,6 @@ def _module_attributes(tree: ast.Module) -> Iterator[str]:
 
 
 def _hooks(tree: ast.Module) -> Iterator[str]:
-    if "Verdict" in _names(tree):
-        yield VERDICT
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == "refuses" and any(
             argument.arg == "zero_stage" for argument in node.args.kwonlyargs
