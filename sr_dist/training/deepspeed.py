@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sr_dist.core import ranks
 from sr_dist.recipe.sections import Optimizer, Recipe
-from sr_dist.training.buffers import Buffers
+from sr_dist.training.buffers import Buffers, saved_buffers
 from sr_dist.training.engine import EngineState
 from sr_dist.training.optimizer_state import build_optimizer
 
@@ -89,7 +89,7 @@ class DeepSpeedEngine:
 
     def state(self) -> EngineState:
         names = [name for name, _ in self.bare.named_parameters()]
-        weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | dict(self.bare.named_buffers())
+        weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | saved_buffers(self.bare)
         return {"weights": weights, "optimizer": self._optimizer_state()}
 
     def load(self, state: EngineState) -> None:
@@ -97,7 +97,7 @@ class DeepSpeedEngine:
         self._load_optimizer_state(state["optimizer"])
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        for name, buffer in self.bare.named_buffers():
+        for name, buffer in saved_buffers(self.bare).items():
             buffer.copy_(weights[name])
         self.buffers.remember()
         for name, parameter in self._named_parameters():
