@@ -8,11 +8,13 @@ import warnings
 import pytest
 import torch
 
+from sr_dist.core import ranks
 from sr_dist.data import data_checks
 from sr_dist.evaluation.distances.extractor import torchscript
 from sr_dist.evaluation.metric_set import open_metrics
 from sr_dist.recipe import checks
 from sr_dist.training import loop
+from sr_dist.training import run as run_module
 from sr_dist.training.build import set_up
 
 RECIPE = """
@@ -131,6 +133,29 @@ def test_too_many_skipped_updates_end_the_run_with_a_diagnosis(tiny, monkeypatch
     monkeypatch.setattr(run.objective, "generator_loss", lambda discriminator, batch, sr: {"mse": sr.sum() * float("inf")})
     with pytest.raises(loop.Diverged, match=r"generator were not finite for 2 steps in a row .* lower optimizer.learning_rate"):
         loop.fit(run)
+
+
+def test_a_save_is_one_message_between_ranks(tiny, monkeypatch):
+    run = tiny()
+    messages = []
+    monkeypatch.setattr(ranks, "broadcast_from_first", lambda value: (messages.append(value), value)[1])
+    for save, most in ((run_module.save, 1), (run_module.save_validated, 2)):
+        save(run)
+        assert len(messages) == most
+        messages.clear()
+        run.writer.wait()
+    loop.check_saves(run, last=True)
+    assert len(messages) == 1
+
+
+def test_divergence_is_looked_for_in_one_message(tiny, monkeypatch):
+    run = tiny()
+    messages = []
+    monkeypatch.setattr(ranks, "all_reduce_max", lambda values: (messages.append(values), values)[1])
+    monkeypatch.setattr(ranks, "all_gather", pytest.fail)
+    loop.check_divergence(run)
+    (counts,) = messages
+    assert counts.tolist() == [0, 0, 0, 0]  # skipped and refused of two networks
 
 
 def test_recomputed_activations_change_no_gradient(tiny):
