@@ -191,7 +191,8 @@ def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": recipe.precision == "bf16", "dtype": "bfloat16"},
+        # Without modules whose gradients (and, under ZeRO-3, weights) may travel in bf16: DDP reduces in fp32.
+        "torch_autocast": {"enabled": recipe.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": None,
     }
 

@@ -128,6 +128,34 @@ def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monk
     assert all(torch.isfinite(value).all() for value in run.ema.network.state_dict().values())
 
 
+@pytest.fixture
+def poisoned():
+    """Memory that nobody has written is not a number."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_momentum_begins_at_zero_also_where_the_first_update_is_skipped(tiny, monkeypatch, poisoned):
+    """Two steps of which the first is skipped leave the weights of the second step alone: its momentum is its gradient."""
+    options = {"optimizer.name": "sgd", "optimizer.momentum": "0.9", "optimizer.learning_rate": "0.1"}
+    skipping, plain = tiny(**options), tiny(**options)
+    right = skipping.objective.generator_loss
+    broken = {"mse": torch.tensor(float("nan"), requires_grad=True)}
+    (_, first), (second, batches) = (step for _, step in zip(range(2), skipping.loader.steps(1), strict=False))
+    monkeypatch.setattr(skipping.objective, "generator_loss", lambda *w: {"mse": right(*w)["mse"] * broken["mse"]})
+    loop.advance(skipping, 1, first)
+    assert int(skipping.engines["generator"].skipped) == 1
+    monkeypatch.setattr(skipping.objective, "generator_loss", right)
+    for run in (skipping, plain):
+        discriminator = run.engines["discriminator"].bare
+        run.engines["discriminator"].load_weights({name: torch.zeros_like(p) for name, p in discriminator.state_dict().items()})
+        loop.advance(run, second, batches)
+    ours, theirs = (run.engines["generator"].bare.state_dict() for run in (skipping, plain))
+    assert all(torch.isfinite(value).all() for value in ours.values())
+    assert all(value.equal(theirs[name]) for name, value in ours.items() if "num_batches" not in name)
+
+
 def test_too_many_skipped_updates_end_the_run_with_a_diagnosis(tiny, monkeypatch):
     run = tiny(max_skipped="2")
     monkeypatch.setattr(run.objective, "generator_loss", lambda discriminator, batch, sr: {"mse": sr.sum() * float("inf")})
