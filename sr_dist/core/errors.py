@@ -16,6 +16,9 @@ LONGEST_NAME = 200  # characters of a name that is compared with others; the tim
 class UserError(ValueError):
     """A mistake in a command or a recipe. Commands print it as one line that starts with `error:` and exit with 2."""
 
+    on_all_ranks = False
+    """Whether all ranks have raised it, so that one of them is enough to print it."""
+
     def __init__(self, message: str = "") -> None:
         message = printable(without_passwords(message), keep="\n")
         if len(message) > LONGEST_MESSAGE * 5 // 4:  # a name from a file may have any length

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sr_dist.core.errors import UserError, nearest_path
 
@@ -31,6 +32,11 @@ def write_whole(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes an object in the form that people read, complete or not at all."""
+    write_whole(path, (json.dumps(tree, indent=1) + "\n").encode())
 
 
 def open_regular(path: Path) -> IO[bytes]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.formats import refuse_unknown
+from sr_dist.core.files import write_json
+from sr_dist.core.formats import refuse_unknown, stamp
 from sr_dist.core.json_text import read_json
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.yaml", "metrics.jsonl", "environment.json"
 RUN, RUN_FORMAT = "run.json", 1  # the run's id; 0.2.0 wrote no such file
-LOG, WANDB_ID = "log.txt", "wandb_id"
+LOG, WANDB_ID, LOCK = "log.txt", "wandb_id", ".lock"
 TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = "trace", "substituted", "fetched", "samples", "checkpoints"  # folders
 STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
 CHECKPOINT_FORMAT = 1  # of both; 0.1.0 wrote none
@@ -45,6 +46,10 @@ def run_record(run: Path) -> dict[str, Any]:
         raise UserError(
             f"name: '{path}' is damaged ({first_line(problem)}); remove it, and the run takes its id from its newest checkpoint"
         ) from None
+
+
+def write_run_record(run: Path, identity: str, unnamed_until: int = 0) -> None:
+    write_json(run / RUN, {**stamp(RUN_FORMAT), "id": identity, "unnamed_until": unnamed_until})
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

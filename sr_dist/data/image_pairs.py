@@ -35,23 +35,26 @@ class ImagePairs:
 
 @dataclass
 class Batches(Dataset[ImagePairs | UserError]):
-    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage."""
+    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage, and at most
+    `pixels` HR pixels where more than one image has them."""
 
     images: Images
     scale: int
     degrade: Degradation
     size: int
+    pixels: int | None = None
 
     @cached_property
     def groups(self) -> list[range]:
         """The images of each batch."""
         shapes = [self.images.shape(i) for i in range(len(self.images.names))]
         cuts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]] + [len(shapes)]
-        return [
-            range(low, min(low + self.size, end))
-            for start, end in zip(cuts, cuts[1:], strict=False)
-            for low in range(start, end, self.size)
-        ]
+        groups = []
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            height, width, _ = shapes[start]
+            size = self.size if self.pixels is None else max(1, min(self.size, self.pixels // (height * width)))
+            groups += [range(low, min(low + size, end)) for low in range(start, end, size)]
+        return groups
 
     def __len__(self) -> int:
         return len(self.groups)

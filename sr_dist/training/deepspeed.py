@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sr_dist.core import ranks, zero_options
 from sr_dist.recipe.sections import Optimizer, Recipe
-from sr_dist.training.buffers import Buffers
+from sr_dist.training.buffers import Buffers, saved_buffers
 from sr_dist.training.engine import EngineState
 from sr_dist.training.optimizer_state import build_optimizer
 
@@ -89,7 +89,7 @@ class DeepSpeedEngine:
 
     def state(self) -> EngineState:
         names = [name for name, _ in self.bare.named_parameters()]
-        weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | dict(self.bare.named_buffers())
+        weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | saved_buffers(self.bare)
         return {"weights": weights, "optimizer": self._optimizer_state()}
 
     def load(self, state: EngineState) -> None:
@@ -97,7 +97,7 @@ class DeepSpeedEngine:
         self._load_optimizer_state(state["optimizer"])
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        for name, buffer in self.bare.named_buffers():
+        for name, buffer in saved_buffers(self.bare).items():
             buffer.copy_(weights[name])
         self.buffers.remember()
         for name, parameter in self._named_parameters():
@@ -191,7 +191,8 @@ def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: dict
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": recipe.precision == "bf16", "dtype": "bfloat16"},
+        # Without modules whose gradients (and, under ZeRO-3, weights) may travel in bf16: DDP reduces in fp32.
+        "torch_autocast": {"enabled": recipe.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": None,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,21 @@ from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import FolderImages
 from sr_dist.data.format import ShardError, Shards, index_bytes, index_columns, open_shards
 from sr_dist.data.images import ShardImages, contents_of, open_images
+
+# ---------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_large_images_come_in_smaller_batches(tmp_path):
+    """Five images of 60 x 40 = 2,400 pixels: 5,000 pixels are two of them, and 100 still one."""
+    for number in range(5):
+        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    whole = batches(tmp_path, size=4)
+    assert [len(group) for group in whole.groups] == [4, 1]
+    for pixels, expected in ((5_000, [2, 2, 1]), (100, [1] * 5), (10**9, [4, 1])):
+        capped = replace(whole, pixels=pixels)
+        assert [len(group) for group in capped.groups] == expected
+        assert [i for group in capped.groups for i in group] == [0, 1, 2, 3, 4]
+
 
 # ----------------------------------------------------------------------------------------------------------------- shards
 
