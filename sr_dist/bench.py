@@ -42,7 +42,7 @@ class Bench(Settings):
     benchmark: Annotated[str, Word("BENCHMARK")]
     """data, step or eval."""
     recipe: Annotated[str | None, Word("RECIPE")] = None
-    """A YAML file; eval has none."""
+    """The name of a recipe of the package, or a YAML file; eval has none."""
     images: OptionalPositive = None
     """Images per round; without it 1000 for data and 10000 for eval."""
     rounds: OptionalPositive = None

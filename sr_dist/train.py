@@ -23,8 +23,8 @@ class Train(Settings):
     """
 
     recipe: Annotated[str, Word("RECIPE")]
-    """A YAML file such as configs/demo.yaml. Dotted names in it, and a TorchScript file as extractor, run code: read recipes of
-    others before you use them."""
+    """The name of a recipe of the package, such as esrgan_x4 (`python -m sr_dist` lists them), or a YAML file. Dotted names in
+    it, and a TorchScript file as extractor, run code: read recipes of others before you use them."""
     dry_run: bool = False
     """Print the resolved recipe and stop."""
     overrides: Annotated[dict[str, str], Overrides()] = {}

@@ -61,7 +61,7 @@ check_stage() {  # NAME: WORD ...: refuses mistakes that can be seen before anyt
     sweep) recipe=${2:-} ;;
     *) return 0 ;;
   esac
-  [ -f "$recipe" ] || refuse "$name: no recipe '$recipe'"
+  [ -f "$recipe" ] || [ -f "configs/$recipe.yaml" ] || refuse "$name: no recipe '$recipe'"
 }
 
 refuse() { echo "error: $*" >&2; exit 2; }

@@ -12,14 +12,15 @@ from sr_dist.core import config, launch_env, plugins
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.launch_env import Launch
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.recipe import shipped
 from sr_dist.recipe.columns import CLASSIFICATION, columns
 from sr_dist.recipe.content import content_sections
 from sr_dist.recipe.sections import Mode, Part, Recipe
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
-    """Reads a recipe file, sets `--key.sub=value` overrides and checks the result without its data."""
-    recipe = with_launchers_precision(config.typed(Recipe, config.override(config.read(path), overrides)))
+    """Reads a recipe (a path, or a name of the package's), sets `--key.sub=value` overrides and checks it without its data."""
+    recipe = with_launchers_precision(config.typed(Recipe, config.override(config.read(shipped.locate(path)), overrides)))
     check_names(recipe)
     check_agreement(recipe)
     return recipe

@@ -1,0 +1,78 @@
+"""`python -m sr_dist`: the commands and the recipes."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from sr_dist.core import cli
+from sr_dist.core.cli import Word
+from sr_dist.core.config import Settings
+from sr_dist.core.errors import UserError, nearest
+from sr_dist.recipe import shipped
+
+FOLDERS = ("shards", "sr_dist")
+WIDTH = 128  # of a line
+
+
+class Overview(Settings):
+    """Lists the commands and the recipes of the package. With the name of a recipe, prints that recipe.
+
+    A recipe of your own begins as a copy: python -m sr_dist esrgan_x4 > mine.yaml
+    """
+
+    recipe: Annotated[str | None, Word("RECIPE")] = None
+    """A recipe to print."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Overview, overview, argv)
+
+
+def overview(options: Overview) -> None:
+    if options.recipe is None:
+        print(text())
+    elif options.recipe in shipped.names():
+        print((shipped.folder() / f"{options.recipe}.yaml").read_text(encoding="utf-8"), end="")
+    else:
+        raise UserError(f"RECIPE: the package has no '{options.recipe}'{nearest(options.recipe, shipped.names())}")
+
+
+def text() -> str:
+    lines = dict(commands())
+    width = max(map(len, lines))
+    recipes = textwrap.wrap(" ".join(shipped.names()), WIDTH - 2)
+    return "\n".join(
+        [
+            "Commands (python -m COMMAND --help):",
+            *(f"  {name:<{width}}  {line}" for name, line in lines.items()),
+            "",
+            "Recipes (python -m sr_dist RECIPE prints one; python -m sr_dist.train RECIPE trains it):",
+            *(f"  {line}" for line in recipes),
+        ]
+    )
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Every command and the first sentence of its help, read without importing it."""
+    for package in FOLDERS:
+        spec = importlib.util.find_spec(package)
+        assert spec and spec.origin
+        for path in sorted(Path(spec.origin).parent.glob("[!_]*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+                settings = next(node for node in tree.body if isinstance(node, ast.ClassDef))
+                yield f"{package}.{path.stem}", first_sentence(ast.get_docstring(settings) or "")
+
+
+def first_sentence(docstring: str) -> str:
+    return docstring.replace("\n", " ").partition(". ")[0].removesuffix(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""The recipes that come with the package: `esrgan_x4` in a command is `configs/esrgan_x4.yaml`, from any folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sr_dist.core.errors import UserError, nearest
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SCHEMA = "schema.json"  # beside the recipes, for editors
+
+
+def folder() -> Path:
+    """`sr_dist/configs` of an installed wheel, `configs` beside the package of a checkout."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def locate(recipe: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package."""
+    path, name = Path(recipe), str(recipe)
+    if path.is_file() or not name:
+        return path
+    if name in names():
+        return folder() / f"{name}.yaml"
+    if "/" not in name and not path.suffix and not path.exists():
+        raise UserError(f"no recipe '{name}'{nearest(name, names())}")
+    if path.stem in names() and not path.exists():
+        raise UserError(f"no file '{name}'; the recipe of the package is called '{path.stem}'")
+    return path
+
+
+def title(name: str) -> str:
+    """The first sentence of a recipe's header."""
+    return header(name).partition(". ")[0].partition(".\n")[0].removesuffix(".").replace("\n", " ")
+
+
+def header(name: str) -> str:
+    """The comment that a recipe begins with, without the line for editors."""
+    lines: list[str] = []
+    for line in (folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    return "\n".join(line for line in lines if not line.startswith("yaml-language-server:"))
