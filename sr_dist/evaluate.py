@@ -75,7 +75,7 @@ class Evaluate(Settings):
     """The report's folder. The default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... if that has a report with
     other or more images, methods, metrics or weights. Such a report in the folder that you name is moved to -2, -3, ..."""
     batch: Positive = 8
-    """Images of one size in a batch."""
+    """Images of one size in a batch; fewer where they have more than 4 megapixels together."""
     workers: NonNegative = 0
     """Loader worker processes per rank."""
 

@@ -21,6 +21,9 @@ from sr_dist.data.images import Images
 from sr_dist.data.order import split_range
 
 
+MOST_PIXELS = 2**22  # of HR in a batch: one image of DIV2K, eight of 724 x 724
+
+
 @dataclass(frozen=True)
 class ImagePairs:
     """A batch of images of one size. Images that are stored as `grey` are their own luma."""
@@ -35,7 +38,8 @@ class ImagePairs:
 
 @dataclass
 class Batches(Dataset[ImagePairs | UserError]):
-    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage."""
+    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage, and no more than
+    MOST_PIXELS unless it is one image."""
 
     images: Images
     scale: int
@@ -48,9 +52,10 @@ class Batches(Dataset[ImagePairs | UserError]):
         shapes = [self.images.shape(i) for i in range(len(self.images.names))]
         cuts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]] + [len(shapes)]
         return [
-            range(low, min(low + self.size, end))
+            range(low, min(low + size, end))
             for start, end in zip(cuts, cuts[1:], strict=False)
-            for low in range(start, end, self.size)
+            for size in [min(self.size, max(MOST_PIXELS // (shapes[start][0] * shapes[start][1]), 1))]
+            for low in range(start, end, size)
         ]
 
     def __len__(self) -> int:

@@ -135,6 +135,14 @@ def test_batches_hold_one_size_and_at_most_so_many(photo_shards):
     assert [name for batch in loaded for name in batch.names] == open_images(str(photo_shards)).names
 
 
+def test_batches_hold_few_large_images(save, monkeypatch):
+    """Of at most so many pixels, unless it is one image."""
+    monkeypatch.setattr("sr_dist.data.image_pairs.MOST_PIXELS", 1000)
+    for i, size in enumerate([*[(20, 25)] * 5, (40, 50), (10, 10)]):
+        save(f"{i}.png", *size)
+    assert [len(group) for group in batches(save.folder, size=8).groups] == [2, 2, 1, 1, 1]
+
+
 def test_neighbours_of_one_size_are_together(save):
     for number, side in enumerate([16, 16, 16, 20, 20, 16, 16, 16, 16, 16]):
         save(f"{number}.png", side, 16)
