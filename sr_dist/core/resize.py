@@ -9,8 +9,8 @@ PIL's and torch's bicubic renormalize at the borders instead of mirroring. MATLA
 (`border="replicate"`), and the usual Set5 was made that way. For 8-bit images MATLAB resizes the columns first and rounds between
 the two passes; `to_8_bit` does the same.
 
-An axis is cut into blocks of outputs. The matrix of a block has only the inputs that the block sees, so large images cost time and
-memory in proportion to their pixels.
+An axis is cut into blocks of outputs. The matrix of a block has only the inputs that the block sees, so large images cost time
+and memory in proportion to their pixels.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from sr_dist.core import ranks
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.errors import UserError
+from sr_dist.core.progress import Progress
 from sr_dist.data.images import Images
 from sr_dist.data.order import split_range
-
 
 MOST_PIXELS = 2**22  # of HR in a batch: one image of DIV2K, eight of 724 x 724
 
@@ -113,6 +113,13 @@ class Batches(Dataset[ImagePairs | UserError]):
 def numbers_of_this_rank(batches: Batches) -> range:
     """The consecutive whole batches of this rank. They are disjoint over ranks, and a rank may have none."""
     return split_range(len(batches), ranks.size(), ranks.rank())
+
+
+def progress_of(batches: Batches, remaining: Sequence[int], about: str) -> Progress:
+    """The progress of this rank's images, of which batches remain. Only the first rank shows it."""
+    own, left = (sum(len(batches.groups[i]) for i in numbers) for numbers in (numbers_of_this_rank(batches), remaining))
+    about = f"{about} on rank 0 of {ranks.size()}" if ranks.size() > 1 else about
+    return Progress(own, done=own - left, about=about, shown=ranks.is_first())
 
 
 def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator[ImagePairs]:

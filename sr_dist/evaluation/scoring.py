@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
-from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank
+from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank, progress_of
 from sr_dist.evaluation.baselines import Upscale
 from sr_dist.evaluation.classifiers.classifier_answers import (
     MethodAnswers,
@@ -41,6 +41,7 @@ class Scoring:
     give_up: Callable[[], bool] = lambda: False  # asked before every batch
     partial_results: PartialResults = field(default_factory=PartialResults)  # may have some of the batches already
     references: References | None = None
+    about: str = "scoring"  # the first word of the progress lines
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,12 @@ def _score_missing_batches(
     _stop_together(problem, False)
     _announce(len(remaining), len(batches))
     try:
-        for number, batch in zip(remaining, load(batches, remaining, scoring.workers), strict=True):
-            if scoring.give_up():
-                break
-            results.put(number, *_score_batch(methods, batch, scoring, views_of_hr))
+        with progress_of(batches, remaining, scoring.about) as progress:
+            for number, batch in zip(remaining, load(batches, remaining, scoring.workers), strict=True):
+                if scoring.give_up():
+                    break
+                results.put(number, *_score_batch(methods, batch, scoring, views_of_hr))
+                progress.advance(len(batch.names))
     except UserError as mistake:
         problem = str(mistake)
     _stop_together(problem, scoring.give_up())
