@@ -25,6 +25,7 @@ HOMES = {
     "webdataset": ("sr_dist/data/", "sr_dist/tools/data_speed.py"),
     "torchmetrics": ("sr_dist/evaluation/metrics/",),
     "cleanfid": ("sr_dist/evaluation/distances/extractor.py", "sr_dist/tools/distance_speed.py"),
+    "pyiqa": ("sr_dist/evaluation/pyiqa_metrics.py",),
     "lpips": ("sr_dist/evaluation/metrics/", "sr_dist/losses/content/"),
     "fire": ("sr_dist/core/cli.py",),
     "yaml": ("sr_dist/core/config.py",),

@@ -203,6 +203,7 @@ def identity_facts(
         "batch_pixels": MOST_PIXELS,
         "columns": metrics.better,
         "missing": sorted(metrics.missing),
+        "conditions": metrics.conditions(list(metrics.better)),
         "features": metrics.extractor.describe() if metrics.extractor else None,
         "methods": [[name, about["sha256"]] for name, about in sources.items()],  # ordered, because arrays have their numbers
         "classifiers": [[classifier.name, classifier.about["sha256"]] for classifier in metrics.classifiers],
