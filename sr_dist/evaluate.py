@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ from sr_dist.core.files import check_exists, same_place_twice
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import PARTS, Portion
-from sr_dist.evaluation.presets import BASELINES, PROTOCOLS
+from sr_dist.evaluation.presets import BASELINES, PROTOCOLS, PYIQA
 from sr_dist.recipe.sections import Count, Split
 
 FIRST_METRICS = ("psnr", "ssim", "lpips", "fid", "kid")  # the order of columns; the others follow
@@ -58,7 +59,8 @@ class Evaluate(Settings):
     """Trained classifiers (runs or weights files). They classify HR and every method's output: accuracy, agreement with HR, lost
     accuracy, McNemar's test."""
     metrics: Names = ()
-    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid; the default is all. A metric that cannot be computed, for example
+    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid; the default is all. With the package pyiqa
+    installed, also pyiqa:NAME (pyiqa:musiq). A metric that cannot be computed, for example
     without its published weights, is null with its reason."""
     resize: Literal["clean", "legacy_pytorch"] = "clean"
     """How clean-fid resizes images to 299 pixels for FID and KID."""
@@ -75,7 +77,7 @@ class Evaluate(Settings):
     """The report's folder. The default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... if that has a report with
     other or more images, methods, metrics or weights. Such a report in the folder that you name is moved to -2, -3, ..."""
     batch: Positive = 8
-    """Images of one size in a batch."""
+    """Images of one size in a batch; fewer where they have more than 4 megapixels together."""
     workers: NonNegative = 0
     """Loader worker processes per rank."""
 
@@ -128,9 +130,16 @@ def check(options: Evaluate) -> None:
     check_part(options)
     plugins.check(PACKAGES["degradation"], options.degradation, {}, "degradation")
     for name in options.metrics:
-        plugins.locate(PACKAGES["metric"], name, "metrics")
+        check_metric(name)
     if options.scale is None and set(options.methods) <= set(BASELINES):
         raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
+
+
+def check_metric(name: str) -> None:
+    if not name.startswith(PYIQA):
+        plugins.locate(PACKAGES["metric"], name, "metrics")
+    elif find_spec("pyiqa") is None:
+        raise UserError(f"metrics: '{name}' needs the package pyiqa; read its licence, then pip install pyiqa")
 
 
 def check_part(options: Evaluate) -> None:

@@ -38,6 +38,10 @@ def note_foreign_code(key: str, file: Path) -> None:
     _foreign_code[f"note: '{file}' ({key}) is not part of sr_dist; its code runs with all rights of this process"] = None
 
 
+def note_foreign_package(key: str, name: str, version: str, licence: str) -> None:
+    _foreign_code[f"note: {name} {version} ({key}; licence: {licence}) is not part of sr_dist; its own terms apply"] = None
+
+
 def foreign_code() -> list[str]:
     """Lines for the log. The first lines of a run and of an evaluation are these."""
     return list(_foreign_code)

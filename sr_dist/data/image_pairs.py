@@ -17,8 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from sr_dist.core import ranks
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.errors import UserError
+from sr_dist.core.progress import Progress
 from sr_dist.data.images import Images
 from sr_dist.data.order import split_range
+
+MOST_PIXELS = 2**22  # of HR in a batch: one image of DIV2K, eight of 724 x 724
 
 
 @dataclass(frozen=True)
@@ -35,26 +38,25 @@ class ImagePairs:
 
 @dataclass
 class Batches(Dataset[ImagePairs | UserError]):
-    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage, and at most
-    `pixels` HR pixels where more than one image has them."""
+    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage, and no more than
+    MOST_PIXELS unless it is one image."""
 
     images: Images
     scale: int
     degrade: Degradation
     size: int
-    pixels: int | None = None
 
     @cached_property
     def groups(self) -> list[range]:
         """The images of each batch."""
         shapes = [self.images.shape(i) for i in range(len(self.images.names))]
         cuts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]] + [len(shapes)]
-        groups = []
-        for start, end in zip(cuts, cuts[1:], strict=False):
-            height, width, _ = shapes[start]
-            size = self.size if self.pixels is None else max(1, min(self.size, self.pixels // (height * width)))
-            groups += [range(low, min(low + size, end)) for low in range(start, end, size)]
-        return groups
+        return [
+            range(low, min(low + size, end))
+            for start, end in zip(cuts, cuts[1:], strict=False)
+            for size in [min(self.size, max(MOST_PIXELS // (shapes[start][0] * shapes[start][1]), 1))]
+            for low in range(start, end, size)
+        ]
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -111,6 +113,13 @@ class Batches(Dataset[ImagePairs | UserError]):
 def numbers_of_this_rank(batches: Batches) -> range:
     """The consecutive whole batches of this rank. They are disjoint over ranks, and a rank may have none."""
     return split_range(len(batches), ranks.size(), ranks.rank())
+
+
+def progress_of(batches: Batches, remaining: Sequence[int], about: str) -> Progress:
+    """The progress of this rank's images, of which batches remain. Only the first rank shows it."""
+    own, left = (sum(len(batches.groups[i]) for i in numbers) for numbers in (numbers_of_this_rank(batches), remaining))
+    about = f"{about} on rank 0 of {ranks.size()}" if ranks.size() > 1 else about
+    return Progress(own, done=own - left, about=about, shown=ranks.is_first())
 
 
 def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator[ImagePairs]:

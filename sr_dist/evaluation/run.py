@@ -20,7 +20,7 @@ from sr_dist.core.passwords import without_passwords
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
-from sr_dist.data.image_pairs import Batches
+from sr_dist.data.image_pairs import MOST_PIXELS, Batches
 from sr_dist.data.images import Contents, Images, ShardImages, contents_of, open_images
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.baselines import Upscale, baseline
@@ -203,8 +203,10 @@ def identity_facts(
         "lr": str(Path(options.lr).resolve()) if options.lr else None,
         "protocol": rules.describe(),
         "batch": options.batch,
+        "batch_pixels": MOST_PIXELS,
         "columns": metrics.better,
         "missing": sorted(metrics.missing),
+        "conditions": metrics.conditions(list(metrics.better)),
         "features": metrics.extractor.describe() if metrics.extractor else None,
         "methods": [[name, about["sha256"]] for name, about in sources.items()],  # ordered, because arrays have their numbers
         "classifiers": [[classifier.name, classifier.about["sha256"]] for classifier in metrics.classifiers],
@@ -217,7 +219,8 @@ def open_references(cache: str, batch: int, facts: dict[str, Any]) -> References
     if cache == "none" or not facts["features"]:
         return None
     folder = Path(cache) if cache else default_folder()
-    about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": batch, **facts["features"]}
+    about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": batch, "batch_pixels": MOST_PIXELS}
+    about |= facts["features"]
     return References(folder, about)
 
 

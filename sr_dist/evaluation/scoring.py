@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
-from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank
+from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank, progress_of
 from sr_dist.evaluation.baselines import Upscale
 from sr_dist.evaluation.classifiers.classifier_answers import (
     MethodAnswers,
@@ -41,6 +41,7 @@ class Scoring:
     give_up: Callable[[], bool] = lambda: False  # asked before every batch
     partial_results: PartialResults = field(default_factory=PartialResults)  # may have some of the batches already
     references: References | None = None
+    about: str = "scoring"  # the first word of the progress lines
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,12 @@ def _score_missing_batches(
     with ranks.failing_together():
         remaining = results.missing(numbers_of_this_rank(batches), [f"{view}/{HR}" for view in views_of_hr])
     _announce(len(remaining), len(batches))
-    with ranks.failing_together():
+    with ranks.failing_together(), progress_of(batches, remaining, scoring.about) as progress:
         for number, batch in zip(remaining, load(batches, remaining, scoring.workers), strict=True):
             if scoring.give_up():
                 break
             results.put(number, *_score_batch(methods, batch, scoring, views_of_hr))
+            progress.advance(len(batch.names))
     if any(ranks.all_gather(scoring.give_up())):
         raise Abandoned
 

@@ -28,7 +28,7 @@ from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Data, Recipe, whole_weights
 from sr_dist.training import checkpoint, run_folder
 from sr_dist.training.checkpoint import Checkpoint
-from sr_dist.training.classification import VALIDATION_BATCH, VALIDATION_PIXELS
+from sr_dist.training.classification import VALIDATION_BATCH
 from sr_dist.training.ddp import DDPEngine
 from sr_dist.training.deepspeed import DeepSpeedEngine
 from sr_dist.training.ema import Ema
@@ -188,7 +188,7 @@ def open_validation(recipe: Recipe) -> Batches | None:
         images = open_images(data.validation, data.validation_limit, cache=cache_for(data))
     else:
         return None
-    return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH, VALIDATION_PIXELS)
+    return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH)
 
 
 def validation_metrics(recipe: Recipe, validation: Batches | None, device: torch.device) -> Metrics:

@@ -19,7 +19,6 @@ from sr_dist.training.networks import build_degradation
 from sr_dist.training.run import Run, ValidationResult
 
 VALIDATION_BATCH = 8  # images of one size that a network sees together, of
-VALIDATION_PIXELS = 1 << 21  # HR pixels together: RRDB x4 takes 16 GiB for eight images of 2040 x 1356, 2 GiB for one
 
 
 def validate(run: Run, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:
@@ -87,5 +86,5 @@ def _report_images(run: Run) -> tuple[Batches | None, str]:
         by = ", by which the weights were chosen" if run.recipe.keep.best else ""
         return run.validation, f"the validation images{by}"
     images = open_images(data.sources[0], None, "data.train", cache=cache_for(data), portion=portion_of(data, 2))
-    batches = Batches(images, run.recipe.scale, build_degradation(run.recipe), VALIDATION_BATCH, VALIDATION_PIXELS)
+    batches = Batches(images, run.recipe.scale, build_degradation(run.recipe), VALIDATION_BATCH)
     return batches, f"the test part of {data.sources[0]}"

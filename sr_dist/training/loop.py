@@ -172,7 +172,7 @@ def validate(run: Run) -> bool:
 def validate_generator(run: Run, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:
     """All ranks must call."""
     rules = protocol("matlab-y", run.recipe.scale)
-    scores = score({"ema": run.upscaler}, batches, Scoring(rules, run.metrics, run.device, give_up=give_up))
+    scores = score({"ema": run.upscaler}, batches, Scoring(rules, run.metrics, run.device, give_up=give_up, about="validating"))
     return ValidationResult(len(scores.rows), scores.means("ema"), summary(scores), scores.rows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,21 +15,6 @@ from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import FolderImages
 from sr_dist.data.format import ShardError, Shards, index_bytes, index_columns, open_shards
 from sr_dist.data.images import ShardImages, contents_of, open_images
-
-# ---------------------------------------------------------------------------------------------------------------- batches
-
-
-def test_large_images_come_in_smaller_batches(tmp_path):
-    """Five images of 60 x 40 = 2,400 pixels: 5,000 pixels are two of them, and 100 still one."""
-    for number in range(5):
-        Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / f"{number}.png")
-    whole = batches(tmp_path, size=4)
-    assert [len(group) for group in whole.groups] == [4, 1]
-    for pixels, expected in ((5_000, [2, 2, 1]), (100, [1] * 5), (10**9, [4, 1])):
-        capped = replace(whole, pixels=pixels)
-        assert [len(group) for group in capped.groups] == expected
-        assert [i for group in capped.groups for i in group] == [0, 1, 2, 3, 4]
-
 
 # ----------------------------------------------------------------------------------------------------------------- shards
 
@@ -149,6 +133,14 @@ def test_batches_hold_one_size_and_at_most_so_many(photo_shards):
     loaded = scored(photo_shards, size=3)
     assert all(1 <= len(batch.names) <= 3 for batch in loaded)
     assert [name for batch in loaded for name in batch.names] == open_images(str(photo_shards)).names
+
+
+def test_batches_hold_few_large_images(save, monkeypatch):
+    """Of at most so many pixels, unless it is one image."""
+    monkeypatch.setattr("sr_dist.data.image_pairs.MOST_PIXELS", 1000)
+    for i, size in enumerate([*[(20, 25)] * 5, (40, 50), (10, 10)]):
+        save(f"{i}.png", *size)
+    assert [len(group) for group in batches(save.folder, size=8).groups] == [2, 2, 1, 1, 1]
 
 
 def test_neighbours_of_one_size_are_together(save):

@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from sr_dist.evaluation.distances.extractor import torchscript
 from sr_dist.evaluation.metric_set import ImageMetric, open_metrics
 from sr_dist.evaluation.metrics import lpips, psnr, ssim
 from sr_dist.evaluation.presets import PROTOCOLS
-from sr_dist.evaluation.protocol import Protocol, protocol
+from sr_dist.evaluation.protocol import Protocol, inside_border, luma, protocol, stored_tiles
 from sr_dist.evaluation.scoring import Scoring, score
 from sr_dist.models import pretrained
 
@@ -85,13 +87,64 @@ def test_values_are_scikit_images(scale, amount):
     sr, rules = worsened(hr, amount), protocol("matlab-y", scale)
     cut = np.s_[scale:-scale, scale:-scale]
     y, x = matlab_y(hr)[cut], matlab_y(sr)[cut]
-    assert psnr.per_image(sr, hr, rules, grey=False)["psnr_y"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)])
-    assert ssim.per_image(sr, hr, rules, grey=False)["ssim_y"] == pytest.approx([reference_ssim(y, x)], abs=1e-6)
+    values = psnr.per_image(sr, hr, rules, grey=False) | ssim.per_image(sr, hr, rules, grey=False)
+    assert values["psnr_y"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)], abs=1e-9)
+    assert values["ssim_y"] == pytest.approx([reference_ssim(y, x)], abs=1e-6)
     y, x = levels(hr)[cut], levels(sr)[cut]
-    assert psnr.per_image(sr, hr, rules, grey=False)["psnr_rgb"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)])
-    assert ssim.per_image(sr, hr, rules, grey=False)["ssim_rgb"] == pytest.approx(
-        [reference_ssim(y, x, channel_axis=2)], abs=1e-6
-    )
+    assert values["psnr_rgb"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)], abs=1e-9)
+    assert values["ssim_rgb"] == pytest.approx([reference_ssim(y, x, channel_axis=2)], abs=1e-6)
+
+
+@pytest.mark.parametrize("preset", PROTOCOLS)
+@pytest.mark.parametrize("size", [(40, 52), (139, 300), (270, 19), (11 + 4, 15)])
+def test_values_are_torchmetrics(preset, size):
+    """The reference pads by reflection and convolves with the whole window; its valid positions have ours to 1e-9. Two of the
+    images are larger than a tile in one or both directions."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio as psnr_reference
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim_reference
+
+    hr, rules = photo(size, count=2), protocol(preset, 2)
+    sr = worsened(hr, 0.1) + 0.2 / 255
+    a, b = inside_border(sr, rules), inside_border(hr, rules)
+    pairs = {"y": (luma(a, rules, False), luma(b, rules, False)), "rgb": (a * 255, b * 255)}
+    values = ssim.per_image(sr, hr, rules, grey=False) | psnr.per_image(sr, hr, rules, grey=False)
+    for channel, (x, y) in pairs.items():
+        _, full = ssim_reference(x, y, sigma=1.5, data_range=255.0, reduction="none", return_full_image=True)
+        assert values[f"ssim_{channel}"] == pytest.approx(full[..., 5:-5, 5:-5].mean((1, 2, 3)).tolist(), abs=1e-9)
+        expected = psnr_reference(x, y, data_range=255.0, reduction="none", dim=(1, 2, 3))
+        assert values[f"psnr_{channel}"] == pytest.approx(
+            expected.flatten().tolist(), abs=5e-6
+        )  # its 255 has a logarithm in fp32
+
+
+LARGE = """
+import resource, sys, torch
+from sr_dist.evaluation.metrics import psnr, ssim
+from sr_dist.evaluation.protocol import protocol
+
+hr = torch.rand(3, 3, 1356, 2040)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for metric in (psnr, ssim):
+    metric.per_image(hr.flip(0), hr, protocol("matlab-y", 4), grey=False)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_of_large_images_needs_megabytes():
+    """Three images of DIV2K; a whole window in float64 over the whole batch needed 40 GB."""
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 250  # of which 100 are the flipped images
+
+
+def test_tiles_have_every_pixel_and_every_position_of_a_window_once(monkeypatch):
+    monkeypatch.setattr("sr_dist.evaluation.protocol.TILE", 7)
+    image = torch.arange(20 * 30.0).view(1, 1, 20, 30).expand(1, 3, -1, -1) / 600
+    inside = inside_border(image, FLOATS)
+    pixels = torch.cat([x[0, 0].flatten() for x, _ in stored_tiles(image, image, FLOATS)])
+    assert torch.equal(pixels.sort().values, inside[0, 0].flatten())
+    corners = torch.cat([x[0, 0, :-4, :-4].flatten() for x, _ in stored_tiles(image, image, FLOATS, overlap=4)])
+    assert torch.equal(corners.sort().values, inside[0, 0, :-4, :-4].flatten())
 
 
 @pytest.mark.parametrize("difference", [1, 10, 51])
@@ -237,6 +290,31 @@ def test_lpips_is_the_packages_own(net, lpips_weights):
         values = lpips.per_image(sr, hr, protocol("matlab-y", 4), grey=False)[f"lpips_{net}"]
     assert values == pytest.approx(expected, rel=1e-5)
     assert min(values) > 1e-4
+
+
+@pytest.mark.parametrize(("net", "size"), [("alex", (256, 250)), ("alex", (161, 385)), ("alex", (129, 33)), ("vgg", (150, 141))])
+def test_lpips_in_tiles_is_that_of_the_whole_image(net, size, lpips_weights, monkeypatch):
+    """Tiles of 64 pixels and 112 around them; the same with too little around them is another number."""
+    hr = photo(size)
+    x, y = (2 * images.float() - 1 for images in (worsened(hr, 0.2), hr))
+    network = lpips._network(net, torch.device("cpu"))
+    with torch.no_grad():
+        whole = network(x, y).flatten().tolist()
+        monkeypatch.setattr(lpips, "WHOLE", 1000)
+        monkeypatch.setattr(lpips, "TILE", 64)
+        assert lpips.distances(network, x, y) == pytest.approx(whole, rel=2e-6)
+        monkeypatch.setattr(lpips, "HALO", 48)
+        assert lpips.distances(network, x, y) != pytest.approx(whole, rel=2e-6)
+
+
+def test_lpips_of_a_large_batch_is_that_of_each_image(lpips_weights, monkeypatch):
+    hr = photo((64, 60), count=5)
+    x, y = (2 * images.float() - 1 for images in (worsened(hr, 0.2), hr))
+    network = lpips._network("alex", torch.device("cpu"))
+    with torch.no_grad():
+        together = network(x, y).flatten().tolist()
+        monkeypatch.setattr(lpips, "WHOLE", 2 * 64 * 60)
+        assert lpips.distances(network, x, y) == pytest.approx(together, rel=1e-6)
 
 
 def test_lpips_has_no_number_below_31_pixels(lpips_weights):

@@ -129,6 +129,7 @@ class Report:
             "n": len(self.names),
             "inputs": self.inputs,
             "notes": self.notes,
+            "metrics": self.metrics.facts(),
             "methods": self.methods,
             "distances": {column: asdict(distance) for column, distance in self.scores.distances.items()},
             "differences": self.differences,
