@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def to_pil(image: Tensor) -> Image.Image:
     """(C, H, W) in [0, 1], one or three channels."""
     array = (image.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(np.repeat(array, 3, 2) if array.shape[2] == 1 else array)
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
 
 
 def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None:

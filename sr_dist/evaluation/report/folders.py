@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sr_dist.core.formats import REMOVE, refuse_unknown
-from sr_dist.evaluation.report.report import FILES, FORMAT, REPORT
+from sr_dist.evaluation.report.report import FILES, FORMAT, PICTURES, REPORT
 
 Tree = Mapping[str, Any]  # of a report, or of a planned one: the same keys, methods as a list, and `columns`
 
@@ -85,7 +85,7 @@ def move_away(folder: Path) -> str:
     text, numbers = summary(folder), itertools.count(2)
     target = next(other for number in numbers if not (other := folder.with_name(f"{folder.name}-{number}")).exists())
     target.mkdir()
-    for name in FILES:
+    for name in (*FILES, PICTURES):
         if (folder / name).exists():
             os.rename(folder / name, target / name)
     return f"note: the {text} in '{folder}' is now in '{target}', because this one has other images, metrics or weights"
