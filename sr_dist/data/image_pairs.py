@@ -7,8 +7,9 @@ bit of the result, do not depend on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ class ImagePairs:
     label: Tensor  # (B,); -1 where there is no class
     grey: bool
     attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
+    centred: bool = False  # HR is the middle of what a network makes of LR
+
+    def single(self, i: int) -> ImagePairs:
+        """The image i alone."""
+        one = slice(i, i + 1)
+        attributes = {name: values[one] for name, values in self.attributes.items()}
+        return replace(
+            self, lr=self.lr[one], hr=self.hr[one], names=self.names[one], label=self.label[one], attributes=attributes
+        )
 
 
 @dataclass
@@ -45,11 +55,12 @@ class Batches(Dataset[ImagePairs | UserError]):
     scale: int
     degrade: Degradation
     size: int
+    has_hr: ClassVar[bool] = True
 
     @cached_property
     def groups(self) -> list[range]:
         """The images of each batch."""
-        shapes = [self.images.shape(i) for i in range(len(self.images.names))]
+        shapes = [self.kind(i) for i in range(len(self.images.names))]
         cuts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]] + [len(shapes)]
         return [
             range(low, min(low + size, end))
@@ -57,6 +68,15 @@ class Batches(Dataset[ImagePairs | UserError]):
             for size in [min(self.size, max(MOST_PIXELS // (shapes[start][0] * shapes[start][1]), 1))]
             for low in range(start, end, size)
         ]
+
+    def full_size(self, i: int) -> tuple[int, int]:
+        """Height and width of HR as it is compared: a multiple of the scale."""
+        height, width, _ = self.images.shape(i)
+        return height // self.scale * self.scale, width // self.scale * self.scale
+
+    def kind(self, i: int) -> tuple[int, ...]:
+        """Images of one batch are of one kind."""
+        return self.images.shape(i)
 
     def __len__(self) -> int:
         return len(self.groups)

@@ -22,6 +22,12 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(np.repeat(array, 3, 2) if array.shape[2] == 1 else array)
 
 
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
+
+
 def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None:
     """Writes a PNG into an existing folder, with one row per mapping. The names of the first row are the headings."""
     heading = 18

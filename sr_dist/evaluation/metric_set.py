@@ -5,6 +5,7 @@ A file may also state
     NEEDS         column -> published weights file, a literal
     DIGITS        column -> decimals in reports; 4 without it
     RANGE         column -> (lowest, highest value); None where there is no bound. For the report
+    NO_REFERENCE  True where `per_image` does not look at HR: such metrics also score without HR, and get SR in its place
     PERCEPTUAL    whether reports plot its columns against PSNR; the default is True for a SetMetric, else False
     conditions(columns) -> dict    what its numbers depend on, for the report's "protocol"
 """
@@ -162,6 +163,10 @@ class Metrics:
         if not (self.foreign and self.extractor and isinstance(metric, SetMetric)):
             return name
         return foreign_column(name, self.extractor.name)
+
+
+def needs_reference(metric: Metric) -> bool:
+    return isinstance(metric, SetMetric) or not getattr(metric, "NO_REFERENCE", False)
 
 
 def file_name(metric: Metric) -> str:

@@ -14,7 +14,6 @@ from torch import Tensor
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank, progress_of
-from sr_dist.evaluation.baselines import Upscale
 from sr_dist.evaluation.classifiers.classifier_answers import (
     MethodAnswers,
     Row,
@@ -25,7 +24,8 @@ from sr_dist.evaluation.classifiers.classifier_answers import (
 )
 from sr_dist.evaluation.distances.reference_cache import References
 from sr_dist.evaluation.distances.set_distances import HR, BatchFeatures, HRCache, SetDistance, set_distances
-from sr_dist.evaluation.metric_set import ImageMetric, Metrics, file_name
+from sr_dist.evaluation.methods import Method, SavedImages, restored
+from sr_dist.evaluation.metric_set import ImageMetric, Metrics, file_name, needs_reference
 from sr_dist.evaluation.partial_results import Abandoned, PartialResults
 from sr_dist.evaluation.protocol import Protocol
 
@@ -42,6 +42,7 @@ class Scoring:
     partial_results: PartialResults = field(default_factory=PartialResults)  # may have some of the batches already
     references: References | None = None
     about: str = "scoring"  # the first word of the progress lines
+    saved: SavedImages | None = None  # where the images of methods go
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring) -> Scores:
+def score(methods: Mapping[str, Method], batches: Batches, scoring: Scoring) -> Scores:
     """The same scores on every rank, except that only the first rank's rows have the classifiers' answers. All ranks must
     call."""
     metrics, results, numbers = scoring.metrics, scoring.partial_results, numbers_of_this_rank(batches)
@@ -89,13 +90,12 @@ def score(methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring) ->
     return Scores(rows, metrics.better, distances, {**metrics.missing, **no_distance, **no_answer}, answers, accuracies)
 
 
-def _score_missing_batches(
-    methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring, views_of_hr: Sequence[str]
-) -> None:
+def _score_missing_batches(methods: Mapping[str, Method], batches: Batches, scoring: Scoring, views_of_hr: Sequence[str]) -> None:
     """Scores this rank's batches that have no partial results. All ranks stop if one of them fails or gives up."""
     results, remaining = scoring.partial_results, list[int]()
+    needed = [f"{view}/{HR}" for view in views_of_hr]
     with ranks.failing_together():
-        remaining = results.missing(numbers_of_this_rank(batches), [f"{view}/{HR}" for view in views_of_hr])
+        remaining = missing_batches(results, scoring.saved, numbers_of_this_rank(batches), needed)
     _announce(len(remaining), len(batches))
     with ranks.failing_together(), progress_of(batches, remaining, scoring.about) as progress:
         for number, batch in zip(remaining, load(batches, remaining, scoring.workers), strict=True):
@@ -107,6 +107,14 @@ def _score_missing_batches(
         raise Abandoned
 
 
+def missing_batches(
+    results: PartialResults, saved: SavedImages | None, numbers: Sequence[int], needed: Sequence[str]
+) -> list[int]:  # fmt: skip
+    """The batches to score: those without results, and those whose images are not where they should be saved."""
+    missing = set(results.missing(numbers, needed))
+    return [number for number in numbers if number in missing or (saved and not saved.has(results.facts(number)))]
+
+
 def _announce(remaining: int, batches: int) -> None:
     """Prints how many batches an earlier evaluation finished."""
     done = batches - sum(ranks.all_gather(remaining))
@@ -115,25 +123,28 @@ def _announce(remaining: int, batches: int) -> None:
 
 
 def _score_batch(
-    methods: Mapping[str, Upscale], batch: ImagePairs, scoring: Scoring, views_of_hr: Sequence[str]
+    methods: Mapping[str, Method], batch: ImagePairs, scoring: Scoring, views_of_hr: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The partial results of a batch: rows and labels; features of HR and of every method, and classifiers' answers."""
     metrics, protocol = scoring.metrics, scoring.protocol
-    lr, hr = batch.lr.to(scoring.device), batch.hr.to(scoring.device)
+    hr = batch.hr.to(scoring.device)
     rows: list[Row] = []
     arrays = {f"{view}/{HR}": _features(metrics, view, hr) for view in views_of_hr}
     arrays |= classify_batch(metrics.classifiers, HR, hr, protocol, batch)
-    for number, (name, upscale) in enumerate(methods.items(), HR + 1):
-        sr = upscale(lr)
+    for number, (name, method) in enumerate(methods.items(), HR + 1):
+        sr = restored(method, batch, scoring.device)
+        if scoring.saved:
+            scoring.saved.write(name, batch, sr)
         columns: dict[str, list[float]] = {}
         for metric in metrics.per_image:
-            columns.update(_values(metric, sr, hr, protocol, batch.grey))
+            columns.update(_values(metric, sr, hr if needs_reference(metric) else sr, protocol, batch.grey))
         for i, image in enumerate(batch.names):
             values = {column: (value[i] if math.isfinite(value[i]) else None) for column, value in columns.items()}
             rows.append({"image": image, "method": name, **values})
         arrays |= {f"{view}/{number}": _features(metrics, view, sr) for view in metrics.views}
         arrays |= classify_batch(metrics.classifiers, number, sr, protocol, batch)
-    return {"rows": rows, "labels": batch.label.tolist()}, arrays
+    saved = {"saved": scoring.saved.mark()} if scoring.saved else {}
+    return {"rows": rows, "labels": batch.label.tolist(), **saved}, arrays
 
 
 def _values(metric: ImageMetric, sr: Tensor, hr: Tensor, protocol: Protocol, grey: bool) -> dict[str, list[float]]:

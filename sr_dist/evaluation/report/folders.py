@@ -10,7 +10,7 @@ from typing import Any
 
 from sr_dist.core.formats import REMOVE, refuse_unknown
 from sr_dist.core.json_text import read_json
-from sr_dist.evaluation.report.report import FILES, FORMAT, REPORT
+from sr_dist.evaluation.report.report import FILES, FORMAT, PICTURES, REPORT
 
 # Of a report, or of a planned one: the same keys, methods as a list, `columns`, and `digest_of_first` images.
 Tree = Mapping[str, Any]
@@ -91,7 +91,7 @@ def move_away(folder: Path) -> str:
     """Moves the files of a report to FOLDER-2, ...: -> a note about it."""
     text, target = summary(folder), next(other for other in numbered(folder) if not other.exists())
     target.mkdir()
-    for name in FILES:
+    for name in (*FILES, PICTURES):
         if (folder / name).exists():
             os.rename(folder / name, target / name)
     return f"note: the {text} in '{folder}' is now in '{target}', because this one has other images, metrics or weights"
