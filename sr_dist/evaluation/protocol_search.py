@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
+from sr_dist.core.formats import stamp
 from sr_dist.core.outputs import write_output
 from sr_dist.data.image_pairs import Batches, ImagePairs
 from sr_dist.data.order import split_range
@@ -23,7 +25,9 @@ from sr_dist.evaluation.conditions import AXES, PSNR_AXES, SHARED, SSIM_AXES, Co
 from sr_dist.evaluation.methods import Method, common_scale, named_methods, open_generators, open_methods, restored
 from sr_dist.evaluation.pictures import Pictures
 from sr_dist.evaluation.protocol_values import Errors, Key, psnr_errors, psnr_of_set, ssim_values
+from sr_dist.evaluation.report.folders import numbered
 from sr_dist.evaluation.report.markdown import table
+from sr_dist.evaluation.report.report import FORMAT, REPORT
 from sr_dist.evaluation.resizers import RESIZERS
 from sr_dist.evaluation.run import ImageOptions, make_deterministic, open_batches
 from sr_dist.evaluation.words import method_word
@@ -32,8 +36,8 @@ AXES_OF = {"psnr": PSNR_AXES, "ssim": SSIM_AXES}
 NEAR = {"psnr": 0.02, "ssim": 0.001}  # other versions of a program or of the images differ by so much
 AROUND = {"psnr": 0.25, "ssim": 0.01}  # where values are counted, to say how many agree by chance
 SHOWN = 10
+REPORTS = ("report.md", REPORT)
 FEW_DIGITS = "So few digits fit several protocols: take the one that its authors can have used, or give more numbers."
-FILES = ("protocols.md", "protocols.json")
 
 
 class Candidate(NamedTuple):
@@ -79,7 +83,7 @@ class Answer:
 
 
 def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | None, request: Request) -> None:
-    """Prints what reproduces the numbers; with `out` also writes it. All ranks must call."""
+    """Prints what reproduces the numbers, and writes it as a report. All ranks must call."""
     method_words = [method_word(text) for text in words]
     generators = open_generators(method_words, scale)
     scale = common_scale(scale, list(generators.values()))
@@ -87,7 +91,7 @@ def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | 
     all_batches = {name: open_batches(options, scale) for name, options in sets.items()}
     accelerator = ranks.open_accelerator("no")
     make_deterministic()
-    texts, tree = [], []
+    texts, searches = [], []
     for name, batches in all_batches.items():
         opened, batches = open_methods(method_words, generators, batches, False, name)
         methods, sources = named_methods(opened, scale, accelerator.device)
@@ -96,17 +100,20 @@ def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | 
             answers = [answer(number, candidates[number.metric], scale) for number in numbers]
             title = f"{method} on {len(batches.images.names)} images{f' of {name}' if name else ''}, x{scale}"
             texts.append(described(title, answers, scale))
-            tree.append({"method": method, "set": name, "n": len(batches.images.names), "scale": scale,
-                         "numbers": [as_tree(one, scale) for one in answers]})  # fmt: skip
-    if ranks.is_first():
-        text = "\n\n".join(texts)
-        print(text)
-        if request.out:
-            for file, content in zip(FILES, (text + "\n", json.dumps(tree, indent=1) + "\n"), strict=True):
-                write_output(Path(request.out) / file, content.encode(), "out")
-    ranks.barrier()
+            about = {"method": method, "set": name, "n": len(batches.images.names), "scale": scale}
+            searches += [{**about, **as_tree(one, scale)} for one in answers]
+    ranks.on_first(lambda: write(Path(request.out or "eval"), "\n\n".join(texts), searches))
     accelerator.end_training()
     ranks.destroy_group()
+
+
+def write(folder: Path, text: str, searches: Sequence[dict[str, Any]]) -> None:
+    """report.md and report.json with `find`, in a folder where no other report is."""
+    free = next(place for place in chain([folder], numbered(folder)) if not any((place / name).exists() for name in REPORTS))
+    tree = {**stamp(FORMAT), "find": searches[0] if len(searches) == 1 else searches}
+    for name, content in zip(REPORTS, (f"{text}\n", f"{json.dumps(tree, indent=1)}\n"), strict=True):
+        write_output(free / name, content.encode(), "out")
+    print(f"{text}\n\nreport: {free / REPORTS[0]}")
 
 
 def all_candidates(
@@ -326,17 +333,25 @@ def as_tree(one: Answer, scale: int) -> dict[str, Any]:
 
     def rows(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
         return [
-            {"value": c.value, **c.conditions, "known_as": known_as(metric, c.conditions, scale),
+            {"metric": metric, **value_and_conditions(c), "known_as": known_as(metric, c.conditions, scale),
              "statement": statement(metric, c.conditions)} for c in candidates
         ]  # fmt: skip
 
     near = [c for c in one.near if abs(c.value - one.number.value) <= NEAR[metric]] or one.near[:5]
     return {
         "metric": metric,
+        "value": one.number.value,
         "number": one.number.text,
-        "reproduced": rows(sorted_by_use(metric, one.hits, scale)),
+        "matches": rows(sorted_by_use(metric, one.hits, scale)),
         "near": rows(near),
-        "protocols": {name: {"value": c.value, **c.conditions} for name, c in one.named.items()},
+        "protocols": {name: value_and_conditions(c) for name, c in one.named.items()},
         "different_values": one.tried,
         "by_chance": one.by_chance,
     }
+
+
+def value_and_conditions(candidate: Candidate) -> dict[str, Any]:
+    """Whole numbers as such, and whether SR is rounded to 8 bits as a truth value of its own."""
+    conditions = {key: int(text) if text.isdigit() else text for key, text in candidate.conditions.items()}
+    rounded = {"rounded": candidate.conditions["pixels"] == "rounded"} if "pixels" in candidate.conditions else {}
+    return {"value": candidate.value, **conditions, **rounded}

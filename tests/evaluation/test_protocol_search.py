@@ -229,9 +229,9 @@ def independent(images, pictures) -> tuple[float, float]:
 
 def test_the_command_finds_a_protocol_and_says_none_of_another_number(images, pictures, tmp_path, run_commands):
     number, similar = independent(images, pictures)
-    words = [f"theirs={pictures}", f"--data={images}", "--scale=2"]
+    words = [f"theirs={pictures}", f"--data={images}", "--scale=2", f"--out={tmp_path / 'o'}"]
     right, wrong, bicubic, *bad = run_commands([
-        ("sr_dist.evaluate", [*words, f"--find={number:.5f},{similar:.5f}", "--metric=psnr,ssim", f"--out={tmp_path / 'o'}"]),
+        ("sr_dist.evaluate", [*words, f"--find={number:.5f},{similar:.5f}", "--metric=psnr,ssim"]),
         ("sr_dist.evaluate", [*words, f"--find={number + 7:.4f}"]),
         ("sr_dist.evaluate", ["bicubic", *words[1:], f"--find={number:.5f}"]),
         ("sr_dist.evaluate", [*words, "--find=28"]),
@@ -239,14 +239,15 @@ def test_the_command_finds_a_protocol_and_says_none_of_another_number(images, pi
         ("sr_dist.evaluate", [*words, "--find=28.1", "--metric=lpips"]),
     ])  # fmt: skip
     assert (right.code, wrong.code, bicubic.code) == (0, 0, 0), right.err + wrong.err + bicubic.err
-    tree = json.loads((tmp_path / "o" / "protocols.json").read_text())
-    (first,) = tree
-    assert (first["method"], first["n"]) == ("theirs", 3)
-    own = {"channel": "rgb", "border": "8", "mean": "pooled", "range": "255"}
-    assert any(own.items() <= hit.items() for hit in first["numbers"][0]["reproduced"])
-    own = {"channel": "rgb", "border": "8", "window": "uniform7", "covariance": "sample", "range": "255"}
-    assert any(own.items() <= hit.items() for hit in first["numbers"][1]["reproduced"])
-    assert "have protocols in common" in right.out and (tmp_path / "o" / "protocols.md").read_text() in right.out + "\n"
+    psnr, ssim = json.loads((tmp_path / "o" / "report.json").read_text())["find"]
+    assert (psnr["method"], psnr["n"], psnr["value"]) == ("theirs", 3, pytest.approx(number, abs=1e-5))
+    own = {"metric": "psnr", "channel": "rgb", "border": 8, "mean": "pooled", "range": 255}
+    assert any(own.items() <= hit.items() for hit in psnr["matches"])
+    own = {"metric": "ssim", "channel": "rgb", "border": 8, "window": "uniform7", "covariance": "sample", "range": 255}
+    assert any(own.items() <= hit.items() for hit in ssim["matches"])
+    none = json.loads((tmp_path / "o-2" / "report.json").read_text())["find"]  # the first report stays
+    assert none["matches"] == [] and none["near"]
+    assert "have protocols in common" in right.out and (tmp_path / "o" / "report.md").read_text() in right.out
     assert "No combination reproduces it" in wrong.out and "To state it" not in wrong.out
     assert "| pil | pil | rounded" in bicubic.out and "| pooled |" in bicubic.out  # LR and enlarging, both PIL's
     messages = ("find: '28' is no number", "metric: 2 numbers in --find", "metric: no 'lpips'")
