@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sr_dist.core.constants import once
+
 Border = Literal["mirror", "replicate"]
 
 
@@ -27,8 +29,8 @@ def imresize(images: Tensor, scale: float, *, to_8_bit: bool = False, border: Bo
     """(..., H, W) -> (..., ceil(H scale), ceil(W scale)); `to_8_bit` rounds and clips as MATLAB does for uint8 images."""
     if torch.compiler.is_exporting() and scale >= 1 and scale == int(scale) and not to_8_bit and border == "mirror":
         return _upscale(_upscale(images, int(scale)).mT, int(scale)).mT
-    rows = _axis_matrix(images.shape[-2], math.ceil(images.shape[-2] * scale), scale, border).to(images)
-    columns = _axis_matrix(images.shape[-1], math.ceil(images.shape[-1] * scale), scale, border).to(images).T
+    rows = _axis_matrix(images.shape[-2], scale, border, images.dtype, images.device)
+    columns = _axis_matrix(images.shape[-1], scale, border, images.dtype, images.device).T
     device = "cpu" if images.is_meta else images.device.type  # only shapes: autocast does not know the meta device
     if not to_8_bit:
         with torch.autocast(device, enabled=False):
@@ -67,23 +69,15 @@ def cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x <= 2, far, torch.zeros_like(x)))
 
 
-def _axis_matrix(size: int, out: int, scale: float, border: Border) -> Tensor:
-    """The (out, size) matrix of one axis, in float64. Tensors without numbers (of `bench step --memory`) are not cached."""
-    key = (size, out, scale, border)
-    matrix = _matrices.get(key)
-    if matrix is None:
-        matrix = _new_axis_matrix(*key)
-        if type(matrix) is Tensor and not matrix.is_meta:
-            if len(_matrices) >= 64:
-                _matrices.clear()
-            _matrices[key] = matrix
-    return matrix
-
-
-_matrices: dict[tuple[int, int, float, Border], Tensor] = {}
+@torch.compiler.assume_constant_result
+def _axis_matrix(size: int, scale: float, border: Border, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The (out, size) matrix of one axis."""
+    key = ("resize", size, scale, border)
+    return once(key, lambda: _new_axis_matrix(size, math.ceil(size * scale), scale, border), dtype, device)
 
 
 def _new_axis_matrix(size: int, out: int, scale: float, border: Border) -> Tensor:
+    """In float64."""
     stretch = min(scale, 1.0)  # antialiasing: the kernel is wider when shrinking
     reach = 4 / stretch
     position = (torch.arange(out, dtype=torch.float64) + 0.5) / scale - 0.5
