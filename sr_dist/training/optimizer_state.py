@@ -25,7 +25,7 @@ def build_optimizer(network: nn.Module, settings: Optimizer, on_host: bool = Fal
 
 
 def states_per_weight(settings: Optimizer) -> int:
-    """How many numbers the optimizer keeps per weight."""
+    """How many values the optimizer keeps per weight."""
     name, path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")
     return plugins.import_part(name, path, "optimizer.name").states_per_weight(settings)
 
