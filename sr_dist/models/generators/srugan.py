@@ -36,7 +36,7 @@ class Config(Settings):
     reduction: Positive = 8
     """Of the channel attention."""
     form: Literal["author", "paper", "residual"] = "residual"
-    """author and paper are the published networks; residual is ours and learns faster."""
+    """author and paper are the published networks; residual is ours."""
     skip: Literal["none", "bicubic"] = "none"
     """bicubic learns the difference from the bicubic image and trains in minutes; it is not in the paper."""
 
