@@ -1,4 +1,4 @@
-"""The names of the files in a run folder."""
+"""A run folder: the names of its files, its id, and its checkpoints."""
 
 from __future__ import annotations
 

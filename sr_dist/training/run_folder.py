@@ -106,7 +106,7 @@ def recorded_recipe(folder: Path, recipe: Recipe) -> dict[str, Any]:
         tree = config.parse(config.text(recipe))
     else:
         raise UserError(
-            f"name: '{folder}' has checkpoints but no {RECIPE}, so nobody knows how they were trained; bring it back, or take "
+            f"name: '{folder}' has checkpoints but no {RECIPE}, which alone says how they were trained; bring it back, or take "
             f"another name"
         )
     return tree if fixed is None else resume_rules.joined(resume_rules.part_of(tree, free=True), fixed)

@@ -56,7 +56,7 @@ SixWeights = Annotated[tuple[Weight, Weight, Weight, Weight, Weight, Weight], Af
 
 
 class First(Settings):
-    """The first round, with the numbers of Real-ESRGAN."""
+    """The first round, with the values of Real-ESRGAN."""
 
     blur_probability: Fraction = 1.0
     sinc_probability: Fraction = 0.1
