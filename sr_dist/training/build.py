@@ -35,6 +35,7 @@ from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.networks import build_degradation, build_objective, phase_network, prepared
+from sr_dist.training.power_ema import PowerEmas
 from sr_dist.training.run import Run, State, resume
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
@@ -73,7 +74,8 @@ def set_up(recipe: Recipe) -> Run:
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
         Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device.type == "cuda"), StopRequest(folder),
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
-        lost, state=begin_state(recipe, run_id, digest),
+        lost, PowerEmas(engines[objective.phases[0]]) if recipe.ema.post_hoc else None,
+        state=begin_state(recipe, run_id, digest),
     )  # fmt: skip
     if saved:
         resume(run, saved)
