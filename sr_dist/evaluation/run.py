@@ -89,6 +89,7 @@ class ResultOptions:
     out: str | None = None
     save_images: str | None = None
     against: str | None = None
+    also: Callable[[Path], None] | None = None  # called with the report's folder, on the first rank
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,14 @@ def evaluate(
     must call."""
     method_words = [method_word(text) for text in words]
     generators = open_generators(method_words, scale)
-    scale = common_scale(scale, list(generators.values()))
+    evaluate_opened(method_words, generators, image_sets, metric_options, common_scale(scale, list(generators.values())), results)
+
+
+def evaluate_opened(
+    method_words: Sequence[MethodWord], generators: Mapping[str, TrainedGenerator], image_sets: Mapping[str, ImageOptions],
+    metric_options: MetricOptions, scale: int, results: ResultOptions,
+) -> None:  # fmt: skip
+    """The same with networks that are open already, by the texts of their words. All ranks must call."""
     rules = protocol(metric_options.protocol, scale)
     batches = {name: open_batches(options, scale) for name, options in image_sets.items()}
     opened = {name: open_methods(method_words, generators, one, metric_options.crop, name) for name, one in batches.items()}
@@ -214,6 +222,8 @@ def write_report(
         report.write(folder, whole, text, sets.page_of_sets(whole, examples))
     print(text)
     print(f"report: {folder / 'report.html'}")
+    if places.results.also:
+        places.results.also(folder)
 
 
 def all_metrics(options: MetricOptions, frozen: Sequence[FrozenClassifier], batches: Batches, device: torch.device) -> Metrics:

@@ -221,6 +221,8 @@ class Schedule(Settings):
 class Ema(Settings):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """The decay of the exponential moving average of weights."""
+    post_hoc: bool = False
+    """Also keep two averages from which sr_dist.curve makes EMAs of any length after training."""
 
 
 class Keep(Settings):

@@ -75,6 +75,8 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     rates = {phase: learning_rate(run.recipe, phase, step) for phase in run.engines}
     result = take_step(run.objective, run.engines, batches, run.precision, rates, run.clock.forward)
     run.ema.update()
+    if run.power_emas:
+        run.power_emas.update(step)
     run.step = step
     if step % min(run.recipe.log_every, run.recipe.max_skipped) == 0:  # a streak that lasts is seen at the second check
         check_divergence(run)
