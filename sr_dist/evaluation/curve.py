@@ -24,7 +24,7 @@ from sr_dist.evaluation.words import MethodWord
 from sr_dist.models import trained
 from sr_dist.models.export import write as export
 from sr_dist.models.interpolate import between, refuse_unlike
-from sr_dist.models.post_hoc_ema import REPORTED, Profile, averaged, check_length, misfit, snapshots
+from sr_dist.models.post_hoc_ema import SIGMAS, Profile, averaged, check_length, misfit, snapshots
 from sr_dist.models.trained import TrainedGenerator
 
 DISTORTION = "psnr_y"
@@ -121,7 +121,7 @@ def draw(stages: Stages, grid: Grid, images: ImageOptions, metrics: MetricOption
 
 def notes(stages: Stages, grid: Grid) -> list[str]:
     """How well each length can be made of the snapshots."""
-    stored = [Profile(step, sigma) for step in stages.files for sigma in REPORTED]
+    stored = [Profile(step, sigma) for step in stages.files for sigma in SIGMAS]
     lines = []
     for length in grid.lengths:
         if (missing := misfit(stored, Profile(stages.step, length))) > WELL_FITTED:

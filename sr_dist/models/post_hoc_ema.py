@@ -24,7 +24,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.run_layout import POST_HOC
 from sr_dist.models import weights_files
 
-KEPT = (0.05, 0.10)  # sigma_rel of the two averages
+SIGMAS = (0.05, 0.10)  # sigma_rel of the two averages
 LONGEST = 0.28  # sigma_rel of a plain mean is 0.289
 
 
@@ -90,12 +90,12 @@ def check_length(sigma: float, key: str) -> None:
 def averaged(files: Mapping[int, Path], sigma: float, step: int, key: str) -> dict[str, Tensor]:
     """The average of this width at this step, from the snapshots up to it, in float64 and stored as fp32."""
     files = {at: path for at, path in files.items() if at <= step}
-    stored = [Profile(at, kept) for at in files for kept in KEPT]
+    stored = [Profile(at, kept) for at in files for kept in SIGMAS]
     factors = iter(mixture(stored, Profile(step, sigma)))
     total: dict[str, Tensor] = {}
     for path in files.values():
         tensors, _ = weights_files.read(path, key)
-        for kept in KEPT:
+        for kept in SIGMAS:
             factor = float(next(factors))
             for name, value in tensors.items():
                 if name.startswith(prefix(kept)):

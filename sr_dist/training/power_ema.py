@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sr_dist.core.run_layout import POST_HOC, checkpoint_folder
-from sr_dist.models.post_hoc_ema import KEPT, new_share, prefix
+from sr_dist.models.post_hoc_ema import SIGMAS, new_share, prefix
 from sr_dist.training.engine import Engine
 
 STEM = "power_ema"  # of their file in a checkpoint, after the phase
@@ -25,7 +25,7 @@ class PowerEmas:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.averages: dict[float, list[Tensor]] = {sigma: self._weights() for sigma in KEPT}
+        self.averages: dict[float, list[Tensor]] = {sigma: self._weights() for sigma in SIGMAS}
 
     def _weights(self) -> list[Tensor]:
         return [value.detach().to(torch.float32, copy=True) for value in self.engine.local_weights()]

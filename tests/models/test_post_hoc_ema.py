@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from sr_dist.core.errors import UserError
 from sr_dist.models.post_hoc_ema import (
-    KEPT,
+    SIGMAS,
     Profile,
     averaged,
     check_length,
@@ -67,7 +67,7 @@ def test_updates_add_up_to_the_profile(sigma):
     np.testing.assert_allclose(shares, np.diff(ends ** (gamma + 1)), rtol=1e-9, atol=1e-15)
 
 
-STORED = [Profile(step, sigma) for step in range(10, 101, 10) for sigma in KEPT]
+STORED = [Profile(step, sigma) for step in range(10, 101, 10) for sigma in SIGMAS]
 
 
 @pytest.mark.parametrize(("sigma", "most"), [(0.05, 1e-6), (0.10, 1e-6), (0.07, 0.02), (0.15, 0.04), (0.2, 0.08)])
@@ -85,7 +85,7 @@ def test_profiles_between_the_stored_ones_are_reached(sigma, most):
 def test_more_snapshots_come_nearer_and_few_keep_the_sum():
     errors = [misfit([p for p in STORED if p.step % every == 0], Profile(100, 0.2)) for every in (50, 20, 10)]
     assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0] / 2
-    assert mixture([Profile(100, sigma) for sigma in KEPT], Profile(100, 0.2)).sum() == pytest.approx(1, abs=1e-8)
+    assert mixture([Profile(100, sigma) for sigma in SIGMAS], Profile(100, 0.2)).sum() == pytest.approx(1, abs=1e-8)
 
 
 def test_an_average_of_snapshots_is_the_average_that_training_would_have_kept(tmp_path):
@@ -93,13 +93,13 @@ def test_an_average_of_snapshots_is_the_average_that_training_would_have_kept(tm
     them, and compared with averages that were kept all along."""
     draw = torch.Generator().manual_seed(0)
     path = torch.cumsum(torch.randn(200, 6, generator=draw, dtype=torch.float64), 0) + 5
-    kept = {sigma: path[0].clone() for sigma in (*KEPT, 0.12)}
+    kept = {sigma: path[0].clone() for sigma in (*SIGMAS, 0.12)}
     (tmp_path / "post_hoc").mkdir()
     for step, weights in enumerate(path, 1):
         for sigma, average in kept.items():
             average.lerp_(weights, new_share(sigma, step))
         if step % 10 == 0:
-            tensors = {f"{prefix(sigma)}body.weight": kept[sigma].float().clone() for sigma in KEPT}
+            tensors = {f"{prefix(sigma)}body.weight": kept[sigma].float().clone() for sigma in SIGMAS}
             save_file(tensors, tmp_path / "post_hoc" / f"{step:07d}.safetensors")
     files = snapshots(tmp_path)
     assert list(files) == list(range(10, 201, 10))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from test_ema import Engine, Network
 
-from sr_dist.models.post_hoc_ema import KEPT, gamma_of, prefix
+from sr_dist.models.post_hoc_ema import SIGMAS, gamma_of, prefix
 from sr_dist.training.power_ema import PowerEmas, drop_later_snapshots, keep_snapshot
 
 
@@ -28,7 +28,7 @@ def test_the_averages_are_sums_over_all_steps_also_skipped_ones():
     network = Network(7.0)
     averages = after(PATH, network, PowerEmas(Loadable(network)))
     ends = torch.arange(len(PATH) + 1, dtype=torch.float64) / len(PATH)
-    for sigma in KEPT:
+    for sigma in SIGMAS:
         shares = (ends ** (gamma_of(sigma) + 1)).diff()
         expected = (shares * torch.tensor(PATH, dtype=torch.float64)).sum()
         value = averages.gather()[f"{prefix(sigma)}weight"]
