@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains SRCNN, SRResNet, RRDB-PSNR and SR-UGAN at x4 for 1000 steps each (about a minute each on one core) on the sample photographs of
-# the demo, evaluates them beside interpolation, and prints the table of docs/studies.md.
+# Trains thin twins of the systems at x4 on the sample photographs of the demo: SRCNN, SRResNet, RRDB-PSNR, SR-UGAN's three networks and
+# SwinIR with a pixel loss for 1000 steps each, then SRGAN, ESRGAN, SR-UGAN and SwinIR as GANs for 300 steps more. It evaluates all
+# of them beside interpolation, and prints the table of docs/studies.md. About 20 minutes on one core.
 #   bash launch/compare.sh      with SR_DIST_PYTHON=/path/to/python, that environment is used and nothing is installed
-# Each run is a shipped recipe with the overrides below: fewer channels, L1, and networks that learn the difference from an
+# Each run is a shipped recipe with the overrides below: fewer channels, no VGG, and networks that learn the difference from an
 # interpolated image, because a minute is too short to learn interpolation itself. SRResNet is trained without batch normalization
 # (msrresnet) for the same reason. COMPARE_THREADS=1 is faster where other jobs use the cores.
 # The same command continues what was interrupted and skips what is done.
@@ -15,6 +16,7 @@ export WANDB_SILENT=true
 launch_options=(
   --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process "${COMPARE_THREADS:-2}"
 )
+runs=()
 
 data=data/sample_photos
 for part in train validation; do
@@ -24,25 +26,46 @@ done
 train() {  # NAME RECIPE STEPS [--key=value ...]
   local name=$1 recipe=$2 steps=$3
   shift 3
+  runs+=("runs/$name")
   if [ -e "runs/$name/DONE" ]; then
     echo "runs/$name is done"
     return
   fi
   "$PYTHON" -m accelerate.commands.launch "${launch_options[@]}" -m sr_dist.train "configs/$recipe.yaml" --name="$name" \
     --steps="$steps" --data.train=$data/train --data.validation=$data/validation --data.validation_limit=24 --data.batch=8 \
-    --data.crop=64 --data.workers=0 '--objective={name: pixel, content: {l1: 1.0}}' --ema.decay=0.98 \
-    --schedule="{name: cosine, warmup: 20, period: $steps}" --validate_every="$steps" --save_every="$steps" --keep=1 \
-    --log.wandb=off "$@"
+    --data.crop=64 --data.workers=0 --ema.decay=0.98 --schedule="{name: cosine, warmup: 20, period: $steps}" \
+    --validate_every="$steps" --save_every="$steps" --keep=1 --log.wandb=off "$@"
   [ -e "runs/$name/DONE" ] || { echo "runs/$name was stopped before its last step; the same command continues it" >&2; exit 1; }
 }
 
-train small_srcnn srcnn_x4 1000 --optimizer.learning_rate=1e-3 --generator.widths=[32,16] --generator.skip=bicubic
-train small_msrresnet srresnet_x4 1000 --optimizer.learning_rate=1e-3 '--generator={name: msrresnet, num_blocks: 4, width: 32}'
-train small_rrdb rrdb_psnr_x4 1000 --optimizer.learning_rate=4e-3 \
-  --generator.num_blocks=1 --generator.width=32 --generator.growth=16 --generator.skip=bicubic
-train small_srugan srugan_x4 1000 --optimizer.learning_rate=1e-3 --optimizer.clip=none --discriminator=none \
-  --generator.widths=[16,32] --generator.num_blocks=1 --generator.num_dense_blocks=2 --generator.skip=bicubic
+pixel() {  # NAME RECIPE LEARNING_RATE [--key=value ...]
+  train "$1" "$2" 1000 '--objective={name: pixel, content: {l1: 1.0}}' --optimizer.learning_rate="$3" "${@:4}"
+}
+
+gan() {  # NAME RECIPE FIRST_STAGE [--key=value ...]
+  train "$1" "$2" 300 --init.generator="runs/$3" --optimizer.learning_rate=2e-4 "${@:4}"
+}
+
+critic=(--discriminator.crop=64 --discriminator.width=16 --discriminator.features=64)
+srresnet='--generator={name: msrresnet, num_blocks: 4, width: 32}'
+rrdb=(--generator.num_blocks=1 --generator.width=32 --generator.growth=16 --generator.skip=bicubic)
+srugan=(--optimizer.clip=none --generator.widths=[16,32] --generator.num_blocks=1 --generator.num_dense_blocks=2 --generator.skip=bicubic)
+swinir='--generator={name: swinir, width: 48, depths: [2, 2], heads: 4, window: 8, enlarge: direct, skip: bicubic}'
+
+pixel small_srcnn srcnn_x4 1e-3 --generator.widths=[32,16] --generator.skip=bicubic
+pixel small_msrresnet srresnet_x4 1e-3 "$srresnet"
+pixel small_rrdb rrdb_psnr_x4 4e-3 "${rrdb[@]}"
+for form in author paper residual; do
+  pixel small_srugan_$form srugan_x4 1e-3 --discriminator=none "${srugan[@]}" --generator.form=$form
+done
+pixel small_swinir swinir_x4 1e-3 "$swinir"
+
+gan small_srgan srgan_mse_x4 small_msrresnet "$srresnet" "${critic[@]}"
+gan small_esrgan esrgan_x4 small_rrdb "${rrdb[@]}" "${critic[@]}" '--objective.content={l1: 1.0}'
+gan small_srugan_gan srugan_x4 small_srugan_author "${srugan[@]}" '--objective.content={mse: {weight: 1.0, range: "-1..1"}}' \
+  --discriminator.widths=[16,32,48,64] --discriminator.features=64
+gan small_swinir_gan swinir_gan_x4 small_swinir "$swinir" "${critic[@]}" '--objective.content={l1: 1.0}'
 
 "$PYTHON" -m accelerate.commands.launch "${launch_options[@]}" -m sr_dist.evaluate \
-  runs/small_srcnn,runs/small_msrresnet,runs/small_rrdb,runs/small_srugan --data=$data/validation --out=runs/compare
+  "$(IFS=,; echo "${runs[*]}")" --data=$data/validation --out=runs/compare
 echo "report    runs/compare/report.html"

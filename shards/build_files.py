@@ -15,6 +15,7 @@ from sr_dist.core.config import typed
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
 from sr_dist.core.formats import STAMP, UnknownFormat, refuse_unknown, stamp
+from sr_dist.core.json_text import read_json
 from sr_dist.data.format import ShardEntry
 
 FORMAT = 1
@@ -29,7 +30,7 @@ def write_plan_file(folder: Path, fingerprint: dict[str, Any]) -> None:
 def read_plan_file(folder: Path) -> dict[str, Any]:
     path = folder / PLAN_FILE
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         refuse_unknown({"sr_dist": tree.get("tool", {}).get("sr_dist"), **tree}, FORMAT, path, "OUT", ADVICE)
     except UnknownFormat:
         raise
@@ -51,7 +52,7 @@ def write_part_file(shard: Path, written: WrittenShard) -> None:
 def read_part_file(shard: Path) -> WrittenShard:
     """Raises one of several errors if the file is damaged."""
     path = part_file(shard)
-    tree = json.loads(path.read_bytes())
+    tree = read_json(path)
     refuse_unknown(tree, FORMAT, path, "OUT", ADVICE)
     tree = {name: value for name, value in tree.items() if name not in STAMP}
     return WrittenShard(**{**tree, "entry": typed(ShardEntry, tree["entry"])})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from sr_dist.core.errors import first_line
-from sr_dist.core.pixels import FORMATS, MAX_PIXELS
+from sr_dist.core.pixels import FORMATS, MAX_PIXELS, without_pillows_limit
 from sr_dist.data.format import MODES
 
 STORED_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's name -> suffix of the member
@@ -52,14 +52,9 @@ class SourceImage:
 @contextmanager
 def pillow_settings() -> Iterator[None]:
     """Pillow opens images of any size (`inspect_image` has the limit) and does not warn of damaged metadata."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with without_pillows_limit(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def inspect_image(data: bytes, max_pixels: int = MAX_PIXELS, min_side: int = 1) -> SourceImage:

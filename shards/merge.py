@@ -15,6 +15,7 @@ from shards.plan import Plan
 from shards.writer import WrittenShard
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
+from sr_dist.core.json_text import parse_json
 from sr_dist.data.format import FORMAT, Index, Manifest, ShardEntry, index_name, index_rows, write_manifest
 
 
@@ -102,7 +103,7 @@ def find_duplicates(out: Path, entries: list[ShardEntry]) -> list[dict[str, str]
 def listed_duplicates(out: Path) -> list[dict[str, str]] | None:
     """The list that a killed merge wrote. Indexes that it has shortened no longer show all duplicates."""
     try:
-        return [json.loads(line) for line in (out / "duplicates.jsonl").read_text().splitlines()]
+        return [parse_json(line) for line in (out / "duplicates.jsonl").read_text().splitlines()]
     except (OSError, ValueError):
         return None
 

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Positive, Settings
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.files import write_whole
+from sr_dist.core.outputs import write_output
 from sr_dist.core.passwords import without_passwords
 from sr_dist.core.pixels import open_image
 from sr_dist.core.printable import printable
@@ -55,14 +56,16 @@ def show(options: Show) -> None:
     print(f"picture: {path}")
 
 
-def column(shards: Shards, name: str) -> np.ndarray:
-    """Copied, so that no more than one index is open at a time."""
-    return np.concatenate([np.array(shards.index(number)[name]) for number in range(len(shards.manifest.shards))])
+def columns_of(shards: Shards, *names: str) -> list[np.ndarray]:
+    """Columns of all shards. They are copied, so that no more than one index is in memory at a time."""
+    indexes = map(shards.index, range(len(shards.manifest.shards)))
+    parts = ([np.array(index[name]) for name in names] for index in indexes)
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def summary(shards: Shards) -> str:
     manifest = shards.manifest
-    width, height, mode, label = (column(shards, name) for name in ("width", "height", "mode", "class"))
+    width, height, mode, label, attributes = columns_of(shards, "width", "height", "mode", "class", "attributes")
     modes = ", ".join(f"{MODES[number]} {count}" for number, count in sorted(Counter(mode.tolist()).items()))
     lines = [
         f"{manifest.samples} samples in {len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB",
@@ -77,10 +80,7 @@ def summary(shards: Shards) -> str:
     if len(manifest.classes) > 20:
         lines.append(f"  ... {len(manifest.classes)} classes, {min(counts.values())} to {max(counts.values())} samples each")
     if manifest.attributes:
-        counts_with = sum(
-            attribute_values(shards.index(number)["attributes"], len(manifest.attributes)).sum(0, dtype=np.int64)
-            for number in range(len(manifest.shards))
-        )
+        counts_with = attribute_values(attributes, len(manifest.attributes)).sum(0, dtype=np.int64)
         lines += [f"  {count:>8} with {name}" for name, count in zip(manifest.attributes, counts_with, strict=True)]
     return "\n".join(printable(without_passwords(line)) for line in lines)
 
@@ -89,9 +89,10 @@ def contact_sheet(shards: Shards, num: int, path: Path) -> None:
     """Samples spread evenly over the shards. Stored LR is enlarged and drawn to the right of its HR."""
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])])
     cells = []
+    index_of = lru_cache(maxsize=1)(shards.index)  # samples come shard by shard
     for sample in np.linspace(0, starts[-1] - 1, min(num, int(starts[-1]))).astype(int):
         shard = int(np.searchsorted(starts, sample, side="right")) - 1
-        cells.append(cell(shards, shard, int(sample - starts[shard])))
+        cells.append(cell(shards, shard, index_of(shard), int(sample - starts[shard])))
     columns = min(8, max(1, int(np.ceil(np.sqrt(len(cells))))))
     num_beside = 2 if shards.manifest.scale else 1
     height = max(max(image.width // num_beside, image.height) for image, _ in cells)
@@ -107,15 +108,13 @@ def contact_sheet(shards: Shards, num: int, path: Path) -> None:
     try:
         file = io.BytesIO()
         sheet.save(file, Image.registered_extensions().get(path.suffix.lower()) or path.suffix)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, file.getvalue())  # in the place of a symbolic link, and not through it
     except (KeyError, OSError, ValueError) as problem:
         raise UserError(f"picture: '{path}' cannot be written: {first_line(problem)}") from None
+    write_output(path, file.getvalue(), "picture")  # in the place of a symbolic link, and not through it
 
 
-def cell(shards: Shards, shard: int, row: int) -> tuple[Image.Image, str]:
+def cell(shards: Shards, shard: int, index: Index, row: int) -> tuple[Image.Image, str]:
     """A sample as a small image, and its class or key."""
-    index = shards.index(shard)
     key, label = index["key"][row].decode("utf-8", "replace"), int(index["class"][row])
     hr, lr = (member_image(shards.path(shard), index, row, member) for member in ("hr", "lr"))
     assert hr

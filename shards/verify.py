@@ -15,6 +15,7 @@ from sr_dist.core.cli import Word
 from sr_dist.core.config import Settings
 from sr_dist.core.files import sha256
 from sr_dist.core.printable import printable
+from sr_dist.core.progress import Progress
 from sr_dist.data.format import MODES, Index, ShardError, Shards, content_hash, open_shards, read_manifest
 
 MOST_LINES = 20  # per shard
@@ -39,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def verify(options: Verify) -> int:
     shards = open_shards(options.folder, "OUT")
     entries = shards.manifest.shards
-    whole = [number for number in range(len(entries)) if not print_problems(shards, number, options.deep)]
+    whole, passed = [], 0
+    with Progress(shards.manifest.samples, "sample") as progress:
+        for number, entry in enumerate(entries):
+            if not print_problems(shards, number, options.deep, progress):
+                whole.append(number)
+            passed += entry.samples
+            progress.reach(passed)  # a shard that cannot be read has been passed too
     of_manifest = list(manifest_problems(shards, whole))
     for problem in of_manifest:
         print(printable(f"BAD manifest.json: {problem}"))
@@ -65,18 +72,18 @@ def manifest_problems(shards: Shards, whole: list[int]) -> Iterator[str]:
         yield f"it names {len(manifest.classes)} classes, but the indexes have the class {highest}"
 
 
-def print_problems(shards: Shards, number: int, deep: bool) -> int:
+def print_problems(shards: Shards, number: int, deep: bool, progress: Progress) -> int:
     """Prints the problems of one shard, up to MOST_LINES of them, and returns their number."""
     count = 0
-    for count, problem in enumerate(shard_problems(shards, number, deep), 1):
+    for count, problem in enumerate(shard_problems(shards, number, deep, progress), 1):
         if count <= MOST_LINES:
-            print(printable(f"BAD {shards.path(number).name}: {problem}"))
+            progress.print(printable(f"BAD {shards.path(number).name}: {problem}"))
     if count > MOST_LINES:
-        print(f"BAD {shards.path(number).name}: and {count - MOST_LINES} more")
+        progress.print(f"BAD {shards.path(number).name}: and {count - MOST_LINES} more")
     return count
 
 
-def shard_problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
+def shard_problems(shards: Shards, number: int, deep: bool, progress: Progress) -> Iterator[str]:
     """The problems of one shard, the cheapest checks first."""
     path, entry = shards.path(number), shards.manifest.shards[number]
     try:
@@ -94,6 +101,7 @@ def shard_problems(shards: Shards, number: int, deep: bool) -> Iterator[str]:
         for row in range(len(index)):
             for member in ("hr", "lr"):
                 yield from _member_problems(tar, index, row, member, deep)
+            progress.advance()
 
 
 def _member_problems(tar: IO[bytes], index: Index, row: int, member: str, deep: bool) -> Iterator[str]:

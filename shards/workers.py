@@ -1,11 +1,10 @@
-"""Worker processes that write shards, and a progress bar."""
+"""Worker processes that write shards."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,10 +16,10 @@ from shards.items import Item
 from shards.plan import Plan
 from shards.writer import WriteOptions, WrittenShard, write_shard
 from sr_dist.core.child_processes import end_with_parent
+from sr_dist.core.progress import with_progress
 from sr_dist.data.order import split_range
 
 Result = TypeVar("Result")
-PRINT_EVERY = 30  # seconds between progress lines
 
 
 def write_shards(plan: Plan, numbers: list[int], options: WriteOptions, num_workers: int) -> dict[int, WrittenShard]:
@@ -69,25 +68,3 @@ def _without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def with_progress(steps: Iterable[tuple[int, Result]], total: int, unit: str = "image") -> Iterator[Result]:
-    """Yields the results of (amount, result). Shows a bar on a terminal, else prints a line every PRINT_EVERY seconds."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm  # spares its import in worker processes and batch jobs
-
-        with tqdm(total=total, unit=unit, unit_scale=total > 10_000, smoothing=0.1) as bar:
-            for amount, result in steps:
-                bar.update(amount)
-                yield result
-        return
-    done, start = 0, time.monotonic()
-    printed = start
-    for amount, result in steps:
-        done, now = done + amount, time.monotonic()
-        if now - printed >= PRINT_EVERY:
-            rate = done / (now - start)
-            minutes = (total - done) / rate / 60
-            print(f"{done} of {total} {unit}s, {rate:.0f}/s, {minutes:.0f} minutes to go", file=sys.stderr, flush=True)
-            printed = now
-        yield result

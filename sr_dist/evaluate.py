@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,35 +14,47 @@ from pydantic import BeforeValidator
 from sr_dist.core import cli, plugins
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list, parse_section
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, nearest, nearest_path
 from sr_dist.core.files import check_exists, same_place_twice
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import PARTS, Portion
-from sr_dist.evaluation.presets import BASELINES, PROTOCOLS
+from sr_dist.evaluation.presets import BASELINES, PROTOCOLS, PYIQA
+from sr_dist.evaluation.words import method_word, named_sets
 from sr_dist.recipe.sections import Count, Split
 
 FIRST_METRICS = ("psnr", "ssim", "lpips", "fid", "kid")  # the order of columns; the others follow
 
 
 class Evaluate(Settings):
-    """Scores trained networks beside nearest, bilinear and bicubic on the same images, and writes a report.
+    """Scores trained networks and folders of pictures beside interpolation on the same images, and writes a report.
 
     Under a launcher: accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.evaluate METHOD ...
 
-    Writes report.json, report.md, report.html (one file, images inside) and images.jsonl. The numbers do not depend on the
-    number of ranks. The same command continues an evaluation that was killed, also on another number of ranks.
+    Writes report.json, report.md, report.html (images inside) and images.jsonl. The numbers do not depend on the number of
+    ranks. The same command continues an evaluation that was killed, also on another number of ranks.
     """
 
     methods: Annotated[Names, Word("METHOD[,METHOD]")]
-    """Run folders (their newest EMA), weights files, or bicubic, bilinear, nearest."""
-    data: str
+    """Run folders (their newest EMA), weights files, bicubic, bilinear, nearest, and NAME=FOLDER: pictures that were made
+    elsewhere, named as HR with any ending (_x4, _SR, -out). NAME=RUN names a run in the report."""
+    data: str = ""
     """A folder of shards, a brace pattern, a URL, or a folder of images. Files named *_HR.png and *_LR.png are pairs;
-    otherwise LR is made from HR."""
+    otherwise LR is made from HR. Several sets: --data=set5=A,set14=B. Without --data, --lr is scored by metrics that need
+    no HR."""
     scale: OptionalPositive = None
     """Needed where no METHOD has a scale of its own."""
     protocol: str = "matlab-y"
     """matlab-y (that of the published tables), basicsr, or rgb-float."""
+    border: Literal["refuse", "crop"] = "refuse"
+    """Pictures of another size than HR are refused, or everything is cropped to the middle that all methods have."""
+    against: OptionalText = None
+    """The method with which the others are compared: their differences from it stand first in the report."""
+    find: Annotated[tuple[str, ...], BeforeValidator(parse_list)] = ()
+    """Published numbers, with all their digits, such as 28.42 or 28.42,0.8104. Looks for the protocols that reproduce them and
+    writes no report."""
+    metric: Names = ("psnr",)
+    """The metrics of these numbers, psnr or ssim: --find=28.42,0.8104 --metric=psnr,ssim."""
     degradation: str = "bicubic"
     """How LR is made for images without one; bicubic is MATLAB's."""
     lr: OptionalText = None
@@ -58,7 +72,8 @@ class Evaluate(Settings):
     """Trained classifiers (runs or weights files). They classify HR and every method's output: accuracy, agreement with HR, lost
     accuracy, McNemar's test."""
     metrics: Names = ()
-    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid; the default is all. A metric that cannot be computed, for example
+    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid; the default is all. With the package pyiqa
+    installed, also pyiqa:NAME (pyiqa:musiq). A metric that cannot be computed, for example
     without its published weights, is null with its reason."""
     resize: Literal["clean", "legacy_pytorch"] = "clean"
     """How clean-fid resizes images to 299 pixels for FID and KID."""
@@ -74,8 +89,10 @@ class Evaluate(Settings):
     out: str | None = None
     """The report's folder. The default is RUN/eval/STEP of the first run, else eval/, with -2, -3, ... if that has a report with
     other or more images, methods, metrics or weights. Such a report in the folder that you name is moved to -2, -3, ..."""
+    save_images: OptionalText = None
+    """The folder for what the methods make: METHOD/IMAGE.png, with several sets METHOD/SET/IMAGE.png."""
     batch: Positive = 8
-    """Images of one size in a batch."""
+    """Images of one size in a batch; fewer where they have more than 4 megapixels together."""
     workers: NonNegative = 0
     """Loader worker processes per rank."""
 
@@ -95,33 +112,40 @@ def evaluate(options: Evaluate) -> None:
 
     from sr_dist.evaluation import run  # loads torch, which the checks above do without
 
-    images = run.ImageOptions(
-        options.data, options.lr, options.limit, options.portion, options.degradation, options.batch, options.workers
-    )
+    lr = named_sets(options.lr, "lr") if options.lr else {}
+    sources = named_sets(options.data) if options.data else dict.fromkeys(lr, "")
+    sets = {
+        name: run.ImageOptions(
+            source, lr.get(name), options.limit, options.portion, options.degradation, options.batch, options.workers
+        )
+        for name, source in sources.items()
+    }
+    if options.find:
+        from sr_dist.evaluation import protocol_search  # loads torch
+
+        request = protocol_search.Request(tuple(zip(options.metric, options.find, strict=True)), options.out)
+        return protocol_search.search(options.methods, sets, options.scale, request)
     metrics = run.MetricOptions(
         options.protocol, all_metrics(options.metrics), options.attributes, options.resize, options.extractor, options.cache,
-        options.allow_download,
+        options.allow_download, not options.metrics, options.border == "crop",
     )  # fmt: skip
-    run.evaluate(options.methods, images, metrics, options.scale, options.out)
+    results = run.ResultOptions(options.out, options.save_images, options.against)
+    run.evaluate(options.methods, sets, metrics, options.scale, results)
 
 
 def check(options: Evaluate) -> None:
     """Refuses mistakes that show before torch is loaded."""
     if not options.methods:
-        raise UserError("METHOD: name a run folder, a weights file, or bicubic")
+        raise UserError("METHOD: name a run folder, a weights file, a folder of pictures (NAME=FOLDER), or bicubic")
     if options.protocol not in PROTOCOLS:
         raise UserError(f"protocol: no '{options.protocol}'{nearest(options.protocol, PROTOCOLS)}")
-    if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
-        raise UserError(f"out: '{options.out}' is a file; a report needs a folder")
-    if same_place_twice(options.methods, BASELINES):
-        raise UserError(f"METHOD: '{','.join(options.methods)}' names a method twice")
-    for name in options.methods:
-        if name not in BASELINES and not Path(name).exists():
-            near = [str(p) for p in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
-            raise UserError(f"METHOD: no run folder or weights file '{name}'{nearest(name, [*BASELINES, *near])}")
-    if is_remote(options.data) or (not Path(options.data).exists() and "{" not in options.data):
-        open_shards(options.data, "data")  # its error names the missing file and the nearest name
-    for key, path in (("lr", options.lr), ("extractor", options.extractor), *(("attributes", run) for run in options.attributes)):
+    for key, folder in (("out", options.out), ("save_images", options.save_images)):
+        if folder and Path(folder).exists() and not Path(folder).is_dir():
+            raise UserError(f"{key}: '{folder}' is a file; {'a report' if key == 'out' else 'images'} needs a folder")
+    check_methods(options)
+    check_data(options)
+    check_find(options)
+    for key, path in (("extractor", options.extractor), *(("attributes", run) for run in options.attributes)):
         if path:
             check_exists(path, key)
     if same_place_twice(options.attributes):
@@ -129,9 +153,62 @@ def check(options: Evaluate) -> None:
     check_part(options)
     plugins.check(PACKAGES["degradation"], options.degradation, {}, "degradation")
     for name in options.metrics:
-        plugins.locate(PACKAGES["metric"], name, "metrics")
-    if options.scale is None and set(options.methods) <= set(BASELINES):
+        check_metric(name)
+    words = map(method_word, options.methods)
+    if options.scale is None and all(word.is_baseline or word.is_pictures for word in words):
         raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
+
+
+def check_metric(name: str) -> None:
+    if not name.startswith(PYIQA):
+        plugins.locate(PACKAGES["metric"], name, "metrics")
+    elif find_spec("pyiqa") is None:
+        raise UserError(f"metrics: '{name}' needs the package pyiqa; read its licence, then pip install pyiqa")
+
+
+def check_methods(options: Evaluate) -> None:
+    words = [method_word(text) for text in options.methods]
+    if same_place_twice([word.path for word in words], BASELINES):
+        raise UserError(f"METHOD: '{','.join(options.methods)}' names a method twice")
+    names = [word.name for word in words if word.name]
+    if len(set(names)) < len(names):
+        raise UserError(f"METHOD: '{','.join(options.methods)}' gives a name twice")
+    for word in words:
+        if word.name and not Path(word.path).exists():
+            check_exists(word.path, f"METHOD: {word.name}")
+        if not word.is_baseline and not Path(word.path).exists():
+            raise UserError(f"METHOD: no run folder or weights file '{word.path}'{nearest_path(word.path, BASELINES)}")
+
+
+def check_data(options: Evaluate) -> None:
+    if not options.data and not options.lr:
+        raise UserError("data: this key is missing; name the images to score (or --lr=FOLDER alone, without HR)")
+    sets = named_sets(options.data) if options.data else {}
+    lr = named_sets(options.lr, "lr") if options.lr else {}
+    if options.data and lr.keys() - sets.keys():
+        raise UserError(f"lr: --data names {', '.join(sets) or 'one set'}; --lr names {', '.join(lr)}")
+    for name, source in sets.items():
+        if is_remote(source) or (not Path(source).exists() and "{" not in source):
+            open_shards(source, f"data: {name}" if name else "data")  # its error names the missing file and the nearest name
+    for path in lr.values():
+        check_exists(path, "lr")
+
+
+def check_find(options: Evaluate) -> None:
+    """A published number has its last digit: 28.420 is another number than 28.42."""
+    if not options.find:
+        return
+    if len(options.find) != len(options.metric):
+        raise UserError(f"metric: {len(options.find)} numbers in --find, {len(options.metric)} in --metric; give as many")
+    for number, metric in zip(options.find, options.metric, strict=True):
+        if not re.fullmatch(r"\d+\.\d+", number):
+            raise UserError(f"find: '{number}' is no number with decimals, such as 28.42")
+        if metric not in ("psnr", "ssim"):
+            raise UserError(f"metric: no '{metric}' in a search{nearest(metric, ('psnr', 'ssim'))}")
+    if len(set(options.metric)) < len(options.metric):
+        raise UserError(f"metric: '{','.join(options.metric)}' names a metric twice")
+    if not options.data:
+        raise UserError("find: PSNR and SSIM need HR; give --data")
 
 
 def check_part(options: Evaluate) -> None:

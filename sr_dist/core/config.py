@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sr_dist.core.errors import UserError, nearest
-from sr_dist.core.files import open_regular
+from sr_dist.core.files import read_regular
 from sr_dist.core.passwords import tree_without_passwords
 
 Tree = dict[str, Any]  # nested sections; leaves are text or lists of text
@@ -129,17 +129,13 @@ def read(path: str | Path) -> Tree:
     """The sections of a YAML file, all scalars as text."""
     path = Path(path)
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > LARGEST:
-                raise UserError(f"it has {size} bytes; a recipe has at most {LARGEST}")
-            tree = parse(file.read(size + 1).decode())
+        tree = parse(read_regular(path, LARGEST, "a recipe").decode())
     except FileNotFoundError:
         names = [str(folder / p.name) for folder in {path.parent, Path("configs")} for p in folder.glob("*.yaml")]
         raise UserError(f"no recipe '{path}'{nearest(str(path), names)}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"'{path}' cannot be read: {problem}") from None
-    except UserError as mistake:
+    except ValueError as mistake:
         raise UserError(f"'{path}': {mistake}") from None
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)

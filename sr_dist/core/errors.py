@@ -16,10 +16,13 @@ LONGEST_NAME = 200  # characters of a name that is compared with others; the tim
 class UserError(ValueError):
     """A mistake in a command or a recipe. Commands print it as one line that starts with `error:` and exit with 2."""
 
+    on_all_ranks = False
+    """Whether all ranks have raised it, so that one of them is enough to print it."""
+
     def __init__(self, message: str = "") -> None:
         message = printable(without_passwords(message), keep="\n")
-        if len(message) > LONGEST_MESSAGE:  # a name from a file may have any length
-            message = f"{message[:LONGEST_MESSAGE]} ... {message[-LONGEST_MESSAGE // 4 :]}"
+        if len(message) > LONGEST_MESSAGE * 5 // 4:  # a name from a file may have any length
+            message = f"{message[:LONGEST_MESSAGE]} ... {message[-(LONGEST_MESSAGE // 4) :]}"
         super().__init__(message)
 
 
@@ -30,6 +33,12 @@ def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
     if close:
         return f"; did you mean '{prefix}{close[0]}'?"
     return f"; choose from {', '.join(allowed)}" if allowed else ""
+
+
+def nearest_path(path: str | Path, others: Iterable[str] = ()) -> str:
+    """The same for a path that does not exist: what lies in its folder, and other words that are allowed."""
+    parent = Path(path).parent
+    return nearest(str(path), [*others, *(str(p) for p in parent.glob("*"))] if parent.is_dir() else others)
 
 
 def first_line(problem: BaseException) -> str:

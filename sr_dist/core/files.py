@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, nearest_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some clusters mount Lustre and NFS without locks
@@ -32,6 +34,11 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Writes an object in the form that people read, complete or not at all."""
+    write_whole(path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """Opens a file to read. A pipe or a device could block, or never end, and is refused as an OSError."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - the caller's
@@ -39,6 +46,15 @@ def open_regular(path: Path) -> IO[bytes]:
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return file
+
+
+def read_regular(path: Path, most: int | None = None, kind: str = "a file of this kind") -> bytes:
+    """The content of a regular file. One of more than `most` bytes is a ValueError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise ValueError(f"it has {size} bytes; {kind} has at most {most}")
+        return file.read() if most is None else file.read(size + 1)  # a file that grows meanwhile may pass the limit by 1 byte
 
 
 class Lines:
@@ -90,6 +106,12 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in (*folders, *files))
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted. Hidden files and folders, such as macOS' `._a.png`, are left out."""
+    files = sorted(p for p in files_below(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+
+
 def sync(path: Path) -> None:
     """Flushes a file, or the list of names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -139,11 +161,37 @@ def lock_file(path: Path) -> IO[str]:
     return lock
 
 
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Holds a lock that is released when the process ends, in whatever way; other threads of the process do not get it either.
+
+    False on a file system without locks. Raises a BlockingIOError where another has the lock and we do not wait.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as problem:
+            if problem.errno not in NO_LOCKS:
+                raise
+            _note_no_locks(path.parent)
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # also for child processes that have inherited the file
+
+
+@cache
+def _note_no_locks(folder: Path) -> None:
+    print(f"note: '{folder}' is on a file system without locks: several processes may fetch the same file", flush=True)
+
+
 def check_exists(path: str, key: str) -> None:
     """Refuses a path that does not exist and names the nearest one. `key` names the path in the error."""
     if not Path(path).exists():
-        near = [str(p) for p in Path(path).parent.glob("*")] if Path(path).parent.is_dir() else []
-        raise UserError(f"{key}: nothing is at '{path}'{nearest(path, near)}")
+        raise UserError(f"{key}: nothing is at '{path}'{nearest_path(path)}")
 
 
 def same_place_twice(names: Sequence[str], words: Sequence[str] = ()) -> bool:

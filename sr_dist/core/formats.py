@@ -23,8 +23,9 @@ def stamp(version: int) -> dict[str, Any]:
 
 def refuse_unknown(header: Mapping[str, Any], version: int, path: Path, key: str, advice: str = "use that version") -> None:
     """Refuses a file of another format. sr_dist 0.1.0 wrote format 1 without saying so."""
-    if header.get("format", 1) != version:
+    stated = header.get("format", 1)
+    if stated != version:
         raise UnknownFormat(
-            f"{key}: '{path}' has format {header['format']!r}, written by sr_dist {header.get('sr_dist', 'of unknown version')}; "
+            f"{key}: '{path}' has format {stated!r}, written by sr_dist {header.get('sr_dist', 'of unknown version')}; "
             f"this is sr_dist {__version__}, which reads format {version}; {advice}"
         )

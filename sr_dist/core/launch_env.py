@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from sr_dist.core import zero_options
 from sr_dist.core.errors import UserError
 
 
@@ -96,10 +97,8 @@ def under_deepspeed() -> bool:
 
 
 def zero_stage() -> int:
-    text = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    if under_deepspeed() and text not in ("0", "1", "2", "3"):
-        raise UserError(f"ACCELERATE_DEEPSPEED_ZERO_STAGE: '{text}' is no stage of ZeRO; choose from 0, 1, 2, 3")
-    return int(text) if under_deepspeed() else 0
+    """Of DeepSpeed; 0 without it."""
+    return zero_options.stated().stage if under_deepspeed() else 0
 
 
 def mixed_precision() -> str | None:

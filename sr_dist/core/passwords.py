@@ -1,6 +1,7 @@
-"""Hides the user names and passwords of URLs in everything that a command writes: messages, logs, files, trackers.
+"""Hides the user names, passwords and tokens of URLs in everything that a command writes: messages, logs, files, trackers.
 
-    https://me:secret@host/data  ->  https://***@host/data
+    https://me:secret@host/data      ->  https://***@host/data
+    https://host/data?token=secret   ->  https://host/data?token=***
 
 `UserError`, `first_line`, `config.plain`, `cli.run` (for `sys.argv`) and the logger call this, so that no caller has to.
 Only what opens a URL uses it whole.
@@ -15,11 +16,18 @@ from typing import Any
 from sr_dist.core.printable import printable
 
 HIDDEN = "://***@"
+SECRET_NAME = r"[\w.%~-]*(?:token|signature|secret|credential|password|passwd|auth)[\w.%~-]*|[\w.%~-]*key(?:id)?|sig|pwd"
+QUERY = re.compile(rf"([?&;](?:{SECRET_NAME})=)[^\s&;#'\"]+", re.IGNORECASE)  # of signed URLs of S3, GCS and Azure, too
 USER_INFO = re.compile(r"://[^\s/?#]*@")
 
 
 def without_passwords(text: str) -> str:
-    return re.sub(r"\S+", lambda word: _hidden(word[0]), text) if "://" in text and "@" in text else text
+    return re.sub(r"\S+", lambda word: _hidden(word[0]), text) if "://" in text else text
+
+
+def has_hidden(text: str) -> bool:
+    """Whether a password or token of a URL was hidden, so that nobody can open it any more."""
+    return HIDDEN in text or any(match[0].endswith("=***") for match in QUERY.finditer(text))
 
 
 def _hidden(word: str) -> str:
@@ -27,6 +35,7 @@ def _hidden(word: str) -> str:
 
     Otherwise there is no password, and an @ may be a part of the path (`hf://datasets/a/b@main/`).
     """
+    word = QUERY.sub(r"\1***", word) if "://" in word else word
     start, _, rest = word.partition("://")
     before, at, place = rest.rpartition("@")
     return f"{start}{HIDDEN}{place}" if at and ":" in before else USER_INFO.sub(HIDDEN, word)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -12,14 +14,21 @@ MAX_PIXELS = 200_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
-def open_image(file: Path | IO[bytes]) -> ImageFile.ImageFile:
-    """An image whose header was read. Pillow's own limits, a warning and an error at other sizes, are replaced by ours."""
+@contextmanager
+def without_pillows_limit() -> Iterator[None]:
+    """Pillow's own limits, a warning and an error at other sizes, are replaced by ours."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
-        image = Image.open(file, formats=FORMATS)
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def open_image(file: Path | IO[bytes]) -> ImageFile.ImageFile:
+    """An image whose header was read."""
+    with without_pillows_limit():
+        image = Image.open(file, formats=FORMATS)
     try:
         check_pixels(*image.size)
     except Image.DecompressionBombError:

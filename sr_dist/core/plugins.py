@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,10 @@ _foreign_code: dict[str, None] = {}  # a line for each file that is not of this 
 
 def note_foreign_code(key: str, file: Path) -> None:
     _foreign_code[f"note: '{file}' ({key}) is not part of sr_dist; its code runs with all rights of this process"] = None
+
+
+def note_foreign_package(key: str, name: str, version: str, licence: str) -> None:
+    _foreign_code[f"note: {name} {version} ({key}; licence: {licence}) is not part of sr_dist; its own terms apply"] = None
 
 
 def foreign_code() -> list[str]:
@@ -113,7 +118,15 @@ def resolve(package: str, name: str, given: Mapping[str, Any], key: str) -> tupl
     config = getattr(module, "Config", None)
     if not (isinstance(config, type) and issubclass(config, Settings)):
         raise UserError(f"{key}.name: '{path}' has no Config(Settings) class, so it is not a part that a recipe can name")
+    need(module, "Objective" if package == PACKAGES["objective"] else "build", path, f"{key}.name")
     return module, typed(config, given, key)
+
+
+def need(module: ModuleType, function: str, path: Path, key: str) -> ModuleType:
+    """The module, which must have the function that builds the part."""
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"{key}: '{path}' has no {function}(), so it is not a part that a recipe can name")
+    return module
 
 
 def import_part(module: str, path: Path, key: str) -> ModuleType:
@@ -133,6 +146,13 @@ def import_part(module: str, path: Path, key: str) -> ModuleType:
 
 
 def _syntax_tree(path: Path) -> ast.Module:
+    status = path.stat()
+    return _parsed(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, mtime_ns: int, size: int) -> ast.Module:
+    """Only read it. A file that has changed is parsed again."""
     try:
         return ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as problem:

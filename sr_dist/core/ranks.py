@@ -5,7 +5,8 @@ Every function also works in one process without a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,6 +77,14 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return values
 
 
+def all_reduce_max(values: Tensor) -> Tensor:
+    """The largest of all ranks' values, without gradient. All ranks must call."""
+    values = values.detach().clone()
+    if size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
 def global_mean(values: Tensor) -> Tensor:
     """The mean over the images of all ranks, (B, ...) -> a scalar with gradient. Ranks may have different numbers of images.
 
@@ -132,18 +141,28 @@ def broadcast_from_first(value: Value) -> Value:
 def on_first(work: Callable[[], Value]) -> Value | None:
     """Calls `work` on the first rank; returns its value there, and None on other ranks. If it fails, all ranks fail, so that none
     waits for one that has ended. All ranks must call."""
-    value: Value | None = None
+    results: list[Value] = []
+    from_first(lambda: results.append(work()))
+    return results[0] if results else None
+
+
+def from_first(work: Callable[[], Value]) -> Value:
+    """Calls `work` on the first rank and returns its value, which must be small and picklable, on all. If it fails, all ranks
+    fail. All ranks must call."""
     problem: Exception | None = None
+    outcome: tuple[str, Any] = ("value", None)
     if is_first():
         try:
-            value = work()
+            outcome = ("value", work())
         except Exception as caught:
             problem = caught
-    failure = broadcast_from_first((isinstance(problem, UserError), first_line(problem)) if problem else None)
-    if problem:
+            outcome = ("mistake" if isinstance(problem, UserError) else "failure", first_line(problem))
+    kind, value = broadcast_from_first(outcome)
+    if kind != "value":
+        problem = problem or (UserError if kind == "mistake" else RuntimeError)(value)
+        if isinstance(problem, UserError):
+            problem.on_all_ranks = True
         raise problem
-    if failure:
-        raise (UserError if failure[0] else RuntimeError)(failure[1])
     return value
 
 
@@ -199,3 +218,15 @@ class AllReduceTest:
         self._block.fill_(1)
         dist.all_reduce(self._block, group=self._group)
         return bool((self._block == size()).all())
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A `UserError` inside is raised on all ranks, of which the others would wait for this one. All ranks must enter."""
+    problem = ""
+    try:
+        yield
+    except UserError as mistake:  # such as one of a file that only this rank reads
+        problem = str(mistake)
+    if problem := next(filter(None, all_gather(problem)), ""):
+        raise UserError(problem)

@@ -8,31 +8,56 @@ Per axis, with scale s = out / in and the cubic kernel k (a = -1/2), widened to 
 PIL's and torch's bicubic renormalize at the borders instead of mirroring. MATLAB before 2015 repeated the edge
 (`border="replicate"`), and the usual Set5 was made that way. For 8-bit images MATLAB resizes the columns first and rounds between
 the two passes; `to_8_bit` does the same.
+
+An axis is cut into blocks of outputs. The matrix of a block has only the inputs that the block sees, so large images cost time
+and memory in proportion to their pixels.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 Border = Literal["mirror", "replicate"]
+BLOCK = 64  # pixels of the larger of input and output
+ONE_BLOCK = 256  # pixels up to which an axis is one block, so training crops are two products
 
 
 def imresize(images: Tensor, scale: float, *, to_8_bit: bool = False, border: Border = "mirror") -> Tensor:
     """(..., H, W) -> (..., ceil(H scale), ceil(W scale)); `to_8_bit` rounds and clips as MATLAB does for uint8 images."""
     if torch.compiler.is_exporting() and scale >= 1 and scale == int(scale) and not to_8_bit and border == "mirror":
         return _upscale(_upscale(images, int(scale)).mT, int(scale)).mT
-    rows = _axis_matrix(images.shape[-2], math.ceil(images.shape[-2] * scale), scale, border).to(images)
-    columns = _axis_matrix(images.shape[-1], math.ceil(images.shape[-1] * scale), scale, border).to(images).T
+    rows, columns = (_axis_blocks(size, math.ceil(size * scale), scale, border) for size in images.shape[-2:])
     device = "cpu" if images.is_meta else images.device.type  # only shapes: autocast does not know the meta device
-    with torch.autocast(device, enabled=False):  # bf16 has 8 bits of mantissa, too few for 8-bit images
-        if not to_8_bit:
-            return rows @ images @ columns
-        # In levels of 0..255: an exact half must stay exact, because halves are rounded up.
-        return _round_levels(_round_levels(rows @ (images * 255).round()) @ columns) / 255
+    with full_precision(device) if to_8_bit else torch.autocast(device, enabled=False):
+        return torch.cat([_resize_rows(images, block, columns, to_8_bit) for block in rows], -2)
+
+
+def _resize_rows(images: Tensor, block: Block, columns: Sequence[Block], to_8_bit: bool) -> Tensor:
+    """The output rows of one block. Both passes at once, so that large images stay in the processor's cache."""
+    inside = images[..., block.low : block.high, :]
+    # In levels of 0..255: an exact half must stay exact, because halves are rounded up.
+    rows = _round_levels(block.matrix.to(images) @ (inside * 255).round()) if to_8_bit else block.matrix.to(images) @ inside
+    resized = torch.cat([rows[..., one.low : one.high] @ one.matrix.to(images).T for one in columns], -1)
+    return _round_levels(resized) / 255 if to_8_bit else resized
+
+
+@contextmanager
+def full_precision(device: str) -> Iterator[None]:
+    """Around products that make training data. bf16 has 8 bits of mantissa and TF32 has 10, too few for 8-bit images: TF32
+    changes up to 13 % of the pixels by a level. Networks use what the recipe allows."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def rounded(images: Tensor) -> Tensor:
@@ -51,28 +76,37 @@ def cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x <= 2, far, torch.zeros_like(x)))
 
 
-def _axis_matrix(size: int, out: int, scale: float, border: Border) -> Tensor:
-    """The (out, size) matrix of one axis, in float64. Tensors without numbers (of `bench step --memory`) are not cached."""
+class Block(NamedTuple):
+    """Consecutive outputs of one axis, as a product with the inputs from `low` to `high`."""
+
+    low: int
+    high: int
+    matrix: Tensor  # (outputs, high - low), float64
+
+
+def _axis_blocks(size: int, out: int, scale: float, border: Border) -> list[Block]:
+    """The blocks of one axis. Tensors without numbers (of `bench step --memory`) are not cached."""
     key = (size, out, scale, border)
-    matrix = _matrices.get(key)
-    if matrix is None:
-        matrix = _new_axis_matrix(*key)
-        if type(matrix) is Tensor and not matrix.is_meta:
-            if len(_matrices) >= 64:
-                _matrices.clear()
-            _matrices[key] = matrix
-    return matrix
+    blocks = _blocks.get(key)
+    if blocks is None:
+        length = out if max(size, out) <= ONE_BLOCK else max(int(BLOCK * min(scale, 1.0)), 1)
+        blocks = [_new_block(range(first, min(first + length, out)), size, scale, border) for first in range(0, out, length)]
+        if all(type(block.matrix) is Tensor and not block.matrix.is_meta for block in blocks):
+            if len(_blocks) >= 64:
+                _blocks.clear()
+            _blocks[key] = blocks
+    return blocks
 
 
-_matrices: dict[tuple[int, int, float, Border], Tensor] = {}
+_blocks: dict[tuple[int, int, float, Border], list[Block]] = {}
 
 
-def _new_axis_matrix(size: int, out: int, scale: float, border: Border) -> Tensor:
+def _new_block(outputs: range, size: int, scale: float, border: Border) -> Block:
     stretch = min(scale, 1.0)  # antialiasing: the kernel is wider when shrinking
     reach = 4 / stretch
-    position = (torch.arange(out, dtype=torch.float64) + 0.5) / scale - 0.5
+    position = (torch.arange(outputs.start, outputs.stop, dtype=torch.float64) + 0.5) / scale - 0.5
     first = torch.floor(position - reach / 2)
-    taps = first[:, None] + torch.arange(math.ceil(reach) + 2, dtype=torch.float64)  # (out, taps)
+    taps = first[:, None] + torch.arange(math.ceil(reach) + 2, dtype=torch.float64)  # (outputs, taps)
     weights = cubic((position[:, None] - taps) * stretch)
     weights = weights / weights.sum(1, keepdim=True)
     if border == "replicate":
@@ -80,7 +114,20 @@ def _new_axis_matrix(size: int, out: int, scale: float, border: Border) -> Tenso
     else:
         mirrored = taps.long().remainder(2 * size)
         inside = torch.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)
-    return torch.zeros(out, size, dtype=torch.float64).scatter_add_(1, inside, weights)
+    low, high = _seen(outputs, size, scale)
+    matrix = torch.zeros(len(outputs), high - low, dtype=torch.float64)
+    return Block(low, high, matrix.scatter_add_(1, inside - low, weights))
+
+
+def _seen(outputs: range, size: int, scale: float) -> tuple[int, int]:
+    """The inputs that a block of outputs sees, mirrored ones included. Not read from tensors, which may have no numbers."""
+    reach = 4 / min(scale, 1.0)
+    first, last = (math.floor((output + 0.5) / scale - 0.5 - reach / 2) for output in (outputs[0], outputs[-1]))
+    last += math.ceil(reach) + 1
+    if first < -size or last >= 2 * size:  # mirrored more than once
+        return 0, size
+    low, high = max(first, 0), min(last + 1, size)
+    return min(low, 2 * size - 1 - last, size - 1), max(high, -first, 1)
 
 
 def _upscale(images: Tensor, scale: int) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.formats import refuse_unknown
+from sr_dist.core.files import write_json
+from sr_dist.core.formats import refuse_unknown, stamp
+from sr_dist.core.json_text import read_json
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.yaml", "metrics.jsonl", "environment.json"
 RUN, RUN_FORMAT = "run.json", 1  # the run's id; 0.2.0 wrote no such file
-LOG, WANDB_ID = "log.txt", "wandb_id"
+LOG, WANDB_ID, LOCK = "log.txt", "wandb_id", ".lock"
 TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = "trace", "substituted", "fetched", "samples", "checkpoints"  # folders
 STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
 CHECKPOINT_FORMAT = 1  # of both; 0.1.0 wrote none
@@ -61,21 +62,33 @@ def run_record(run: Path) -> dict[str, Any]:
     """run.json: `id`, and `unnamed_until`, the last step whose checkpoint may lack the id because 0.2.0 wrote it."""
     path = run / RUN
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
         refuse_unknown(record, RUN_FORMAT, path, "name")
         return {"id": str(record["id"]), "unnamed_until": int(record["unnamed_until"])}
     except UserError:
         raise
     except OSError as problem:
         raise UserError(f"name: '{path}' cannot be read: {problem.strerror}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
         raise UserError(
             f"name: '{path}' is damaged ({first_line(problem)}); remove it, and the run takes its id from its newest checkpoint"
         ) from None
 
 
+def write_run_record(run: Path, identity: str, unnamed_until: int = 0) -> None:
+    write_json(run / RUN, {**stamp(RUN_FORMAT), "id": identity, "unnamed_until": unnamed_until})
+
+
 def checkpoint_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"{step:07d}"
+
+
+def checkpoint_of(file: Path) -> tuple[Path, int] | None:
+    """The run and the step of the checkpoint that a file is in, also through symbolic links. None for other files."""
+    folder = file.resolve().parent
+    if folder.parent.name != CHECKPOINTS or not folder.name.isdigit():
+        return None
+    return folder.parent.parent, int(folder.name)
 
 
 def checkpoint_steps(run: Path) -> list[int]:
@@ -96,6 +109,6 @@ def checkpoint_names(run: Path) -> list[str]:
 
 def checkpoint_state(folder: Path) -> dict[str, Any]:
     """`state.json` of a checkpoint. Another format is refused."""
-    state = json.loads((folder / STATE).read_text())
+    state = read_json(folder / STATE)
     refuse_unknown(state, CHECKPOINT_FORMAT, folder, "name")
     return state

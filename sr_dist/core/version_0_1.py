@@ -78,7 +78,7 @@ MOVED = {  # modules and names of 0.1 -> the present ones. A module stands for a
     "sr_dist.data.stream.Stream": "sr_dist.data.loader.Loader",
     "sr_dist.data.validation": "sr_dist.data.images",
     "sr_dist.data.validation.Batches": "sr_dist.data.image_pairs.Batches",
-    "sr_dist.data.validation.content": "sr_dist.data.images.content_digest",
+    "sr_dist.data.validation.content": "sr_dist.data.images.contents_of",
     "sr_dist.data.validation.Degrade": "sr_dist.core.contracts.Degradation",
     "sr_dist.data.validation.load": "sr_dist.data.image_pairs.load",
     "sr_dist.data.validation.numbers_of_this_rank": "sr_dist.data.image_pairs.numbers_of_this_rank",
@@ -292,7 +292,7 @@ def refuse_old_file(tree: ast.Module, path: Path, key: str) -> None:
             raise UserError(f"{key}: '{path}', line {line}: no module '{module}'{nearest(module, _modules())}")
     changes = [*_imports(tree), *_module_attributes(tree), *_hooks(tree)]
     if changes:
-        changes += _attributes(tree)
+        changes += [*_attributes(tree), *([VERDICT] if "Verdict" in _names(tree) else [])]
         raise UserError(f"{key}: '{path}' was written for sr_dist 0.1; {'; '.join(changes)}")
 
 
@@ -335,8 +335,6 @@ def _module_attributes(tree: ast.Module) -> Iterator[str]:
 
 
 def _hooks(tree: ast.Module) -> Iterator[str]:
-    if "Verdict" in _names(tree):
-        yield VERDICT
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == "refuses" and any(
             argument.arg == "zero_stage" for argument in node.args.kwonlyargs

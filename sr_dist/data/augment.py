@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sr_dist.core.resize import full_precision
 from sr_dist.data.keyed_random import Draws
 from sr_dist.recipe.sections import Augment
 
@@ -50,7 +51,8 @@ def tilt(images: Tensor, angle: Tensor) -> Tensor:
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # Both axes of the grid run from -1 to 1, so images that are not square need the aspect ratio.
     rows = [torch.stack([cos, -sin * height / width, zero], -1), torch.stack([sin * width / height, cos, zero], -1)]
-    grid = F.affine_grid(torch.stack(rows, 1).to(images.dtype), list(images.shape), align_corners=False)
+    with full_precision(images.device.type):  # the grid is a product of matrices
+        grid = F.affine_grid(torch.stack(rows, 1).to(images.dtype), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

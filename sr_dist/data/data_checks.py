@@ -11,7 +11,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.data.format import Shards
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.remote.sources import open_shards
-from sr_dist.data.select import portion_of, portion_rows, shares
+from sr_dist.data.select import portion_of, rows_of_parts, shares
 from sr_dist.recipe import checks
 from sr_dist.recipe.labels import labels_of
 from sr_dist.recipe.sections import Augment, Data, Recipe
@@ -132,8 +132,8 @@ def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
     if shards.manifest.scale and data.augment != Augment():
         raise UserError(f"data.augment: '{source}' stores LR images, which would not match; it works where LR is made on the fly")
     selects = bool(data.select or data.balance)  # selecting refuses unknown names and counts that are too large
-    for part in range(max(len(data.split), selects)):
-        if not sum(len(rows) for rows in portion_rows(shards, portion_of(data, part))):
+    for part, of_part in enumerate(rows_of_parts(shards, portion_of(data)) if selects or data.split else []):
+        if not sum(map(len, of_part)):
             raise UserError(f"data.split: no sample of '{source}' falls into part {part + 1} of {list(data.split)}")
 
 

@@ -17,6 +17,7 @@ import torch
 
 from sr_dist.core import ranks
 from sr_dist.core.files import Lines
+from sr_dist.core.json_text import parse_json
 from sr_dist.core.lost_writes import LostWrites
 from sr_dist.core.run_layout import FETCHED, SUBSTITUTED
 from sr_dist.data.crops import Substitution
@@ -87,4 +88,4 @@ class FetchLog:
         for path in sorted(self.folder.glob(pattern)) if self.folder else ():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError):
-                    yield {"file": path.stem, **json.loads(line)}
+                    yield {"file": path.stem, **parse_json(line)}

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from PIL import ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from sr_dist.core.errors import UserError, first_line, nearest
-from sr_dist.core.files import IMAGE_SUFFIXES, files_below, sha256
+from sr_dist.core.errors import UserError, first_line, nearest_path
+from sr_dist.core.files import IMAGE_SUFFIXES, images_below, sha256
 from sr_dist.core.pixels import open_image
 from sr_dist.data.reader import decode, to_tensor
 
@@ -26,32 +26,11 @@ class LRFolder(NamedTuple):
     scale: int | None = None
 
 
-class FolderImages:
-    """The image files below a folder, and their LR where there is one.
+class ImageFiles:
+    """Image files under their names, each with its LR where there is one."""
 
-    LR is in the named folder, in a folder LR beside a folder HR, or beside HR under names that end in _LR and _HR (as in Set5).
-    """
-
-    def __init__(self, folder: Path, limit: int | None, key: str, lr: LRFolder | None = None) -> None:
-        lr = lr or LRFolder()
-        low = _folder_of_lr(folder, *lr)
-        high = (_within(folder, "HR") if low and not lr.folder else None) or folder
-        files = [p for p in _files(high) if low is None or low == high or low not in p.parents]
-        if not files:
-            raise UserError(
-                f"{key}: no images in '{high}' (looked for {' '.join(IMAGE_SUFFIXES)}), and no manifest.json of shards"
-            )
-        named = [p for p in files if p.stem.upper().endswith("_HR")]
-        if not named and not lr.folder and all(p.stem.upper().endswith("_LR") for p in files):
-            raise UserError(
-                f"{key}: the images in '{high}' are called _LR, and none is called _HR; there is nothing to score against"
-            )
-        files = named or files
-        self.lr_files = _partners(files, high, low or high, key, lr.scale) if low or named else []
-        self.files = files[:limit]
-        self.names = [str(p.relative_to(high).with_suffix("")) for p in self.files]
-        if len(set(self.names)) < len(self.names):  # a.png beside a.jpg
-            self.names = [str(p.relative_to(high)) for p in self.files]
+    def __init__(self, files: list[Path], names: list[str], lr_files: list[Path]) -> None:
+        self.files, self.names, self.lr_files = files, names, lr_files
         self._headers: dict[int, tuple[int, int, str]] = {}
 
     def shape(self, i: int) -> tuple[int, int, bool]:
@@ -72,7 +51,7 @@ class FolderImages:
 
     def load(self, i: int) -> tuple[Tensor, Tensor | None, int]:
         partner = self.lr_files[i] if self.lr_files else None
-        return _read_image(self.files[i]), None if partner is None else _read_image(partner), -1
+        return read_image(self.files[i]), None if partner is None else read_image(partner), -1
 
     def digest(self, i: int) -> str:
         files = [self.files[i], *self.lr_files[i : i + 1]]
@@ -85,18 +64,43 @@ class FolderImages:
         return {}
 
 
+class FolderImages(ImageFiles):
+    """The image files below a folder, and their LR where there is one.
+
+    LR is in the named folder, in a folder LR beside a folder HR, or beside HR under names that end in _LR and _HR (as in Set5).
+    """
+
+    def __init__(self, folder: Path, limit: int | None, key: str, lr: LRFolder | None = None) -> None:
+        lr = lr or LRFolder()
+        low = _folder_of_lr(folder, *lr)
+        high = (_within(folder, "HR") if low and not lr.folder else None) or folder
+        files = [p for p in images_below(high) if low is None or low == high or low not in p.parents]
+        if not files:
+            raise UserError(
+                f"{key}: no images in '{high}' (looked for {' '.join(IMAGE_SUFFIXES)}), and no manifest.json of shards"
+            )
+        named = [p for p in files if p.stem.upper().endswith("_HR")]
+        if not named and not lr.folder and all(p.stem.upper().endswith("_LR") for p in files):
+            raise UserError(
+                f"{key}: the images in '{high}' are called _LR, and none is called _HR; there is nothing to score against"
+            )
+        files = named or files
+        lr_files = _partners(files, high, low or high, key, lr.scale) if low or named else []
+        super().__init__(files[:limit], names_below(high, files[:limit]), lr_files)
+
+
+def names_below(folder: Path, files: list[Path]) -> list[str]:
+    """The names of files below a folder, without their suffixes unless two differ only in them (a.png beside a.jpg)."""
+    names = [str(p.relative_to(folder).with_suffix("")) for p in files]
+    return names if len(set(names)) == len(names) else [str(p.relative_to(folder)) for p in files]
+
+
 def _mode(image: ImageFile.ImageFile) -> str:
     """Pillow's mode, with two additions: PA is a palette with transparency, and `;16` means 16 bits per colour."""
     if image.mode == "P" and "transparency" in image.info:
         return "PA"
     deep = image.mode.startswith(("RGB", "L")) and any(";16" in str(tile[3]) for tile in image.tile)
     return f"{image.mode};16" if deep else image.mode
-
-
-def _files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted. Hidden files, such as macOS' `._a.png`, are not images."""
-    files = sorted(p for p in files_below(folder) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 
 def _within(folder: Path, *names: str) -> Path | None:
@@ -113,8 +117,7 @@ def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | Non
     """The named folder, or one beside a folder HR, as in DIV2K."""
     if lr:
         if not Path(lr).is_dir():
-            near = [str(p) for p in Path(lr).parent.glob("*")] if Path(lr).parent.is_dir() else []
-            raise UserError(f"lr: no folder '{lr}'{nearest(lr, near)}")
+            raise UserError(f"lr: no folder '{lr}'{nearest_path(lr)}")
         return Path(lr)
     folders = [_within(folder, *names) for names in (("LR_bicubic", f"X{scale}"), ("LR", f"X{scale}"), ("LR",))]
     return next((path for path in folders if path), None) if _within(folder, "HR") else None
@@ -122,7 +125,7 @@ def _folder_of_lr(folder: Path, lr: str | None, scale: int | None) -> Path | Non
 
 def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | None) -> list[Path]:
     """The LR of every HR: the file with the same name, or with the scale (0801x4) or _LR added."""
-    lr_files = {p.relative_to(low).with_suffix(""): p for p in _files(low)}
+    lr_files = {p.relative_to(low).with_suffix(""): p for p in images_below(low)}
     partners: list[Path] = []
     missing: list[str] = []
     for path in files:
@@ -142,11 +145,18 @@ def _partners(files: list[Path], high: Path, low: Path, key: str, scale: int | N
     return partners
 
 
-def _read_image(path: Path) -> Tensor:
+def read_image(path: Path) -> Tensor:
     with _opened(path, "cannot be decoded") as image:  # also where another decoder reads it: the header says how large it is
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
-            return decode(path.read_bytes(), 3)
+        if image.format in ("JPEG", "MPO") and path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
+            return decode(_bytes_of(image), 3)
         return to_tensor(image, 3)
+
+
+def _bytes_of(image: ImageFile.ImageFile) -> bytes:
+    """The file of an image, which is open already."""
+    assert image.fp
+    image.fp.seek(0)
+    return image.fp.read()
 
 
 @contextmanager

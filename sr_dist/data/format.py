@@ -29,8 +29,9 @@ from pydantic import Field
 
 from sr_dist.core.config import Positive, Settings, typed
 from sr_dist.core.errors import UserError, nearest
-from sr_dist.core.files import open_regular, write_whole
+from sr_dist.core.files import open_regular, read_regular, write_whole
 from sr_dist.core.json_text import parse_json
+from sr_dist.core.printable import CONTROLS
 from sr_dist.recipe.labels import LabelNames
 
 FORMAT = 1
@@ -371,12 +372,7 @@ def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:
 def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     path = folder / "manifest.json"
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            text = file.read(size + 1) if size <= MAX_MANIFEST else b""
-        if size > MAX_MANIFEST:
-            raise ValueError(f"it has {size} bytes; a manifest has at most {MAX_MANIFEST}")
-        tree = parse_json(text.decode())
+        tree = parse_json(read_regular(path, MAX_MANIFEST, "a manifest").decode())
     except FileNotFoundError:
         raise ShardError(f"{key}: '{folder}' has no manifest.json; python -m shards.build makes shards from images") from None
     except (OSError, ValueError) as error:
@@ -408,7 +404,7 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
 
 def is_path(text: str) -> bool:
     """Whether a file can have this path, and a terminal can show it."""
-    return not any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
+    return not (CONTROLS.search(text) or any(0xD800 <= ord(letter) < 0xE000 for letter in text))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -7,8 +7,9 @@ bit of the result, do not depend on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from sr_dist.core import ranks
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.errors import UserError
+from sr_dist.core.progress import Progress
 from sr_dist.data.images import Images
 from sr_dist.data.order import split_range
+
+MOST_PIXELS = 2**22  # of HR in a batch: one image of DIV2K, eight of 724 x 724
 
 
 @dataclass(frozen=True)
@@ -31,27 +35,48 @@ class ImagePairs:
     label: Tensor  # (B,); -1 where there is no class
     grey: bool
     attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
+    centred: bool = False  # HR is the middle of what a network makes of LR
+
+    def single(self, i: int) -> ImagePairs:
+        """The image i alone."""
+        one = slice(i, i + 1)
+        attributes = {name: values[one] for name, values in self.attributes.items()}
+        return replace(
+            self, lr=self.lr[one], hr=self.hr[one], names=self.names[one], label=self.label[one], attributes=attributes
+        )
 
 
 @dataclass
 class Batches(Dataset[ImagePairs | UserError]):
-    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage."""
+    """The images in batches: up to `size` neighbours of the sorted list with the same size and kind of storage, and no more than
+    MOST_PIXELS unless it is one image."""
 
     images: Images
     scale: int
     degrade: Degradation
     size: int
+    has_hr: ClassVar[bool] = True
 
     @cached_property
     def groups(self) -> list[range]:
         """The images of each batch."""
-        shapes = [self.images.shape(i) for i in range(len(self.images.names))]
+        shapes = [self.kind(i) for i in range(len(self.images.names))]
         cuts = [i for i in range(len(shapes)) if i == 0 or shapes[i] != shapes[i - 1]] + [len(shapes)]
         return [
-            range(low, min(low + self.size, end))
+            range(low, min(low + size, end))
             for start, end in zip(cuts, cuts[1:], strict=False)
-            for low in range(start, end, self.size)
+            for size in [min(self.size, max(MOST_PIXELS // (shapes[start][0] * shapes[start][1]), 1))]
+            for low in range(start, end, size)
         ]
+
+    def full_size(self, i: int) -> tuple[int, int]:
+        """Height and width of HR as it is compared: a multiple of the scale."""
+        height, width, _ = self.images.shape(i)
+        return height // self.scale * self.scale, width // self.scale * self.scale
+
+    def kind(self, i: int) -> tuple[int, ...]:
+        """Images of one batch are of one kind."""
+        return self.images.shape(i)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -108,6 +133,13 @@ class Batches(Dataset[ImagePairs | UserError]):
 def numbers_of_this_rank(batches: Batches) -> range:
     """The consecutive whole batches of this rank. They are disjoint over ranks, and a rank may have none."""
     return split_range(len(batches), ranks.size(), ranks.rank())
+
+
+def progress_of(batches: Batches, remaining: Sequence[int], about: str) -> Progress:
+    """The progress of this rank's images, of which batches remain. Only the first rank shows it."""
+    own, left = (sum(len(batches.groups[i]) for i in numbers) for numbers in (numbers_of_this_rank(batches), remaining))
+    about = f"{about} on rank 0 of {ranks.size()}" if ranks.size() > 1 else about
+    return Progress(own, done=own - left, about=about, shown=ranks.is_first())
 
 
 def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator[ImagePairs]:

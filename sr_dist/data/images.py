@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -104,15 +105,22 @@ class ShardImages:
         return dict(zip(names, values.tolist(), strict=True))
 
 
-def content_digest(images: Images) -> str:
-    """A digest of the names, contents and labels of all images. Each rank reads some of them. All ranks must call."""
-    digests, problem = [], ""
-    try:
+@dataclass(frozen=True)
+class Contents:
+    """The names of images, and a digest of each that covers its content and labels."""
+
+    names: list[str]
+    digests: list[str]
+
+    def digest(self, first: int | None = None) -> str:
+        """Of all images, or of the first ones, as with --limit."""
+        text = "\n".join([*self.names[:first], *self.digests[:first]])
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names of files may be no text
+
+
+def contents_of(images: Images) -> Contents:
+    """Each rank reads some of the images. All ranks must call."""
+    digests: list[str] = []
+    with ranks.failing_together():
         digests = [images.digest(i) for i in split_range(len(images.names), ranks.size(), ranks.rank())]
-    except UserError as mistake:  # of a file that only this rank reads
-        problem = str(mistake)
-    parts = ranks.all_gather((digests, problem))
-    if problem := next((text for _, text in parts if text), ""):
-        raise UserError(problem)
-    text = "\n".join([*images.names, *(digest for part, _ in parts for digest in part)])
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # names of files may be no text
+    return Contents(images.names, [digest for part in ranks.all_gather(digests) for digest in part])

@@ -55,10 +55,6 @@ class Order:
     def __reduce__(self) -> tuple[type[Order], tuple[np.ndarray, int, int]]:
         return Order, (self.sizes, self.seed, self.window)  # without the caches
 
-    def __call__(self, positions: Sequence[int] | range) -> list[tuple[int, int]]:
-        """(epoch, sample) of each position."""
-        return [self.at(int(position)) for position in positions]
-
     def at(self, position: int) -> tuple[int, int]:
         """(epoch, sample) of one position."""
         epoch, offset = divmod(position, self.samples)

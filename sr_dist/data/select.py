@@ -25,6 +25,7 @@ from sr_dist.recipe.labels import CLASS, Labels
 from sr_dist.recipe.sections import Count, Data, at_most
 
 PARTS = ("training", "validation", "test")
+EACH_CLASS = "each_class ("  # before the name of a group's class
 Group = tuple[str, Count, np.ndarray]  # name, count, and a mask of the samples that fit
 
 
@@ -57,12 +58,22 @@ def portion_of(data: Data, part: int = 0) -> Portion:
 
 def portion_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
     """The rows of every shard that belong to a portion, in tar order."""
-    rows = selected_rows(shards, portion) if portion.select else [np.arange(s.samples) for s in shards.manifest.shards]
-    if not portion.split:
-        return rows
-    return [
-        inside[part_of(shards.index(shard)["hash"][inside], portion.split) == portion.part] for shard, inside in enumerate(rows)
-    ]
+    return rows_of_parts(shards, portion)[portion.part if portion.split else 0]
+
+
+def rows_of_parts(shards: Shards, portion: Portion) -> list[list[np.ndarray]]:
+    """For each part of the split, the selected rows of every shard; a single part without a split. Reads each index once."""
+    starts, split = _starts(shards), portion.split
+    taken, parts = np.ones(starts[-1], bool), np.zeros(starts[-1], np.int8)
+    if portion.select:
+        taken, _, hashes = _select(shards, portion)
+        parts = part_of(hashes, split) if split else parts
+    elif split:
+        indexes = map(shards.index, range(len(shards.manifest.shards)))
+        parts = np.concatenate([part_of(index["hash"], split) for index in indexes])
+    bounds = list(zip(starts[:-1], starts[1:], strict=True))
+    masks = [taken & (parts == part) for part in range(max(len(split), 1))]
+    return [[np.flatnonzero(mask[low:high]) for low, high in bounds] for mask in masks]
 
 
 def part_of(hashes: np.ndarray, split: Sequence[float]) -> np.ndarray:
@@ -73,25 +84,19 @@ def part_of(hashes: np.ndarray, split: Sequence[float]) -> np.ndarray:
     return np.searchsorted(np.cumsum(split)[:-1], fractions, side="right")
 
 
-def selected_rows(shards: Shards, portion: Portion) -> list[np.ndarray]:
-    """The rows of every shard that `select` names, in tar order."""
-    starts, (taken, _) = _starts(shards), _select(shards, portion)
-    return [np.flatnonzero(taken[low:high]) for low, high in zip(starts[:-1], starts[1:], strict=True)]
-
-
 def short_groups(shards: Shards, portion: Portion) -> Iterator[str]:
     """The groups that have fewer samples than `at most N` allows, one line each."""
     limits = {name: at_most(count) for name, count in portion.select.items()}
     if not any(limits.values()):
         return
     for name, count in _select(shards, portion)[1].items():  # each_class has a group per class
-        limit = limits.get(name.partition(" (")[0])
+        limit = limits.get("each_class" if name.startswith(EACH_CLASS) else name)
         if limit and count < limit:
             yield f"{portion.key}.{name}: {count:,} samples, which are all (at most {limit:,})"
 
 
-def _select(shards: Shards, portion: Portion) -> tuple[np.ndarray, dict[str, int]]:
-    """A mask of all samples, and how many each group has."""
+def _select(shards: Shards, portion: Portion) -> tuple[np.ndarray, dict[str, int], np.ndarray]:
+    """A mask of all samples, how many each group has, and the hashes of all samples."""
     hashes, keys, classes, attributes = (np.concatenate(column) for column in zip(*_columns(shards), strict=True))
     by_hash = np.lexsort((keys, hashes))  # samples with equal contents are sorted by key
 
@@ -108,7 +113,7 @@ def _select(shards: Shards, portion: Portion) -> tuple[np.ndarray, dict[str, int
         taken[candidates[: limit or int(count)]] = True
         counts[name] = min(len(candidates), limit or int(count))
         free &= ~fits
-    return taken, counts
+    return taken, counts, hashes
 
 
 def _columns(shards: Shards) -> Iterator[tuple[np.ndarray, ...]]:
@@ -127,7 +132,7 @@ def _groups(shards: Shards, portion: Portion, classes: np.ndarray, attributes: n
             raise UserError(f"{portion.key}.each_class: '{shards.folder}' has no classes")
         if name == "each_class":
             for number, class_name in enumerate(manifest.classes):
-                yield f"each_class ({class_name})", count, classes == number
+                yield f"{EACH_CLASS}{class_name})", count, classes == number
         elif name == "rest":
             yield name, count, np.ones(len(classes), bool)
         elif name in manifest.attributes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from sr_dist.core.files import write_whole
 
 GAP = 4
 PAPER, INK = (250, 250, 248), (40, 40, 40)
@@ -17,6 +20,12 @@ def to_pil(image: Tensor) -> Image.Image:
     """(C, H, W) in [0, 1], one or three channels."""
     array = (image.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(np.repeat(array, 3, 2) if array.shape[2] == 1 else array)
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
 
 
 def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None:
@@ -38,13 +47,9 @@ def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Writes a temporary file and renames it, so that the file is complete or absent."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        image.save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    write_whole(path, file.getvalue())
 
 
 def enlarge(image: Image.Image, factor: int) -> Image.Image:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+Differences = dict[str, dict[str, dict[str, float] | None]]  # pair -> column -> mean, low, high, n
+
 
 @cache
-def student(n: int) -> float:
+def student(n: float) -> float:
     """Half the width of a 95 % interval of a mean of n values, in standard errors (Student's t)."""
     from scipy.stats import t  # spares 0.5 s at the start
 
@@ -29,16 +31,40 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 def differences(
-    rows: Sequence[Mapping[str, Any]], methods: Sequence[str], columns: Sequence[str]
-) -> dict[str, dict[str, dict[str, float] | None]]:
-    """`{"b - a": {column: {mean, low, high, n}}}` for every two methods; None where an image has no value."""
+    rows: Sequence[Mapping[str, Any]], methods: Sequence[str], columns: Sequence[str], against: str | None = None
+) -> Differences:
+    """`{"b - a": {column: {mean, low, high, n}}}` for every two methods; None where an image has no value.
+
+    `against` is subtracted from every other method; without it, an earlier method from a later one.
+    """
     values = {
         (method, column): [row[column] for row in rows if row["method"] == method] for method in methods for column in columns
     }
     return {
         f"{b} - {a}": {column: _difference(values[a, column], values[b, column]) for column in columns}
-        for a, b in combinations(methods, 2)
+        for a, b in oriented(methods, against)
     }
+
+
+def oriented(methods: Sequence[str], against: str | None) -> list[tuple[str, str]]:
+    """Every two methods; the first one of each is subtracted."""
+    return [(b, a) if b == against else (a, b) for a, b in combinations(methods, 2)]
+
+
+def mean_of_sets(sets: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+    """The mean over sets of mean differences, each set counting alike. The degrees of freedom are Welch and Satterthwaite's."""
+    known = [one for one in sets if one is not None]
+    if not known or len(known) < len(sets):
+        return None
+    mean = math.fsum(one["mean"] for one in known) / len(known)
+    squares = [((one["high"] - one["low"]) / 2 / student(int(one["n"]))) ** 2 for one in known]
+    total = math.fsum(squares)
+    n = sum(int(one["n"]) for one in known)
+    if total == 0:
+        return {"mean": mean, "low": mean, "high": mean, "n": n}
+    freedom = total**2 / math.fsum(square**2 / (one["n"] - 1) for square, one in zip(squares, known, strict=True))
+    half = student(freedom + 1) * math.sqrt(total) / len(known)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
 def _difference(a: Sequence[float | None], b: Sequence[float | None]) -> dict[str, float] | None:

@@ -4,6 +4,8 @@ A file may also state
 
     NEEDS         column -> published weights file, a literal
     DIGITS        column -> decimals in reports; 4 without it
+    RANGE         column -> (lowest, highest value); None where there is no bound. For the report
+    NO_REFERENCE  True where `per_image` does not look at HR: such metrics also score without HR, and get SR in its place
     PERCEPTUAL    whether reports plot its columns against PSNR; the default is True for a SetMetric, else False
     conditions(columns) -> dict    what its numbers depend on, for the report's "protocol"
 """
@@ -13,7 +15,6 @@ from __future__ import annotations
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +27,10 @@ from sr_dist.evaluation.classifiers.classifier_answers import NamedClassifier
 from sr_dist.evaluation.distances.extractor import INCEPTION, Extractor, inception
 from sr_dist.evaluation.distances.features import Estimate, Features
 from sr_dist.evaluation.distances.frechet import Array
+from sr_dist.evaluation.presets import PYIQA
 from sr_dist.evaluation.protocol import Protocol
 from sr_dist.models import pretrained
+from sr_dist.models.verified import digest
 from sr_dist.recipe.columns import foreign_column
 
 DEFAULT_DIGITS = 4
@@ -125,6 +128,31 @@ class Metrics:
                 result[file_name(metric)] = metric.conditions(own)
         return result
 
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Column -> better, range, weights_sha256, for reports."""
+        rows = {
+            self.column(name, metric): {
+                "better": better,
+                "range": list(getattr(metric, "RANGE", {}).get(name, (None, None))),
+                "weights_sha256": self._weights(name, metric),
+            }
+            for metric in self.modules for name, better in metric.BETTER.items()
+        }  # fmt: skip
+        for one in self.classifiers:
+            rows |= {
+                column: {"better": "higher", "range": [0, 1], "weights_sha256": one.about["sha256"]} for column in one.columns
+            }
+        return rows
+
+    def _weights(self, name: str, metric: Metric) -> str | None:
+        """The sha256 of the weights behind a column, where it has any and they are not missing."""
+        if self.column(name, metric) in self.missing:
+            return None
+        if isinstance(metric, SetMetric):
+            return self.extractor.weights_sha256 if self.extractor else None
+        file = getattr(metric, "NEEDS", {}).get(name)
+        return digest(pretrained.find(file, name)) if file else getattr(metric, "weights_sha256", None)
+
     def measured_by(self, column: str) -> str | None:
         """The sha256 of the weights whose features a column compares. Values of other weights are not comparable."""
         of_sets = any(column in self.of_sets(view) for view in self.views)
@@ -137,16 +165,34 @@ class Metrics:
         return foreign_column(name, self.extractor.name)
 
 
+def needs_reference(metric: Metric) -> bool:
+    return isinstance(metric, SetMetric) or not getattr(metric, "NO_REFERENCE", False)
+
+
 def file_name(metric: Metric) -> str:
-    return str(getattr(metric, "__name__", "")).rpartition(".")[2]
+    name = str(getattr(metric, "__name__", ""))
+    return name if name.startswith(PYIQA) else name.rpartition(".")[2]
 
 
-def import_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
-    return tuple(_imported(*plugins.locate(PACKAGES["metric"], name, "metrics")) for name in names)
+def import_metrics(names: Sequence[str], download: bool = False) -> tuple[Metric, ...]:
+    """All ranks must call."""
+    metrics = tuple(_imported(name, download) for name in dict.fromkeys(names))
+    owners: dict[str, str] = {}
+    for column, name in ((column, file_name(metric)) for metric in metrics for column in metric.BETTER):
+        if column in owners or column in ("image", "method"):  # of the rows
+            taken = f"that of '{owners[column]}', too" if column in owners else "taken"
+            raise UserError(f"metrics: the column '{column}' of '{name}' is {taken}; rename it in its BETTER")
+        owners[column] = name
+    return metrics
 
 
-def _imported(name: str, path: Path) -> Metric:
-    metric: object = plugins.import_part(name, path, "metrics")
+def _imported(name: str, download: bool) -> Metric:
+    if name.startswith(PYIQA):
+        from sr_dist.evaluation.pyiqa_metrics import PyIQAMetric  # its package takes seconds
+
+        return PyIQAMetric(name, download)
+    module, path = plugins.locate(PACKAGES["metric"], name, "metrics")
+    metric: object = plugins.import_part(module, path, "metrics")
     if isinstance(metric, ImageMetric | SetMetric):
         return metric
     raise UserError(
@@ -174,8 +220,8 @@ def open_metrics(
 
     All ranks must call. A column whose weights file one rank lacks is missing on all.
     """
-    metrics = import_metrics(names)
-    missing: dict[str, str] = {}
+    metrics = import_metrics(names, download)
+    missing = {column: reason for metric in metrics for column, reason in getattr(metric, "missing", {}).items()}
     for column, file in needed_files(metrics, resize, extractor is not None).items():
         try:
             pretrained.find(file, column, download)

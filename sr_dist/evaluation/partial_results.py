@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sr_dist.core.formats import REMOVE, STAMP, refuse_unknown, stamp
+from sr_dist.core.json_text import parse_json
 from sr_dist.core.outputs import make_folder, write_output
 
 FORMAT = 1  # 0.1.0 wrote no number
@@ -83,7 +84,7 @@ class PartialResults:
         return self.folder / f"{number:07d}.npz"
 
     def _header(self, number: int) -> dict[str, Any]:
-        return json.loads(self.array(number, "facts").tobytes())
+        return parse_json(self.array(number, "facts").tobytes())
 
     def _names(self, number: int) -> set[str] | None:
         """The names of a batch's arrays; None if its file is absent or damaged."""

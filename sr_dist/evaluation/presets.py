@@ -1,10 +1,11 @@
-"""The names of the baselines and of the protocols. Does not import torch."""
+"""The names of the baselines and of the protocols, and the prefix of another package's metrics. Does not import torch."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 BASELINES = ("nearest", "bilinear", "bicubic")
+PYIQA = "pyiqa:"  # before the name of a metric of the package pyiqa
 
 
 class Preset(NamedTuple):

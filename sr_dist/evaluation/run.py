@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from sr_dist.core import plugins, ranks
-from sr_dist.core.errors import UserError
+from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.files import InUse, lock_file
 from sr_dist.core.passwords import without_passwords
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
-from sr_dist.data.image_pairs import Batches
-from sr_dist.data.images import Images, ShardImages, content_digest, open_images
+from sr_dist.data.image_pairs import MOST_PIXELS, Batches
+from sr_dist.data.images import Images, ShardImages, contents_of, open_images
 from sr_dist.data.select import Portion
-from sr_dist.evaluation.baselines import Upscale, baseline
-from sr_dist.evaluation.classifiers.classifier_answers import ORIGINAL, NamedClassifier
+from sr_dist.evaluation.classifiers.classifier_answers import NamedClassifier
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.distances.reference_cache import References, default_folder
+from sr_dist.evaluation.methods import (
+    Methods,
+    SavedImages,
+    Sources,
+    common_scale,
+    named_methods,
+    open_generators,
+    open_methods,
+    unique_name,
+)
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.evaluation.partial_results import PartialResults, identity
-from sr_dist.evaluation.presets import BASELINES
+from sr_dist.evaluation.pictures import Pictures, as_identified
 from sr_dist.evaluation.protocol import Protocol, protocol
-from sr_dist.evaluation.report import folders, report
+from sr_dist.evaluation.report import folders, report, sets
 from sr_dist.evaluation.report.markdown import markdown
-from sr_dist.evaluation.report.page import example_images, page
+from sr_dist.evaluation.report.page import PAGE_BYTES, Beside, example_images, page
 from sr_dist.evaluation.scoring import Scoring, score
+from sr_dist.evaluation.without_hr import LRBatches, lr_images, without_reference
+from sr_dist.evaluation.words import MethodWord, method_word
 from sr_dist.models import trained
 from sr_dist.models.frozen_classifier import FrozenClassifier
-from sr_dist.models.tiling import adapt_channels
 from sr_dist.models.trained import TrainedGenerator
 from sr_dist.recipe.labels import check_fits
 
@@ -48,7 +58,7 @@ LOCK = ".evaluation.lock"  # not .lock, which belongs to the training if OUT is 
 class ImageOptions:
     """Which images to score, and how the methods get them."""
 
-    data: str
+    data: str  # empty: LR alone, without HR
     lr: str | None = None
     limit: int | None = None
     portion: Portion | None = None
@@ -68,66 +78,186 @@ class MetricOptions:
     extractor: str | None = None
     cache: str = ""
     allow_download: bool = False
+    all_metrics: bool = False  # `metrics` are all that there are: those that cannot be computed are left out
+    crop: bool = False  # pictures of another size are compared in the middle
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What is written, and where."""
+
+    out: str | None = None
+    save_images: str | None = None
+    against: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """One set of images with the methods that restore it."""
+
+    name: str
+    options: ImageOptions
+    batches: Batches
+    methods: Methods
+    sources: Sources
+    facts: dict[str, Any]
+    planned: folders.Tree
+
+    @property
+    def identity(self) -> str:
+        return identity(self.facts)
 
 
 def evaluate(
-    names: Sequence[str], image_options: ImageOptions, metric_options: MetricOptions, scale: int | None, out: str | None
-) -> None:
-    """Scores methods by name and writes the report. Reports mistakes before it reads an image. All ranks must call."""
-    generators = [trained.open_generator(name, "METHOD", scale) for name in names if name not in BASELINES]
-    scale = common_scale(scale, generators)
+    words: Sequence[str], image_sets: Mapping[str, ImageOptions], metric_options: MetricOptions, scale: int | None,
+    results: ResultOptions,
+) -> None:  # fmt: skip
+    """Scores methods by name on one or several sets and writes the report. Reports mistakes before it reads an image. All ranks
+    must call."""
+    method_words = [method_word(text) for text in words]
+    generators = open_generators(method_words, scale)
+    scale = common_scale(scale, list(generators.values()))
     rules = protocol(metric_options.protocol, scale)
-    batches = open_batches(image_options, scale)
-    frozen = open_classifiers(metric_options.classifiers, batches.images)
+    batches = {name: open_batches(options, scale) for name, options in image_sets.items()}
+    opened = {name: open_methods(method_words, generators, one, metric_options.crop, name) for name, one in batches.items()}
+    frozen = {name: open_classifiers(metric_options.classifiers, one.images) for name, one in batches.items()}
 
     accelerator = ranks.open_accelerator("no")
     make_deterministic()
-    device = accelerator.device
-    extractor = open_extractor(metric_options.extractor, device, metric_options.resize)
-    classifiers = named_classifiers(frozen, device)
-    metrics = open_metrics(
-        metric_options.metrics, device, metric_options.resize, extractor, metric_options.allow_download, classifiers
-    )
+    metrics = all_metrics(metric_options, next(iter(frozen.values())), next(iter(batches.values())), accelerator.device)
     if ranks.is_first():
         print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
-    methods, sources = named_methods(generators, scale, device)
-    facts = identity_facts(image_options, rules, content_digest(batches.images), metrics, sources)
-    name, planned = identity(facts), plan(image_options, batches, metrics, methods, facts)
-    folder = Path(out) if out else output_folder(names, generators, planned, name)
-    in_the_way = not folders.is_free(folder, planned, name)  # only where the user named the folder
-    with exclusive(folder):
-        results = PartialResults(folder / ".partial" / name)
-        references = open_references(metric_options.cache, image_options.batch, facts)
-        try:
-            scores = score(methods, batches, Scoring(rules, metrics, device, image_options.workers, partial_results=results,
-                                                     references=references))  # fmt: skip
-        except UserError:
-            results.remove_empty_folders()
-            raise
-        if ranks.is_first():
-            finished = report.Report(
-                rules, without_passwords(image_options.data), batches.images.names, list(methods), scores, sources, metrics,
-                batches.notes(), image_options.portion, inputs(facts),
-            )  # fmt: skip
-            text = markdown(finished)
-            if in_the_way:
-                print(folders.move_away(folder))
-            report.write(folder, finished, text, page(finished, example_images(finished, batches, methods, device)))
-            print(text)
-            print(f"report: {folder / 'report.html'}")
-        ranks.barrier()
-        results.remove()
+    scored = []
+    for name, (of_set, fitted) in opened.items():
+        methods, sources = named_methods(of_set, scale, accelerator.device)
+        digest = digest_of(fitted)
+        facts = identity_facts(image_sets[name], rules, digest(None), metrics, sources)
+        planned = {**plan(image_sets[name], fitted, metrics, methods, facts), "digest_of_first": digest}
+        scored.append(ScoredSet(name, image_sets[name], fitted, methods, sources, facts, planned))
+    check_against(results.against, scored[0].methods)
+    score_sets(scored, metrics, metric_options, rules, Places(method_words, generators, results, accelerator.device))
     accelerator.end_training()
     ranks.destroy_group()
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where results go, and the device on which they are computed."""
+
+    words: Sequence[MethodWord]
+    generators: Mapping[str, TrainedGenerator]
+    results: ResultOptions
+    device: torch.device
+
+    def saved(self, one: ScoredSet) -> SavedImages | None:
+        """The methods that the command names, without those that are pictures already."""
+        if not self.results.save_images:
+            return None
+        named = {word.path for word in self.words if word.is_baseline}
+        named |= {name for name in one.sources if not isinstance(one.methods[name], Pictures)}
+        return SavedImages(Path(self.results.save_images), frozenset(named), one.name)
+
+
+def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOptions, rules: Protocol, places: Places) -> None:
+    """Scores every set and writes one report. A killed evaluation keeps the batches of all sets. All ranks must call."""
+    planned = scored[0].planned if len(scored) == 1 else sets.plan({one.name: one.planned for one in scored})
+    name = scored[0].identity
+    folder = Path(places.results.out or "") if places.results.out else output_folder(places, planned, name)
+    in_the_way = not folders.is_free(folder, planned, name)  # only where the user named the folder
+    with exclusive(folder):
+        partial = [PartialResults(folder / ".partial" / one.identity) for one in scored]
+        finished: dict[str, report.Report] = {}
+        try:
+            for one, results in zip(scored, partial, strict=True):
+                if one.name and ranks.is_first():
+                    print(f"{one.name}: {len(one.batches.images.names)} images", flush=True)
+                references = open_references(options.cache, one.options.batch, one.facts)
+                scores = score(one.methods, one.batches, Scoring(
+                    rules, metrics, places.device, one.options.workers, partial_results=results, references=references,
+                    saved=places.saved(one),
+                ))  # fmt: skip
+                pictures = [method for method in one.methods.values() if isinstance(method, Pictures)]
+                finished[one.name] = report.Report(
+                    rules, data_of(one.options), one.batches.images.names, list(one.methods), scores, one.sources, metrics,
+                    [*one.batches.notes(), *(note for method in pictures for note in method.notes())], one.options.portion,
+                    inputs(one.facts), places.results.against, one.batches.has_hr,
+                )  # fmt: skip
+        except UserError:
+            for results in partial:
+                results.remove_empty_folders()
+            raise
+        ranks.on_first(lambda: write_report(folder, finished, scored, places, in_the_way))
+        ranks.barrier()
+        for results in partial:
+            results.remove()
+
+
+def write_report(
+    folder: Path, finished: Mapping[str, report.Report], scored: Sequence[ScoredSet], places: Places, in_the_way: bool
+) -> None:
+    """One set as a report of its own, several as one with a part for each."""
+    if in_the_way:
+        print(folders.move_away(folder))
+    budget = PAGE_BYTES // len(scored)
+    examples = {
+        one.name: example_images(
+            finished[one.name], one.batches, one.methods, places.device, Beside(folder, one.name, budget)
+        ) for one in scored
+    }  # fmt: skip
+    if len(finished) == 1:
+        ((name, only),) = finished.items()
+        text = markdown(only)
+        report.write(folder, only, text, page(only, examples[name]))
+    else:
+        whole = sets.SetsReport(dict(finished))
+        text = sets.markdown_of_sets(whole)
+        report.write(folder, whole, text, sets.page_of_sets(whole, examples))
+    print(text)
+    print(f"report: {folder / 'report.html'}")
+
+
+def all_metrics(options: MetricOptions, frozen: Sequence[FrozenClassifier], batches: Batches, device: torch.device) -> Metrics:
+    """All ranks must call."""
+    extractor = open_extractor(options.extractor, device, options.resize)
+    classifiers = named_classifiers(frozen, device)
+    names = options.metrics
+    if not batches.has_hr:
+        if classifiers:
+            raise UserError("attributes: classifiers are compared with HR, and --lr alone has none")
+        names = without_reference(names, options.all_metrics)
+    return open_metrics(names, device, options.resize, extractor, options.allow_download, classifiers)
+
+
+def check_against(against: str | None, methods: Collection[str]) -> None:
+    if against is not None and against not in methods:
+        raise UserError(f"against: no method '{against}'{nearest(against, methods)}")
+
+
+def digest_of(batches: Batches) -> Callable[[int | None], str]:
+    """Identifies HR as it is compared, of all images or of the first ones. All ranks must call."""
+    contents, also = contents_of(batches.images), as_identified(batches)
+
+    def digest(first: int | None) -> str:
+        plain = contents.digest(first)
+        return hashlib.sha256(f"{plain} {json.dumps(also)}".encode()).hexdigest() if also else plain
+
+    return digest
+
+
+def data_of(options: ImageOptions) -> str:
+    return without_passwords(options.data or f"{options.lr} (LR alone)")
+
+
 def open_batches(options: ImageOptions, scale: int) -> Batches:
+    module, settings = plugins.resolve(PACKAGES["degradation"], options.degradation, {}, "degradation")
+    degrade = module.build(settings, scale)
+    if not options.data:
+        return LRBatches(lr_images(options.lr or "", options.limit), scale, degrade, options.batch)
     lr = LRFolder(options.lr, scale)
     images = open_images(options.data, options.limit, "data", lr=lr, portion=options.portion)
     if not images.names:
         raise UserError(f"data: no image of '{options.data}' is in {options.portion}")
-    module, settings = plugins.resolve(PACKAGES["degradation"], options.degradation, {}, "degradation")
-    return Batches(images, scale, module.build(settings, scale), options.batch)
+    return Batches(images, scale, degrade, options.batch)
 
 
 def open_classifiers(runs: Sequence[str], images: Images) -> list[FrozenClassifier]:
@@ -151,37 +281,6 @@ def named_classifiers(classifiers: Sequence[FrozenClassifier], device: torch.dev
     return list(result.values())
 
 
-def named_methods(
-    generators: Sequence[TrainedGenerator], scale: int, device: torch.device
-) -> tuple[dict[str, Upscale], dict[str, dict[str, Any]]]:
-    """(name -> method, baselines first; name -> source of a trained method)."""
-    methods: dict[str, Upscale] = {name: baseline(name, scale) for name in BASELINES}
-    sources: dict[str, dict[str, Any]] = {}
-    for generator in generators:
-        name = unique_name(generator.name, {*methods, ORIGINAL})
-        methods[name], sources[name] = upscaler(generator, device), source(generator)
-    return methods, sources
-
-
-def upscaler(generator: TrainedGenerator, device: torch.device) -> Upscale:
-    return adapt_channels(copy.deepcopy(generator.network).to(device).eval(), generator.channels, generator.scale)
-
-
-def source(generator: TrainedGenerator) -> dict[str, Any]:
-    return {
-        "weights": str(generator.file),
-        "sha256": generator.sha256,
-        "step": generator.step,
-        **({"run_id": run} if (run := trained.run_of(generator.file)) else {}),
-        "parameters": sum(p.numel() for p in generator.network.parameters()),
-    }
-
-
-def unique_name(name: str, taken: Collection[str]) -> str:
-    """Numbers a name that is taken: two runs in different folders may have the same name."""
-    return name if name not in taken else next(f"{name} ({i})" for i in range(2, 1000) if f"{name} ({i})" not in taken)
-
-
 def make_deterministic() -> None:
     """The same files give the same numbers, on GPUs too: no kernels chosen by timing, and no TF32."""
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
@@ -200,8 +299,10 @@ def identity_facts(
         "lr": str(Path(options.lr).resolve()) if options.lr else None,
         "protocol": rules.describe(),
         "batch": options.batch,
+        "batch_pixels": MOST_PIXELS,
         "columns": metrics.better,
         "missing": sorted(metrics.missing),
+        "conditions": metrics.conditions(list(metrics.better)),
         "features": metrics.extractor.describe() if metrics.extractor else None,
         "methods": [[name, about["sha256"]] for name, about in sources.items()],  # ordered, because arrays have their numbers
         "classifiers": [[classifier.name, classifier.about["sha256"]] for classifier in metrics.classifiers],
@@ -214,24 +315,25 @@ def open_references(cache: str, batch: int, facts: dict[str, Any]) -> References
     if cache == "none" or not facts["features"]:
         return None
     folder = Path(cache) if cache else default_folder()
-    about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": batch, **facts["features"]}
+    about = {"images": facts["images"], "scale": facts["protocol"]["scale"], "batch": batch, "batch_pixels": MOST_PIXELS}
+    about |= facts["features"]
     return References(folder, about)
 
 
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
     """Locks the folder against a second evaluation. All ranks must call."""
-    lock, problem = None, ""
-    if ranks.is_first():
+
+    def locked() -> IO[str]:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            lock = lock_file(out / LOCK)
+            return lock_file(out / LOCK)
         except OSError as error:
-            problem = f"out: '{out}' cannot be created or written: {error.strerror}"
+            raise UserError(f"out: '{out}' cannot be created or written: {error.strerror}") from None
         except InUse as user:
-            problem = f"out: '{out}' is in use by {user}; wait for it, or give another folder"
-    if problem := ranks.all_gather(problem)[0]:
-        raise UserError(problem)
+            raise UserError(f"out: '{out}' is in use by {user}; wait for it, or give another folder") from None
+
+    lock = ranks.on_first(locked)
     try:
         yield
     finally:
@@ -242,20 +344,9 @@ def exclusive(out: Path) -> Iterator[None]:
                 out.rmdir()
 
 
-def common_scale(requested: int | None, generators: Sequence[TrainedGenerator]) -> int:
-    scales = {generator.scale: generator.name for generator in generators}
-    if len(scales) > 1:
-        raise UserError(f"METHOD: different scales: {', '.join(f'{name} x{scale}' for scale, name in scales.items())}")
-    if not scales and requested is None:
-        raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
-    if scales and requested not in (None, *scales):
-        raise UserError(f"scale: {requested}, but {generators[0].name} upscales by {generators[0].scale}")
-    return requested or next(iter(scales))
-
-
-def output_folder(names: Sequence[str], generators: Sequence[TrainedGenerator], planned: folders.Tree, name: str) -> Path:
+def output_folder(places: Places, planned: folders.Tree, name: str) -> Path:
     """RUN/eval/STEP of the first run, else eval/; with -2, ... where another report would be lost. All ranks must call."""
-    runs = zip([Path(name) for name in names if name not in BASELINES], generators, strict=True)
+    runs = [(Path(word.path), places.generators[word.text]) for word in places.words if word.text in places.generators]
     wanted = next((run / "eval" / f"{generator.step:07d}" for run, generator in runs if trained.is_run(run)), Path("eval"))
     folder = ranks.broadcast_from_first(folders.free_folder(wanted, planned, name))
     if folder != wanted and ranks.is_first():
@@ -270,7 +361,7 @@ def plan(
     columns = [column for column in metrics.better if column not in metrics.missing]
     extractor = {metrics.extractor_key: metrics.extractor.describe()} if metrics.extractor else {}
     tree = {
-        "data": without_passwords(image_options.data),
+        "data": data_of(image_options),
         "portion": image_options.portion.describe() if image_options.portion else None,
         "n": len(batches.images.names),
         "inputs": inputs(facts),

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
-from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank
-from sr_dist.evaluation.baselines import Upscale
+from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank, progress_of
 from sr_dist.evaluation.classifiers.classifier_answers import (
     MethodAnswers,
     Row,
@@ -25,7 +24,8 @@ from sr_dist.evaluation.classifiers.classifier_answers import (
 )
 from sr_dist.evaluation.distances.reference_cache import References
 from sr_dist.evaluation.distances.set_distances import HR, BatchFeatures, HRCache, SetDistance, set_distances
-from sr_dist.evaluation.metric_set import Metrics
+from sr_dist.evaluation.methods import Method, SavedImages, restored
+from sr_dist.evaluation.metric_set import ImageMetric, Metrics, file_name, needs_reference
 from sr_dist.evaluation.partial_results import Abandoned, PartialResults
 from sr_dist.evaluation.protocol import Protocol
 
@@ -41,6 +41,8 @@ class Scoring:
     give_up: Callable[[], bool] = lambda: False  # asked before every batch
     partial_results: PartialResults = field(default_factory=PartialResults)  # may have some of the batches already
     references: References | None = None
+    about: str = "scoring"  # the first word of the progress lines
+    saved: SavedImages | None = None  # where the images of methods go
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring) -> Scores:
+def score(methods: Mapping[str, Method], batches: Batches, scoring: Scoring) -> Scores:
     """The same scores on every rank, except that only the first rank's rows have the classifiers' answers. All ranks must
     call."""
     metrics, results, numbers = scoring.metrics, scoring.partial_results, numbers_of_this_rank(batches)
@@ -88,26 +90,29 @@ def score(methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring) ->
     return Scores(rows, metrics.better, distances, {**metrics.missing, **no_distance, **no_answer}, answers, accuracies)
 
 
-def _score_missing_batches(
-    methods: Mapping[str, Upscale], batches: Batches, scoring: Scoring, views_of_hr: Sequence[str]
-) -> None:
+def _score_missing_batches(methods: Mapping[str, Method], batches: Batches, scoring: Scoring, views_of_hr: Sequence[str]) -> None:
     """Scores this rank's batches that have no partial results. All ranks stop if one of them fails or gives up."""
-    results = scoring.partial_results
-    needed, remaining, problem = [f"{view}/{HR}" for view in views_of_hr], [], ""
-    try:
-        remaining = results.missing(numbers_of_this_rank(batches), needed)
-    except UserError as mistake:
-        problem = str(mistake)
-    _stop_together(problem, False)
+    results, remaining = scoring.partial_results, list[int]()
+    needed = [f"{view}/{HR}" for view in views_of_hr]
+    with ranks.failing_together():
+        remaining = missing_batches(results, scoring.saved, numbers_of_this_rank(batches), needed)
     _announce(len(remaining), len(batches))
-    try:
+    with ranks.failing_together(), progress_of(batches, remaining, scoring.about) as progress:
         for number, batch in zip(remaining, load(batches, remaining, scoring.workers), strict=True):
             if scoring.give_up():
                 break
             results.put(number, *_score_batch(methods, batch, scoring, views_of_hr))
-    except UserError as mistake:
-        problem = str(mistake)
-    _stop_together(problem, scoring.give_up())
+            progress.advance(len(batch.names))
+    if any(ranks.all_gather(scoring.give_up())):
+        raise Abandoned
+
+
+def missing_batches(
+    results: PartialResults, saved: SavedImages | None, numbers: Sequence[int], needed: Sequence[str]
+) -> list[int]:  # fmt: skip
+    """The batches to score: those without results, and those whose images are not where they should be saved."""
+    missing = set(results.missing(numbers, needed))
+    return [number for number in numbers if number in missing or (saved and not saved.has(results.facts(number)))]
 
 
 def _announce(remaining: int, batches: int) -> None:
@@ -117,36 +122,40 @@ def _announce(remaining: int, batches: int) -> None:
         print(f"continuing: {done} of {batches} batches are done", flush=True)
 
 
-def _stop_together(problem: str, abandoned: bool) -> None:
-    """Raises on every rank if one rank has a problem. Otherwise the other ranks would wait for it."""
-    reports = ranks.all_gather((problem, abandoned))
-    for text, _ in reports:
-        if text:
-            raise UserError(text)
-    if any(gave_up for _, gave_up in reports):
-        raise Abandoned
-
-
 def _score_batch(
-    methods: Mapping[str, Upscale], batch: ImagePairs, scoring: Scoring, views_of_hr: Sequence[str]
+    methods: Mapping[str, Method], batch: ImagePairs, scoring: Scoring, views_of_hr: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The partial results of a batch: rows and labels; features of HR and of every method, and classifiers' answers."""
     metrics, protocol = scoring.metrics, scoring.protocol
-    lr, hr = batch.lr.to(scoring.device), batch.hr.to(scoring.device)
+    hr = batch.hr.to(scoring.device)
     rows: list[Row] = []
     arrays = {f"{view}/{HR}": _features(metrics, view, hr) for view in views_of_hr}
     arrays |= classify_batch(metrics.classifiers, HR, hr, protocol, batch)
-    for number, (name, upscale) in enumerate(methods.items(), HR + 1):
-        sr = upscale(lr)
+    for number, (name, method) in enumerate(methods.items(), HR + 1):
+        sr = restored(method, batch, scoring.device)
+        if scoring.saved:
+            scoring.saved.write(name, batch, sr)
         columns: dict[str, list[float]] = {}
         for metric in metrics.per_image:
-            columns.update(metric.per_image(sr, hr, protocol, batch.grey))
+            columns.update(_values(metric, sr, hr if needs_reference(metric) else sr, protocol, batch.grey))
         for i, image in enumerate(batch.names):
             values = {column: (value[i] if math.isfinite(value[i]) else None) for column, value in columns.items()}
             rows.append({"image": image, "method": name, **values})
         arrays |= {f"{view}/{number}": _features(metrics, view, sr) for view in metrics.views}
         arrays |= classify_batch(metrics.classifiers, number, sr, protocol, batch)
-    return {"rows": rows, "labels": batch.label.tolist()}, arrays
+    saved = {"saved": scoring.saved.mark()} if scoring.saved else {}
+    return {"rows": rows, "labels": batch.label.tolist(), **saved}, arrays
+
+
+def _values(metric: ImageMetric, sr: Tensor, hr: Tensor, protocol: Protocol, grey: bool) -> dict[str, list[float]]:
+    columns = metric.per_image(sr, hr, protocol, grey)
+    for column, values in columns.items():
+        if column not in metric.BETTER or len(values) != len(sr):
+            raise UserError(
+                f"metrics: '{file_name(metric)}' returns {len(values)} values of '{column}' for {len(sr)} images; it must return "
+                f"one per image, of the columns of its BETTER ({', '.join(metric.BETTER)})"
+            )
+    return columns
 
 
 def _features(metrics: Metrics, view: str, images: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -81,6 +82,11 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(logits.float().reshape(len(images), -1).mean(1).sum(), images, create_graph=True)
     return gradient.float().square().sum((1, 2, 3)).mean()
+
+
+def differentiable_twice(needed: bool) -> AbstractContextManager[None]:
+    """Around the forward pass for `r1_penalty`: compiled code has no double backward, so the network runs uncompiled."""
+    return torch.compiler.set_stance("force_eager") if needed else nullcontext()
 
 
 def r1_refuses(weight: float, launch: Launch) -> str | None:

@@ -81,9 +81,12 @@ def _png_16(path: Path) -> np.ndarray:
         image.verify()  # every chunk's checksum
     with open_image(path) as image:
         image.load()
-        orientation = image.getexif().get(0x0112, 1)
+        orientation, transparent = image.getexif().get(0x0112, 1), image.info.get("transparency")
     data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
     planes = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+    if transparent is not None and planes.shape[2] in (1, 3):  # a colour, in the chunk tRNS, which torchvision leaves out
+        visible = (planes != np.array(transparent, planes.dtype)).any(2, keepdims=True)
+        planes = np.concatenate([planes, visible * np.array(65535, planes.dtype)], 2)
     return _oriented(planes, orientation)
 
 

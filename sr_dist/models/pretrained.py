@@ -7,7 +7,6 @@ the others.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -15,7 +14,8 @@ import urllib.request
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import sha256
+from sr_dist.core.files import locked
+from sr_dist.models.verified import digest
 
 PYTORCH = "https://download.pytorch.org/models/"
 ADDRESSES = {
@@ -59,23 +59,19 @@ def verified(path: Path, key: str, name: str | None = None) -> Path:
     name = name or path.name
     in_name = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", name)
     stated = SHA256.get(name) or (in_name.group(1) if in_name else "")
-    if stated and not (actual := sha256(path)).startswith(stated):
+    if stated and not (actual := digest(path)).startswith(stated):
         raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {actual[:8]}, not {stated[:8]}")
     return path
 
 
 def _downloaded(address: str, target: Path, key: str) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.part")
-    with open(temporary, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the ranks of a node arrive together: one downloads, the others wait
+    with locked(temporary):  # the ranks of a node arrive together: one downloads, the others wait
         if target.is_file():
             return verified(target, key)
-        file.truncate(0)
         try:
-            with urllib.request.urlopen(address, timeout=60) as answer:
+            with urllib.request.urlopen(address, timeout=60) as answer, open(temporary, "wb") as file:
                 shutil.copyfileobj(answer, file)
-            file.flush()
             verified(temporary, key, target.name)
             os.replace(temporary, target)
         except OSError as problem:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_dist.core.colour import luma
+from sr_dist.core.errors import UserError
 from sr_dist.core.resize import imresize
 
 Upscale = Callable[[Tensor], Tensor]  # (B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)
@@ -21,15 +22,26 @@ def adapt_channels(network: nn.Module, channels: int, scale: int) -> Upscale:
     colour image: bicubic(image) + (network(Y) - bicubic(Y)), as in SRCNN.
     """
 
+    def enlarged(lr: Tensor) -> Tensor:
+        sr = network(lr)
+        check_size(sr, lr, (len(lr), channels, lr.shape[2] * scale, lr.shape[3] * scale))
+        return sr
+
     def upscale(lr: Tensor) -> Tensor:
         if lr.shape[1] == channels:
-            return network(lr)
+            return enlarged(lr)
         if channels == 3:
-            return luma(network(lr.expand(-1, 3, -1, -1)))
+            return luma(enlarged(lr.expand(-1, 3, -1, -1)))
         smooth = imresize(lr, scale)
-        return smooth + network(luma(lr)) - luma(smooth)
+        return smooth + enlarged(luma(lr)) - luma(smooth)
 
     return upscale
+
+
+def check_size(sr: Tensor, lr: Tensor, expected: tuple[int, ...]) -> None:
+    """Refuses a generator, which may be a user's own file, that makes images of another size."""
+    if tuple(sr.shape) != expected:
+        raise UserError(f"generator: it returns {tuple(sr.shape)} for LR of {tuple(lr.shape)}; it must return {expected}")
 
 
 @dataclass(frozen=True)

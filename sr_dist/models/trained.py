@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
-from sr_dist.core.run_layout import CHECKPOINTS, STATE, checkpoint_folder, checkpoint_state, checkpoint_steps, is_run, run_id
+from sr_dist.core.run_layout import STATE, checkpoint_folder, checkpoint_of, checkpoint_state, checkpoint_steps, is_run, run_id
 from sr_dist.models import layouts, verified, weights_files
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, build_for, named_in_recipe, read_metadata
@@ -83,6 +83,8 @@ def open_generator(path: str, key: str = "method", scale: int | None = None) -> 
     section, own_scale, tensors = describe(tensors, metadata, file, key, named_in_recipe(place))
     if own_scale is None and scale is None:
         raise UserError(f"{key}: '{file}' is {section['name']}, whose tensors do not show the scale; give --scale=N")
+    if own_scale and scale not in (None, own_scale):
+        raise UserError(f"scale: {scale}, but {name_and_step(place, file)[0]} upscales by {own_scale}")
     scale = own_scale or scale
     assert scale is not None
     try:
@@ -99,16 +101,16 @@ def name_and_step(place: Path, file: Path) -> tuple[str, int | None]:
     """The name of a run's generator (`gan`), of one of its checkpoints (`gan@1000`) or of a file (its stem), and its step."""
     if is_run(place):
         return place.resolve().name, int(file.parent.name)
-    *_, run, checkpoints, step, _ = ["", "", "", *file.resolve().parts]
-    if checkpoints == CHECKPOINTS and step.isdigit():
-        return f"{run}@{int(step)}", int(step)
+    if checkpoint := checkpoint_of(file):
+        run, step = checkpoint
+        return f"{run.name}@{step}", step
     return Path(file.name.removesuffix(".tar")).stem, None
 
 
 def run_of(file: Path) -> str | None:
     """The identity of the run whose checkpoint has this file."""
-    *_, run = [None, *file.resolve().parents[2:3]]
-    return run_id(run) if run and file.resolve().parents[1].name == CHECKPOINTS else None
+    checkpoint = checkpoint_of(file)
+    return run_id(checkpoint[0]) if checkpoint else None
 
 
 class Description(NamedTuple):

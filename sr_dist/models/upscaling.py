@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sr_dist.core import launch_env
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import IMAGE_SUFFIXES, files_below
+from sr_dist.core.files import IMAGE_SUFFIXES, images_below
 from sr_dist.core.outputs import write_output
+from sr_dist.core.progress import Progress
 from sr_dist.core.resize import imresize
 from sr_dist.models import image_files, trained
 from sr_dist.models.image_files import ImageFile, ImageFileError
@@ -45,17 +46,19 @@ def upscale(source: str, pairs: Pairs, tiles: Tiles, scale: int | None = None) -
         return upscale_in_tiles(network, planes[None], generator.scale, tiles.size, tiles.overlap, device)[0]
 
     failed = 0
-    for path, target in pairs:
-        try:
-            image = image_files.read(path)
-            large = ImageFile(enlarged_planes(image.pixels), _alpha(image, generator), image.bits, image.profile)
-            write_output(target, image_files.encode(large, target.suffix), "OUTPUT")
-        except ImageFileError as problem:
-            failed += 1
-            print(f"failed: '{path}': {problem}", flush=True)
-        except torch.OutOfMemoryError:
-            failed += 1
-            print(f"failed: '{path}': it needs more memory than '{device}' has; give --tile=256 or less", flush=True)
+    with Progress(len(pairs)) as progress:
+        for path, target in pairs:
+            try:
+                image = image_files.read(path)
+                large = ImageFile(enlarged_planes(image.pixels), _alpha(image, generator), image.bits, image.profile)
+                write_output(target, image_files.encode(large, target.suffix), "OUTPUT")
+            except ImageFileError as problem:
+                failed += 1
+                progress.print(f"failed: '{path}': {problem}")
+            except torch.OutOfMemoryError:
+                failed += 1
+                progress.print(f"failed: '{path}': it needs more memory than '{device}' has; give --tile=256 or less")
+            progress.advance()
     return Enlarged(len(pairs) - failed, generator.scale, generator.name)
 
 
@@ -68,10 +71,8 @@ def targets(source: Path, out: Path, suffix: str) -> Pairs:
     """Every image and the file to write. Two that differ only in their suffix both keep it: a.jpg.png."""
     if not source.is_dir():
         return [(source, out / f"{source.stem}.{suffix}" if out.is_dir() else out)]
-    inside = [p for p in sorted(files_below(source)) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     root, place = source.resolve(), out.resolve()
-    visible = [p for p in inside if not p.name.startswith(".")]
-    images = [p for p in visible if place == root or not (root / p.relative_to(source)).is_relative_to(place)]
+    images = [p for p in images_below(source) if place == root or not (root / p.relative_to(source)).is_relative_to(place)]
     if not images:
         raise UserError(f"INPUT: no images in '{source}' (looked for {' '.join(IMAGE_SUFFIXES)})")
     alike = Counter(p.with_suffix("") for p in images)

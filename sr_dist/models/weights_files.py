@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sr_dist.core.errors import UserError, first_line, nearest
+from sr_dist.core.errors import UserError, first_line, nearest_path
 
 Tensors = dict[str, Tensor]
 
@@ -43,8 +43,7 @@ def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
     if file.is_dir():
         raise UserError(f"{key}: '{file}' is a folder, but not a run's (it has no recipe.yaml)")
     if not file.is_file():
-        near = [str(p) for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UserError(f"{key}: no run folder or weights file '{file}'{nearest(str(file), near)}")
+        raise UserError(f"{key}: no run folder or weights file '{file}'{nearest_path(file)}")
     if file.suffix == ".safetensors":
         return _safetensors(file, key)
     if file.suffix in PICKLES:

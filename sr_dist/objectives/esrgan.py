@@ -25,7 +25,7 @@ from sr_dist.core.config import Settings
 from sr_dist.core.contracts import Discriminator, Phase
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
-from sr_dist.losses.adversarial import bce_fake, bce_real, r1_penalty, r1_refuses, relative
+from sr_dist.losses.adversarial import bce_fake, bce_real, differentiable_twice, r1_penalty, r1_refuses, relative
 from sr_dist.losses.content_terms import ContentTerms
 from sr_dist.recipe.checks import refuse_classes
 from sr_dist.recipe.sections import Recipe
@@ -87,7 +87,9 @@ class Objective(nn.Module):
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
-        real, fake, over = discriminator(hr).logits, discriminator(sr).logits, self.config.batch_mean
+        with differentiable_twice(self.config.r1_weight > 0):
+            real = discriminator(hr).logits
+        fake, over = discriminator(sr).logits, self.config.batch_mean
         terms: Terms = {
             "real": self.factor * bce_real(relative(real, fake, over)),
             "fake": self.factor * bce_fake(relative(fake, real, over)),

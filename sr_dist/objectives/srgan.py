@@ -23,7 +23,7 @@ from sr_dist.core.batch import Batch, Terms
 from sr_dist.core.config import Settings
 from sr_dist.core.contracts import Discriminator, Phase
 from sr_dist.core.launch_env import Launch
-from sr_dist.losses.adversarial import FORMS, FormName, r1_penalty, r1_refuses
+from sr_dist.losses.adversarial import FORMS, FormName, differentiable_twice, r1_penalty, r1_refuses
 from sr_dist.losses.content_terms import ContentTerms
 from sr_dist.recipe.checks import refuse_classes
 from sr_dist.recipe.sections import Recipe
@@ -65,7 +65,9 @@ class Objective(nn.Module):
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
-        real, fake = discriminator(hr).logits, discriminator(sr).logits
+        with differentiable_twice(self.config.r1_weight > 0):
+            real = discriminator(hr).logits
+        fake = discriminator(sr).logits
         terms: Terms = {"real": self.form.real(real), "fake": self.form.fake(fake)}
         if self.config.r1_weight:
             terms["r1"] = self.config.r1_weight * r1_penalty(real, hr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -11,11 +11,12 @@ from sr_dist.core.errors import UserError, nearest
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
 
-# These keys may differ. A section stands for all its keys. Starting weights are not used on resumption.
+# These keys may differ. A section stands for all its keys. Starting weights are not used on resumption. A renamed folder is the
+# same run: its id is in run.json and in its checkpoints.
 FREE = (
-    "steps", "runs", "accumulate", "precision", "compile", "channels_last", "checkpointing", "tf32", "data.workers", "data.trace",
-    "data.train", "data.on_corrupt", "data.cache", "data.cache_gb", "data.validation", "data.validation_limit", "save_every",
-    "keep", "validate_every", "metrics", "log_every", "log", "zero", "init.generator", "init.discriminator",
+    "name", "steps", "runs", "accumulate", "precision", "compile", "channels_last", "checkpointing", "tf32", "data.workers",
+    "data.trace", "data.train", "data.on_corrupt", "data.cache", "data.cache_gb", "data.validation", "data.validation_limit",
+    "save_every", "keep", "validate_every", "metrics", "log_every", "log", "zero", "init.generator", "init.discriminator",
     "init.classifier", "allow_download", "max_skipped", "on_save_error", "hang_timeout", "resume",
 )  # fmt: skip
 WARNED = ("precision", "compile", "channels_last", "checkpointing", "tf32", "accumulate")  # they change results slightly
@@ -48,18 +49,15 @@ def check_allowed(recipe: Recipe) -> None:
             raise UserError(f"resume.allow: no key '{key}'{nearest(key, known)}")
 
 
-def forbidden_changes(before: Mapping[str, Any], after: Recipe) -> list[str]:
-    """The keys that differ from the run's recipe although they may not, as `key: was X, is Y`."""
-    allowed = (*FREE, *after.resume.allow)
-
-    def is_allowed(key: str) -> bool:
-        return any(key == name or key.startswith(f"{name}.") for name in allowed)
-
-    return [line for key, line in differences(before, after) if not is_allowed(key)]
+def forbidden_changes(changes: Iterable[str], allowed: Iterable[str]) -> list[str]:
+    """The keys of `changes` that may not differ, and that nobody has allowed."""
+    names = (*FREE, *allowed)
+    return [key for key in changes if not any(key == name or key.startswith(f"{name}.") for name in names)]
 
 
-def differences(before: Mapping[str, Any], after: Recipe) -> list[tuple[str, str]]:
-    """Every key whose value differs. A key that is missing in an older file had its default, also that of a part."""
+def differences(before: Mapping[str, Any], after: Recipe) -> dict[str, str]:
+    """Every key whose value differs, with `key: was X, is Y`. A key that is missing in an older file had its default, also that
+    of a part."""
     stated = config.typed(Recipe, before)
     old, new = (config.flatten(config.parse(config.text(recipe))) for recipe in (stated, after))
     if new.keys() - old.keys():
@@ -67,4 +65,4 @@ def differences(before: Mapping[str, Any], after: Recipe) -> list[tuple[str, str
             defaults = config.flatten(config.parse(config.text(checks.with_defaults(stated))))
             old |= {key: defaults[key] for key in new.keys() - old.keys() if key in defaults}
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return [(key, f"{key}: was {old.get(key)}, is {new.get(key)}") for key in keys]
+    return {key: f"{key}: was {old.get(key)}, is {new.get(key)}" for key in keys}

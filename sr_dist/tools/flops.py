@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sr_dist.core.errors import first_line
 from sr_dist.core.files import cache_folder, sha256, write_whole
+from sr_dist.core.json_text import read_json
 from sr_dist.core.version import __version__
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
@@ -37,7 +38,7 @@ def per_image_once(recipe: Recipe) -> float | None:
         return None
     file = cache_folder() / "operations" / f"{_digest(recipe)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads(file.read_text())["flops_per_image"])
+        return float(read_json(file)["flops_per_image"])
     try:
         flops = per_image(recipe)
     except Exception as problem:  # a user's own part may do anything; training does not depend on this

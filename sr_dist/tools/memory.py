@@ -109,7 +109,7 @@ def backend_row(recipe: Recipe, networks: dict[str, Sizes], content: int, backen
         own = (recipe.zero.discriminator or stage) if phase == "discriminator" and stage else stage
         settings = recipe.optimizer_of(phase)
         amounts = state_bytes(network, states_per_weight(settings), own, gpus, averaged=place == 0)
-        zero = configuration(recipe, settings, own, offload, network.whole)["zero_optimization"]
+        zero = configuration(recipe, settings, own, {"device": "cpu"} if offload else None, network.whole)["zero_optimization"]
         amounts["buffers"] = buffer_bytes(network, zero, gpus, recipe.precision == "bf16")
         amounts["host"] = 0
         if offload:  # master weights, states, gradients, and the weights on their way back

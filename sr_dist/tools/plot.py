@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.json_text import parse_json
 from sr_dist.core.outputs import make_folder, write_output
 from sr_dist.core.run_layout import METRICS
 from sr_dist.recipe.columns import better_direction
@@ -99,9 +99,9 @@ def read_metrics(folder: Path, name: str) -> RunMetrics:
 def parse_row(line: bytes, place: str) -> Row:
     """A row: a step, and numbers or null by column."""
     try:
-        row = json.loads(line.decode())
+        row = parse_json(line.decode())
         problem = _problem_of(row)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         problem = first_line(error)
     if problem:
         raise UserError(f"RUN: {place} is not a row of metrics ({problem}); correct or delete it")

@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sr_dist.training.flat import by_type, joined, pieces
+
+
+def saved_buffers(network: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are part of a checkpoint. The others are constants, which every network computes for itself."""
+    saved = network.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in network.named_buffers() if name in saved}
+
 
 class Buffers:
     """The buffers as the last good step left them. They change in forward passes, before anybody knows whether the step is good.
@@ -13,49 +21,36 @@ class Buffers:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network
+        named = saved_buffers(network)
+        self._names = {id(buffer): name for name, buffer in named.items()}
+        self._live = by_type(list(named.values()))
         self.remember()
-        device = self._good[0].device if self._good else None
-        self.refused = torch.zeros((), device=device)
+        self.refused = torch.zeros((), device=next(network.parameters()).device)
         """Steps in a row after which buffers were not finite although the gradients were."""
-
-    def _by_type(self) -> list[list[Tensor]]:
-        values = list(self._network.buffers())
-        types = dict.fromkeys(value.dtype for value in values)
-        return [[value for value in values if value.dtype == each] for each in types]
 
     def remember(self) -> None:
         """Takes the buffers as they are for good: after loading."""
-        self._good = [_flat(values) for values in self._by_type()]
+        self._good = [joined(values) for values in self._live]
         self._bad = self._good
 
     def settle(self, skipped: Tensor) -> None:
         """After each step: brings the buffers back if the step was skipped (1, else 0) or has left a value that is not finite."""
-        if not self._good:
+        if not self._live:
             return
-        live = self._by_type()
-        now = [_flat(values) for values in live]
+        now = [joined(values) for values in self._live]
         broken = ~torch.stack([torch.isfinite(values).all() for values in now]).all()
         refused = broken & (skipped == 0)
         self.refused = (self.refused + 1) * refused
         self._bad = [torch.where(refused, new, bad) for new, bad in zip(now, self._bad, strict=True)]
         self._good = [torch.where(broken | (skipped > 0), good, new) for new, good in zip(now, self._good, strict=True)]
-        for values, good in zip(live, self._good, strict=True):
-            torch._foreach_copy_(values, _pieces(good, values))
+        for values, good in zip(self._live, self._good, strict=True):
+            torch._foreach_copy_(values, pieces(good, values))
 
     def broken(self) -> list[str]:
         """The names of the buffers that were not finite when a step was last refused. Waits for the device."""
-        finite: dict[int, bool] = {}
-        for values, bad in zip(self._by_type(), self._bad, strict=True):
-            pieces = zip(values, _pieces(bad, values), strict=True)
-            finite |= {id(value): bool(torch.isfinite(piece).all()) for value, piece in pieces}
-        return [name for name, value in self._network.named_buffers() if not finite[id(value)]]
-
-
-def _flat(values: list[Tensor]) -> Tensor:
-    return torch.cat([value.detach().reshape(-1) for value in values])
-
-
-def _pieces(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
-    pieces = flat.split([value.numel() for value in like])
-    return [piece.view(value.shape) for piece, value in zip(pieces, like, strict=True)]
+        return [
+            self._names[id(value)]
+            for values, bad in zip(self._live, self._bad, strict=True)
+            for value, piece in zip(values, pieces(bad, values), strict=True)
+            if not torch.isfinite(piece).all()
+        ]

@@ -62,18 +62,18 @@ def set_up(recipe: Recipe) -> Run:
     loader = open_loader(recipe, shards, device, Start(saved.state["position"], saved.step) if saved else None, lost)
     validation = open_validation(recipe)
     metrics = validation_metrics(recipe, validation, device)
-    run_id = claim_folder(recipe, saved)
-    log = Log(recipe, ranks.is_first(), lost)
     ema = Ema(networks[objective.phases[0]], recipe.ema.decay)
     ema.network.to(device)  # stays bare: only the trained networks are prepared
     engines = build_engines(accelerator, recipe, networks)
     ema.follow(engines[objective.phases[0]])
+    run_id = claim_folder(recipe, saved)  # after everything that can be refused
+    log = Log(recipe, ranks.is_first(), lost)
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
         Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device.type == "cuda"), StopRequest(folder),
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
-        lost, state=begin_state(recipe, run_id, digest),
+        lost, begin_state(recipe, run_id, digest),
     )  # fmt: skip
     if saved:
         resume(run, saved)
@@ -85,6 +85,7 @@ def set_up(recipe: Recipe) -> Run:
 
 def check_fits(networks: dict[str, nn.Module], saved: Checkpoint) -> None:
     """Refuses networks that resume.allow has changed so far that the checkpoint is not theirs."""
+    checkpoint.check_state(saved, networks)
     for phase, network in networks.items():
         match = match_tensors(network.state_dict(), saved.shapes(phase))
         if not match.complete:
@@ -143,13 +144,19 @@ def claim_folder(recipe: Recipe, saved: Checkpoint | None) -> str:
             run_folder.drop_later(recipe.folder, saved)
             return run_id
 
-    return ranks.broadcast_from_first(ranks.on_first(begin)) or ""
+    return ranks.from_first(begin)
 
 
 def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
     """The first rank looks for it and tells the others. All ranks must call."""
-    saved = ranks.on_first(lambda: checkpoint.newest(recipe.folder, lambda text: print(text, flush=True)))
-    return ranks.broadcast_from_first(saved)
+
+    def find() -> Checkpoint | None:
+        saved = checkpoint.newest(recipe.folder, lambda text: print(text, flush=True))
+        if saved:
+            checkpoint.check_state(saved)
+        return saved
+
+    return ranks.from_first(find)
 
 
 def begin_state(recipe: Recipe, run_id: str, digest: str) -> State:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.files import owner_of, sha256, sync, this_process, write_whole
-from sr_dist.core.formats import UnknownFormat, refuse_unknown, stamp
+from sr_dist.core.files import owner_of, sha256, sync, this_process, write_json
+from sr_dist.core.formats import UnknownFormat, stamp
+from sr_dist.core.json_text import read_json
 from sr_dist.core.run_layout import (
     CHECKPOINT_FORMAT,
     CHECKPOINTS,
+    LOCK,
     MANIFEST,
     RUN,
-    RUN_FORMAT,
     STATE,
     checkpoint_folder,
     checkpoint_names,
@@ -40,8 +41,9 @@ from sr_dist.core.run_layout import (
     checkpoint_steps,
     run_id,
     run_record,
+    write_run_record,
 )  # fmt: skip
-from sr_dist.core.version import __version__
+from sr_dist.models import verified
 from sr_dist.recipe.sections import Keep
 
 
@@ -89,7 +91,7 @@ def save(run: Path, step: int, contents: Contents) -> Path:
 def amend(run: Path, step: int, state: Mapping[str, Any]) -> None:
     """Replaces the state of a checkpoint. Its tensors are the same files, or copies where a file system has no hard links."""
     before = checkpoint_folder(run, step)
-    entries = json.loads((before / MANIFEST).read_text())["files"]
+    entries = read_json(before / MANIFEST)["files"]
     with _replacing(run, step, state) as folder:
         for path in before.glob("*.safetensors"):
             try:
@@ -125,9 +127,8 @@ def check_folder(run: Path, state: Mapping[str, Any]) -> None:
         own = run_id(run)
     except UserError:  # it cannot be read now; then a save fails by itself
         return
-    if own is None and owner_of(run / ".lock") == this_process():  # only run.json was removed
-        record = {**stamp(RUN_FORMAT), "id": state["run"], "unnamed_until": 0}
-        write_whole(run / RUN, (json.dumps(record, indent=1) + "\n").encode())
+    if own is None and owner_of(run / LOCK) == this_process():  # only run.json was removed
+        write_run_record(run, state["run"])
     elif own != state.get("run"):
         fate = "was removed" if own is None else "now belongs to another run"
         raise UserError(f"name: the run folder '{run}' {fate} while this process was training; it stops and writes nothing")
@@ -139,8 +140,7 @@ def _describe(folder: Path, step: int, state: Mapping[str, Any], entries: Mappin
     sync(folder / STATE)
     new = {p.name: p for p in sorted(folder.iterdir()) if p.name == STATE or p.name not in entries}
     files = {**entries, **{name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for name, p in new.items()}}
-    manifest = {**stamp(CHECKPOINT_FORMAT), "step": step, "run": state.get("run"), "files": files}
-    write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_json(folder / MANIFEST, {**stamp(CHECKPOINT_FORMAT), "step": step, "run": state.get("run"), "files": files})
     sync(folder)
 
 
@@ -207,6 +207,29 @@ def check_identity(run: Path, step: int, state: Mapping[str, Any]) -> None:
         )
 
 
+STATE_KEYS: dict[str, Any] = {
+    "manifest": str, "position": int, "ema_updates": int, "validated": bool, "best": (dict, type(None)), "skipped": dict,
+    "scalers": dict,
+}  # fmt: skip
+
+
+def check_state(saved: Checkpoint, phases: Iterable[str] = ()) -> None:
+    """Refuses a state.json that lacks what resuming needs, of the run or of these networks."""
+    for key, kind in STATE_KEYS.items():
+        _check_entry(saved, saved.state, key, kind)
+    for key, kind in (("skipped", int), ("scalers", dict)):
+        for phase in phases:
+            _check_entry(saved, saved.state[key], phase, kind, f"{key}.")
+
+
+def _check_entry(saved: Checkpoint, part: Mapping[str, Any], key: str, kind: Any, prefix: str = "") -> None:
+    if key not in part or not isinstance(part[key], kind):
+        problem = f"'{prefix}{key}' is {part[key]!r}" if key in part else f"there is no '{prefix}{key}'"
+        raise UserError(
+            f"name: '{saved.folder / STATE}' cannot be used: {problem}; remove this checkpoint to continue from the one before"
+        )
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None.
 
@@ -214,9 +237,7 @@ def damage(folder: Path) -> str | None:
     checkpoint may be whole.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        if manifest.get("sr_dist") != __version__:  # another number of this version is a flipped bit
-            refuse_unknown(manifest, CHECKPOINT_FORMAT, folder, "name")
+        manifest = verified.read_manifest(folder, "name")
         if problem := _difference(folder, manifest["files"]):
             return problem
         state = checkpoint_state(folder)
@@ -232,7 +253,7 @@ def damage(folder: Path) -> str | None:
             f"name: the checkpoint '{folder}' cannot be read ({problem.strerror}), so nobody knows whether it is whole; nothing "
             f"was changed, the same command continues when it can be read"
         ) from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+    except (ValueError, LookupError, TypeError, AttributeError) as problem:
         return f"manifest.json or state.json is not that of a checkpoint: {first_line(problem)}"
     return None
 
@@ -244,13 +265,10 @@ def _difference(folder: Path, files: Mapping[str, Any]) -> str | None:
         if name not in files:
             return f"manifest.json does not list {name}"
     for name, entry in files.items():
-        path = folder / name
-        if name not in names or not path.is_file():
+        if name not in names or not (folder / name).is_file():
             return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}"
-        if sha256(path) != entry["sha256"]:
-            return f"{name} does not match its sha256"
+        if problem := verified.difference(folder / name, entry, sha256):
+            return f"{name} {problem}"
     return None
 
 

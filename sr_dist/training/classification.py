@@ -18,7 +18,7 @@ from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.training.networks import build_degradation
 from sr_dist.training.run import Run, ValidationResult
 
-VALIDATION_BATCH = 8  # images of one size that a network sees together
+VALIDATION_BATCH = 8  # images of one size that a network sees together, of
 
 
 def validate(run: Run, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.buffers import Buffers
 from sr_dist.training.engine import EngineState
-from sr_dist.training.optimizer_state import build_optimizer, load_optimizer_state, optimizer_state
+from sr_dist.training.optimizer_state import begin_momentum, build_optimizer, load_optimizer_state, optimizer_state
 
 
 class DDPEngine:
@@ -23,6 +23,7 @@ class DDPEngine:
         self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
         self.optimizer = build_optimizer(self.bare, self.settings)
+        begin_momentum(self.optimizer)
         self.network = accelerator.prepare_model(self.bare)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
         self.skipped = torch.zeros((), device=accelerator.device)

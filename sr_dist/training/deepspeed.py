@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sr_dist.core import ranks
+from sr_dist.core import ranks, zero_options
 from sr_dist.recipe.sections import Optimizer, Recipe
-from sr_dist.training.buffers import Buffers
+from sr_dist.training.buffers import Buffers, saved_buffers
 from sr_dist.training.engine import EngineState
 from sr_dist.training.optimizer_state import build_optimizer
 
@@ -31,16 +31,16 @@ class DeepSpeedEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
-        plugin = accelerator.state.deepspeed_plugin
-        assert plugin is not None
-        self.stage = int(plugin.zero_stage)
+        zero = zero_options.stated()
+        self.stage = zero.stage
         if phase == "discriminator" and recipe.zero.discriminator is not None:
             self.stage = recipe.zero.discriminator
-        offload = plugin.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device") == "cpu"
+        config = configuration(recipe, self.settings, self.stage, zero.offload, sum(p.numel() for p in self.bare.parameters()))
+        zero.add_to(config)
         self.engine, *_ = deepspeed.initialize(
             model=self.bare,
-            optimizer=build_optimizer(self.bare, self.settings, on_host=offload),
-            config=configuration(recipe, self.settings, self.stage, offload, sum(p.numel() for p in self.bare.parameters())),
+            optimizer=build_optimizer(self.bare, self.settings, on_host=zero.offload is not None),
+            config=config,
             dist_init_required=False,
         )
         self.network = self.engine
@@ -89,7 +89,7 @@ class DeepSpeedEngine:
 
     def state(self) -> EngineState:
         names = [name for name, _ in self.bare.named_parameters()]
-        weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | dict(self.bare.named_buffers())
+        weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | saved_buffers(self.bare)
         return {"weights": weights, "optimizer": self._optimizer_state()}
 
     def load(self, state: EngineState) -> None:
@@ -97,7 +97,7 @@ class DeepSpeedEngine:
         self._load_optimizer_state(state["optimizer"])
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        for name, buffer in self.bare.named_buffers():
+        for name, buffer in saved_buffers(self.bare).items():
             buffer.copy_(weights[name])
         self.buffers.remember()
         for name, parameter in self._named_parameters():
@@ -173,7 +173,7 @@ class DeepSpeedEngine:
         """Without a gradient scaler: fp16 is refused under ZeRO."""
 
 
-def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool, size: int) -> dict[str, Any]:
+def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: dict[str, Any] | None, size: int) -> dict[str, Any]:
     """DeepSpeed's configuration for a recipe. Master weights are always fp32; bf16 is autocast, as without DeepSpeed.
 
     `size` is the number of parameters: DeepSpeed's own buckets hold 500 million, gigabytes more than our networks need.
@@ -183,7 +183,7 @@ def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = recipe.zero.persistence_threshold
     if offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
+        zero["offload_optimizer"] = offload
     return {
         "train_micro_batch_size_per_gpu": 1,  # unused: the loop forms batches
         "gradient_accumulation_steps": 1,  # unused: the loop names the last micro-batch
@@ -191,7 +191,8 @@ def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: bool
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "torch_autocast": {"enabled": recipe.precision == "bf16", "dtype": "bfloat16"},
+        # Without modules whose gradients (and, under ZeRO-3, weights) may travel in bf16: DDP reduces in fp32.
+        "torch_autocast": {"enabled": recipe.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": None,
     }
 

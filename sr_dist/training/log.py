@@ -26,9 +26,9 @@ logger = logging.getLogger("sr_dist")
 class Log:
     """Writes on the first rank; on other ranks it is silent. `lost` counts what the disk refuses."""
 
-    def __init__(self, recipe: Recipe, first: bool, lost: LostWrites | None = None) -> None:
+    def __init__(self, recipe: Recipe, first: bool, lost: LostWrites) -> None:
         self.first = first
-        self._lost = lost or LostWrites()
+        self._lost = lost
         self._progress = ProgressBar(recipe.name, recipe.steps)
         self._artifacts = recipe.log.artifacts
         self._trackers: list[Tracker] = []
@@ -97,7 +97,8 @@ class Log:
                 send(tracker)
             except Exception as problem:
                 self._trackers.remove(tracker)
-                self.info(f"{type(tracker).__name__} failed ({first_line(problem)}); it gets nothing more, training goes on")
+                name, reason = type(tracker).__name__, first_line(problem)
+                self.info(f"{name} failed ({reason}); it gets nothing more, training goes on, {METRICS} has everything")
 
     def close(self, code: int = 0) -> None:
         self._progress.close()
@@ -114,8 +115,8 @@ class Log:
 class Trace:
     """`trace/rank-*.jsonl`: the keys of every micro-batch that this rank trained on."""
 
-    def __init__(self, folder: Path, rank: int, enabled: bool, lost: LostWrites | None = None) -> None:
-        self._file, self._lost = None, lost or LostWrites()
+    def __init__(self, folder: Path, rank: int, enabled: bool, lost: LostWrites) -> None:
+        self._file, self._lost = None, lost
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = Lines(folder / f"rank-{rank:03d}.jsonl")

@@ -64,7 +64,6 @@ def fit(run: Run) -> bool:
             break
         run.watchdog.beat(f"waiting for the images of step {step + 1}")
     run.writer.wait()
-    check_folder(run)
     check_saves(run, last=True)
     return run.step >= recipe.steps and run.state["validated"]
 
@@ -97,10 +96,12 @@ def check_divergence(run: Run) -> None:
 
     All ranks must call: gradients are the same on all, buffers are not.
     """
-    for name, engine in run.engines.items():
-        if (count := int(engine.skipped)) >= run.recipe.max_skipped:
+    engines = run.engines.values()
+    counts = ranks.all_reduce_max(torch.stack([count.float() for e in engines for count in (e.skipped, e.buffers.refused)]))
+    for (name, engine), (skipped, refused) in zip(run.engines.items(), counts.int().view(-1, 2).tolist(), strict=True):
+        if (count := skipped) >= run.recipe.max_skipped:
             problem = f"the gradients of the {name} were not finite for {count} steps in a row"
-        elif (count := max(ranks.all_gather(int(engine.buffers.refused)))) >= run.recipe.max_skipped:
+        elif (count := refused) >= run.recipe.max_skipped:
             names = ", ".join(sorted({name for part in ranks.all_gather(engine.buffers.broken()) for name in part})[:3])
             problem = f"buffers of the {name} ({names}) were not finite after {count} steps in a row and were restored"
         else:
@@ -171,7 +172,7 @@ def validate(run: Run) -> bool:
 def validate_generator(run: Run, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:
     """All ranks must call."""
     rules = protocol("matlab-y", run.recipe.scale)
-    scores = score({"ema": run.upscaler}, batches, Scoring(rules, run.metrics, run.device, give_up=give_up))
+    scores = score({"ema": run.upscaler}, batches, Scoring(rules, run.metrics, run.device, give_up=give_up, about="validating"))
     return ValidationResult(len(scores.rows), scores.means("ema"), summary(scores), scores.rows)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sr_dist.core import plugins, ranks
+from sr_dist.core import launch_env, plugins, ranks
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
@@ -54,7 +54,7 @@ def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.devic
     if device.type == "cuda" and ranks.size() > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(device)
-    if recipe.channels_last:
+    if recipe.channels_last and not launch_env.under_deepspeed():  # ZeRO keeps weights in flat, contiguous buffers
         network = network.to(memory_format=torch.channels_last)
     if phase != "discriminator" and recipe.checkpointing:
         recompute_activations(network, recipe.checkpointing)

@@ -20,7 +20,15 @@ def build_optimizer(network: nn.Module, settings: Optimizer, on_host: bool = Fal
     if not parameters:
         raise UserError("init.freeze: its patterns freeze every parameter; there is nothing to train")
     name, path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")
-    return plugins.import_part(name, path, "optimizer.name").build(parameters, settings, not on_host)
+    module = plugins.need(plugins.import_part(name, path, "optimizer.name"), "build", path, "optimizer.name")
+    return module.build(parameters, settings, not on_host)
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives SGD's momentum its zeros. Its fused kernel leaves it as uninitialised memory where the first update is skipped."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def states_per_weight(settings: Optimizer) -> int:

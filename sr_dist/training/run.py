@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -77,10 +77,8 @@ class Run:
     writer: checkpoint.Writer
     watchdog: Watchdog
     lost: LostWrites
+    state: State
     step: int = 0
-    state: State = field(
-        default_factory=lambda: State(run="", recipe={}, manifest="", best=None, validated=True, last_finite=None)
-    )
 
     @property
     def primary(self) -> str:
@@ -114,7 +112,6 @@ class Run:
 
 def save(run: Run) -> None:
     """Copies everything to the host; the first rank writes it in the background. All ranks must call."""
-    check_folder(run)
     if all(int(engine.skipped) == 0 and int(engine.buffers.refused) == 0 for engine in run.engines.values()):
         run.state["last_finite"] = run.step
     tensors: dict[str, dict[str, Tensor]] = {}
@@ -122,28 +119,32 @@ def save(run: Run) -> None:
         state = engine.state()
         tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
     tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
-    ranks.on_first(lambda: _begin_save(run, tensors))
-    check_saves(run)
+    check_saves(run, begin=lambda: _begin_save(run, tensors))
 
 
 def _begin_save(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
+    checkpoint.check_folder(run.recipe.folder, run.state)
     contents = checkpoint.Contents(tensors, _state(run), {f"{run.primary}.ema": _metadata(run)})
     run.writer.begin(_write_later(run, lambda: checkpoint.save(run.recipe.folder, contents.state["step"], contents)))
 
 
 def save_validated(run: Run) -> None:
     """Adds the result of the validation to the checkpoint of the same step. All ranks must call."""
-    check_folder(run)
+    if ranks.from_first(lambda: _begin_amending(run)):
+        check_saves(run)
+    else:
+        save(run)  # the first attempt failed
+
+
+def _begin_amending(run: Run) -> bool:
+    """Returns False where the checkpoint does not exist."""
+    checkpoint.check_folder(run.recipe.folder, run.state)
     run.writer.wait()
-    if not ranks.broadcast_from_first(checkpoint_folder(run.recipe.folder, run.step).is_dir()):
-        return save(run)  # the first attempt failed
-    ranks.on_first(lambda: _begin_amending(run))
-    check_saves(run)
-
-
-def _begin_amending(run: Run) -> None:
     state = _state(run)
+    if not checkpoint_folder(run.recipe.folder, run.step).is_dir():
+        return False
     run.writer.begin(_write_later(run, lambda: checkpoint.amend(run.recipe.folder, state["step"], state)))
+    return True
 
 
 def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -190,13 +191,20 @@ def check_folder(run: Run) -> None:
     ranks.on_first(lambda: checkpoint.check_folder(run.recipe.folder, run.state))
 
 
-def check_saves(run: Run, last: bool = False) -> None:
-    """Raises on all ranks if a finished save failed, and the recipe says so or it was the last. All ranks must call."""
-    problem = ranks.broadcast_from_first(run.writer.problem())
-    if last and not ranks.broadcast_from_first(checkpoint_folder(run.recipe.folder, run.step).is_dir()):
-        problem = problem or f"there is no checkpoint of step {run.step}: it could not be written"  # said before, and forgiven
-    if problem:
-        check_folder(run)
+def check_saves(run: Run, last: bool = False, begin: Callable[[], None] = lambda: None) -> None:
+    """Raises on all ranks if a finished save failed, and the recipe says so or it was the last. `begin` is what the first rank
+    does before, in the same message between ranks. All ranks must call."""
+
+    def problem_of_saves() -> str | None:
+        begin()
+        problem = run.writer.problem()
+        if last and not checkpoint_folder(run.recipe.folder, run.step).is_dir():
+            problem = problem or f"there is no checkpoint of step {run.step}: it could not be written"  # a save that was forgiven
+        if problem or last:
+            checkpoint.check_folder(run.recipe.folder, run.state)
+        return problem
+
+    problem = ranks.from_first(problem_of_saves)
     if problem and (last or run.recipe.on_save_error == "stop"):
         raise checkpoint.SaveFailed(problem)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import metadata
@@ -17,17 +16,17 @@ from typing import IO, Any
 
 from sr_dist.core import config, launch_env
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import InUse, lock_file, write_whole
-from sr_dist.core.formats import stamp
+from sr_dist.core.files import InUse, lock_file, write_json, write_whole
+from sr_dist.core.json_text import parse_json
 from sr_dist.core.run_layout import (
     CHECKPOINTS,
     DONE,
     ENVIRONMENT,
+    LOCK,
     METRICS,
     PREEMPTED,
     RECIPE,
     RUN,
-    RUN_FORMAT,
     SAMPLES,
     STOP,
     SUBSTITUTED,
@@ -37,6 +36,7 @@ from sr_dist.core.run_layout import (
     checkpoint_steps,
     run_id,
     run_record,
+    write_run_record,
 )
 from sr_dist.core.version import __version__
 from sr_dist.recipe import resume_rules
@@ -53,11 +53,25 @@ def claim(folder: Path) -> IO[str] | None:
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = lock_file(folder / ".lock")
+            lock = lock_file(folder / LOCK)
             finish_renames(folder)
             return lock
     except InUse as owner:
         raise UserError(f"name: '{folder}' is in use by {owner}; wait for it, or take another name") from None
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, innermost first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_unused(folder: Path, made: Sequence[Path]) -> None:
+    """After a refusal: removes the folders that this start has made, if the run folder has nothing but its lock."""
+    with suppress(OSError):
+        if folder in made and os.listdir(folder) == [LOCK]:
+            (folder / LOCK).unlink()
+            for place in made:
+                place.rmdir()  # fails, which ends this, where something else has come
 
 
 def check_recipe(folder: Path, recipe: Recipe) -> None:
@@ -66,16 +80,16 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
         return  # nothing was trained yet
     resume_rules.check_allowed(recipe)
     before = recorded_recipe(folder, recipe)
+    changes = resume_rules.differences(before, recipe)
     if launch_env.rank() == 0:
-        for key, line in resume_rules.differences(before, recipe):
-            if key in resume_rules.WARNED:
-                print(f"note: {line}; the numbers will differ a little from here on", flush=True)
-    differing = resume_rules.forbidden_changes(before, recipe)
-    if differing:
-        keys = ",".join(line.split(":")[0] for line in differing)
+        for key in resume_rules.WARNED:
+            if key in changes:
+                print(f"note: {changes[key]}; the numbers will differ a little from here on", flush=True)
+    if forbidden := resume_rules.forbidden_changes(changes, recipe.resume.allow):
+        lines = "; ".join([changes[key] for key in forbidden[:6]])
         raise UserError(
-            f"name: '{folder}' was begun with another recipe ({'; '.join(differing[:6])}); take another name, "
-            f"or say that this is meant with --resume.allow={keys}"
+            f"name: '{folder}' was begun with another recipe ({lines}); take another name, "
+            f"or say that this is meant with --resume.allow={','.join(forbidden)}"
         )
 
 
@@ -102,7 +116,7 @@ def _fixed_keys(folder: Path) -> dict[str, Any] | None:
     """The record in the newest checkpoint of this run that has one. Damage is looked for later, when the checkpoint is opened."""
     own = run_id(folder)
     for step in reversed(checkpoint_steps(folder)):
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             state = checkpoint_state(checkpoint_folder(folder, step))
             if own in (None, state["run"]):
                 return dict(state["recipe"])
@@ -112,24 +126,25 @@ def _fixed_keys(folder: Path) -> dict[str, Any] | None:
 def open_folder(folder: Path, recipe: Recipe, num_ranks: int, saved: Checkpoint | None = None) -> str:
     """Writes recipe, environment and the id of the run, and returns the id. The first rank calls."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = _record(folder, saved)
-    write_whole(folder / RUN, (json.dumps({**stamp(RUN_FORMAT), **record}, indent=1) + "\n").encode())
+    identity, unnamed_until = _identity(folder, saved)
+    write_run_record(folder, identity, unnamed_until)
     write_whole(folder / RECIPE, config.text(recipe).encode())
-    write_whole(folder / ENVIRONMENT, (json.dumps(environment(num_ranks), indent=1) + "\n").encode())
+    write_json(folder / ENVIRONMENT, environment(num_ranks))
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     for name in (DONE, PREEMPTED, STOP):  # last: what fails above, as on a full disk, leaves a run that is done as it was
         (folder / name).unlink(missing_ok=True)
-    return record["id"]
+    return identity
 
 
-def _record(folder: Path, saved: Checkpoint | None) -> dict[str, Any]:
-    """What run.json says. A run begins with an id; one of 0.2.0 gets its id when it is continued."""
+def _identity(folder: Path, saved: Checkpoint | None) -> tuple[str, int]:
+    """`id` and `unnamed_until` of run.json. A run begins with an id; one of 0.2.0 gets its id when it is continued."""
     if saved is None:
-        return {"id": secrets.token_hex(16), "unnamed_until": 0}
+        return secrets.token_hex(16), 0
     if (folder / RUN).exists():
-        return run_record(folder)
+        record = run_record(folder)
+        return record["id"], record["unnamed_until"]
     stated = saved.state.get("run")
-    return {"id": stated or secrets.token_hex(16), "unnamed_until": 0 if stated else saved.step}
+    return (stated, 0) if stated else (secrets.token_hex(16), saved.step)
 
 
 def drop_later(folder: Path, saved: Checkpoint | None) -> None:
@@ -235,8 +250,8 @@ def _rewrite(path: Path, stays: Callable[[bytes], bool]) -> None:
 
 def _stays(line: bytes, step: int, validated: bool) -> bool:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         repeated = not validated and row["step"] == step and any(key.startswith("validation/") for key in row)
         return float(row["step"]) <= step and not repeated
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+    except (ValueError, LookupError, TypeError, OverflowError):
         return False

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch, Reading, Terms
 from sr_dist.core.contracts import Objective
+from sr_dist.models.tiling import check_size
 from sr_dist.training.engine import StepEngine
 
 
@@ -55,6 +56,8 @@ def take_step(
             with precision.autocast():
                 with timed():
                     output = objective(engine.network, batch)
+                if first == "generator":
+                    check_size(output, batch.lr, tuple(batch.hr.shape))
                 terms = loss_of(objective, first)(discriminator, batch, output)
             engine.backward(weighted_sum(terms, batch, result.losses))
             outputs.append(output.detach())

@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 
 class Tracker(Protocol):
-    """Receives what a run logs, on the first rank only. No method may raise: training does not depend on a tracker.
+    """Receives what a run logs, on the first rank only. Training does not depend on a tracker: one that raises gets nothing more.
 
     `at` is a row with the step and the number of images seen.
     """

@@ -23,10 +23,15 @@ def train(recipe: Recipe, flops_of: Callable[[Recipe], float | None] = lambda re
     """
     checks.check_launch(recipe, launch_env.launch(recipe.compile))
     find_weights(recipe)
+    missing = run_folder.missing_folders(recipe.folder)
     lock = run_folder.claim(recipe.folder)
-    run_folder.check_recipe(recipe.folder, recipe)
-
-    run = set_up(recipe)
+    try:
+        run_folder.check_recipe(recipe.folder, recipe)
+        run = set_up(recipe)
+    except BaseException:
+        if lock:
+            run_folder.remove_unused(recipe.folder, missing)
+        raise
     if ranks.is_first():
         run.clock.work = work(flops_of(recipe), recipe, ranks.size(), run.device)
     try:
@@ -35,7 +40,7 @@ def train(recipe: Recipe, flops_of: Callable[[Recipe], float | None] = lambda re
             classification.report(run)
     except Exception as caught:
         problem = run.loader.describe_failure(caught)
-        if isinstance(problem, UserError) and ranks.size() > 1:  # only this rank knows of it
+        if isinstance(problem, UserError) and not problem.on_all_ranks and not launch_env.prints_mistakes():
             print(f"error: rank {ranks.rank()}: {problem}", file=sys.stderr, flush=True)
         run.log.info(f"failed after step {run.step}: {type(problem).__name__}: {problem}")
         run.log.close(code=1)

@@ -450,6 +450,12 @@ def test_other_forms_of_imports_are_answered_too(own_part, text, change):
     assert change in refusal("metric", own_part("mine_old.part", text)).split("; ")
 
 
+def test_a_verdict_of_the_users_own_is_no_sign_of_0_1(own_part):
+    """The name alone is anybody's."""
+    text = "from sr_dist.core.config import Settings\n\n\nclass Verdict:\n    pass\n\n\nout = [Verdict]\n"
+    assert plugins.locate(PACKAGES["metric"], own_part("mine_own.part", text), "metrics")[0] == "mine_own.part"
+
+
 def test_a_file_of_0_1_in_the_package_is_answered_too(monkeypatch, tmp_path):
     package = tmp_path / "old_metrics"
     package.mkdir()

@@ -59,7 +59,7 @@ def test_an_unknown_option_is_refused_without_importing_the_part(own_part):
 
 
 def test_a_file_outside_the_repository_is_a_part_like_any_other(own_part):
-    name = own_part("mine_b.wide", PART.replace("import loaded_marker_that_does_not_exist", "BUILT = 'mine'"))
+    name = own_part("mine_b.wide", PART.replace("import loaded_marker_that_does_not_exist", "build, BUILT = Settings, 'mine'"))
     module, options = plugins.resolve(PACKAGES["generator"], name, {"width": "16"}, "generator")
     assert (module.BUILT, options.width, options.depth) == ("mine", 16, 2)
 
@@ -73,7 +73,7 @@ def test_a_file_without_a_config_is_not_a_part(own_part, text):
 
 def test_options_that_are_inherited_are_left_to_the_import(own_part):
     text = "from sr_dist.core.config import Settings\nclass Common(Settings):\n    a: int = 1\n"
-    text += "class Config(Common):\n    b: int = 2\n"
+    text += "class Config(Common):\n    b: int = 2\nbuild = Config\n"
     name = own_part("mine_d.heir", text)
     plugins.check(PACKAGES["generator"], name, {"a": "3"}, "generator")  # the syntax tree does not show it
     assert plugins.resolve(PACKAGES["generator"], name, {"a": "3"}, "generator")[1].a == 3
@@ -136,6 +136,16 @@ def test_a_file_that_is_not_python_is_a_users_mistake(own_part):
         plugins.locate(PACKAGES["metric"], own_part("mine_i.broken", "x = 1\ndef f(:\n"), "metrics")
 
 
+@pytest.mark.parametrize(("kind", "function"), [("generator", "build"), ("objective", "Objective"), ("content", "build")])
+def test_a_file_without_the_function_that_builds_the_part_is_refused(own_part, kind, function):
+    text = "from sr_dist.core.config import Settings\n\n\nclass Config(Settings):\n    pass\n"
+    name = own_part(f"mine_j.{kind}", text)
+    with pytest.raises(
+        UserError, match=rf"^x\.name: '.*{kind}\.py' has no {function}\(\), so it is not a part that a recipe can"
+    ):
+        plugins.resolve(PACKAGES[kind], name, {}, "x")
+
+
 # ---------------------------------------------------------------------------------------------------------- optimizers
 
 RMSPROP = """
@@ -163,6 +173,12 @@ def test_an_optimizer_of_the_users_own_trains(own_part, write_recipe):
     optimizer.step()
     assert not torch.equal(network.weight, before)
     assert states_per_weight(recipe.optimizer) == 2
+
+
+def test_an_optimizer_without_build_is_refused(own_part, write_recipe):
+    recipe = checks.read_recipe(write_recipe(optimizer={"name": own_part("mine_k.empty", "x = 1\n"), "learning_rate": 1}), {})
+    with pytest.raises(UserError, match=r"^optimizer\.name: '.*empty\.py' has no build\(\)"):
+        build_optimizer(torch.nn.Linear(1, 1), recipe.optimizer)
 
 
 @pytest.mark.parametrize("key", ["optimizer", "discriminator_optimizer"])

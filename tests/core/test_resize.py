@@ -64,6 +64,28 @@ def test_equals_matlab(scale, size, border):
     np.testing.assert_allclose(resized.numpy(), by_loops(image, scale, border), atol=1e-12)
 
 
+@pytest.mark.parametrize("border", ["mirror", "replicate"])
+@pytest.mark.parametrize("size", [(270, 2), (2, 601)])
+@pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 1 / 8, 2, 3, 1.5, 0.7, 0.01])
+def test_images_of_several_blocks_equal_matlab(scale, size, border):
+    image = random_levels(*size) / 255
+    resized = imresize(torch.tensor(image), scale, border=border)
+    np.testing.assert_allclose(resized.numpy(), by_loops(image, scale, border), atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1 / 2, 1 / 4, 2])
+def test_8_bit_images_of_several_blocks_equal_matlab_level_for_level(scale):
+    levels = random_levels(300, 6)
+    resized = imresize(torch.tensor(levels / 255), scale, to_8_bit=True) * 255
+    assert (np.rint(resized.numpy()) == by_loops(levels, scale, rounding=to_level)).all()
+
+
+def test_memory_grows_with_the_pixels_not_with_a_matrix_of_the_whole_axis():
+    """A line of 40,000 pixels: its matrix would have 40,000 x 80,000 numbers, 26 GB."""
+    line = torch.rand(1, 40_000, dtype=torch.float64)
+    assert imresize(line, 2).shape == (2, 80_000)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("scale", [1 / 2, 1 / 4, 1 / 8, 2, 4])
 def test_8_bit_images_equal_matlab_level_for_level(scale, dtype):

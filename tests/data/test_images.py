@@ -14,7 +14,7 @@ from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import FolderImages
 from sr_dist.data.format import ShardError, Shards, index_bytes, index_columns, open_shards
-from sr_dist.data.images import ShardImages, content_digest, open_images
+from sr_dist.data.images import ShardImages, contents_of, open_images
 
 # ----------------------------------------------------------------------------------------------------------------- shards
 
@@ -80,7 +80,7 @@ def test_indexes_are_opened_once_however_many_shards_there_are(photo_shards, mon
     images = batches(photo_shards)
     assert len(images) > 3
     assert images.notes() == []
-    content_digest(images.images)
+    contents_of(images.images)
     assert opened == [0, 1, 2]
 
 
@@ -133,6 +133,14 @@ def test_batches_hold_one_size_and_at_most_so_many(photo_shards):
     loaded = scored(photo_shards, size=3)
     assert all(1 <= len(batch.names) <= 3 for batch in loaded)
     assert [name for batch in loaded for name in batch.names] == open_images(str(photo_shards)).names
+
+
+def test_batches_hold_few_large_images(save, monkeypatch):
+    """Of at most so many pixels, unless it is one image."""
+    monkeypatch.setattr("sr_dist.data.image_pairs.MOST_PIXELS", 1000)
+    for i, size in enumerate([*[(20, 25)] * 5, (40, 50), (10, 10)]):
+        save(f"{i}.png", *size)
+    assert [len(group) for group in batches(save.folder, size=8).groups] == [2, 2, 1, 1, 1]
 
 
 def test_neighbours_of_one_size_are_together(save):

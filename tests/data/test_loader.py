@@ -54,7 +54,7 @@ def test_a_crop_is_the_window_that_the_order_says_in_one_of_eight_orientations(p
     order = Order([8, 8, 8], 0, window=10)
     for step, (batch,) in read(loader_of(photo_shards)).items():
         for i, (hr, key) in enumerate(zip(batch.hr, batch.keys, strict=True)):
-            epoch, sample = order([(step - 1) * 4 + i])[0]
+            epoch, sample = order.at((step - 1) * 4 + i)
             photo = images[key]
             top, left = crop_corner(draw(0, epoch, sample, CROP), *photo.shape[:2], CROP_SIZE, SCALE)
             window = photo[top : top + CROP_SIZE, left : left + CROP_SIZE].astype(float)
@@ -69,7 +69,7 @@ def test_without_flips_and_turns_the_crop_is_upright(photo_shards, photos):
     images, order = originals(photos), Order([8, 8, 8], 3, window=10)
     for step, (batch,) in read(loader_of(photo_shards, steps=12, seed=3, flip=False, rotate=False)).items():
         for i, (hr, key) in enumerate(zip(batch.hr, batch.keys, strict=True)):
-            epoch, sample = order([(step - 1) * 4 + i])[0]
+            epoch, sample = order.at((step - 1) * 4 + i)
             top, left = crop_corner(draw(3, epoch, sample, CROP), *images[key].shape[:2], CROP_SIZE, SCALE)
             window = images[key][top : top + CROP_SIZE, left : left + CROP_SIZE].astype(float)
             assert np.abs(levels(hr) - window).max() <= 3

@@ -64,10 +64,11 @@ def damaged_copy(photo_shards, folder: Path, flipped: dict[int, list[int]]) -> P
 def test_a_substitute_is_the_next_readable_sample_and_is_recorded(photo_shards, tmp_path):
     """Two images are damaged, which follow each other in the order; nothing else changes."""
     order, shards = Order([8, 8, 8], 0, window=10), open_shards(str(photo_shards))
-    keys = [shards.index(order.locate(sample)[0])["key"][order.locate(sample)[1]].decode() for _, sample in order(range(24))]
+    places = [order.locate(order.at(position)[1]) for position in range(24)]
+    keys = [shards.index(shard)["key"][row].decode() for shard, row in places]
     broken: dict[int, list[int]] = {}
     for position in (5, 6):
-        shard, row = order.locate(order([position])[0][1])
+        shard, row = order.locate(order.at(position)[1])
         broken.setdefault(shard, []).append(row)
     folder = damaged_copy(photo_shards, tmp_path / "damaged", broken)
     loader = loader_of(folder, on_corrupt="substitute", run_folder=tmp_path / "run")

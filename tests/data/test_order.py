@@ -33,6 +33,11 @@ seeds = st.integers(-(2**63), 2**64 - 1)
 windows = st.integers(1, 40)
 
 
+def samples_at(order, positions):
+    """(epoch, sample) of each position."""
+    return [order.at(position) for position in positions]
+
+
 # --------------------------------------------------------------------------------------------------------- permutations
 
 
@@ -54,7 +59,7 @@ def test_permutations_are_frozen(arguments, expected):
 def test_the_order_is_frozen():
     order = Order([3, 0, 4, 2], seed=7, window=4)
     first, second = [3, 8, 4, 7, 5, 0, 6, 1, 2], [3, 7, 8, 4, 0, 1, 5, 6, 2]
-    assert order(range(18)) == [(0, sample) for sample in first] + [(1, sample) for sample in second]
+    assert samples_at(order, range(18)) == [(0, sample) for sample in first] + [(1, sample) for sample in second]
 
 
 @given(st.integers(0, 200), seeds, st.integers(0, 1000), st.integers(0, 4), st.integers(0, 1000))
@@ -75,7 +80,7 @@ def test_every_argument_of_a_permutation_matters(seed, epoch, window):
 @given(sizes, seeds, windows, st.integers(0, 5))
 def test_every_epoch_contains_every_sample_once(sizes, seed, window, epoch):
     order = Order(sizes, seed, window)
-    samples = order(range(epoch * sum(sizes), (epoch + 1) * sum(sizes)))
+    samples = samples_at(order, range(epoch * sum(sizes), (epoch + 1) * sum(sizes)))
     assert {number for number, _ in samples} == {epoch}
     assert sorted(sample for _, sample in samples) == list(range(sum(sizes)))
 
@@ -84,7 +89,7 @@ def test_every_epoch_contains_every_sample_once(sizes, seed, window, epoch):
 def test_a_window_contains_consecutive_whole_shards(sizes, seed, window):
     """The samples of a window come from as few shards as possible, in the epoch's order of shards."""
     order = Order(sizes, seed, window)
-    shards = [order.locate(sample)[0] for _, sample in order(range(sum(sizes)))]
+    shards = [order.locate(sample)[0] for _, sample in samples_at(order, range(sum(sizes)))]
     by_window = [set(shards[low : low + window]) for low in range(0, len(shards), window)]
     expected = [shard for shard in permutation(len(sizes), seed, 0, SHARDS).tolist() for _ in range(sizes[shard])]
     assert by_window == [set(expected[low : low + window]) for low in range(0, len(expected), window)]
@@ -94,10 +99,10 @@ def test_a_window_contains_consecutive_whole_shards(sizes, seed, window):
 def test_the_order_has_no_history(sizes, seed, window, positions):
     """The result depends neither on earlier calls nor on the process."""
     used = Order(sizes, seed, window)
-    samples = used(positions)
-    assert used(positions[::-1]) == samples[::-1]
-    assert pickle.loads(pickle.dumps(used))(positions) == samples
-    assert [Order(sizes, seed, window)([position])[0] for position in positions] == samples
+    samples = samples_at(used, positions)
+    assert samples_at(used, positions[::-1]) == samples[::-1]
+    assert samples_at(pickle.loads(pickle.dumps(used)), positions) == samples
+    assert [Order(sizes, seed, window).at(position) for position in positions] == samples
 
 
 @given(sizes)
@@ -109,9 +114,9 @@ def test_a_sample_is_located_in_its_shard(sizes):
 
 def test_two_epochs_and_two_seeds_differ():
     order = Order([50, 50], 0, window=30)
-    first, second = ([sample for _, sample in order(range(low, low + 100))] for low in (0, 100))
+    first, second = ([sample for _, sample in samples_at(order, range(low, low + 100))] for low in (0, 100))
     assert first != second
-    assert first != [sample for _, sample in Order([50, 50], 1, window=30)(range(100))]
+    assert first != [sample for _, sample in samples_at(Order([50, 50], 1, window=30), range(100))]
 
 
 # ------------------------------------------------------------------------------------------- ranks and micro-batches
@@ -153,7 +158,7 @@ def test_training_reads_every_sample_once_per_epoch_on_any_number_of_ranks(sizes
             for index in micro_batch(batch, ranks, accumulate, rank, micro)
         )
         assert taken == list(range(step * batch, (step + 1) * batch))
-        trained += order(taken)
+        trained += samples_at(order, taken)
     counts = Counter(sample for epoch, sample in trained if epoch < 2)
     assert counts == dict.fromkeys(range(total), 2)
 
@@ -169,7 +174,7 @@ def test_shards_are_listed_in_time_for_every_sample_and_in_the_order_of_need(siz
     needs = list(itertools.takewhile(lambda need: need[1] < end, order.shards_from(position)))
     assert [begin for _, begin in needs] == sorted(begin for _, begin in needs)
     for current in range(position, end):
-        ((epoch, sample),) = order([current])
+        epoch, sample = order.at(current)
         begins = [begin for shard, begin in needs if shard == order.locate(sample)[0] and begin // sum(sizes) == epoch]
         assert begins, "not listed"
         assert begins[0] <= current
@@ -229,7 +234,7 @@ def test_every_data_set_of_a_mix_has_exact_epochs(data_sets, seed, window, data)
             for micro in range(accumulate):
                 for index in micro_batch(batch, ranks, accumulate, rank, micro):
                     number, local = mix(step * batch + index)
-                    ((epoch, sample),) = orders[number]([local])
+                    epoch, sample = orders[number].at(local)
                     seen[number, epoch, sample] += 1
     for number, sizes in enumerate(data_sets):
         for epoch in (0, 1):
@@ -278,7 +283,7 @@ def test_on_one_node_ranks_take_consecutive_pieces(batch, ranks):
 def test_a_node_fetches_less_with_more_nodes():
     """128 shards of 1,000 samples, batches of 256: the number of shards that an average node needs in an epoch."""
     order = Order([1000] * 128, 0, 8192)
-    shards = [order.locate(sample)[0] for _, sample in order(range(128_000))]
+    shards = [order.locate(sample)[0] for _, sample in samples_at(order, range(128_000))]
     needed = {}
     for nodes in (1, 2, 4):
         pairs = set()

@@ -365,3 +365,27 @@ def test_passwords_in_urls_are_removed():
         assert without_passwords(f"'https://me:{password}@host/a' or") == "'https://***@host/a' or"
     assert without_passwords("https://me@host/a") == "https://***@host/a"
     assert without_passwords(without_passwords("https://me:p@host:80/a@b")) == without_passwords("https://me:p@host:80/a@b")
+
+
+@pytest.mark.parametrize(
+    ("url", "hidden"),
+    [
+        ("https://host/d/{}?token=s3cret", "https://host/d/{}?token=***"),
+        ("'https://host/d?a=1&X-Amz-Signature=s3cret&X-Amz-Date=5'", "'https://host/d?a=1&X-Amz-Signature=***&X-Amz-Date=5'"),
+        ("https://b/x?AWSAccessKeyId=s3&Signature=s%2B3=&Expires=9", "https://b/x?AWSAccessKeyId=***&Signature=***&Expires=9"),
+        ("https://b/x?sv=1&sig=s3cret#top", "https://b/x?sv=1&sig=***#top"),
+        ("https://me:p@b/x?api_key=s3cret", "https://***@b/x?api_key=***"),
+        ("https://b/x?keyword=cats&page=3", "https://b/x?keyword=cats&page=3"),
+        ("--data.train=a?token=b", "--data.train=a?token=b"),  # no URL
+    ],
+)
+def test_tokens_in_the_query_of_a_url_are_hidden(url, hidden):
+    assert without_passwords(f"see {url} or") == f"see {hidden} or"
+    assert without_passwords(hidden) == hidden
+
+
+def test_a_hidden_token_is_asked_for():
+    with pytest.raises(
+        UserError, match=r"^data\.train: 'pipe:curl .*' has \*\*\* where a password or a token was; give the whole URL"
+    ):
+        open_shards("pipe:curl 'https://host/{}?token=***'", "data.train")

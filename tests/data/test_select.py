@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sr_dist.core import config
 from sr_dist.core.errors import UserError
-from sr_dist.data.format import Manifest, ShardEntry, Shards, attribute_bits, index_bytes, open_shards
-from sr_dist.data.select import Portion, portion_of, selected_rows, short_groups
+from sr_dist.data.format import Index, Manifest, ShardEntry, Shards, attribute_bits, index_bytes, open_shards
+from sr_dist.data.select import Portion, portion_of, portion_rows, rows_of_parts, short_groups
 from sr_dist.evaluate import Evaluate
 from sr_dist.recipe.sections import Recipe
 
@@ -41,7 +41,7 @@ def shards_of(folder, samples, per_shard=4) -> Shards:
 
 
 def selected(folder, samples, select, per_shard=4) -> list[str]:
-    rows = selected_rows(shards_of(folder, samples, per_shard), Portion(select))
+    rows = portion_rows(shards_of(folder, samples, per_shard), Portion(select))
     assert len(rows) == -(-len(samples) // per_shard)
     assert all(np.all(np.diff(part) > 0) for part in rows)  # in tar order, none twice
     return sorted(samples[shard * per_shard + row][0] for shard, part in enumerate(rows) for row in part)
@@ -112,7 +112,7 @@ def test_equal_contents_are_told_apart_by_their_keys(tmp_path):
                 for name in order[low : low + 3]
             ]
             (tmp_path / f"a-{number:06d}.idx").write_bytes(index_bytes(rows, 1))
-        tench_rows = selected_rows(shards, Portion({"tench": 2}))
+        tench_rows = portion_rows(shards, Portion({"tench": 2}))
         assert {order[3 * shard + row] for shard, rows in enumerate(tench_rows) for row in rows} == {"a", "b"}
 
 
@@ -125,13 +125,38 @@ def test_each_class_of_shards_without_classes_is_refused(tmp_path):
     shards = shards_of(tmp_path, [(name, -1, *bits) for name, _, *bits in SAMPLES])
     shards = replace(shards, manifest=shards.manifest.model_copy(update={"classes": ()}))
     with pytest.raises(UserError, match=r"^data\.select\.each_class: '.*' has no classes$"):
-        selected_rows(shards, Portion({"each_class": 3}))
+        portion_rows(shards, Portion({"each_class": 3}))
 
 
 def test_shards_without_any_chosen_sample_have_an_empty_list(tmp_path):
-    rows = selected_rows(shards_of(tmp_path, SAMPLES), Portion({"tench": 1}))
+    rows = portion_rows(shards_of(tmp_path, SAMPLES), Portion({"tench": 1}))
     assert sum(len(part) for part in rows) == 1
     assert len(rows) == 8
+
+
+@pytest.mark.parametrize("portion", [Portion({"tench": 3, "rest": 5}, (0.5, 0.5)), Portion({}, (0.4, 0.3, 0.3))], ids=str)
+def test_one_reading_of_the_indexes_gives_all_parts(tmp_path, monkeypatch, portion):
+    shards, read = shards_of(tmp_path, SAMPLES), []
+    monkeypatch.setattr(Shards, "index", lambda self, number: read.append(number) or Index(self.folder / f"a-{number:06d}.idx"))
+    parts = rows_of_parts(shards, portion)
+    assert read == list(range(len(shards.manifest.shards)))
+    whole = portion_rows(shards, replace(portion, split=()))
+    together = [np.sort(np.concatenate(rows)).tolist() for rows in zip(*parts, strict=True)]
+    assert together == [rows.tolist() for rows in whole]
+    for number, rows in enumerate(parts):
+        own = portion_rows(shards, replace(portion, part=number))
+        assert [part.tolist() for part in rows] == [part.tolist() for part in own]
+
+
+def test_a_class_with_brackets_in_its_name_is_noted_like_others(tmp_path):
+    """Two of ImageNet's classes are `crane`: a bird and a machine."""
+    shards = shards_of(tmp_path, SAMPLES)
+    names = tuple(name.replace("chow", "crane (bird)") for name in shards.manifest.classes)
+    shards = replace(shards, manifest=shards.manifest.model_copy(update={"classes": names}))
+    note = "15 samples, which are all (at most 16)"
+    assert list(short_groups(shards, Portion({"crane (bird)": "at most 16"}))) == [f"data.select.crane (bird): {note}"]
+    each = list(short_groups(shards, Portion({"each_class": "at most 16"})))
+    assert each == [f"data.select.each_class ({name}): {note}" for name in names]
 
 
 def test_at_most_takes_all_where_there_are_fewer(tmp_path):
@@ -144,7 +169,7 @@ def test_at_most_takes_all_where_there_are_fewer(tmp_path):
         ({"Eyeglasses": "at most 13000", "rest": 5}, {"Eyeglasses": 10, "rest": 5}),
         ({"Eyeglasses": 1, "rest": "at most 21"}, {"Eyeglasses": 1, "rest": 20}),
     ):
-        rows, expected = (selected_rows(shards, Portion(counts)) for counts in (select, exact))
+        rows, expected = (portion_rows(shards, Portion(counts)) for counts in (select, exact))
         assert [list(own) for own in rows] == [list(own) for own in expected]
     portion = Portion({"Eyeglasses": "at most 13000", "tench": "at most 2", "rest": 1})
     assert list(short_groups(shards, portion)) == ["data.select.Eyeglasses: 10 samples, which are all (at most 13,000)"]
@@ -167,7 +192,7 @@ def test_the_recipes_with_hats_select_from_the_counts_of_celeba(tmp_path, recipe
     shards = replace(shards, manifest=shards.manifest.model_copy(update={"attributes": ("Eyeglasses", "Wearing_Hat")}))
     data = config.typed(Recipe, config.read(Path(__file__).parents[2] / "configs" / f"{recipe}.yaml")).data
     portion = replace(portion_of(data), split=())
-    assert sum(map(len, selected_rows(shards, portion))) == sum(counts.values())
+    assert sum(map(len, portion_rows(shards, portion))) == sum(counts.values())
     limit = f"{portion.key}.Wearing_Hat: {counts['Wearing_Hat']:,} samples, which are all (at most 10,000)"
     assert list(short_groups(shards, portion)) == [limit]
 
@@ -185,7 +210,7 @@ def test_real_shards_in_another_order_give_the_same_selection(photos, photo_shar
     keys = []
     for folder in (photo_shards, tmp_path / "other"):
         shards = open_shards(str(folder))
-        rows = selected_rows(shards, Portion({"each_class": 3}))
+        rows = portion_rows(shards, Portion({"each_class": 3}))
         keys.append({shards.index(i)["key"][row] for i, part in enumerate(rows) for row in part})
     assert keys[0] == keys[1]
     assert sorted(key.split(b"/")[0] for key in keys[0]) == [b"boats"] * 3 + [b"cats"] * 3 + [b"dunes"] * 3

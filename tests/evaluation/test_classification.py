@@ -24,7 +24,7 @@ from sr_dist.evaluation.classifiers.answers import (
     summary,
     worst_mistakes,
 )
-from sr_dist.evaluation.classifiers.classification_report import ClassificationReport, write
+from sr_dist.evaluation.classifiers.classification_report import ClassificationReport, reported_weights, write
 from sr_dist.evaluation.intervals import wilson
 from sr_dist.models import trained
 from sr_dist.recipe.labels import Labels
@@ -100,6 +100,12 @@ def test_confusion_is_a_count_of_pairs():
     truth, predicted = draw.integers(0, 5, 200), draw.integers(0, 5, 200)
     expected = [[int(((truth == i) & (predicted == j)).sum()) for j in range(5)] for i in range(5)]
     assert confusion(truth, predicted, 5).tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, '{"weights": 3}'], ids=lambda text: text[:20])
+def test_a_damaged_report_is_about_no_weights(tmp_path, text):
+    (tmp_path / "classification.json").write_text(text)
+    assert reported_weights(tmp_path) is None
 
 
 # ---- over ranks

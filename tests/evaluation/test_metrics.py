@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scoring import batches
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
+from sr_dist.evaluation.baselines import baseline
 from sr_dist.evaluation.distances.extractor import torchscript
 from sr_dist.evaluation.metric_set import ImageMetric, open_metrics
 from sr_dist.evaluation.metrics import lpips, psnr, ssim
 from sr_dist.evaluation.presets import PROTOCOLS
-from sr_dist.evaluation.protocol import Protocol, protocol
+from sr_dist.evaluation.protocol import Protocol, inside_border, luma, protocol, stored_tiles
+from sr_dist.evaluation.scoring import Scoring, score
 from sr_dist.models import pretrained
 
 FLOATS = Protocol("floats", 2, 0, eight_bit=False, rounded_luma=False)
@@ -82,13 +87,64 @@ def test_values_are_scikit_images(scale, amount):
     sr, rules = worsened(hr, amount), protocol("matlab-y", scale)
     cut = np.s_[scale:-scale, scale:-scale]
     y, x = matlab_y(hr)[cut], matlab_y(sr)[cut]
-    assert psnr.per_image(sr, hr, rules, grey=False)["psnr_y"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)])
-    assert ssim.per_image(sr, hr, rules, grey=False)["ssim_y"] == pytest.approx([reference_ssim(y, x)], abs=1e-6)
+    values = psnr.per_image(sr, hr, rules, grey=False) | ssim.per_image(sr, hr, rules, grey=False)
+    assert values["psnr_y"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)], abs=1e-9)
+    assert values["ssim_y"] == pytest.approx([reference_ssim(y, x)], abs=1e-6)
     y, x = levels(hr)[cut], levels(sr)[cut]
-    assert psnr.per_image(sr, hr, rules, grey=False)["psnr_rgb"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)])
-    assert ssim.per_image(sr, hr, rules, grey=False)["ssim_rgb"] == pytest.approx(
-        [reference_ssim(y, x, channel_axis=2)], abs=1e-6
-    )
+    assert values["psnr_rgb"] == pytest.approx([peak_signal_noise_ratio(y, x, data_range=255)], abs=1e-9)
+    assert values["ssim_rgb"] == pytest.approx([reference_ssim(y, x, channel_axis=2)], abs=1e-6)
+
+
+@pytest.mark.parametrize("preset", PROTOCOLS)
+@pytest.mark.parametrize("size", [(40, 52), (139, 300), (270, 19), (11 + 4, 15)])
+def test_values_are_torchmetrics(preset, size):
+    """The reference pads by reflection and convolves with the whole window; its valid positions have ours to 1e-9. Two of the
+    images are larger than a tile in one or both directions."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio as psnr_reference
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim_reference
+
+    hr, rules = photo(size, count=2), protocol(preset, 2)
+    sr = worsened(hr, 0.1) + 0.2 / 255
+    a, b = inside_border(sr, rules), inside_border(hr, rules)
+    pairs = {"y": (luma(a, rules, False), luma(b, rules, False)), "rgb": (a * 255, b * 255)}
+    values = ssim.per_image(sr, hr, rules, grey=False) | psnr.per_image(sr, hr, rules, grey=False)
+    for channel, (x, y) in pairs.items():
+        _, full = ssim_reference(x, y, sigma=1.5, data_range=255.0, reduction="none", return_full_image=True)
+        assert values[f"ssim_{channel}"] == pytest.approx(full[..., 5:-5, 5:-5].mean((1, 2, 3)).tolist(), abs=1e-9)
+        expected = psnr_reference(x, y, data_range=255.0, reduction="none", dim=(1, 2, 3))
+        assert values[f"psnr_{channel}"] == pytest.approx(
+            expected.flatten().tolist(), abs=5e-6
+        )  # its 255 has a logarithm in fp32
+
+
+LARGE = """
+import resource, sys, torch
+from sr_dist.evaluation.metrics import psnr, ssim
+from sr_dist.evaluation.protocol import protocol
+
+hr = torch.rand(3, 3, 1356, 2040)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for metric in (psnr, ssim):
+    metric.per_image(hr.flip(0), hr, protocol("matlab-y", 4), grey=False)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_of_large_images_needs_megabytes():
+    """Three images of DIV2K; a whole window in float64 over the whole batch needed 40 GB."""
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 250  # of which 100 are the flipped images
+
+
+def test_tiles_have_every_pixel_and_every_position_of_a_window_once(monkeypatch):
+    monkeypatch.setattr("sr_dist.evaluation.protocol.TILE", 7)
+    image = torch.arange(20 * 30.0).view(1, 1, 20, 30).expand(1, 3, -1, -1) / 600
+    inside = inside_border(image, FLOATS)
+    pixels = torch.cat([x[0, 0].flatten() for x, _ in stored_tiles(image, image, FLOATS)])
+    assert torch.equal(pixels.sort().values, inside[0, 0].flatten())
+    corners = torch.cat([x[0, 0, :-4, :-4].flatten() for x, _ in stored_tiles(image, image, FLOATS, overlap=4)])
+    assert torch.equal(corners.sort().values, inside[0, 0, :-4, :-4].flatten())
 
 
 @pytest.mark.parametrize("difference", [1, 10, 51])
@@ -236,6 +292,31 @@ def test_lpips_is_the_packages_own(net, lpips_weights):
     assert min(values) > 1e-4
 
 
+@pytest.mark.parametrize(("net", "size"), [("alex", (256, 250)), ("alex", (161, 385)), ("alex", (129, 33)), ("vgg", (150, 141))])
+def test_lpips_in_tiles_is_that_of_the_whole_image(net, size, lpips_weights, monkeypatch):
+    """Tiles of 64 pixels and 112 around them; the same with too little around them is another number."""
+    hr = photo(size)
+    x, y = (2 * images.float() - 1 for images in (worsened(hr, 0.2), hr))
+    network = lpips._network(net, torch.device("cpu"))
+    with torch.no_grad():
+        whole = network(x, y).flatten().tolist()
+        monkeypatch.setattr(lpips, "WHOLE", 1000)
+        monkeypatch.setattr(lpips, "TILE", 64)
+        assert lpips.distances(network, x, y) == pytest.approx(whole, rel=2e-6)
+        monkeypatch.setattr(lpips, "HALO", 48)
+        assert lpips.distances(network, x, y) != pytest.approx(whole, rel=2e-6)
+
+
+def test_lpips_of_a_large_batch_is_that_of_each_image(lpips_weights, monkeypatch):
+    hr = photo((64, 60), count=5)
+    x, y = (2 * images.float() - 1 for images in (worsened(hr, 0.2), hr))
+    network = lpips._network("alex", torch.device("cpu"))
+    with torch.no_grad():
+        together = network(x, y).flatten().tolist()
+        monkeypatch.setattr(lpips, "WHOLE", 2 * 64 * 60)
+        assert lpips.distances(network, x, y) == pytest.approx(together, rel=1e-6)
+
+
 def test_lpips_has_no_number_below_31_pixels(lpips_weights):
     result = lpips.per_image(photo((30, 64)), photo((30, 64)), protocol("matlab-y", 2), grey=False)
     assert all(math.isnan(values[0]) for values in result.values())
@@ -270,3 +351,49 @@ def test_a_file_without_the_functions_of_a_metric_is_refused(tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"^metrics: '.*empty\.py' has neither BETTER and per_image, as a metric of images, nor "):
         open_metrics(["own_metrics.empty"], torch.device("cpu"))
+
+
+OWN = """
+BETTER = {"own": "lower"}
+
+
+def per_image(sr, hr, protocol, grey):
+    return {"%s": [1.0] * %s}
+"""
+
+
+@pytest.fixture
+def own_metric(tmp_path, monkeypatch):
+    """`own_metric("twin", text)` -> the dotted name of a file of the user's own."""
+    package = f"own_{tmp_path.name}".replace("-", "_")
+    (tmp_path / package).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / package / f"{name}.py").write_text(text)
+        return f"{package}.{name}"
+
+    return write
+
+
+def test_a_column_of_two_metrics_is_refused(own_metric):
+    twin = own_metric("twin", OWN.replace('"own"', '"psnr_y"') % ("psnr_y", 1))
+    with pytest.raises(
+        UserError, match=r"^metrics: the column 'psnr_y' of 'twin' is that of 'psnr', too; rename it in its BETTER$"
+    ):
+        open_metrics(["psnr", twin], torch.device("cpu"))
+    assert len(open_metrics(["psnr", "psnr"], torch.device("cpu")).modules) == 1
+    name = own_metric("name", OWN.replace('"own"', '"image"') % ("image", 1))
+    with pytest.raises(UserError, match=r"^metrics: the column 'image' of 'name' is taken"):
+        open_metrics([name], torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("column", "count", "stated"), [("own", "(len(sr) + 1)", 4), ("other", "len(sr)", 3), ("own", "0", 0)])
+def test_a_metric_returns_one_value_per_image(own_metric, photographs, column, count, stated):
+    name = own_metric("wrong", OWN % (column, count))
+    scoring = Scoring(protocol("matlab-y", 2), open_metrics([name], torch.device("cpu")), torch.device("cpu"))
+    message = (
+        rf"^metrics: 'wrong' returns {stated} values of '{column}' for 3 images; it must return one per image, of the columns"
+    )
+    with pytest.raises(UserError, match=message):
+        score({"bicubic": baseline("bicubic", 2)}, batches(photographs(3)), scoring)

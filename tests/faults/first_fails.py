@@ -1,4 +1,4 @@
-"""Run by the tests of faults: two ranks, and the first fails alone. Each prints the error that it meets."""
+"""Run by the tests of faults: two ranks, and one fails alone: the first, or the second. Each prints the error that it meets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if __name__ == "__main__":
         raise PROBLEMS[sys.argv[1]]
 
     try:
-        ranks.on_first(fail)
+        if sys.argv[1] in PROBLEMS:
+            ranks.on_first(fail)
+        with ranks.failing_together():
+            if ranks.rank() == 1:
+                raise UserError("data: no")
     except Exception as problem:
         print(f"rank {ranks.rank()}: {type(problem).__name__}: {problem}", flush=True)
     ranks.barrier()

@@ -16,11 +16,14 @@ import processes
 import pytest
 
 from sr_dist import evaluate
+from sr_dist.core import files
 from sr_dist.core.errors import UserError
+from sr_dist.core.files import locked
+from sr_dist.data import data_checks
 from sr_dist.data.format import ShardEntry, open_shards
-from sr_dist.data.remote import cache as cache_file
+from sr_dist.data.open_data import open_training_sets
 from sr_dist.data.remote import sources
-from sr_dist.data.remote.cache import Cache, cache_of, locked
+from sr_dist.data.remote.cache import Cache, cache_of
 
 OTHER = 12345  # the number of another user
 
@@ -41,6 +44,12 @@ def fetch_all(cache: Cache, folder: Path) -> list[ShardEntry]:
     for entry in entries:
         cache.fetch(entry, f"pipe:cat {folder}/{entry.name}")
     return entries
+
+
+def claimed(folder: str | None, limit: float) -> Cache:
+    cache = cache_of(folder, limit)
+    cache.claim()
+    return cache
 
 
 def gigabytes(folder: Path, shards: float) -> float:
@@ -75,12 +84,12 @@ def test_one_foreign_file_is_enough(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=rf"^data\.cache: '.*' has other files, such as '{name}'; name an empty folder"):
-        cache_of(str(tmp_path), 1)
+        claimed(str(tmp_path), 1)
 
 
 def test_files_that_come_later_are_neither_counted_nor_removed(photo_shards, tmp_path):
     """In a cache, too, only names that it makes are evicted."""
-    cache = cache_of(str(tmp_path / "cache"), gigabytes(photo_shards, 1.5))
+    cache = claimed(str(tmp_path / "cache"), gigabytes(photo_shards, 1.5))
     files = own_files(tmp_path / "cache")
     entries = fetch_all(cache, photo_shards)
     assert_unchanged(files)
@@ -89,11 +98,11 @@ def test_files_that_come_later_are_neither_counted_nor_removed(photo_shards, tmp
 
 
 def test_an_empty_folder_is_taken_and_marked(photo_shards, tmp_path):
-    fetch_all(cache_of(str(tmp_path), 1), photo_shards)
+    fetch_all(claimed(str(tmp_path), 1), photo_shards)
     assert {path.name for path in tmp_path.iterdir()} == {".sr_dist-cache", "tars", "locks", "indexes"}
-    assert cache_of(str(tmp_path), 1) == Cache(tmp_path, 10**9)
+    assert claimed(str(tmp_path), 1) == Cache(tmp_path, 10**9)
     (tmp_path / "later.txt").touch()  # the marker says whose folder it is
-    assert cache_of(str(tmp_path), 1)
+    assert claimed(str(tmp_path), 1)
 
 
 def test_a_cache_of_an_older_version_is_taken_over(photo_shards, tmp_path):
@@ -101,11 +110,11 @@ def test_a_cache_of_an_older_version_is_taken_over(photo_shards, tmp_path):
     old = Cache(tmp_path / "old", 10**9)
     old.folder.mkdir(mode=0o700)
     entries = fetch_all(old, photo_shards)
-    sources.open_shards(f"pipe:cat {photo_shards}/{{}}", "data.train", old)
+    sources._fetched(f"pipe:cat {photo_shards}/{{}}", "data.train", old)
     for name in (f"{'0' * 64}.part", ".nfs000123"):  # a process was killed; a shard was removed while it was read
         (old.folder / "tars" / name).touch()
     assert {path.name for path in old.folder.iterdir()} == {"tars", "locks", "indexes"}
-    used = cache_of(str(old.folder), 1)
+    used = claimed(str(old.folder), 1)
     shutil.move(photo_shards / entries[0].name, tmp_path / "away")
     try:
         used.fetch(entries[0], "pipe:false")  # it is there already
@@ -119,7 +128,7 @@ def test_many_processes_may_begin_with_one_empty_folder(tmp_path):
 
     def claim() -> None:
         try:
-            cache_of(str(tmp_path / "cache"), 1)
+            claimed(str(tmp_path / "cache"), 1)
         except UserError as problem:
             problems.append(problem)
 
@@ -144,7 +153,7 @@ def test_the_default_folder_is_refused_as_a_symbolic_link(photo_shards, tmp_path
     err = capsys.readouterr().err
     assert err.startswith(f"error: data.cache: '{link}' is a symbolic link") and "TMPDIR" in err and err.count("\n") == 1
     with pytest.raises(UserError, match="is a symbolic link"):
-        fetch_all(cache_of(None, 0.0001), photo_shards)
+        fetch_all(claimed(None, 0.0001), photo_shards)
     assert_unchanged(files)
     assert [path.name for path in (tmp_path / "victim").iterdir()] == ["tars"]
 
@@ -153,11 +162,11 @@ def test_the_default_folder_is_refused_as_a_symbolic_link(photo_shards, tmp_path
 def test_no_part_of_a_cache_is_a_symbolic_link(tmp_path, name):
     (tmp_path / "target").mkdir()
     cache = tmp_path / "cache"
-    cache_of(str(cache), 1)
+    claimed(str(cache), 1)
     (cache / name).unlink() if name.startswith(".") else (cache / name).rmdir()
     (cache / name).symlink_to(tmp_path / "target")
     with pytest.raises(UserError, match=rf"^data\.cache: '.*{name}' is a symbolic link"):
-        cache_of(str(cache), 1)
+        claimed(str(cache), 1)
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
@@ -165,18 +174,18 @@ def test_a_folder_that_others_can_write_is_refused(tmp_path, mode):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(mode)
     with pytest.raises(UserError, match=r"^data\.cache: other users can write to '.*open'; run: chmod go-w '.*open'$"):
-        cache_of(str(tmp_path / "open"), 1)
+        claimed(str(tmp_path / "open"), 1)
     (tmp_path / "open").chmod(mode & ~0o22)
-    assert cache_of(str(tmp_path / "open"), 1)
+    assert claimed(str(tmp_path / "open"), 1)
 
 
 @pytest.mark.parametrize("part", ["", "tars"])
 def test_a_folder_of_another_user_is_refused(tmp_path, is_root, part):
     cache = tmp_path / "cache"
-    cache_of(str(cache), 1)
+    claimed(str(cache), 1)
     os.chown(cache / part, OTHER, OTHER)
     with pytest.raises(UserError, match=r"^data\.cache: '.*' belongs to another user; name a folder of your own"):
-        cache_of(str(cache), 1)
+        claimed(str(cache), 1)
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -185,7 +194,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(is_root, marked):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "cache"
         if marked:
-            cache_of(str(folder), 1)
+            claimed(str(folder), 1)
         folder.mkdir(exist_ok=True)
         for path in (Path(name), folder, *folder.iterdir()):
             os.chown(path, OTHER, OTHER)
@@ -195,7 +204,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(is_root, marked):
             code = 1
             try:
                 os.setgroups([]), os.setgid(OTHER), os.setuid(OTHER)
-                cache_of(str(folder), 1)
+                claimed(str(folder), 1)
             except UserError as problem:
                 code = 0 if str(problem).startswith(f"data.cache: '{folder}' cannot be ") else 2
             finally:
@@ -206,10 +215,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(is_root, marked):
 def test_a_new_cache_belongs_to_its_user_alone(tmp_path):
     before = os.umask(0)
     try:
-        cache = cache_of(str(tmp_path / "new"), 1)
+        cache = claimed(str(tmp_path / "new"), 1)
         (tmp_path / "old" / "tars").mkdir(parents=True)  # as an earlier version made them, under this umask
         (tmp_path / "old").chmod(0o755)
-        old = cache_of(str(tmp_path / "old"), 1)
+        old = claimed(str(tmp_path / "old"), 1)
     finally:
         os.umask(before)
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (cache.folder, cache.folder / "tars", old.folder / "tars")]
@@ -222,11 +231,11 @@ def test_a_file_system_without_locks_is_noted_once_and_used(photo_shards, tmp_pa
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    cache_file._note_no_locks.cache_clear()
-    cache = cache_of(str(tmp_path / "cache"), gigabytes(photo_shards, 1.5))
+    files._note_no_locks.cache_clear()
+    cache = claimed(str(tmp_path / "cache"), gigabytes(photo_shards, 1.5))
     entries = fetch_all(cache, photo_shards)
     notes = capsys.readouterr().out
-    assert notes.count("without locks") == 1 == notes.count("several processes may fetch the same shard")
+    assert notes.count("without locks") == 1 == notes.count("several processes may fetch the same file")
     path = tmp_path / "cache" / "tars" / f"{entries[-1].sha256}.tar"
     assert list(path.parent.iterdir()) == [path]
     assert path.read_bytes() == (photo_shards / entries[-1].name).read_bytes()
@@ -239,7 +248,7 @@ def test_without_locks_two_fetches_of_a_shard_do_not_write_one_file(photo_shards
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    cache = cache_of(str(tmp_path / "cache"), 1)
+    cache = claimed(str(tmp_path / "cache"), 1)
     entry = open_shards(str(photo_shards)).manifest.shards[0]
     source, gate = photo_shards / entry.name, tmp_path / "gate"
     os.mkfifo(gate)
@@ -294,3 +303,49 @@ def test_locked_still_excludes(tmp_path):
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_a_cache_of_another_version_is_refused(tmp_path):
+    """Its UserError is a ValueError too, as is the error of a marker that another process is still writing."""
+    claimed(str(tmp_path), 1)
+    (tmp_path / ".sr_dist-cache").write_text('{"format": 2, "sr_dist": "9.0.0"}')
+    with pytest.raises(UserError, match=r"^data\.cache: '.*' has format 2, written by sr_dist 9\.0\.0; .*; name another folder$"):
+        claimed(str(tmp_path), 1)
+    (tmp_path / ".sr_dist-cache").write_text('{"form')
+    assert claimed(str(tmp_path), 1)
+
+
+def test_a_cache_from_which_nothing_is_fetched_is_not_made(write_recipe, tmp_path):
+    recipe = data_checks.load(write_recipe(), {"data.cache": str(tmp_path / "cache"), "data.cache_gb": "1"})
+    assert open_training_sets(recipe.data)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_folder_that_is_removed_does_not_come_back_with_the_next_fetch(photo_shards, tmp_path):
+    entry = open_shards(str(photo_shards)).manifest.shards[0]
+    log = tmp_path / "run" / "fetched" / "node-000.jsonl"
+    claimed(str(tmp_path / "cache"), 1).fetch(entry, f"pipe:cat {photo_shards}/{entry.name}", log)
+    assert not (tmp_path / "run").exists()
+
+
+def test_old_indexes_are_removed_with_the_shards_that_are_as_old(photo_shards, tmp_path):
+    """There is room for one and a half shards. Indexes that were used after the last of these stay."""
+    cache = claimed(str(tmp_path / "cache"), gigabytes(photo_shards, 1.5))
+    old, new = (cache.folder / "indexes" / (letter * 32) for letter in "ab")
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "photos-000000.idx").write_bytes(bytes(100))
+    os.utime(old, (0, 0))
+    os.utime(new, (time.time() + 60,) * 2)
+    (cache.folder / "indexes" / "notes").mkdir()
+    fetch_all(cache, photo_shards)
+    assert not old.exists() and new.exists() and (cache.folder / "indexes" / "notes").exists()
+
+
+def test_indexes_that_were_removed_are_fetched_again(photo_shards, tmp_path):
+    cache = claimed(str(tmp_path / "cache"), 1)
+    shards = sources.open_shards(f"pipe:cat {photo_shards}/{{}}", "data.train", cache)
+    shutil.rmtree(shards.folder)
+    assert len(shards.index(2)) == 8
+    sources._fetched.cache_clear()
+    assert sources.open_shards(f"pipe:cat {photo_shards}/{{}}", "data.train", cache).manifest == shards.manifest

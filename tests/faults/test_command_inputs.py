@@ -23,7 +23,7 @@ from sr_dist import plot as plot_command
 from sr_dist import upscale as upscale_command
 from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import FolderImages
-from sr_dist.data.images import content_digest
+from sr_dist.data.images import contents_of
 from sr_dist.evaluation.report import folders
 from sr_dist.models import image_files, upscaling
 from sr_dist.tools.plot import SPANS, plot_runs, smooth
@@ -141,7 +141,7 @@ def test_an_image_that_disappears_is_named(tmp_path):
     images = FolderImages(tmp_path, None, "data")
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match=r"^'.*a\.png' cannot be read: No such file or directory$"):
-        content_digest(images)
+        contents_of(images)
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ def test_folders_that_may_not_be_read_are_one_line(tmp_path):
 def test_more_images_with_another_lr_do_not_replace_a_report():
     """`--limit=3 --lr=A`, then all images with `--lr=B`: B's report was written over A's."""
     planned = {"data": "d", "portion": None, "n": 4, "inputs": {"images": "b", "degradation": "bicubic", "lr": "B"},
-               "protocol": {}, "methods": [], "columns": []}  # fmt: skip
+               "protocol": {}, "methods": [], "columns": [], "digest_of_first": {3: "a"}.get}  # fmt: skip
     old = {"data": "d", "portion": None, "n": 3, "inputs": {"images": "a", "degradation": "bicubic", "lr": "A"},
            "protocol": {}, "methods": {}}  # fmt: skip
     assert not folders.covers(planned, old)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 import shutil
@@ -120,7 +121,68 @@ def test_a_lost_id_is_taken_from_the_checkpoints(folder, photo_shards):
     assert json.loads((folder / "run.json").read_text()) == record
 
 
+def test_a_renamed_folder_is_the_same_run(folder, photo_shards):
+    """Its id says so; nobody has to allow it."""
+    folder.rename(folder.with_name("other"))
+    out, _ = run(0, "sr_dist.train", *words(photo_shards, folder.parent, name="other", steps=5))
+    assert "continuing after step 4" in out
+    assert "name: other\n" in (folder.with_name("other") / "recipe.yaml").read_text()
+
+
+def without(checkpoint_folder: Path, key: str, *, put: object = None) -> None:
+    """A state.json without this key, or with another value, and the manifest that fits it."""
+    state = state_of(checkpoint_folder)
+    place, *rest = key.split(".")
+    inner = state[place] if rest else state
+    inner.pop(rest[0] if rest else key)
+    if put is not None:
+        inner[rest[0] if rest else key] = put
+    data = json.dumps(state).encode()
+    (checkpoint_folder / "state.json").write_bytes(data)
+    manifest = json.loads((checkpoint_folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint_folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_state_without_a_key_is_one_line(folder, photo_shards):
+    """Somebody has edited it; before, each of these was a KeyError."""
+    keys = ["position", "manifest", "ema_updates", "validated", "best", "skipped", "scalers", "skipped.generator"]
+    for key in [*keys, "scalers.discriminator"]:
+        copy = Path(shutil.copytree(folder, folder.parent / key / "run"))
+        without(copy / "checkpoints" / "0000004", key)
+        with pytest.raises(UserError, match=rf"0000004/state\.json' cannot be used: there is no '{key}'; "):
+            checkpoint.check_state(checkpoint.newest(copy, print), ("generator", "discriminator"))
+    assert "state.json' cannot be used: there is no 'skipped.generator'" in refusal(
+        photo_shards, folder.parent / "skipped.generator" / "run"
+    )
+    without(folder / "checkpoints" / "0000004", "position", put="16")
+    assert "0000004/state.json' cannot be used: 'position' is '16'" in refusal(photo_shards, folder)
+
+
+@pytest.mark.parametrize("mistake", ["precision: fp16", "checkpointing: nothing.*", "init.freeze: '*'"])
+def test_a_refused_start_leaves_no_folder(mistake, photo_shards, tmp_path):
+    key, value = mistake.split(": ")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    for place in ("new/runs", "runs"):
+        command = words(photo_shards, tmp_path / place, **{key: value.strip("'")})
+        assert "error: " in run(0, "sr_dist.train", *command, expect=2)[1]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "runs"]
+    (tmp_path / "runs" / "run").mkdir()
+    run(0, "sr_dist.train", *command, expect=2)
+    assert (tmp_path / "runs" / "run").is_dir()  # it was there before
+
+
 # ---- a folder that is removed or replaced under a process
+
+
+@pytest.mark.slow
+def test_two_ranks_say_once_what_all_know(photo_shards, tmp_path):
+    folder = tmp_path / "run"
+    process = start(2, "sr_dist.train", *words(photo_shards, tmp_path, steps=100_000, save_every=5))
+    wait_for(lambda: last_step(folder) >= 2, process)
+    shutil.rmtree(folder)
+    _, _, err = finish(process)
+    assert err.count("error: ") == 1 and "was removed while this process was training" in err, err
 
 
 def test_a_process_whose_folder_was_replaced_stops_and_writes_nothing(photo_shards, tmp_path):

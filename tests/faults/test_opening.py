@@ -121,7 +121,7 @@ def test_a_damaged_newest_checkpoint_is_refused_and_an_earlier_one_named(old):
     with pytest.raises(UserError) as problem:
         trained.open_generator(str(run))
     assert str(problem.value) == (
-        f"method: '{file}' is damaged: its sha256 is not that of its checkpoint's manifest.json; copy it again from its source, "
+        f"method: '{file}' is damaged: it does not match its sha256 in manifest.json; copy it again from its source, "
         f"or name an earlier one, such as '{(run / EMA).resolve()}'"
     )
     assert trained.open_generator(str(run / EMA)).step == 3

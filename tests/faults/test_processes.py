@@ -194,6 +194,12 @@ def test_the_report_of_a_classifier_feeds_the_watchdog_between_batches(monkeypat
 
 
 @pytest.mark.slow
+def test_where_any_rank_fails_alone_all_raise_its_error():
+    out, _ = finish_with(0, start(2, "first_fails", "second", cwd=FOLDER))
+    assert {f"rank {rank}: UserError: data: no" for rank in (0, 1)} <= set(out.splitlines())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "second"), [("mistake", "UserError: name: no"), ("ours", "RuntimeError: no")])
 def test_where_the_first_rank_fails_alone_no_rank_waits_for_it(kind, second):
     out, _ = finish_with(0, start(2, "first_fails", kind, cwd=FOLDER))

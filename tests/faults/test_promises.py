@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sr_dist.core.files import Lines
+from sr_dist.core.lost_writes import LostWrites
 from sr_dist.core.run_layout import checkpoint_steps
-from sr_dist.training.buffers import Buffers
+from sr_dist.training.buffers import Buffers, saved_buffers
 from sr_dist.training.checkpoint import SaveFailed, Writer
 from sr_dist.training.ema import Ema
 from sr_dist.training.run import check_saves
@@ -108,6 +109,17 @@ def test_a_good_step_changes_buffers_and_a_skipped_one_does_not():
         assert network.running_mean.equal(moved) == (not skipped)
         assert int(network.num_batches_tracked) == (1 if skipped else 2)
         assert int(buffers.refused) == 0
+
+
+def test_a_constant_is_no_state():
+    """A mask of an attention is infinite by design, and is in no checkpoint."""
+    network = nn.BatchNorm2d(2)
+    network.register_buffer("mask", torch.full((3,), -torch.inf), persistent=False)
+    buffers = Buffers(network)
+    network(torch.rand(4, 2, 3, 3))
+    buffers.settle(torch.zeros(()))
+    assert int(buffers.refused) == 0 and int(network.num_batches_tracked) == 1
+    assert saved_buffers(network).keys() == {"running_mean", "running_var", "num_batches_tracked"}
 
 
 def test_a_skipped_step_leaves_no_trace_in_the_average():
@@ -282,7 +294,7 @@ def test_a_tracker_that_raises_is_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(log, "tracker_openers", lambda: [lambda recipe, info: Broken()])
     from types import SimpleNamespace as Some
 
-    opened = log.Log(Some(name="run", steps=2, folder=folder, log=Some(artifacts=False)), first=True)
+    opened = log.Log(Some(name="run", steps=2, folder=folder, log=Some(artifacts=False)), True, LostWrites())
     opened.row({"step": 1}), opened.row({"step": 2}), opened.close()
     assert capsys.readouterr().out.count("Broken failed (nobody answers)") == 1
     assert [row["step"] for row in rows(folder)] == [1, 2]

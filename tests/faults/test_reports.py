@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from sr_dist.core.files import sha256
 from sr_dist.core.run_layout import run_id
-from sr_dist.evaluation.report.folders import covers, free_folder
+from sr_dist.evaluation.report.folders import covers, free_folder, move_away
 
 FILES = Path(__file__).resolve().parents[1] / "version_0_1"
 CHECKPOINT = "checkpoints/0000003"
@@ -97,6 +97,33 @@ def test_out_has_the_newest_report_and_an_other_one_is_moved(old, photos, tmp_pa
     assert (tmp_path / "tables-3" / "report.md").read_text() == "what I think of it" and tree(out)["n"] == 2
 
 
+def test_a_report_of_images_that_were_exchanged_stays(old, photos, tmp_path, run_commands):
+    """The folder of images has the name of before, other content, and one image more."""
+    images, words = tmp_path / "images", [str(old / "runs/gan"), f"--data={tmp_path / 'images'}", "--metrics=psnr"]
+    source = sorted(photos.rglob("*.png"))
+    images.mkdir()
+    for number in range(2):
+        shutil.copy(source[number], images / f"{number}.png")
+    run_commands([("sr_dist.evaluate", words)])
+    place = old / "runs/gan/eval/0000003"
+    before = content(place)
+    for number in range(3):
+        shutil.copy(source[number + 2], images / f"{number}.png")
+    (answer,) = run_commands([("sr_dist.evaluate", words)])
+    assert content(place) == before and tree(place.with_name(f"{place.name}-2"))["n"] == 3
+    assert f"note: '{place}' has a report of 2 images that this one does not cover" in answer.out
+
+
+def test_out_may_be_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "tables").mkdir()
+    monkeypatch.chdir(tmp_path / "tables")
+    Path("report.json").write_text('{"n": 3}')
+    assert move_away(Path(".")).startswith(f"note: the report of 3 images in '.' is now in '{tmp_path}/tables-2'")
+    assert (tmp_path / "tables-2" / "report.json").read_text() == '{"n": 3}'
+    Path("report.json").write_text("mine")
+    assert free_folder(Path("."), {}, "x") == tmp_path / "tables-3"
+
+
 NEW = {
     "data": "set5", "portion": None, "n": 5, "inputs": {"images": "abc", "degradation": "bicubic"},
     "protocol": {"name": "matlab-y", "border": 2, "fid": {"weights_sha256": "1", "resize": "clean"}},
@@ -116,6 +143,7 @@ def changed(**changes) -> dict:
         (changed(n=4, inputs={"images": "fewer", "degradation": "bicubic"}), True),
         (changed(methods={"bicubic": {"psnr_y": 9.9}}, attributes={}), True),
         ({"data": "set5", "portion": None, "protocol": {"name": "matlab-y"}}, True),  # of 0.1.0
+        (changed(n=4, inputs={"images": "exchanged", "degradation": "bicubic"}), False),
         (changed(n=6), False),
         (changed(inputs={"images": "others", "degradation": "bicubic"}), False),
         (changed(inputs={"images": "abc", "degradation": "real"}), False),
@@ -136,7 +164,8 @@ def changed(**changes) -> dict:
     ],
 )
 def test_a_report_replaces_one_that_it_covers(old, is_covered):
-    planned = {**NEW, "columns": ["psnr_y", "fid"], "methods": ["bicubic", "gan"]}
+    first = {4: "fewer"}.get  # the digest of the first images
+    planned = {**NEW, "digest_of_first": first, "columns": ["psnr_y", "fid"], "methods": ["bicubic", "gan"]}
     assert covers(planned, old) == is_covered
 
 

@@ -462,7 +462,9 @@ def test_samples_are_assigned_to_nodes_as_they_were(data):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 30), st.integers(0, 10**6), st.integers(1, 90))
 def test_shards_of_many_positions_are_those_of_each(sizes, window, first, count):
     order, positions = Order(sizes, 3, window), np.arange(first, first + count)
-    assert order.shards_at(positions).tolist() == [order.locate(sample)[0] for _, sample in order(range(first, first + count))]
+    assert order.shards_at(positions).tolist() == [
+        order.locate(order.at(position)[1])[0] for position in range(first, first + count)
+    ]
     mix = Mix([3, 1, 2])
     assert list(zip(*(part.tolist() for part in mix.split(positions)), strict=True)) == [
         mix(int(position)) for position in positions

@@ -71,8 +71,7 @@ def test_errors_hide_passwords_and_a_hidden_one_is_asked_for(run_commands, tmp_p
     )  # fmt: skip
     assert "named twice" in failed.err and "'http://***@127.0.0.1:1/x'" in failed.err
     assert again.err == (
-        "error: data.train: 'http://***@host/x' has *** where a user name and a password were; give the whole URL: "
-        "--data.train=...\n"
+        "error: data.train: 'http://***@host/x' has *** where a password or a token was; give the whole URL: --data.train=...\n"
     )
     assert "has no {} for" in piped.err
     assert not any(SECRET in answer.out + answer.err for answer in (failed, again, piped))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,17 +23,19 @@ def train(shards: Path, runs: Path, name: str, *launcher: str, **more: object) -
         **{key.replace("__", "."): value for key, value in more.items()},
     }  # fmt: skip
     words = [sys.executable, *launcher, "-m", "sr_dist.train", str(DEMO), *(f"--{key}={value}" for key, value in options.items())]
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "DS_ACCELERATOR")
-    }
+    out = execute(words)
+    assert (runs / name / "DONE").exists()
+    assert "(cuda)" in out
+    return runs / name
+
+
+def execute(words: list[str]) -> str:
+    """Runs a command on the GPUs that the user has chosen: -> its output."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("ACCELERATE_USE_CPU", "DS_ACCELERATOR")}
     environment = {**inherited, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     answer = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-4000:]
-    assert (runs / name / "DONE").exists()
-    assert "(cuda)" in answer.stdout
-    return runs / name
+    return answer.stdout
 
 
 @pytest.fixture(scope="module")
@@ -60,71 +63,83 @@ def test_variants_train_like_plain_fp32(variant, photo_shards, tmp_path, exact):
         assert ours["loss/mse"] == pytest.approx(theirs["loss/mse"], rel=tolerance)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(photo_shards, tmp_path, exact):
-    """The step counts of the optimizer must be loaded onto the device."""
-    train(photo_shards, tmp_path, "run", tf32="false", steps=3)
-    run = train(photo_shards, tmp_path, "run", tf32="false")
+def test_r1_trains_compiled_networks(photo_shards, tmp_path):
+    """What torch.compile makes has no double backward."""
+    objective = {"objective": "{name: srgan, content: {mse: 1.0}, r1_weight: 1.0}", "discriminator": "{name: patch}"}
+    plain = train(photo_shards, tmp_path, "plain", tf32="false", **objective)
+    compiled = train(photo_shards, tmp_path, "compiled", tf32="false", compile="true", **objective)
+    for ours, theirs in zip(losses(compiled), losses(plain), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-2)
+
+
+@pytest.mark.parametrize("channels_last", ["false", "true"])
+def test_a_resumed_run_equals_an_uninterrupted_one(channels_last, photo_shards, tmp_path):
+    """The step counts of the optimizer must be loaded onto the device, and its states in the memory layout of the weights."""
+    options = {"tf32": "false", "channels_last": channels_last}
+    whole = train(photo_shards, tmp_path, "whole", **options)
+    train(photo_shards, tmp_path, "run", steps=3, **options)
+    run = train(photo_shards, tmp_path, "run", **options)
+    for ours, theirs in zip(losses(run), losses(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def under_zero(configuration: str) -> tuple[str, ...]:
+    path = str(ROOT / "launch" / "accelerate" / f"{configuration}.yaml")
+    return ("-m", "accelerate.commands.launch", "--config_file", path, "--num_processes", "1", "--main_process_port", "0")
+
+
+@pytest.mark.parametrize("configuration", ["zero1", "zero2", "zero3", "zero2_offload"])
+def test_zero_on_cuda(configuration, photo_shards, tmp_path, exact):
+    """Stages 2 and 3 overlap the exchange of gradients with the backward pass."""
+    run = train(photo_shards, tmp_path, "run", *under_zero(configuration), tf32="false")
     for ours, theirs in zip(losses(run), losses(exact), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_on_cuda(stage, photo_shards, tmp_path, exact):
-    configuration = str(ROOT / "launch" / "accelerate" / f"zero{stage}.yaml")
-    options = ("--config_file", configuration, "--num_processes", "1", "--main_process_port", "0")
-    launcher = ("-m", "accelerate.commands.launch", *options)
-    run = train(photo_shards, tmp_path, "run", *launcher, tf32="false")
+@pytest.mark.parametrize("configuration", ["zero2", "zero3"])
+def test_zero_in_bf16_and_channels_last(configuration, photo_shards, tmp_path, exact):
+    run = train(photo_shards, tmp_path, "run", *under_zero(configuration), precision="bf16", channels_last="true")
+    for ours, theirs in zip(losses(run), losses(exact), strict=True):
+        assert ours["loss/mse"] == pytest.approx(theirs["loss/mse"], rel=5e-2)
+
+
+RANKS = ("-m", "torch.distributed.run", "--standalone")
+
+
+def test_nccl_in_one_process(photo_shards, tmp_path, exact):
+    """The collectives of a step in a group of one process."""
+    run = train(photo_shards, tmp_path, "run", *RANKS, "--nproc_per_node=1", tf32="false")
     for ours, theirs in zip(losses(run), losses(exact), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def test_nccl_in_one_process_with_synchronized_batch_normalization(photo_shards, tmp_path):
-    """The collectives of a step in a group of one process, with a generator that has batch normalization."""
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=1", "--master_port=0")
-    options = {"generator": "{name: srresnet, width: 16, num_blocks: 1}"}
-    train(photo_shards, tmp_path, "run", *launcher, **options)
-
-
-def test_skipping_is_decided_on_the_device():
-    """A fused optimizer skips an update when the flag is set, and does not count the step."""
+def test_two_gpus_take_the_step_of_one(photo_shards, tmp_path):
+    """Statistics of batch normalization and the mean over real images are those of all ranks."""
     import torch
 
-    weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
-    optimizer = torch.optim.Adam([weight], 0.1, fused=True)
-    weight.grad = torch.ones_like(weight)
-    optimizer.grad_scale, optimizer.found_inf = None, torch.ones((), device="cuda")
-    optimizer.step()
-    assert weight.tolist() == [1, 1, 1]
-    optimizer.found_inf.zero_()
-    optimizer.step()
-    assert weight.tolist() == pytest.approx([0.9] * 3, rel=1e-4)
-    assert int(optimizer.state[weight]["step"]) == 1
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    options = {
+        "tf32": "false",
+        "generator": "{name: srresnet, width: 16, num_blocks: 1}",
+        "discriminator": "{name: patch}",
+        "objective": "{name: esrgan, content: {l1: 1.0}, adversarial_weight: 0.1, batch_mean: global}",
+    }
+    one = train(photo_shards, tmp_path, "one", **options)
+    two = train(photo_shards, tmp_path, "two", *RANKS, "--nproc_per_node=2", **options)
+    for ours, theirs in zip(losses(two), losses(one), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_batches_on_the_gpu_are_those_on_the_cpu(photo_shards, accumulate):
-    """Workers overwrite their slots while copies to the device may be in progress."""
-    import torch
-
-    from sr_dist.data.format import open_shards
-    from sr_dist.data.loader import Loader, LoaderConfig
-    from sr_dist.recipe.sections import Data
-
-    def loader_on(device: str, workers: int) -> Loader:
-        data = Data(train=str(photo_shards), crop=24, batch=12, workers=workers)
-        config = LoaderConfig(data, seed=0, scale=2, accumulate=accumulate, steps=40, channels=3)
-        shards = [open_shards(str(photo_shards))]
-        return Loader(shards, config, lambda hr, seeds: hr[..., ::2, ::2], torch.device(device))
-
-    loader, busy, steps = loader_on("cuda", 2), torch.rand(8192, 8192, device="cuda"), []
-    try:
-        for _, batches in loader.steps(1):
-            steps.append(batches)
-            busy = (busy @ busy).clamp(0, 1)  # delays the next copies
-    finally:
-        loader.close()
-    for ours, (_, theirs) in zip(steps, loader_on("cpu", 0).steps(1), strict=True):
-        for our, their in zip(ours, theirs, strict=True):
-            assert our.keys == their.keys
-            assert torch.equal(our.hr.cpu(), their.hr)
-            assert torch.equal(our.lr.cpu(), their.lr)
+def test_evaluate_and_upscale_on_cuda(photo_shards, photos, tmp_path, exact):
+    """Scores of a GPU are those of the CPU, and every image comes out."""
+    scores = []
+    for device in ("cuda", "cpu"):
+        out = tmp_path / device
+        words = [sys.executable, "-m", "sr_dist.evaluate", str(exact), f"--data={photo_shards}", f"--out={out}", "--metrics=psnr"]
+        execute(words if device == "cuda" else ["env", "ACCELERATE_USE_CPU=true", *words])
+        scores.append(json.loads((out / "report.json").read_text())["methods"]["run"]["psnr_y"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-2)
+    small = next(photos.iterdir())
+    execute([sys.executable, "-m", "sr_dist.upscale", str(exact), str(small), str(tmp_path / "large")])
+    assert len(list((tmp_path / "large").rglob("*.png"))) == len(list(small.iterdir()))

@@ -139,9 +139,9 @@ def test_srugan_refuses_scale_3():
         build("srugan", 3)
 
 
-@pytest.mark.parametrize("scale", [2, 4])
-def test_srugan_with_a_bicubic_skip_starts_as_imresize(scale):
-    network, lr = build("srugan", scale, skip="bicubic"), torch.rand(2, 3, 7, 10)
+@pytest.mark.parametrize(("name", "scale"), [("srugan", 2), ("srugan", 4), ("swinir", 3), ("swinir", 4)])
+def test_a_bicubic_skip_starts_as_imresize(name, scale):
+    network, lr = build(name, scale, skip="bicubic"), torch.rand(2, 3, 7, 10)
     torch.testing.assert_close(network(lr), imresize(lr, scale), atol=1e-6, rtol=0)
 
 

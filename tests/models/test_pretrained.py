@@ -8,7 +8,8 @@ import time
 import pytest
 
 from sr_dist.core.errors import UserError
-from sr_dist.models import pretrained
+from sr_dist.core.files import sha256
+from sr_dist.models import pretrained, verified
 from sr_dist.models.pretrained import MissingWeights, find
 
 DATA = b"weights" * 100_000  # more than a file's buffer
@@ -46,6 +47,18 @@ def test_a_damaged_file_is_refused_by_name(places, damaged):
     assert str(caught.value).startswith(f"{KEY}: '{places[0] / NAME}' is damaged or another file")
     assert digest in str(caught.value)
     assert not isinstance(caught.value, MissingWeights)
+
+
+def test_a_process_reads_a_file_once_for_its_sha256_unless_it_changes(places, monkeypatch):
+    """VGG19 has 550 MB, and every column of LPIPS and FID asks for its file."""
+    read = []
+    monkeypatch.setattr(verified, "sha256", lambda path: read.append(path) or sha256(path))
+    (places[0] / NAME).write_bytes(DATA)
+    assert [find(NAME, KEY) for _ in range(3)] == [places[0] / NAME] * 3
+    assert len(read) == 1
+    (places[0] / NAME).write_bytes(DATA[:-1])
+    with pytest.raises(UserError, match="is damaged or another file"):
+        find(NAME, KEY)
 
 
 def test_a_name_without_a_checksum_is_not_verified(places):

@@ -18,6 +18,7 @@ from sr_dist.core.colour import luma
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.resize import imresize
+from sr_dist.data.folder_images import FolderImages
 from sr_dist.models import image_files, trained
 from sr_dist.models.metadata import generator_metadata
 from sr_dist.models.tiling import adapt_channels, axis_tiles, upscale_in_tiles
@@ -61,6 +62,32 @@ def pixels(path):
 def nearly(actual, expected, levels=1):
     assert actual.reshape(expected.shape).shape == expected.shape
     assert np.abs(actual.reshape(expected.shape) - expected).max() <= levels
+
+
+def test_images_in_hidden_folders_are_left_out_as_in_validation_sets(tmp_path):
+    for name in ("a.png", "b/c.PNG", ".thumbnails/a.png", "b/._c.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (40, 40)).save(tmp_path / "in" / name)
+    assert [path for path, _ in targets(tmp_path / "in", tmp_path / "out", "png")] == [
+        tmp_path / "in" / "a.png", tmp_path / "in" / "b" / "c.PNG",
+    ]  # fmt: skip
+    assert [path.name for path in FolderImages(tmp_path / "in", None, "data").files] == ["a.png", "c.PNG"]
+
+
+def test_another_scale_than_the_networks_is_refused(bicubic, tmp_path):
+    (tmp_path / "a.png").write_bytes(image_files.png_16(np.zeros((4, 4, 1), ">u2")))
+    with pytest.raises(UserError, match=r"^scale: 3, but bicubic upscales by 2$"):
+        run(bicubic, tmp_path / "a.png", tmp_path / "b.png", scale=3)
+    assert not (tmp_path / "b.png").exists()
+    assert run(bicubic, tmp_path / "a.png", tmp_path / "b.png", scale=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_generator_that_does_not_enlarge_by_its_scale_is_refused(channels):
+    same = adapt_channels(torch.nn.Identity(), 3, 2)
+    expected = r"it returns \(1, 3, 5, 4\) for LR of \(1, 3, 5, 4\); it must return \(1, 3, 10, 8\)$"
+    with pytest.raises(UserError, match=rf"^generator: {expected}"):
+        same(torch.rand(1, channels, 5, 4))
 
 
 # ---- tiles
@@ -206,6 +233,27 @@ def test_a_16_bit_png_is_read_by_others(planes, height, width, seed):
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         assert planes > 1 or np.array_equal(np.asarray(image), values[..., 0])
+
+
+@pytest.mark.parametrize("planes", [1, 3])
+def test_the_transparent_colour_of_a_16_bit_png_becomes_alpha(bicubic, tmp_path, planes):
+    """The chunk tRNS names one value per plane. Pixels that differ from it in one plane, by one level, are visible."""
+    values = np.full((4, 5, planes), 1000, np.uint16)
+    values[:2] = 40_000
+    values[3, 4, -1] = 1001
+    data = image_files.png_16(values.astype(">u2"))
+    chunk = b"tRNS" + np.full(planes, 1000, ">u2").tobytes()
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    position = data.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(data[:position] + chunk + data[position:])
+    image = image_files.read(tmp_path / "a.png")
+    expected = np.ones((4, 5))
+    expected[2:] = 0
+    expected[3, 4] = 1
+    assert image.alpha is not None and image.alpha[0].numpy().tolist() == expected.tolist()
+    assert torch.equal(image.pixels, torch.from_numpy(values.astype(np.float32) / 65535).permute(2, 0, 1))
+    assert run(bicubic, tmp_path / "a.png", tmp_path / "b.png")
+    assert image_files.read(tmp_path / "b.png").alpha is not None
 
 
 def test_a_16_bit_tiff_becomes_a_16_bit_png(bicubic, tmp_path):

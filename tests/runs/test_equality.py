@@ -31,6 +31,12 @@ OBJECTIVES = {
         "discriminator": PATCH,
         "objective": "{name: esrgan, content: {l1: 1.0}, adversarial_weight: 0.1, batch_mean: global}",
     },
+    "channels last": {
+        "generator": PLAIN,
+        "discriminator": "none",
+        "objective": "{name: pixel, content: {l1: 1.0}}",
+        "channels_last": "true",
+    },
     "classify": {
         "scale": 1,
         "generator": "none",
@@ -43,6 +49,8 @@ OBJECTIVES = {
 }
 # The weight of the class term in srgan, and its classifiers.
 GUIDED = {"one": (3e-4, "one"), "two": (3e-4, "one,two"), "none": (0, "one,two")}
+# bf16 rounds the gradients of each micro-batch, so one process must have those of two ranks.
+HALF = {"discriminator": "none", "objective": "{name: pixel, content: {l1: 1.0}}", "generator": PLAIN, "precision": "bf16"}
 FAULTS = ("discriminator not frozen", "gradients not reduced", "loss not divided")
 
 
@@ -54,7 +62,7 @@ def guided(shards: Path, weight: float, names: str) -> dict[str, str]:
 
 
 def job(shards: Path, runs: Path, objective: str, accumulate: int, optimizer: str, fault: str | None = None) -> dict:
-    own = guided(shards, *GUIDED[objective]) if objective in GUIDED else OBJECTIVES[objective]
+    own = guided(shards, *GUIDED[objective]) if objective in GUIDED else (OBJECTIVES | {"bf16": HALF})[objective]
     rate = (1.0 if PLAIN in own.values() else 0.1) if optimizer == "sgd" else 1e-3
     options = {
         "name": f"{objective}-{accumulate}-{optimizer}" + (f"-{fault.replace(' ', '-')}" if fault else ""),
@@ -102,7 +110,8 @@ def one_process(shards, tmp_path_factory) -> tuple[Path, Path]:
     """The trainings in one process with whole batches, and the same with a learning rate of almost nothing: -> their folders."""
     reference, start = (tmp_path_factory.mktemp(name) for name in ("reference", "start"))
     work = [one for one in jobs(shards, reference) if one["options"]["accumulate"] == "1"]
-    hardly = [job(shards, start, objective, 1, "sgd") for objective in (*OBJECTIVES, *GUIDED)]
+    work.append(job(shards, reference, "bf16", 2, "sgd"))
+    hardly = [job(shards, start, objective, 1, "sgd") for objective in (*OBJECTIVES, *GUIDED, "bf16")]
     for one in hardly:
         one["options"]["optimizer"] = "{name: sgd, learning_rate: 1e-30}"
     train("one process", reference, [*work, *hardly])
@@ -133,7 +142,7 @@ def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
     under DDP, each of three planted faults is at least 100 times further away."""
     reference, start = one_process
     faulty = [job(shards, tmp_path, "srugan", 2, "sgd", fault) for fault in FAULTS] if backend == "ddp" else []
-    train(backend, tmp_path, [*jobs(shards, tmp_path), *faulty])
+    train(backend, tmp_path, [*jobs(shards, tmp_path), job(shards, tmp_path, "bf16", 1, "sgd"), *faulty])
     for objective in (*OBJECTIVES, *GUIDED):
         change = distance(reference / f"{objective}-1-sgd", start / f"{objective}-1-sgd")
         assert change >= 1e-3
@@ -147,6 +156,7 @@ def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
                 losses(tmp_path / f"{objective}-{accumulate}-adam"), losses(reference / f"{objective}-1-adam"), strict=True
             ):
                 assert ours == pytest.approx(theirs, rel=1e-5)
+    check_bf16(tmp_path, reference, start)
     check_guidance(tmp_path)
     assert counts(tmp_path / "classify-1-sgd") == counts(reference / "classify-1-sgd")
     for one in faulty:
@@ -155,6 +165,13 @@ def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
         print(f"{one['fault']}: {wrong:.1e} instead of {right:.1e}")
         assert wrong >= 100 * max(right, 1e-9)
         assert wrong > 1e-4 * distance(reference / "srugan-1-sgd", start / "srugan-1-sgd")
+
+
+def check_bf16(runs: Path, reference: Path, start: Path) -> None:
+    """Ranks exchange gradients in fp32."""
+    gap, change = (distance(run, reference / "bf16-2-sgd") for run in (runs / "bf16-1-sgd", start / "bf16-1-sgd"))
+    print(f"bf16: gap {gap:.1e} of a change of {change:.1e}")
+    assert gap <= 1e-4 * change
 
 
 def check_guidance(runs: Path) -> None:

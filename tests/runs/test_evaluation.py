@@ -24,6 +24,9 @@ from sr_dist.recipe.labels import Labels
 OPTIONS = ["bicubic", "--scale=2", "--batch=2", "--metrics=psnr,ssim,fid,kid,patch_fid,class_fid", "--cache=none"]
 
 
+FILES = ["images.jsonl", "report.html", "report.json", "report.md", "report_pictures"]  # two images are wider than the page's
+
+
 class Toy(torch.nn.Module):
     """Sixteen features per image: products of the means of its parts."""
 
@@ -124,7 +127,7 @@ def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, 
         assert_equal_answers(tree(out), whole)
         rows = [(path / "images.jsonl").read_text() for path in (out, tmp_path / "whole")]
         assert rows[0] == rows[1]
-        assert sorted(path.name for path in out.iterdir()) == ["images.jsonl", "report.html", "report.json", "report.md"]
+        assert sorted(path.name for path in out.iterdir()) == FILES
 
 
 SETS = """
@@ -207,7 +210,7 @@ def test_an_error_late_in_an_evaluation_keeps_the_batches_before_it(run_commands
     last.write_bytes(whole)
     (mended,) = run_commands([call])
     assert mended.code == 0 and f"continuing: {done} of " in mended.out and done > 1
-    assert sorted(path.name for path in out.iterdir()) == ["images.jsonl", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == FILES
 
 
 def test_bad_inputs_end_with_one_line_and_nothing_half_written(run_commands, make_photo, labelled, tmp_path, monkeypatch):

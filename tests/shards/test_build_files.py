@@ -65,14 +65,14 @@ def test_a_part_file_of_an_unknown_format_is_refused_with_the_version_that_wrote
     assert bytes_of(begun) == before
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"tool": 3}', "\xff"])
+@pytest.mark.parametrize("text", ["", "[]", '{"tool": 3}', "\xff", "[" * 100_000], ids=lambda text: text[:20])
 def test_a_damaged_plan_is_refused_in_one_line(begun, photos, text):
     (begun / PLAN_FILE).write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"^OUT: '.*\.build\.json' cannot be read: .*; remove the folder"):
         build.build("class_folders", str(photos), begun, OPTIONS)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", '{"entry": 3}', '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"entry": 3}', '{"format": 1}', "[" * 100_000], ids=lambda text: text[:20])
 def test_a_shard_with_a_damaged_part_file_is_built_again(begun, photos, photo_shards, text):
     (begun / "photos-000000.part").write_text(text)
     build.build("class_folders", str(photos), begun, OPTIONS)

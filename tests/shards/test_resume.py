@@ -282,10 +282,3 @@ def test_options_that_cannot_be_are_refused(photos, tmp_path, capsys, options, m
     assert build.main(["folder", str(photos), str(tmp_path / "out"), *options]) == 2
     assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()
-
-
-def test_progress_is_told_in_lines_where_nobody_sees_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(workers, "PRINT_EVERY", -1)
-    assert list(workers.with_progress(iter([(3, "a"), (5, "b")]), 10)) == ["a", "b"]
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["3 of 10 images", "8 of 10 images"]

@@ -170,7 +170,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_changed(tmp_path):
         checkpoint.newest(tmp_path, print)
 
 
-@pytest.mark.parametrize("breaks", ["save_file", "write_whole"])
+@pytest.mark.parametrize("breaks", ["save_file", "write_json"])
 def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch, breaks):
     save(tmp_path, 10)
 
@@ -239,6 +239,6 @@ def test_a_manifest_of_another_layout_is_refused_and_not_taken_for_damage(tmp_pa
     save(tmp_path, 5)
     folder = save(tmp_path, 10)
     (folder / "manifest.json").write_text(json.dumps({"format": 2, "sr_dist": "0.9.0", "parts": []}))
-    with pytest.raises(UserError, match=r"0000010' has format 2, written by sr_dist 0\.9\.0"):
+    with pytest.raises(UserError, match=r"0000010/manifest\.json' has format 2, written by sr_dist 0\.9\.0"):
         checkpoint.newest(tmp_path, print)
     assert checkpoint_steps(tmp_path) == [5, 10]

@@ -100,6 +100,49 @@ def test_buffers_are_copied_whole_numbers_too():
     assert ema.network.norm.num_batches_tracked == 1  # a copy, not the same tensor
 
 
+def test_the_average_lies_in_memory_as_the_weights_do():
+    """A kernel pairs the numbers of both in the order of the memory; in another order it would take a kernel per tensor."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(2, 5))
+    ema = Ema(network, 0.5)  # as in training, where the copy is made before the layout is changed
+    network.to(memory_format=torch.channels_last)
+    ema.follow(Engine(network))
+    assert [p.stride() for p in ema.network.parameters()] == [p.stride() for p in network.parameters()]
+    start = network[0].weight.detach().clone()
+    with torch.no_grad():
+        network[0].weight.add_(torch.rand(4, 3, 3, 3))
+    ema.update()
+    torch.testing.assert_close(ema.network[0].weight, start + 9 / 11 * (network[0].weight - start))
+    again = Ema(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(2, 5)), 0.5)
+    again.follow(Engine(network))
+    again.load({name: value.contiguous() for name, value in ema.network.state_dict().items()}, 1)
+    ema.update(), again.update()
+    assert all(p.equal(q) for p, q in zip(ema.network.parameters(), again.gather().parameters(), strict=True))
+
+
+def test_partitions_are_averaged_like_whole_weights():
+    """Under ZeRO-3 a rank has a piece of each weight, in one dimension."""
+    network = Network(1.0)
+    whole = following(network, 0.999)
+
+    class Partitioned(Engine):
+        def __init__(self, bare):
+            super().__init__(bare)
+            self.pieces = [p.detach().flatten()[: (p.numel() + 1) // 2].clone() for p in bare.parameters()]
+
+        def local_weights(self):
+            return self.pieces
+
+    engine = Partitioned(network)
+    ema = Ema(network, 0.999)
+    ema.follow(engine)
+    network.set(0.25)
+    for piece, p in zip(engine.pieces, network.parameters(), strict=True):
+        piece.copy_(p.detach().flatten()[: len(piece)])
+    whole.update(), ema.update()
+    for piece, average in zip(ema.averages, whole.averages, strict=True):
+        assert piece.equal(average.flatten()[: len(piece)])
+
+
 def test_the_average_shares_no_memory_with_the_network():
     network = Network(1.0).train()
     ema = following(network, 0.999)

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from sr_dist.core import config, plugins
+from sr_dist.core.lost_writes import LostWrites
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.throughput import Clock, Work, progress_line, step_time_spread
@@ -39,7 +40,7 @@ def metrics(folder):
 
 
 def test_values_that_are_not_finite_become_null(tmp_path):
-    log = Log(recipe(tmp_path), first=True)
+    log = Log(recipe(tmp_path), first=True, lost=LostWrites())
     log.row(
         {"step": 1, "loss/l1": float("nan"), "grad_norm/generator": float("inf"), "low": -float("inf"), "learning_rate": 1e-4}
     )
@@ -50,16 +51,16 @@ def test_values_that_are_not_finite_become_null(tmp_path):
 
 
 def test_rows_are_written_at_once_and_a_later_log_appends(tmp_path):
-    log = Log(recipe(tmp_path), first=True)
+    log = Log(recipe(tmp_path), first=True, lost=LostWrites())
     log.row({"step": 1})
     assert metrics(tmp_path) == [{"step": 1}]
-    Log(recipe(tmp_path), first=True).row({"step": 2})
+    Log(recipe(tmp_path), first=True, lost=LostWrites()).row({"step": 2})
     assert metrics(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
 def test_lines_go_to_the_file_and_the_terminal_once(tmp_path, capsys):
     for text in ("first", "second"):
-        log = Log(recipe(tmp_path), first=True)
+        log = Log(recipe(tmp_path), first=True, lost=LostWrites())
         log.info(text)
         log.close()
     assert [line.split(" ", 2)[2] for line in (tmp_path / "run" / "log.txt").read_text().splitlines()] == ["first", "second"]
@@ -68,19 +69,21 @@ def test_lines_go_to_the_file_and_the_terminal_once(tmp_path, capsys):
 
 def test_other_ranks_are_silent(tmp_path, capsys):
     settings = recipe(tmp_path)
-    log = Log(settings.model_copy(update={"log": settings.log.model_copy(update={"wandb": "offline"})}), first=False)
+    log = Log(
+        settings.model_copy(update={"log": settings.log.model_copy(update={"wandb": "offline"})}), first=False, lost=LostWrites()
+    )
     log.info("hello"), log.advance(1), log.row({"step": 1}), log.samples(None, []), log.preempted("stopped"), log.close()
     assert list((tmp_path / "run").iterdir()) == []
     assert capsys.readouterr().out == ""
 
 
 def test_the_trace_has_the_keys_of_every_micro_batch(tmp_path):
-    trace = Trace(tmp_path / "trace", rank=3, enabled=True)
+    trace = Trace(tmp_path / "trace", rank=3, enabled=True, lost=LostWrites())
     trace.write(7, ("a", "b/c"))
     trace.write(7, ("d",))
     lines = (tmp_path / "trace" / "rank-003.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"step": 7, "keys": ["a", "b/c"]}, {"step": 7, "keys": ["d"]}]
-    Trace(tmp_path / "none", rank=0, enabled=False).write(1, ("a",))
+    Trace(tmp_path / "none", rank=0, enabled=False, lost=LostWrites()).write(1, ("a",))
     assert not (tmp_path / "none").exists()
 
 
@@ -217,7 +220,7 @@ class Screen(io.StringIO):
 
 def test_on_a_terminal_a_progress_bar_stays_below_the_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", screen := Screen(tty=True))
-    log = Log(recipe(tmp_path), first=True)
+    log = Log(recipe(tmp_path), first=True, lost=LostWrites())
     for step in (4, 5, 6):  # continued after step 3
         log.advance(step)
         log.info(f"line {step}")
@@ -233,7 +236,7 @@ def test_on_a_terminal_a_progress_bar_stays_below_the_lines(tmp_path, monkeypatc
 
 def test_without_a_terminal_only_lines_are_printed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", screen := Screen(tty=False))
-    log = Log(recipe(tmp_path), first=True)
+    log = Log(recipe(tmp_path), first=True, lost=LostWrites())
     for step in (1, 2):
         log.advance(step)
         log.info(f"line {step}")
@@ -267,7 +270,7 @@ def test_a_tracker_is_one_file_and_receives_what_the_run_logs(tmp_path, monkeypa
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(plugins.PACKAGES, "tracker", "tracker_files")
-    log = Log(recipe(tmp_path), first=True)
+    log = Log(recipe(tmp_path), first=True, lost=LostWrites())
     log.row({"step": 1}), log.table("t", [{"a": 1}], {"step": 2}), log.checkpoint(tmp_path, 3, best=True)
     log.preempted("stopped"), log.close(code=1)
     expected = ["row,1", "t,1,2", "preempted,stopped", "close,1"]  # log.artifacts is off, so no checkpoint

@@ -8,11 +8,13 @@ import warnings
 import pytest
 import torch
 
+from sr_dist.core import ranks
 from sr_dist.data import data_checks
 from sr_dist.evaluation.distances.extractor import torchscript
 from sr_dist.evaluation.metric_set import open_metrics
 from sr_dist.recipe import checks
 from sr_dist.training import loop
+from sr_dist.training import run as run_module
 from sr_dist.training.build import set_up
 
 RECIPE = """
@@ -126,11 +128,62 @@ def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monk
     assert all(torch.isfinite(value).all() for value in run.ema.network.state_dict().values())
 
 
+@pytest.fixture
+def poisoned():
+    """Memory that nobody has written is not a number."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_momentum_begins_at_zero_also_where_the_first_update_is_skipped(tiny, monkeypatch, poisoned):
+    """Two steps of which the first is skipped leave the weights of the second step alone: its momentum is its gradient."""
+    options = {"optimizer.name": "sgd", "optimizer.momentum": "0.9", "optimizer.learning_rate": "0.1"}
+    skipping, plain = tiny(**options), tiny(**options)
+    right = skipping.objective.generator_loss
+    broken = {"mse": torch.tensor(float("nan"), requires_grad=True)}
+    (_, first), (second, batches) = (step for _, step in zip(range(2), skipping.loader.steps(1), strict=False))
+    monkeypatch.setattr(skipping.objective, "generator_loss", lambda *w: {"mse": right(*w)["mse"] * broken["mse"]})
+    loop.advance(skipping, 1, first)
+    assert int(skipping.engines["generator"].skipped) == 1
+    monkeypatch.setattr(skipping.objective, "generator_loss", right)
+    for run in (skipping, plain):
+        discriminator = run.engines["discriminator"].bare
+        run.engines["discriminator"].load_weights({name: torch.zeros_like(p) for name, p in discriminator.state_dict().items()})
+        loop.advance(run, second, batches)
+    ours, theirs = (run.engines["generator"].bare.state_dict() for run in (skipping, plain))
+    assert all(torch.isfinite(value).all() for value in ours.values())
+    assert all(value.equal(theirs[name]) for name, value in ours.items() if "num_batches" not in name)
+
+
 def test_too_many_skipped_updates_end_the_run_with_a_diagnosis(tiny, monkeypatch):
     run = tiny(max_skipped="2")
     monkeypatch.setattr(run.objective, "generator_loss", lambda discriminator, batch, sr: {"mse": sr.sum() * float("inf")})
     with pytest.raises(loop.Diverged, match=r"generator were not finite for 2 steps in a row .* lower optimizer.learning_rate"):
         loop.fit(run)
+
+
+def test_a_save_is_one_message_between_ranks(tiny, monkeypatch):
+    run = tiny()
+    messages = []
+    monkeypatch.setattr(ranks, "broadcast_from_first", lambda value: (messages.append(value), value)[1])
+    for save, most in ((run_module.save, 1), (run_module.save_validated, 2)):
+        save(run)
+        assert len(messages) == most
+        messages.clear()
+        run.writer.wait()
+    loop.check_saves(run, last=True)
+    assert len(messages) == 1
+
+
+def test_divergence_is_looked_for_in_one_message(tiny, monkeypatch):
+    run = tiny()
+    messages = []
+    monkeypatch.setattr(ranks, "all_reduce_max", lambda values: (messages.append(values), values)[1])
+    monkeypatch.setattr(ranks, "all_gather", pytest.fail)
+    loop.check_divergence(run)
+    (counts,) = messages
+    assert counts.tolist() == [0, 0, 0, 0]  # skipped and refused of two networks
 
 
 def test_recomputed_activations_change_no_gradient(tiny):

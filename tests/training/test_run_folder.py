@@ -118,7 +118,7 @@ def test_a_run_without_checkpoint_may_change_its_recipe(tmp_path):
     ("key", "value"),
     [
         ("optimizer.learning_rate", "2e-4"), ("data.batch", "8"), ("seed", "1"), ("generator.widths", "[8, 16]"),
-        ("ema.decay", "0.9"), ("objective.content", "{l1: 2.0}"), ("data.select", "{rest: 3}"), ("name", "other"),
+        ("ema.decay", "0.9"), ("objective.content", "{l1: 2.0}"), ("data.select", "{rest: 3}"),
     ],
 )  # fmt: skip
 def test_a_changed_recipe_is_refused_with_its_keys(tmp_path, key, value):
@@ -156,7 +156,7 @@ def test_a_new_section_is_refused(tmp_path):
     [
         ("steps", "900"), ("runs", "elsewhere"), ("accumulate", "2"), ("data.workers", "0"), ("data.trace", "true"),
         ("save_every", "7"), ("keep", "{last: 9, best: psnr_y}"), ("validate_every", "none"), ("log_every", "1"),
-        ("log.wandb", "offline"), ("precision", "bf16"), ("data.train", "moved"),
+        ("log.wandb", "offline"), ("precision", "bf16"), ("data.train", "moved"), ("name", "other"),
     ],
 )  # fmt: skip
 def test_keys_that_may_change_are_accepted(tmp_path, key, value):

@@ -11,6 +11,7 @@ from PIL import Image
 from wandb_records import history, items, of_kind
 
 from sr_dist.core import config
+from sr_dist.core.lost_writes import LostWrites
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.log import Log
 from sr_dist.training.trackers import wandb
@@ -176,7 +177,7 @@ def test_a_row_sent_before_a_kill_is_skipped_and_a_late_validation_is_not(tmp_pa
 
 
 def test_where_it_is_off_the_log_makes_no_tracker(tmp_path):
-    log = Log(recipe(tmp_path, wandb="off"), first=True)
+    log = Log(recipe(tmp_path, wandb="off"), True, LostWrites())
     log.row({"step": 1, "images": 4, "skipped/generator": 1}), log.preempted("stopped"), log.close(0)
     assert {path.name for path in (tmp_path / "a run").iterdir()} == {"log.txt", "metrics.jsonl"}
 
@@ -184,24 +185,26 @@ def test_where_it_is_off_the_log_makes_no_tracker(tmp_path):
 def test_training_goes_on_where_wandb_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     lines = []
-    WandbTracker(recipe(tmp_path), lines.append).row({"step": 1, "images": 4})
+    assert wandb.open_tracker(recipe(tmp_path), lines.append) is None
     assert [line.split(" (")[0] for line in lines] == ["W&B is not available offline"]
     monkeypatch.undo()
 
 
 @pytest.mark.parametrize("problem", [RuntimeError("quota\nlong story"), TimeoutError()], ids=["with words", "without words"])
-def test_training_goes_on_when_wandb_stops_answering(tmp_path, monkeypatch, problem):
-    lines = []
-    tracker = WandbTracker(recipe(tmp_path), lines.append)
+def test_training_goes_on_when_wandb_stops_answering(tmp_path, monkeypatch, capsys, problem):
+    log = Log(recipe(tmp_path), True, LostWrites())
 
     def fail(*args, **options):
         raise problem
 
-    monkeypatch.setattr(type(tracker._run), "log", fail)
+    from wandb.sdk.wandb_run import Run
+
+    monkeypatch.setattr(Run, "log", fail)
     for step in (1, 2, 3):
-        tracker.row({"step": step, "images": step})
-    tracker.close(0)
-    assert [line.split(" (")[0] for line in lines[1:]] == ["W&B stopped answering"]
+        log.row({"step": step, "images": step})
+    log.close(0)
+    assert capsys.readouterr().out.count("WandbTracker failed (") == 1
+    assert len((tmp_path / "a run" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(("account", "why"), [("", "No API key"), ("0" * 40, "")])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sr_dist.core.config import Settings
 from sr_dist.core.contracts import Degradation
-from sr_dist.core.resize import rounded
+from sr_dist.core.resize import full_precision, rounded
 
 
 class Config(Settings):
@@ -30,7 +30,7 @@ def build(config: Config, scale: int) -> Degradation:
     def degrade(hr: Tensor, seeds: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H / scale, W / scale)"""
         rows, columns = (_matrix(size, scale, config.sigma).to(hr) for size in hr.shape[-2:])
-        with torch.autocast(hr.device.type, enabled=False):  # bf16 has 8 bits of mantissa, too few for 8-bit images
+        with full_precision(hr.device.type):
             return rounded(rows @ hr @ columns.T)
 
     return degrade

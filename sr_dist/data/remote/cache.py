@@ -2,6 +2,7 @@
 
     tars/SHA256.tar      complete and checked; its modification time is the time of its last use
     tars/SHA256.part     being fetched; renamed after its size and sha256 were checked
+    indexes/SHA256/      manifest and indexes of a data set; its modification time is that of their last use
     locks/               held by living processes only
     .sr_dist-cache       the marker; only files with names as above are ever removed
 
@@ -10,23 +11,21 @@ An open file survives its removal, so a shard can be removed while others read i
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sr_dist.core.errors import first_line
-from sr_dist.core.files import NO_LOCKS
+from sr_dist.core.files import locked
 from sr_dist.data.format import ShardEntry
-from sr_dist.data.remote.cache_folder import LOCKS, SHARD, TARS, claim
+from sr_dist.data.remote.cache_folder import INDEXES, LOCKS, NAMES, TARS, claim
 from sr_dist.data.remote.download import SHARD_TRIES, FetchError, download, retry
 
 ABANDONED = 3600.0  # seconds after which a partial file is a dead process's, where locks cannot say so
@@ -37,7 +36,11 @@ class Cache:
     """`fetch_log` arguments are files to which every try to fetch is appended."""
 
     folder: Path
-    limit: int  # bytes of shards
+    limit: int  # bytes of shards and indexes
+
+    def claim(self) -> None:
+        """Makes the folder this user's cache, or raises a UserError. Whoever fetches something calls this first."""
+        claim(self.folder)
 
     def open(self, entry: ShardEntry, url: str, fetch_log: Path | None = None) -> int:
         """A file descriptor of the shard, which is fetched if it is not cached."""
@@ -89,62 +92,37 @@ class Cache:
                 _append(fetch_log, {"shard": entry.name, "bytes": sum(received), "problem": problem})
 
     def _make_room(self, part: Path, size: int) -> None:
-        """Reserves the room for a shard. Removes the least recently used files until it fits, but none with other names."""
+        """Reserves the room for a shard. Removes what was not used for longest until it fits, but nothing with other names."""
         part.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / LOCKS / "room"):
-            own = [path for path in part.parent.iterdir() if SHARD.fullmatch(path.name)]
-            stats = [(stat, path) for path in own if (stat := _stat(path)) is not None]
-            files = sorted((stat.st_mtime_ns, stat.st_size, path) for stat, path in stats)
-            used = sum(size for _, size, path in files if path != part)
-            for _, freed, path in files:
-                if used + size > self.limit and path != part and self._is_unused(path):
-                    path.unlink(missing_ok=True)
-                    used -= freed
+            names = [self.folder / name / file for name in (TARS, INDEXES) for file in _listed(self.folder / name)]
+            own = [path for path in names if NAMES[path.parent.name].fullmatch(path.name)]
+            uses = sorted((stat.st_mtime_ns, path) for path in own if path != part and (stat := _stat(path)) is not None)
+            sizes = {path: _size(path) for _, path in uses}
+            used = sum(sizes.values())
+            for _, path in uses:
+                if used + size > self.limit and self._remove(path):
+                    used -= sizes[path]
             with open(part, "wb") as file:
                 file.truncate(size)  # other processes count it from now on
 
-    def _is_unused(self, path: Path) -> bool:
-        """True if no process is fetching it: for complete shards, and for the partial file of a dead process."""
-        if path.suffix != ".part":
+    def _remove(self, path: Path) -> bool:
+        """Removes a shard, a dead process's partial file, or a folder of indexes: True if no process is fetching it."""
+        if path.suffix == ".tar":
+            path.unlink(missing_ok=True)
             return True
-        with open(self.folder / LOCKS / path.name[:64], "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as problem:
-                stat = _stat(path) if problem.errno in NO_LOCKS else None
-                return stat is not None and time.time() - stat.st_mtime > ABANDONED
-        return True
+        with suppress(BlockingIOError), locked(self.folder / LOCKS / path.name[:64], wait=False) as alone:
+            stat = _stat(path)
+            if alone or (stat is not None and time.time() - stat.st_mtime > ABANDONED):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                return True
+        return False
 
 
 def cache_of(folder: str | None, gigabytes: float) -> Cache:
-    """The cache that a recipe names, or one in this machine's folder for temporary files."""
+    """The cache that a recipe names, or one in this machine's folder for temporary files. It is not claimed yet."""
     path = Path(folder) if folder else Path(tempfile.gettempdir()) / f"sr_dist-cache-{os.getuid()}"
-    claim(path)
     return Cache(path, int(gigabytes * 1e9))
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Holds a lock that is released when the process ends, in whatever way. False on a file system without locks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as problem:
-            if problem.errno not in NO_LOCKS:
-                raise
-            _note_no_locks(path.parent.parent)
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # also for child processes that have inherited the file
-
-
-@cache
-def _note_no_locks(folder: Path) -> None:
-    print(f"note: '{folder}' is on a file system without locks: several processes may fetch the same shard", flush=True)
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -153,10 +131,23 @@ def _stat(path: Path) -> os.stat_result | None:
     return None
 
 
+def _listed(folder: Path) -> list[str]:
+    with suppress(FileNotFoundError):
+        return os.listdir(folder)
+    return []
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    stats = [_stat(path / name) for name in _listed(path)] if path.is_dir() else [_stat(path)]
+    return sum(stat.st_size for stat in stats if stat is not None)
+
+
 def _append(fetch_log: Path, row: dict[str, Any]) -> None:
-    """Appends one line with one write, because several processes share the file. A full disk does not stop the fetch."""
+    """Appends one line with one write, because several processes share the file. A full disk does not stop the fetch, and
+    a run folder that was removed stays away."""
     with suppress(OSError):
-        fetch_log.parent.mkdir(parents=True, exist_ok=True)
+        fetch_log.parent.mkdir(exist_ok=True)
         file = os.open(fetch_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, (json.dumps(row) + "\n").encode())

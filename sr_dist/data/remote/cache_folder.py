@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.formats import refuse_unknown, stamp
+from sr_dist.core.json_text import parse_json
 
 FORMAT = 1  # of the marker; caches of 0.2.0 and before have none
 MARKER = ".sr_dist-cache"
@@ -79,7 +80,9 @@ def _mark(folder: Path) -> None:
         file = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.write(file, (json.dumps(stamp(FORMAT)) + "\n").encode())
         os.close(file)
-    with suppress(ValueError):  # another process is writing it
-        refuse_unknown(json.loads(marker.read_bytes()), FORMAT, marker, "data.cache", "name another folder")
+    header = {}  # where another process is writing it
+    with suppress(ValueError):
+        header = parse_json(marker.read_bytes())
+    refuse_unknown(header, FORMAT, marker, "data.cache", "name another folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"data.cache: '{folder}' cannot be written; {ELSEWHERE}")

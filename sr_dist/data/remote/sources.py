@@ -9,22 +9,24 @@ A manifest may name a URL for its tars, but never a command: commands come only 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import write_whole
-from sr_dist.core.passwords import HIDDEN
+from sr_dist.core.files import locked, write_whole
+from sr_dist.core.passwords import has_hidden
 from sr_dist.data import format as local
 from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name, largest_index
-from sr_dist.data.remote.cache import Cache, cache_of, locked
+from sr_dist.data.remote.cache import Cache, cache_of
+from sr_dist.data.remote.cache_folder import INDEXES, LOCKS
 from sr_dist.data.remote.download import download_bytes, download_file
 
 ONE_INDEX = threading.RLock()  # in memory, of those that are fetched at once
@@ -43,6 +45,7 @@ class RemoteShards(Shards):
     tars: str  # the URL of a folder, or a command
     cache: Cache
     fetch_log: Path | None = None  # the file to which every try to fetch is appended
+    source: str | None = None  # of the manifest and the indexes, if they are fetched, too
 
     def __post_init__(self) -> None:
         for entry in self.manifest.shards:
@@ -59,11 +62,30 @@ class RemoteShards(Shards):
         """No advice: the shard was fetched again, so it is also damaged at its source."""
         return ""
 
+    def index(self, shard: int, agreeing: bool = True) -> Index:
+        self._note_use()
+        try:
+            return super().index(shard, agreeing)
+        except ShardError:
+            if not self.source or (self.folder / index_name(self._entry(shard).name)).exists():
+                raise
+        with locked_indexes(self.cache, self.folder):  # which were removed to make room
+            _fetch_index(self.source, self.folder, self._entry(shard), self.manifest)
+            return super().index(shard, agreeing)
+
     def open(self, shard: int) -> int:
+        self._note_use()
         return self.cache.open(self._entry(shard), address(self.tars, self._entry(shard).name), self.fetch_log)
 
     def fetch(self, shard: int) -> None:
+        self._note_use()
         self.cache.fetch(self._entry(shard), address(self.tars, self._entry(shard).name), self.fetch_log)
+
+    def _note_use(self) -> None:
+        """So that a cache removes indexes after the shards that are as old."""
+        if self.source:
+            with suppress(FileNotFoundError):
+                os.utime(self.folder)
 
     def forget(self, shard: int) -> bool:
         self.cache.forget(self._entry(shard))
@@ -88,8 +110,8 @@ def address(source: str, name: str) -> str:
 
 def open_shards(source: str, key: str = "shards", cache: Cache | None = None) -> Shards:
     """Local or remote shards: a folder or a brace pattern, on disk or at a URL, or a command with {}."""
-    if HIDDEN in source:
-        raise UserError(f"{key}: '{source}' has *** where a user name and a password were; give the whole URL: --{key}=...")
+    if has_hidden(source):
+        raise UserError(f"{key}: '{source}' has *** where a password or a token was; give the whole URL: --{key}=...")
     if not is_remote(source):
         if local.is_url(source) and not Path(source).exists():
             known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
@@ -97,13 +119,17 @@ def open_shards(source: str, key: str = "shards", cache: Cache | None = None) ->
         shards = local.open_shards(source, key)
         if not (shards.manifest.tars and local.is_url(shards.manifest.tars)):
             return shards
-        return RemoteShards(shards.folder, shards.manifest, tars=shards.manifest.tars, cache=cache or cache_of(None, DEFAULT_GB))
+        cache = cache or cache_of(None, DEFAULT_GB)
+        cache.claim()
+        return RemoteShards(shards.folder, shards.manifest, tars=shards.manifest.tars, cache=cache)
     if source.startswith("pipe:") and "{}" not in source:
         raise UserError(f"{key}: '{source}' has no {{}} for the name of a file, as in 'pipe:ssh store cat /data/{{}}'")
     folder, pattern = source, ""
     if not source.startswith("pipe:") and ("{" in source or source.endswith(".tar")):
         folder, _, pattern = source.rpartition("/")
-    shards = _fetched(folder, key, cache or cache_of(None, DEFAULT_GB))
+    cache = cache or cache_of(None, DEFAULT_GB)
+    cache.claim()
+    shards = _fetched(folder, key, cache)
     return local.some_of(shards, local.expanded(pattern, key), key) if pattern else shards
 
 
@@ -112,17 +138,24 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
     """A process fetches a manifest once. Its indexes stay in the cache, in a folder named by the manifest's sha256."""
     try:
         text = download_bytes(address(source, "manifest.json"), "the manifest", local.MAX_MANIFEST)
-        folder = cache.folder / "indexes" / hashlib.sha256(text).hexdigest()[:32]
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(cache.folder / "locks" / folder.name):
+        folder = cache.folder / INDEXES / hashlib.sha256(text).hexdigest()[:32]
+        with locked_indexes(cache, folder):
             write_whole(folder / "manifest.json", text)
             manifest = _manifest(source, folder, key)
-            shards = RemoteShards(folder, manifest, tars=_tars(source, manifest.tars), cache=cache)
+            shards = RemoteShards(folder, manifest, tars=_tars(source, manifest.tars), cache=cache, source=source)
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda entry: _fetch_index(source, folder, entry, manifest), shards.manifest.shards))
     except ShardError as error:
         raise ShardError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from None
     return shards
+
+
+@contextmanager
+def locked_indexes(cache: Cache, folder: Path) -> Iterator[None]:
+    """A folder of indexes that no other process fetches or removes meanwhile."""
+    with locked(cache.folder / LOCKS / folder.name):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
 
 
 def _manifest(source: str, folder: Path, key: str) -> Manifest:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sr_dist.core import ranks
-from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank
+from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank, progress_of
 from sr_dist.evaluation.intervals import wilson
 from sr_dist.evaluation.partial_results import Abandoned
 from sr_dist.recipe.labels import CLASS, Labels
@@ -55,11 +55,14 @@ def classify_all(
     """The answers to all images, in the order of the images, on every rank. All ranks must call."""
     local: list[tuple[np.ndarray, ...]] = []
     names: list[str] = []
-    for batch in load(batches, numbers_of_this_rank(batches), workers):
-        if give_up():
-            break
-        local.append(answer_columns(classify(batch.lr.to(device)), labels, batch))
-        names += batch.names
+    numbers = numbers_of_this_rank(batches)
+    with progress_of(batches, numbers, "classifying") as progress:
+        for batch in load(batches, numbers, workers):
+            if give_up():
+                break
+            local.append(answer_columns(classify(batch.lr.to(device)), labels, batch))
+            names += batch.names
+            progress.advance(len(batch.names))
     parts = ranks.all_gather((names, local, give_up()))
     if any(abandoned for _, _, abandoned in parts):
         raise Abandoned

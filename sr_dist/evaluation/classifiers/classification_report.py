@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sr_dist.core.files import write_whole
 from sr_dist.core.formats import stamp
+from sr_dist.core.json_text import read_json
 from sr_dist.data.image_pairs import Batches
 from sr_dist.evaluation.classifiers.answers import Answers, head_statistics, worst_mistakes
 from sr_dist.evaluation.contact_sheet import GAP, INK, PAPER, save_png, to_pil
@@ -57,7 +58,7 @@ def reported_weights(out: Path) -> str | None:
     """The sha256 of the weights that a report in this folder is about; None without one. Those of a run that was trained again in
     its folder are others."""
     try:
-        return json.loads((out / "classification.json").read_bytes())["weights"]["sha256"]
+        return read_json(out / "classification.json")["weights"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

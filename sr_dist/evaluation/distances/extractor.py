@@ -7,9 +7,7 @@ verifies nothing, and downloads without asking.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_dist.core import plugins
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.models import pretrained, trained
+from sr_dist.models import torchscript as torchscript_files
 from sr_dist.models.verified import digest
 
 SIDE = 299
@@ -73,9 +71,7 @@ class Extractor:
 
     def _rows(self, images: Tensor) -> np.ndarray:
         rows = self.network(images.to(self.device))
-        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images):
-            result = tuple(rows.shape) if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
-            raise UserError(f"extractor: '{self.name}' returns {result} for {len(images)} images, not one row for each")
+        torchscript_files.check_rows(rows, images, f"extractor: '{self.name}'")
         if not rows.isfinite().all():
             raise UserError(f"extractor: '{self.name}' returns values that are not finite; its weights are damaged or diverged")
         return rows.float().cpu().numpy()
@@ -107,12 +103,7 @@ def torchscript(path: Path, resize: str, device: torch.device) -> Extractor:
 
     Its code runs. It is called in evaluation mode; nothing else is promised, as such a file may read and write any other.
     """
-    plugins.note_foreign_code("extractor", path)
-    try:
-        with _without_deprecation():
-            network = torch.jit.load(str(path), map_location="cpu")
-    except Exception as problem:
-        raise UserError(f"extractor: '{path}' is not a TorchScript file: {first_line(problem)}") from None
+    network = torchscript_files.load(path, "extractor")
     about = {"network": "a TorchScript file"}
     extractor = Extractor(path.stem, digest(path), resize, _inference(network, device, "extractor", path), device, about)
     extractor.whole(torch.linspace(0, 1, 2 * 3 * SIDE * SIDE).view(2, 3, SIDE, SIDE))
@@ -133,14 +124,6 @@ def classifier_extractor(path: str, device: torch.device) -> Extractor:
     return Extractor(classifier.name, classifier.sha256, None, features, device, about, resize)
 
 
-@contextmanager
-def _without_deprecation() -> Iterator[None]:
-    """Silences torch's warning that TorchScript is deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", FutureWarning)
-        yield
-
-
 def _inference(network: torch.nn.Module, device: torch.device, key: str, path: Path) -> Callable[[Tensor], Tensor]:
     """The network without gradients. An error in it is reported with the name of its file."""
     network = network.to(device).eval()
@@ -158,7 +141,7 @@ def _inference(network: torch.nn.Module, device: torch.device, key: str, path: P
 def _inception(path: Path) -> torch.nn.Module:
     from cleanfid.inception_torchscript import InceptionV3W  # spares a second at the start
 
-    with _without_deprecation():
+    with torchscript_files.without_deprecation():
         return InceptionV3W(str(path.parent), download=False)
 
 

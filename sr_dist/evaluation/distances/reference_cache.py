@@ -21,6 +21,7 @@ from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import cache_folder, write_whole
 from sr_dist.core.formats import REMOVE, STAMP, refuse_unknown, stamp
+from sr_dist.core.json_text import parse_json
 from sr_dist.evaluation.distances.features import Features
 from sr_dist.evaluation.distances.frechet import Array, Moments
 from sr_dist.evaluation.partial_results import identity
@@ -56,7 +57,8 @@ class References:
 
     def load(self, view: str) -> Reference | None:
         """The cached features, if every rank can read them. All ranks must call."""
-        reference = self._read(self._path(view), self._header(view))
+        with ranks.failing_together():
+            reference = self._read(self._path(view), self._header(view))
         return reference if all(ranks.all_gather(reference is not None)) else None
 
     def store(self, view: str, features: Features) -> None:
@@ -89,7 +91,7 @@ class References:
     def _read(path: Path, expected: Mapping[str, Any]) -> Reference | None:
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                header = json.loads(arrays["header"].tobytes())
+                header = parse_json(arrays["header"].tobytes())
                 rows, images, n, mean, scatter = (arrays[name] for name in ("rows", "images", "n", "mean", "scatter"))
         except Exception:  # absent, or damaged, on which zipfile and numpy fail in many ways: computed again
             return None

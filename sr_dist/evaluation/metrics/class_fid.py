@@ -10,6 +10,7 @@ from sr_dist.evaluation.distances.frechet import Array
 BETTER = {"class_fid": "lower"}
 NEEDS = {"class_fid": "inception-2015-12-05.pt"}
 DIGITS = {"class_fid": 2}
+RANGE = {"class_fid": (0, None)}
 VIEW = "whole"
 
 

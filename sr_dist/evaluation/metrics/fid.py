@@ -8,6 +8,7 @@ from sr_dist.evaluation.distances.frechet import Array
 BETTER = {"fid": "lower"}
 NEEDS = {"fid": "inception-2015-12-05.pt"}
 DIGITS = {"fid": 2}
+RANGE = {"fid": (0, None)}
 VIEW = "whole"
 
 

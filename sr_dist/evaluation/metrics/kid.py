@@ -48,6 +48,7 @@ def _block_tasks(sr: Features, hr: Features) -> Iterator[Callable[[], Value]]:
 def squared_mmd(x: Array, y: Array) -> Value:
     """The value for two sets of m rows, and its variance; None for fewer than 3 rows."""
     m = len(x)
+    x, y = x.astype(np.float64), y.astype(np.float64)
     xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
     within = xx.sum(1) - xx.diagonal() + yy.sum(1) - yy.diagonal()  # (m,): a row with the others of its set
     across = xy.sum(0) + xy.sum(1) - xy.diagonal()  # (m,): all pairs that have the row or its partner
@@ -59,4 +60,4 @@ def squared_mmd(x: Array, y: Array) -> Value:
 
 
 def _kernel(x: Array, y: Array) -> Array:
-    return (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1) ** 3
+    return (x @ y.T / x.shape[1] + 1) ** 3

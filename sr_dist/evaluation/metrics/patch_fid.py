@@ -10,6 +10,7 @@ from sr_dist.evaluation.metrics import fid
 BETTER = {"patch_fid": "lower"}
 NEEDS = {"patch_fid": "inception-2015-12-05.pt"}
 DIGITS = {"patch_fid": 2}
+RANGE = {"patch_fid": (0, None)}
 VIEW = "patches"
 
 of_sets, floor = fid.of_sets, fid.floor  # the same distance, of other features

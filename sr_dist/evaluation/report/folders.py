@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sr_dist.core.formats import REMOVE, refuse_unknown
-from sr_dist.evaluation.report.report import FILES, FORMAT, REPORT
+from sr_dist.core.json_text import read_json
+from sr_dist.evaluation.report.report import FILES, FORMAT, PICTURES, REPORT
 
-Tree = Mapping[str, Any]  # of a report, or of a planned one: the same keys, methods as a list, and `columns`
+# Of a report, or of a planned one: the same keys, methods as a list, `columns`, and `digest_of_first` images.
+Tree = Mapping[str, Any]
 
 
 def free_folder(folder: Path, planned: Tree, identity: str) -> Path:
     """The folder, or FOLDER-2, FOLDER-3, ...: the first one where nothing is lost."""
     if is_free(folder, planned, identity):
         return folder
-    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(other for other in others if is_free(other, planned, identity))
+    return next(other for other in numbered(folder) if is_free(other, planned, identity))
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """FOLDER-2, FOLDER-3, ..."""
+    whole = folder if folder.name not in ("", "..") else folder.resolve()  # `.` has no name
+    return (whole.with_name(f"{whole.name}-{number}") for number in itertools.count(2))
 
 
 def is_free(folder: Path, planned: Tree, identity: str) -> bool:
@@ -34,8 +40,8 @@ def read_report(folder: Path) -> Any:
     """The tree of a report, or None for another file of that name. An unknown format is refused."""
     path = folder / REPORT
     try:
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        tree = read_json(path)
+    except (OSError, ValueError):
         return None
     if isinstance(tree, dict):
         refuse_unknown(tree, FORMAT, path, "out", REMOVE)
@@ -59,10 +65,11 @@ def covers(planned: Tree, old: Any) -> bool:
 
 
 def _has_images(planned: Tree, old: Tree) -> bool:
-    """The same images, or more from the same places, as without --limit."""
-    inputs, n = {**planned["inputs"], **old.get("inputs", {})}, old.get("n", 0)
-    differing = {key for key, value in planned["inputs"].items() if inputs[key] != value}
-    return differing <= {"images"} if n < planned["n"] else n == planned["n"] and not differing
+    """The same images, or these and more after them, as without --limit."""
+    wanted, n = planned["inputs"], old.get("n", 0)
+    if n < planned["n"]:
+        wanted = {**wanted, "images": planned["digest_of_first"](n)}
+    return n <= planned["n"] and {**wanted, **old.get("inputs", {})} == wanted
 
 
 def _is_same(old: Any, planned: Any) -> bool:
@@ -82,10 +89,9 @@ def summary(folder: Path) -> str:
 
 def move_away(folder: Path) -> str:
     """Moves the files of a report to FOLDER-2, ...: -> a note about it."""
-    text, numbers = summary(folder), itertools.count(2)
-    target = next(other for number in numbers if not (other := folder.with_name(f"{folder.name}-{number}")).exists())
+    text, target = summary(folder), next(other for other in numbered(folder) if not other.exists())
     target.mkdir()
-    for name in FILES:
+    for name in (*FILES, PICTURES):
         if (folder / name).exists():
             os.rename(folder / name, target / name)
     return f"note: the {text} in '{folder}' is now in '{target}', because this one has other images, metrics or weights"

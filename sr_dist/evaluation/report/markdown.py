@@ -8,8 +8,8 @@ from sr_dist.evaluation.report.report import Report
 
 
 def markdown(report: Report) -> str:
-    rows = [[_escape(method), *_cells(report, method)] for method in report.order]
-    blocks = [_table(["method", *report.columns], rows), report.conditions()]
+    rows = [[escape(method), *_cells(report, method)] for method in report.order]
+    blocks = [table(["method", *report.columns], rows), report.conditions()]
     if report.scores.distances:
         blocks += [
             _distances(report),
@@ -17,34 +17,29 @@ def markdown(report: Report) -> str:
         ]
     if report.pairs and report.image_columns:
         blocks += [_differences(report), "Means over images of paired differences, with 95 % intervals."]
-    blocks += [block for table in report.tables if not table.folded for block in _attributes(table)]
+    blocks += [block for one in report.tables if not one.folded for block in _attributes(one)]
     blocks += [CONDITIONS] if report.tables else []
     blocks += [f"Not computed: {', '.join(columns)} ({reason})" for reason, columns in report.not_computed.items()]
     return "\n\n".join(blocks)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("|--- |", "|---|")
 
 
 def _cells(report: Report, method: str) -> list[str]:
-    cells = []
-    for column in report.columns:
-        value = report.methods[method][column]
-        text = report.number(column, value)
-        cells.append(f"**{text}**" if value is not None and value == report.best[column] else text)
-    return cells
+    return [report.cell(column, report.methods[method][column], report.best[column]) for column in report.columns]
 
 
 def _distances(report: Report) -> str:
     distances = report.scores.distances
     head = [f"{column} (n {_n(one)}, floor {report.number(column, one.floor)})" for column, one in distances.items()]
     rows = [
-        [_escape(method), *(report.estimate(column, one.methods.get(method)) for column, one in distances.items())]
+        [escape(method), *(report.estimate(column, one.methods.get(method)) for column, one in distances.items())]
         for method in report.order
     ]
-    return _table(["method", *head], rows)
+    return table(["method", *head], rows)
 
 
 def _n(distance: SetDistance) -> str:
@@ -53,15 +48,15 @@ def _n(distance: SetDistance) -> str:
 
 def _differences(report: Report) -> str:
     columns = report.image_columns
-    rows = [[_escape(pair), *(report.interval(column, values[column]) for column in columns)] for pair, values in
+    rows = [[escape(pair), *(report.interval(column, values[column]) for column in columns)] for pair, values in
             report.pairs.items()]  # fmt: skip
-    return _table(["difference", *columns], rows)
+    return table(["difference", *columns], rows)
 
 
-def _attributes(table: Table) -> list[str]:
-    cells = [[_escape(cell.text) for cell in row] for row in table.rows]
-    return [f"**{table.title}**", _table([_escape(name) for name in table.columns], cells), *([table.note] if table.note else [])]
+def _attributes(one: Table) -> list[str]:
+    cells = [[escape(cell.text) for cell in row] for row in one.rows]
+    return [f"**{one.title}**", table([escape(name) for name in one.columns], cells), *([one.note] if one.note else [])]
 
 
-def _escape(name: str) -> str:
+def escape(name: str) -> str:
     return name.replace("|", "\\|")

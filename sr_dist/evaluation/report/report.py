@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sr_dist.core.formats import stamp
 from sr_dist.core.outputs import write_output
 from sr_dist.data.select import Portion
+from sr_dist.evaluation import protocol as protocols
 from sr_dist.evaluation.classifiers.attributes import attribute_report, ranking
 from sr_dist.evaluation.distances.features import Estimate
-from sr_dist.evaluation.intervals import differences
+from sr_dist.evaluation.intervals import differences, oriented
 from sr_dist.evaluation.metric_set import DEFAULT_DIGITS, Metrics
-from sr_dist.evaluation.protocol import Protocol
 from sr_dist.evaluation.report.attribute_tables import Table, tables
 from sr_dist.evaluation.scoring import Scores
 
 FORMAT = 1  # of report.json; 0.1.0 wrote no number
 REPORT = "report.json"
+BASELINE = "bicubic"
+PICTURES = "report_pictures"  # the folder of examples in full size, where the page has smaller ones
 FILES = ("images.jsonl", "report.md", "report.html", REPORT)  # in the order in which they are written
 LIBRARIES = ("torch", "torchmetrics", "lpips", "clean-fid", "numpy", "scipy", "pillow")
 
 
 @dataclass(frozen=True)
 class Report:
-    protocol: Protocol
+    protocol: protocols.Protocol
     data: str
     names: list[str]  # of the images
     order: list[str]  # of the methods
@@ -40,6 +42,8 @@ class Report:
     notes: list[str]  # how images were changed before they were scored
     portion: Portion | None = None  # of the data
     inputs: Mapping[str, Any] = field(default_factory=dict)  # digest of the images, degradation
+    against: str | None = None  # the method that is subtracted from every other
+    has_hr: bool = True
 
     @cached_property
     def methods(self) -> dict[str, dict[str, float | None]]:
@@ -67,27 +71,44 @@ class Report:
 
     @cached_property
     def differences(self) -> dict[str, Any]:
-        return differences(self.scores.rows, self.order, self.image_columns)
+        return differences(self.scores.rows, self.order, self.image_columns, self.against)
+
+    @property
+    def reference(self) -> str:
+        """The method with which the others are compared first."""
+        return self.against or BASELINE
 
     @property
     def pairs(self) -> dict[str, Any]:
-        """The differences to show: those with a trained method, or all if there is none."""
-        trained = {f"{b} - {a}" for a, b in combinations(self.order, 2) if {a, b} & self.sources.keys()}
-        return {pair: columns for pair, columns in self.differences.items() if not trained or pair in trained}
+        """The differences to show: first those against one method, then those with another trained method, or all if there is
+        none."""
+        shown = [
+            (a, b) for a, b in oriented(self.order, self.against)
+            if a == self.against or not self.sources or {a, b} & self.sources.keys()
+        ]  # fmt: skip
+        shown.sort(key=lambda pair: pair[0] != self.reference)
+        return {f"{b} - {a}": self.differences[f"{b} - {a}"] for a, b in shown}
+
+    @property
+    def first_pairs(self) -> dict[str, Any]:
+        """Those against one method; all where none is against it."""
+        ending = f" - {self.reference}"
+        return {pair: columns for pair, columns in self.pairs.items() if pair.endswith(ending)} or self.pairs
+
+    @property
+    def other_pairs(self) -> dict[str, Any]:
+        return {pair: columns for pair, columns in self.pairs.items() if pair not in self.first_pairs}
 
     @cached_property
     def tables(self) -> list[Table]:
         """The classifiers' answers."""
         shown = [method for method in self.order if method in self.sources] or self.order
-        return list(tables(self.attributes, self.ranking, shown, list(self.pairs)))
+        pairs = [f"{b} - {a}" for a, b in combinations(self.order, 2) if not self.sources or {a, b} & self.sources.keys()]
+        return list(tables(self.attributes, self.ranking, shown, pairs))
 
     @property
     def best(self) -> dict[str, float | None]:
-        return {column: self._best(column) for column in self.columns}
-
-    def _best(self, column: str) -> float | None:
-        values = [value for row in self.methods.values() if (value := row[column]) is not None]
-        return (max if self.scores.better[column] == "higher" else min)(values, default=None)
+        return best_of(self.methods, self.columns, self.scores.better)
 
     @property
     def missing(self) -> dict[str, str]:
@@ -129,6 +150,7 @@ class Report:
             "n": len(self.names),
             "inputs": self.inputs,
             "notes": self.notes,
+            "metrics": self.metrics.facts(),
             "methods": self.methods,
             "distances": {column: asdict(distance) for column, distance in self.scores.distances.items()},
             "differences": self.differences,
@@ -138,11 +160,22 @@ class Report:
             "sources": self.sources,
             "images": "images.jsonl",
             "tool": {name: metadata.version(name) for name in LIBRARIES},
+            **({"against": self.against} if self.against else {}),
         }
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per image and method."""
+        return self.scores.rows
 
     def number(self, column: str, value: float | None, sign: str = "") -> str:
         """A value with the decimals of its column."""
         return number(value, self.metrics.digits.get(column, DEFAULT_DIGITS), sign)
+
+    def cell(self, column: str, value: float | None, best: float | None) -> str:
+        """A value in Markdown, bold if it is the best."""
+        text = self.number(column, value)
+        return f"**{text}**" if value is not None and value == best else text
 
     def interval(self, column: str, difference: Mapping[str, float] | None) -> str:
         if difference is None:
@@ -170,10 +203,19 @@ class Report:
             for name, about in self.set_conditions.items()
         )
         return (
-            f"x{rules.scale}, {len(self.names)} images of {self.data}{portion}; protocol {rules.name}: {luma} and RGB, "
-            f"border {rules.border}, {rounding}, mean of per-image values.{versions}{extractors}"
+            f"x{rules.scale}, {len(self.names)} images of {self.data}{portion}; "
+            + (f"protocol {rules.name}: {luma} and RGB, border {rules.border}, " if self.has_hr else "")
+            + f"{rounding}, mean of per-image values.{versions}{extractors}"
             + "".join(f" {note[0].upper()}{note[1:]}." for note in self.notes)
         )
+
+
+def best_of(
+    methods: Mapping[str, Mapping[str, float | None]], columns: Sequence[str], better: Mapping[str, str]
+) -> dict[str, float | None]:
+    """Column -> the best value of all methods."""
+    values = {column: [value for row in methods.values() if (value := row[column]) is not None] for column in columns}
+    return {column: (max if better[column] == "higher" else min)(some, default=None) for column, some in values.items()}
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:
@@ -183,10 +225,27 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0 makes -0.0 positive
 
 
-def write(out: Path, report: Report, markdown: str, page: str) -> None:
+def described(source: Mapping[str, Any]) -> str:
+    """Where a method comes from, in one line."""
+    if "pictures" in source:
+        return f"{source['files']} pictures in {source['pictures']}, sha256 {source['sha256'][:16]}"
+    step = "" if source["step"] is None else f"step {source['step']}, "
+    return f"{source['weights']}, {step}{source['parameters']:,} parameters, sha256 {source['sha256'][:16]}"
+
+
+class Written(Protocol):
+    """What a report's files are made of."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]: ...
+
+    def tree(self) -> dict[str, Any]: ...
+
+
+def write(out: Path, report: Written, markdown: str, page: str) -> None:
     """Writes the four files. report.json is the last: it marks a complete report."""
     texts = (
-        "".join(json.dumps(row) + "\n" for row in report.scores.rows), markdown + "\n", page,
+        "".join(json.dumps(row) + "\n" for row in report.rows), markdown + "\n", page,
         json.dumps(report.tree(), indent=1, allow_nan=False) + "\n",
     )  # fmt: skip
     for name, text in zip(FILES, texts, strict=True):

@@ -8,18 +8,18 @@ an object {class: [numbers]} in the order of the shards' classes. Images without
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sr_dist.core import plugins
 from sr_dist.core.batch import Batch
 from sr_dist.core.config import OptionalPositive, OptionalText, Settings
 from sr_dist.core.contracts import ContentTerm
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.json_text import read_json
+from sr_dist.models import torchscript
 from sr_dist.recipe.labels import LabelNames
 
 KEY = "objective.content.embedding"
@@ -49,7 +49,7 @@ def check_labels(config: Config, available: LabelNames) -> None:
 class EmbeddingDistance(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config, self.network = config, _torchscript(Path(config.model))
+        self.config, self.network = config, torchscript.load(Path(config.model), f"{KEY}.model")
         self.eval().requires_grad_(False)
         self.vectors: Tensor | None
         vectors = torch.tensor(list(_vectors(config.texts).values())) if config.texts else None
@@ -76,27 +76,15 @@ class EmbeddingDistance(nn.Module):
         if self.config.size:
             images = F.interpolate(images, (self.config.size,) * 2, mode="bicubic", antialias=True)
         rows = self.network(images)
-        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images):
-            result = tuple(rows.shape) if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
-            raise UserError(f"{KEY}.model: '{self.config.model}' returns {result} for {len(images)} images, not one row for each")
+        torchscript.check_rows(rows, images, f"{KEY}.model: '{self.config.model}'")
         return rows
-
-
-def _torchscript(path: Path) -> nn.Module:
-    if not path.is_file():
-        raise UserError(f"{KEY}.model: nothing is at '{path}'")
-    plugins.note_foreign_code(f"{KEY}.model", path)
-    try:
-        return torch.jit.load(str(path), map_location="cpu")
-    except Exception as problem:
-        raise UserError(f"{KEY}.model: '{path}' is not a TorchScript file: {first_line(problem)}") from None
 
 
 def _vectors(path: str) -> dict[str, list[float]]:
     try:
-        vectors = json.loads(Path(path).read_text(encoding="utf-8"))
+        vectors = read_json(Path(path))
         rows = {str(name): [float(number) for number in row] for name, row in vectors.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as problem:
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
         raise UserError(f"{KEY}.texts: '{path}' is not an object {{class: [numbers]}}: {first_line(problem)}") from None
     widths = {len(row) for row in rows.values()}
     if len(widths) != 1 or 0 in widths:

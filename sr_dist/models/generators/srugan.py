@@ -49,7 +49,8 @@ class SRUGenerator(nn.Module):
     def __init__(self, config: Config, scale: int) -> None:
         super().__init__()
         self.scale, self.skip = scale, config.skip
-        self.published = published = config.form != "residual"
+        published = config.form != "residual"
+        self.act = act_of(published)
         finest, *coarser = config.widths
         self.head = nn.Conv2d(config.channels, finest, 7, padding=3)
         self.encoder = nn.ModuleList()
@@ -88,7 +89,7 @@ class SRUGenerator(nn.Module):
         height, width = lr.shape[-2:]
         grain = 2 ** len(self.decoder)  # every level halves the size; reflection fails at one pixel, so replicate
         padded = F.pad(lr, (0, -width % grain, 0, -height % grain), mode="replicate")
-        features = activated(self.head(padded), self.published)  # (B, 64, h, w)
+        features = self.act(self.head(padded))  # (B, 64, h, w)
         levels: list[Tensor] = []
         for level in self.encoder:
             features = level(F.max_pool2d(features, 2) if levels else features)
@@ -102,8 +103,9 @@ class SRUGenerator(nn.Module):
         return (torch.tanh(residual) + 1) / 2
 
 
-def activated(x: Tensor, activate: bool) -> Tensor:
-    return F.silu(x) if activate else x
+def act_of(published: bool) -> nn.Module:
+    """After a convolution that ends a branch or a level."""
+    return nn.SiLU() if published else nn.Identity()
 
 
 def initialize_as_keras(network: nn.Module) -> None:
@@ -143,13 +145,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inside: int, width: int, published: bool) -> None:
         super().__init__()
-        self.published = published
+        self.act = act_of(published)
         self.conv1 = nn.Conv2d(inside, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Identity() if inside == width else nn.Conv2d(inside, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + activated(self.conv2(F.silu(self.conv1(x))), self.published)
+        return self.skip(x) + self.act(self.conv2(F.silu(self.conv1(x))))
 
 
 def residual_blocks(inside: int, width: int, count: int, published: bool) -> list[nn.Module]:
@@ -178,13 +180,14 @@ class Up(nn.Module):
 
     def __init__(self, inside: int, width: int, count: int, config: Config) -> None:
         super().__init__()
-        self.published = config.form != "residual"
+        published = config.form != "residual"
+        self.act = act_of(published)
         self.conv = nn.Conv2d(inside, 4 * width, 3, padding=1)
         self.attention = Attention(4 * width, config)
-        self.blocks = nn.Sequential(*residual_blocks(2 * width, width, count, self.published))
+        self.blocks = nn.Sequential(*residual_blocks(2 * width, width, count, published))
 
     def forward(self, x: Tensor, finer: Tensor) -> Tensor:
-        x = F.pixel_shuffle(self.attention(activated(self.conv(x), self.published)), 2)  # (B, width, 2h, 2w)
+        x = F.pixel_shuffle(self.attention(self.act(self.conv(x))), 2)  # (B, width, 2h, 2w)
         return self.blocks(torch.cat([x, finer], 1))
 
 
@@ -193,7 +196,7 @@ class DenseBlock(nn.Module):
 
     def __init__(self, inside: int, width: int, published: bool) -> None:
         super().__init__()
-        self.published = published
+        self.act = act_of(published)
         growth = width if published else width // 2
         self.skip = nn.Identity() if inside == width else nn.Conv2d(inside, width, 1)
         self.conv1 = nn.Conv2d(inside, growth, 3, padding=1)
@@ -204,4 +207,4 @@ class DenseBlock(nn.Module):
         skip = self.skip(x)
         first = F.silu(self.conv1(x))
         second = F.silu(self.conv2(torch.cat([skip, first], 1)))
-        return skip + activated(self.conv3(torch.cat([skip, first, second], 1)), self.published)
+        return skip + self.act(self.conv3(torch.cat([skip, first, second], 1)))

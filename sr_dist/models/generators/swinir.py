@@ -83,6 +83,10 @@ class SwinIR(nn.Module):
         self.conv_body = convolutions(config)
         self.enlarge = ENLARGE[config.enlarge](config, scale)
         initialize(self)
+        if self.skip == "bicubic":  # training starts from the bicubic image
+            *_, last = (module for module in self.enlarge.modules() if isinstance(module, nn.Conv2d))
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, lr: Tensor) -> Tensor:
         """(B, C, h, w) in [0, 1] -> (B, C, h scale, w scale)."""
@@ -94,8 +98,8 @@ class SwinIR(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, apart)
         features = shallow + self.conv_body(self.norm(tokens).permute(0, 3, 1, 2))
-        sr = (self.enlarge(features) + self.mean)[..., : height * self.scale, : width * self.scale]
-        return sr + imresize(lr, self.scale) if self.skip == "bicubic" else sr
+        sr = self.enlarge(features)[..., : height * self.scale, : width * self.scale]
+        return sr + (imresize(lr, self.scale) if self.skip == "bicubic" else self.mean)
 
 
 def padded(images: Tensor, grain: int) -> Tensor:
@@ -201,22 +205,16 @@ class WindowAttention(nn.Module):
         q, k, v = parts.permute(3, 0, 1, 4, 2, 5)  # (B, windows, heads, N, d) each
         if self.bias is None:
             q, k = rotated(q, self.turns), rotated(k, self.turns)
-        q, k, v = (each.flatten(1, 2) for each in (q, k, v))  # the kernels take four axes
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=self._added(apart, number, q.dtype))
+        added = None if self.bias is None else self.bias[self.place].permute(2, 0, 1)[None]  # (1, heads, N, N)
+        if apart is None:  # every window adds the same
+            q, k, v = (each.flatten(0, 1) for each in (q, k, v))  # the kernels take four axes
+        else:
+            q, k, v = (each.flatten(1, 2) for each in (q, k, v))
+            added = apart[:, None] if added is None else added + apart[:, None]  # (windows, heads or 1, N, N)
+            added = added.expand(number, self.heads, pixels, pixels).flatten(0, 1)[None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=None if added is None else added.to(q.dtype))
         attended = attended.view(batch, number, self.heads, pixels, -1).transpose(2, 3).reshape(x.shape)
         return self.project(attended)
-
-    def _added(self, apart: Tensor | None, number: int, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores, (1, windows x heads, N, N) or None."""
-        if self.bias is None and apart is None:
-            return None
-        added = torch.zeros((), device=self.qkv.weight.device)
-        if self.bias is not None:
-            added = self.bias[self.place].permute(2, 0, 1)[None]  # (1, heads, N, N)
-        if apart is not None:
-            added = added + apart[:, None]  # (windows, 1, N, N)
-        pixels = added.shape[-1]
-        return added.expand(number, self.heads, pixels, pixels).flatten(0, 1)[None].to(dtype)
 
 
 def rotated(x: Tensor, turns: Tensor) -> Tensor:

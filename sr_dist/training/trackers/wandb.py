@@ -6,7 +6,6 @@ requeued is one W&B run without duplicate rows, online or synced later from its 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from PIL.Image import Image
 
 from sr_dist.core import config
 from sr_dist.core.errors import first_line
+from sr_dist.core.json_text import parse_json, read_json
 from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID, run_id
 from sr_dist.recipe.columns import better_direction
 from sr_dist.recipe.sections import Recipe
@@ -43,11 +43,14 @@ def grouped(row: Row) -> dict[str, Any]:
 
 
 def open_tracker(recipe: Recipe, info: Callable[[str], None]) -> WandbTracker | None:
-    return None if recipe.log.wandb == "off" else WandbTracker(recipe, info)
+    if recipe.log.wandb == "off":
+        return None
+    tracker = WandbTracker(recipe, info)
+    return tracker if tracker.is_open else None
 
 
 class WandbTracker:
-    """Implements `tracker.Tracker`. Silent after the first failure."""
+    """Implements `tracker.Tracker`."""
 
     def __init__(self, recipe: Recipe, info: Callable[[str], None]) -> None:
         self._folder, self._name, self._info = recipe.folder, recipe.name, info
@@ -62,59 +65,51 @@ class WandbTracker:
     def row(self, row: Row) -> None:
         """A row that W&B got before a kill is skipped. A validation row never is: it may come late, after resuming."""
 
-        def send(run: Any) -> None:
-            repeated = row["step"] < self._next and not any(key.startswith("validation/") for key in row)
-            if not repeated:
-                run.log(grouped(row), step=self._at(row))
-
-        self._safely(send)
+        if row["step"] >= self._next or any(key.startswith("validation/") for key in row):
+            self._run.log(grouped(row), step=self._at(row))
         if best := self._remember(row):
-            self._safely(lambda run: run.summary.update(best))
+            self._run.summary.update(best)
 
     def table(self, name: str, rows: Sequence[Row], at: Row) -> None:
-        def send(run: Any) -> None:
-            import wandb  # takes seconds
+        import wandb  # takes seconds
 
-            table = wandb.Table(columns=list(rows[0]))
-            for row in rows:
-                table.add_data(*(wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row.values()))
-            run.log({name: table, AXIS: at[AXIS]}, step=self._at(at))
-
-        if rows:
-            self._safely(send)
+        if not rows:
+            return
+        table = wandb.Table(columns=list(rows[0]))
+        for row in rows:
+            table.add_data(*(wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row.values()))
+        self._run.log({name: table, AXIS: at[AXIS]}, step=self._at(at))
 
     def image(self, name: str, path: Path, at: Row) -> None:
-        def send(run: Any) -> None:
-            import wandb  # takes seconds
+        import wandb  # takes seconds
 
-            run.log({name: wandb.Image(str(path)), AXIS: at[AXIS]}, step=self._at(at))
-
-        self._safely(send)
+        self._run.log({name: wandb.Image(str(path)), AXIS: at[AXIS]}, step=self._at(at))
 
     def checkpoint(self, folder: Path, step: int, best: bool) -> None:
         """Sends the checkpoint as a version of the run's model."""
+        import wandb  # takes seconds
 
-        def send(run: Any) -> None:
-            import wandb  # takes seconds
-
-            model = wandb.Artifact(re.sub(r"[^\w.-]", "-", self._name), type="model", metadata={"step": step})
-            for path in sorted(folder.iterdir()):
-                model.add_file(str(path))
-            run.log_artifact(model, aliases=["latest", f"step-{step}", *(["best"] if best else [])])
-
-        self._safely(send)
+        model = wandb.Artifact(re.sub(r"[^\w.-]", "-", self._name), type="model", metadata={"step": step})
+        for path in sorted(folder.iterdir()):
+            model.add_file(str(path))
+        self._run.log_artifact(model, aliases=["latest", f"step-{step}", *(["best"] if best else [])])
 
     def alert(self, title: str, text: str) -> None:
-        self._safely(lambda run: run.alert(title=title, text=text, level="WARN", wait_duration=0))
+        if self.is_open:  # not of the rows of earlier processes
+            self._run.alert(title=title, text=text, level="WARN", wait_duration=0)
 
     def preempted(self, text: str) -> None:
         """W&B then shows the run as preempted, not as finished or crashed."""
         self.alert(f"{self._name} was stopped", text)
-        self._safely(lambda run: run.mark_preempting())
+        self._run.mark_preempting()
 
     def close(self, code: int) -> None:
-        self._safely(lambda run: run.finish(exit_code=code))
-        self._run = None
+        self._run.finish(exit_code=code)
+
+    @property
+    def is_open(self) -> bool:
+        """False where W&B is not even available offline."""
+        return self._run is not None
 
     def _start(self, recipe: Recipe) -> None:
         """Online if the recipe says so and the server answers, else offline, to be synced later."""
@@ -136,7 +131,7 @@ class WandbTracker:
         id_file, about = self._folder / WANDB_ID, self._folder / ENVIRONMENT
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n")
-        environment = json.loads(about.read_text()) if about.is_file() else {}
+        environment = read_json(about) if about.is_file() else {}
         more = {"environment": environment, "run_id": run_id(self._folder)}
         timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", START))
         wandb.teardown()  # a failed attempt would hold the id
@@ -175,18 +170,9 @@ class WandbTracker:
             self._skipped[key] = row[key]
         return new_best
 
-    def _safely(self, send: Callable[[Any], Any]) -> None:
-        if self._run is None:
-            return
-        try:
-            send(self._run)
-        except Exception as problem:
-            self._run = None
-            self._info(f"W&B stopped answering ({first_line(problem)}); training goes on, metrics.jsonl has everything")
-
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Row by row: a long run has millions."""
     if path.is_file():
         with open(path, "rb") as file:
-            yield from map(json.loads, file)
+            yield from map(parse_json, file)

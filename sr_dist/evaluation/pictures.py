@@ -1,0 +1,172 @@
+"""Pictures that were made elsewhere as a method: files matched to HR by name, as large as HR."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sr_dist.core.errors import UserError
+from sr_dist.core.files import images_below
+from sr_dist.data.folder_images import ImageFiles, names_below
+from sr_dist.data.image_pairs import Batches, ImagePairs
+from sr_dist.data.images import contents_of
+
+Size = tuple[int, int]
+LISTED = 5  # names in a message
+
+
+class Pictures:
+    """The pictures of one method, one for each image of a set."""
+
+    def __init__(self, name: str, folder: Path, images: Sequence[str]) -> None:
+        """Finds the picture of every image. Refuses a folder in which one is missing, or which has several methods."""
+        self.name, self.folder = name, folder
+        files = images_below(folder)
+        if not files:
+            raise UserError(f"METHOD: no pictures in '{folder}', which '{name}' names")
+        self.ending, partners = match(images, [str(path.relative_to(folder).with_suffix("")) for path in files], str(folder))
+        self.files = [files[number] for number in partners]
+        self.unused = sorted(set(names_below(folder, files)) - set(names_below(folder, self.files)))
+        self._number = {image: number for number, image in enumerate(images)}
+        self._images = ImageFiles(self.files, [str(path.relative_to(folder)) for path in self.files], [])
+        self.uncropped: dict[int, Size] = {}  # pictures as large as the stored HR -> the size of HR that is compared
+
+    def size(self, number: int) -> Size:
+        return self._images.shape(number)[:2]
+
+    def of(self, batch: ImagePairs) -> Tensor:
+        """(B, 3, H, W) float in [0, 1]: the pictures of these images. One of HR's stored size loses what HR lost."""
+        pictures = []
+        for number in map(self._number.__getitem__, batch.names):
+            height, width = self.uncropped.get(number, self.size(number))
+            picture = self._images.load(number)[0][:, :height, :width].to(torch.float64).div(255).float()
+            pictures.append(centre(picture, batch.hr.shape[-2:]))
+        return torch.stack(pictures)
+
+    def source(self) -> dict[str, Any]:
+        """For the report. All ranks must call: each reads some of the files."""
+        return {
+            "pictures": str(self.folder),
+            "sha256": contents_of(self._images).digest(),
+            "files": len(self.files),
+            "ending": self.ending,
+        }
+
+    def notes(self) -> list[str]:
+        lossy = sum(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in self.files)
+        named = f", named as HR and '{self.ending}'" if self.ending else ""
+        notes = [f"{self.name}: pictures of '{self.folder}'{named}"]
+        notes += [f"{self.name}: {lossy} of {len(self.files)} pictures are JPEG or WebP, which changes pixels"] if lossy else []
+        notes += [f"{self.name}: {len(self.unused)} pictures without an image: {listed(self.unused)}"] if self.unused else []
+        return notes
+
+
+def match(images: Sequence[str], pictures: Sequence[str], folder: str) -> tuple[str, list[int]]:
+    """The ending that names of pictures have after those of images (`_x4`, `-out`, none), and the picture of each image.
+
+    A folder of one method has one ending. The ending that fits most images is taken.
+    """
+    plain = [re.sub(r"_[HL]R$", "", image, flags=re.IGNORECASE) for image in images]
+    unscaled = [re.sub(r"[xX]\d$", "", name) for name in plain]  # LR of DIV2K is 0801x4
+    by_ending = _endings(plain, pictures) or _endings(unscaled, pictures)
+    if not by_ending:  # HR in folders of classes and pictures in one, or the other way round
+        by_ending = _endings([Path(name).name for name in plain], [Path(picture).name for picture in pictures])
+    most = max(map(len, by_ending.values()), default=0)
+    best = [ending for ending, numbers in by_ending.items() if len(numbers) == most]
+    best = [ending for ending in best if not ending] or [e for e in best if e.upper() not in ("_HR", "_LR")] or best
+    if len(best) > 1:
+        raise UserError(
+            f"METHOD: names in '{folder}' end in {' and '.join(map(repr, sorted(best)))}; name a folder of one method"
+        )
+    numbers = by_ending[best[0]] if best else {}
+    if missing := [images[i] for i in range(len(images)) if i not in numbers]:
+        raise UserError(f"METHOD: no picture in '{folder}' for {listed(missing)} ({len(missing)} of {len(images)} images)")
+    if twice := [images[i] for i, several in numbers.items() if len(several) > 1]:
+        raise UserError(f"METHOD: several pictures in '{folder}' for {listed(twice)}, which differ only in their suffix")
+    return best[0], [numbers[i][0] for i in range(len(images))]
+
+
+def _endings(images: Sequence[str], pictures: Sequence[str]) -> dict[str, dict[int, list[int]]]:
+    """Ending -> image -> its pictures. bird_2_SR belongs to bird_2 rather than to bird, where both are images."""
+    known = {name.casefold(): number for number, name in enumerate(images)}
+    if len(known) < len(images):
+        known = {name: number for number, name in enumerate(images)}
+    result: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, picture in enumerate(pictures):
+        for length in range(len(picture), 0, -1):
+            begin, ending = picture[:length], picture[length:]
+            image = known.get(begin.casefold(), known.get(begin))
+            if image is not None and re.fullmatch(r"|([_. -]|[xX]\d)[^/]*", ending):
+                result[ending][image].append(number)
+                break
+    return {ending: dict(numbers) for ending, numbers in result.items()} if len(known) == len(images) else {}
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+
+
+def centre(images: Tensor, size: Sequence[int]) -> Tensor:
+    """(..., H, W) -> the middle, (..., *size)"""
+    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1]]
+
+
+@dataclass
+class CentredBatches(Batches):
+    """Images of which only the middle is compared, because pictures lack the rest."""
+
+    sizes: list[Size] = field(default_factory=list)  # of each middle
+
+    def kind(self, i: int) -> tuple[int, ...]:
+        return (*super().kind(i), *self.sizes[i])
+
+    def __getitem__(self, number: int) -> ImagePairs | UserError:
+        batch = super().__getitem__(number)
+        if isinstance(batch, UserError):
+            return batch
+        return replace(batch, hr=centre(batch.hr, self.sizes[self.groups[number][0]]), centred=True)
+
+    def notes(self) -> list[str]:
+        count = sum(self.sizes[i] != self.full_size(i) for i in range(len(self.sizes)))
+        return [*super().notes(), f"{count} of {len(self.sizes)} images compared in the middle that all pictures have"]
+
+
+def fitting(batches: Batches, methods: Sequence[Pictures], crop: bool) -> Batches:
+    """The batches as these pictures can be compared with them. Refuses wrong sizes, or, with `crop`, takes the common middle."""
+    sizes = [batches.full_size(i) for i in range(len(batches.images.names))]
+    wrong: Counter[str] = Counter()
+    first = ""
+    for one in methods:
+        for i, size in enumerate(sizes):
+            own, full = one.size(i), batches.full_size(i)
+            if own == full:
+                continue
+            if own == batches.images.shape(i)[:2]:
+                one.uncropped[i] = full
+                continue
+            wrong[one.name] += 1
+            first = first or f"picture {own[1]} x {own[0]} and HR {size[1]} x {size[0]} of '{batches.images.names[i]}'"
+            sizes[i] = (min(size[0], own[0]), min(size[1], own[1]))
+    if wrong and not crop:
+        counts = ", ".join(f"{name} ({count})" for name, count in wrong.items())
+        raise UserError(f"METHOD: {first} differ in size; wrong sizes: {counts}; --border=crop compares the middle that all have")
+    if not wrong:
+        return batches
+    if not batches.has_hr:
+        raise UserError("border: crop needs HR")
+    return CentredBatches(batches.images, batches.scale, batches.degrade, batches.size, sizes)
+
+
+def as_identified(batches: Batches) -> Mapping[str, Any]:
+    """What the pixels of HR depend on besides the files."""
+    if isinstance(batches, CentredBatches):
+        return {"sizes": batches.sizes}
+    return {} if batches.has_hr else {"hr": None}

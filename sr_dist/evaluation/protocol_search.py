@@ -1,0 +1,357 @@
+"""Looks for the protocol of a published number: scores under every combination of conditions, and says which reproduce it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sr_dist.core import ranks
+from sr_dist.core.errors import UserError
+from sr_dist.core.formats import stamp
+from sr_dist.core.outputs import write_output
+from sr_dist.data.image_pairs import Batches, ImagePairs
+from sr_dist.data.order import split_range
+from sr_dist.evaluation.conditions import AXES, PSNR_AXES, SHARED, SSIM_AXES, Conditions, borders, known_as, statement
+from sr_dist.evaluation.methods import Method, common_scale, named_methods, open_generators, open_methods, restored
+from sr_dist.evaluation.pictures import Pictures
+from sr_dist.evaluation.protocol_values import Errors, Key, psnr_errors, psnr_of_set, ssim_values
+from sr_dist.evaluation.report.folders import numbered
+from sr_dist.evaluation.report.markdown import table
+from sr_dist.evaluation.report.report import FORMAT, REPORT
+from sr_dist.evaluation.resizers import RESIZERS
+from sr_dist.evaluation.run import ImageOptions, make_deterministic, open_batches
+from sr_dist.evaluation.words import method_word
+
+AXES_OF = {"psnr": PSNR_AXES, "ssim": SSIM_AXES}
+NEAR = {"psnr": 0.02, "ssim": 0.001}  # other versions of a program or of the images differ by so much
+AROUND = {"psnr": 0.25, "ssim": 0.01}  # where values are counted, to say how many agree by chance
+SHOWN = 10
+REPORTS = ("report.md", REPORT)
+FEW_DIGITS = "So few digits fit several protocols: take the one that its authors can have used, or give more numbers."
+
+
+class Candidate(NamedTuple):
+    conditions: Conditions
+    value: float
+
+
+@dataclass(frozen=True)
+class Number:
+    """A published number: `digits` decimals are known."""
+
+    metric: str
+    text: str
+
+    @property
+    def value(self) -> float:
+        return float(self.text)
+
+    @property
+    def unit(self) -> float:
+        return 10.0 ** -len(self.text.partition(".")[2])
+
+    def is_reproduced(self, value: float) -> bool:
+        return abs(value - self.value) <= self.unit / 2 * (1 + 1e-6)
+
+
+@dataclass(frozen=True)
+class Request:
+    numbers: tuple[tuple[str, str], ...]  # metric, published number
+    out: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search gives for one number of one method."""
+
+    number: Number
+    hits: list[Candidate]
+    near: list[Candidate]  # not reproduced, the nearest first
+    named: dict[str, Candidate]  # a known protocol -> its value, with the LR that brings it nearest
+    by_chance: float  # candidates that would agree with any number of so many digits here
+    tried: int
+
+
+def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | None, request: Request) -> None:
+    """Prints what reproduces the numbers, and writes it as a report. All ranks must call."""
+    method_words = [method_word(text) for text in words]
+    generators = open_generators(method_words, scale)
+    scale = common_scale(scale, list(generators.values()))
+    numbers = [Number(metric, text) for metric, text in request.numbers]
+    all_batches = {name: open_batches(options, scale) for name, options in sets.items()}
+    accelerator = ranks.open_accelerator("no")
+    make_deterministic()
+    texts, searches = [], []
+    for name, batches in all_batches.items():
+        opened, batches = open_methods(method_words, generators, batches, False, name)
+        methods, sources = named_methods(opened, scale, accelerator.device)
+        for method in (*(word.path for word in method_words if word.is_baseline), *sources):
+            candidates = all_candidates(method, methods[method], batches, [n.metric for n in numbers], accelerator.device)
+            answers = [answer(number, candidates[number.metric], scale) for number in numbers]
+            title = f"{method} on {len(batches.images.names)} images{f' of {name}' if name else ''}, x{scale}"
+            texts.append(described(title, answers, scale))
+            about = {"method": method, "set": name, "n": len(batches.images.names), "scale": scale}
+            searches += [{**about, **as_tree(one, scale)} for one in answers]
+    ranks.on_first(lambda: write(Path(request.out or "eval"), "\n\n".join(texts), searches))
+    accelerator.end_training()
+    ranks.destroy_group()
+
+
+def write(folder: Path, text: str, searches: Sequence[dict[str, Any]]) -> None:
+    """report.md and report.json with `find`, in a folder where no other report is."""
+    free = next(place for place in chain([folder], numbered(folder)) if not any((place / name).exists() for name in REPORTS))
+    tree = {**stamp(FORMAT), "find": searches[0] if len(searches) == 1 else searches}
+    for name, content in zip(REPORTS, (f"{text}\n", f"{json.dumps(tree, indent=1)}\n"), strict=True):
+        write_output(free / name, content.encode(), "out")
+    print(f"{text}\n\nreport: {free / REPORTS[0]}")
+
+
+def all_candidates(
+    name: str, method: Method, batches: Batches, metrics: Sequence[str], device: torch.device
+) -> dict[str, list[Candidate]]:
+    """Metric -> the value of the set under every combination of conditions. All ranks must call: each computes some images."""
+    errors: dict[Key, dict[int, Errors]] = defaultdict(dict)
+    values: dict[Key, dict[int, float]] = defaultdict(dict)
+    sides, problem, last = borders(batches.scale), "", time.monotonic()
+    own = split_range(len(batches.images.names), ranks.size(), ranks.rank())
+    try:
+        for done, i in enumerate(own):
+            pair = load_pair(batches, i)
+            for way, sr in restorations(name, method, pair, batches.scale, device):
+                if "psnr" in metrics:
+                    for key, one in psnr_errors(sr, pair.hr[0].double(), sides, pair.grey):
+                        errors[way + key][i] = one
+                if "ssim" in metrics:
+                    for key, value in ssim_values(sr, pair.hr[0].double(), sides, pair.grey):
+                        values[way + key][i] = value
+            if ranks.is_first() and time.monotonic() > last + 10:
+                print(f"{name}: {done + 1} of {len(own)} images", flush=True)
+                last = time.monotonic()
+    except UserError as mistake:
+        problem = str(mistake)
+    parts = ranks.all_gather((dict(errors), dict(values), problem))
+    if problem := next((text for *_, text in parts if text), ""):
+        raise UserError(problem)
+    return candidates_of(parts, len(batches.images.names))
+
+
+def candidates_of(parts: Sequence[tuple[Any, Any, str]], count: int) -> dict[str, list[Candidate]]:
+    """Joins what the ranks computed. A combination that an image lacks, being too small, is left out."""
+    errors: dict[Key, dict[int, Errors]] = defaultdict(dict)
+    values: dict[Key, dict[int, float]] = defaultdict(dict)
+    for some_errors, some_values, _ in parts:
+        for key, by_image in some_errors.items():
+            errors[key] |= by_image
+        for key, numbers in some_values.items():
+            values[key] |= numbers
+    psnr = [
+        Candidate(conditions, value)
+        for key, by_image in errors.items() if len(by_image) == count
+        for conditions, value in psnr_of_set(key, [by_image[i] for i in range(count)])
+    ]  # fmt: skip
+    ssim = [
+        Candidate(dict(zip(SSIM_AXES, key, strict=True)), math.fsum(numbers.values()) / count)
+        for key, numbers in values.items() if len(numbers) == count and all(map(math.isfinite, numbers.values()))
+    ]  # fmt: skip
+    return {"psnr": psnr, "ssim": ssim}
+
+
+def load_pair(batches: Batches, i: int) -> ImagePairs:
+    """One image, with the LR that is stored with it, or an empty one."""
+    hr8, lr8, label = batches.images.load(i)
+    height, width = batches.full_size(i)
+    hr = (hr8.double() / 255)[None, :, :height, :width].float()
+    if not hr.numel():
+        raise UserError(f"'{batches.images.names[i]}' is smaller than the scale {batches.scale}")
+    lr = torch.zeros(1, 3, 0, 0) if lr8 is None else (lr8.double() / 255)[None].float()
+    return ImagePairs(lr, hr, (batches.images.names[i],), torch.tensor([label]), batches.images.shape(i)[2])
+
+
+@torch.no_grad()
+def restorations(
+    name: str, method: Method, pair: ImagePairs, scale: int, device: torch.device
+) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """((lr, enlarged), SR (3, H, W) float64) for every way in which LR can be made, and bicubic can enlarge it."""
+    if isinstance(method, Pictures):
+        yield ("given", "network"), restored(method, pair, device)[0].double().cpu()
+        return
+    hr = pair.hr[0].double()
+    height, width = hr.shape[-2:]
+    ways = {way: resize(hr, (height // scale, width // scale)) for way, resize in RESIZERS.items()}
+    if pair.lr.numel():
+        ways = {"stored": pair.lr[0].double(), **ways}
+    for way, lr in ways.items():
+        if name == "bicubic":
+            enlargers = RESIZERS if way == "stored" else dict.fromkeys(["matlab", way])
+            for enlarged in enlargers:
+                if enlarged == "matlab_float" or way != "matlab_float" or enlarged == "matlab":
+                    yield (way, enlarged), RESIZERS[enlarged](lr, (height, width))
+        else:
+            yield (way, "network"), method(lr[None].float().to(device))[0].double().cpu()
+
+
+def answer(number: Number, candidates: Sequence[Candidate], scale: int) -> Answer:
+    hits = [one for one in candidates if number.is_reproduced(one.value)]
+    others = sorted((one for one in candidates if one not in hits), key=lambda one: abs(one.value - number.value))
+    around = AROUND[number.metric]
+    values = {round(one.value, 9) for one in candidates if abs(one.value - number.value) <= around}
+    by_chance, tried = len(values) / (2 * around) * number.unit, len({round(one.value, 9) for one in candidates})
+    named: dict[str, Candidate] = {}
+    for one in sorted_by_use(number.metric, hits, scale) + others:
+        for name in known_as(number.metric, one.conditions, scale):
+            named.setdefault(name, one)
+    return Answer(number, hits, others, named, by_chance, tried)
+
+
+def agreeing(answers: Sequence[Answer]) -> list[list[Candidate]]:
+    """The hits of each number that have a partner among the hits of every other: the conditions that both metrics have agree."""
+    keys = [{_shared(hit.conditions) for hit in one.hits} for one in answers]
+    common = set.intersection(*keys)
+    return [[hit for hit in one.hits if _shared(hit.conditions) in common] for one in answers]
+
+
+def _shared(conditions: Conditions) -> Key:
+    channel = "rgb" if conditions["channel"] == "channels" else conditions["channel"]
+    return tuple(channel if axis == "channel" else conditions[axis] for axis in SHARED)
+
+
+def described(title: str, answers: Sequence[Answer], scale: int) -> str:
+    """Markdown: the numbers, what reproduces them, how to state it, what comes near."""
+    blocks = [f"# {title}"]
+    together = agreeing(answers)
+    if len(answers) > 1:
+        blocks.append(
+            "The numbers have protocols in common; only those are listed." if all(together) else
+            "No protocol gives all of these numbers."
+        )  # fmt: skip
+    for one, common in zip(answers, together, strict=True):
+        hits = common if len(answers) > 1 and all(together) else one.hits
+        blocks += _described(one, sorted_by_use(one.number.metric, hits, scale), scale)
+    return "\n\n".join(blocks)
+
+
+def _described(one: Answer, hits: Sequence[Candidate], scale: int) -> list[str]:
+    metric, number = one.number.metric, one.number
+    digits = len(number.text.partition(".")[2])
+    chance = f"{one.tried} different values; about {one.by_chance:.2g} agree with any number of so many digits near it"
+    if not hits:
+        near = sorted_by_use(metric, [c for c in one.near if abs(c.value - number.value) <= NEAR[metric]], scale)
+        rows = merged(metric, near, digits + 2)[:SHOWN] if near else merged(metric, one.near[:SHOWN], digits + 2)[:3]
+        title = f"Within {NEAR[metric]:g} of it:" if near else f"Nothing is within {NEAR[metric]:g} of it. The nearest:"
+        return [
+            f"## {metric.upper()} {number.text}: none", f"No combination reproduces it ({chance}).", title,
+            _rows(metric, rows, digits + 2, scale), *_named(one, digits + 2),
+        ]  # fmt: skip
+    rows = merged(metric, hits, digits)
+    more = [f"and {len(rows) - SHOWN} rows more, of less usual conditions"] if len(rows) > SHOWN else []
+    return [
+        f"## {metric.upper()} {number.text}: reproduced by {len(hits)} combinations", f"Tried: {chance}.",
+        _rows(metric, rows[:SHOWN], digits + 2, scale), *more, f"To state it: {statement(metric, hits[0].conditions)}",
+        *([FEW_DIGITS] if one.by_chance > 0.5 else []), *_named(one, digits + 2),
+    ]  # fmt: skip
+
+
+def _named(one: Answer, digits: int) -> list[str]:
+    """What well-known programs would give, the nearest first."""
+    rows = [
+        [name, f"{c.value:.{digits}f}", f"{c.value - one.number.value:+.{digits}f}", c.conditions["lr"]]
+        for name, c in sorted(one.named.items(), key=lambda item: abs(item[1].value - one.number.value))
+    ]
+    return ["Well-known protocols, with the LR that brings each nearest:", table(["protocol", "value", "difference", "lr"], rows)]
+
+
+class Row(NamedTuple):
+    values: dict[str, tuple[str, ...]]  # axis -> values, of which every combination belongs to the row
+    numbers: tuple[float, ...]
+
+
+def merged(metric: str, candidates: Sequence[Candidate], digits: int) -> list[Row]:
+    """Joins combinations that differ in one axis and agree to so many digits, until none is left."""
+    rows = [Row({axis: (one.conditions[axis],) for axis in AXES_OF[metric]}, (one.value,)) for one in candidates]
+    count = 0
+    while len(rows) != count:
+        count = len(rows)
+        for axis in reversed(AXES_OF[metric]):
+            groups: dict[Any, list[Row]] = {}
+            for row in rows:
+                rest = tuple(values for name, values in row.values.items() if name != axis)
+                groups.setdefault((rest, round(row.numbers[0], digits)), []).append(row)
+            rows = [_joined(axis, some) for some in groups.values()]
+    return rows
+
+
+def _joined(axis: str, rows: Sequence[Row]) -> Row:
+    values = tuple(value for row in rows for value in row.values[axis])
+    return Row({**rows[0].values, axis: values}, tuple(number for row in rows for number in row.numbers))
+
+
+def sorted_by_use(metric: str, candidates: Sequence[Candidate], scale: int) -> list[Candidate]:
+    """Known protocols first, then those with the most usual values."""
+
+    def rank(one: Candidate) -> tuple[bool, int]:
+        places = [list(AXES[axis]).index(value) for axis, value in one.conditions.items() if axis != "border"]
+        return not known_as(metric, one.conditions, scale), sum(places) + borders(scale).index(int(one.conditions["border"]))
+
+    return sorted(candidates, key=rank)
+
+
+def _rows(metric: str, rows: Sequence[Row], digits: int, scale: int) -> str:
+    axes = [axis for axis in AXES_OF[metric] if axis != "enlarged" or any(row.values[axis] != ("network",) for row in rows)]
+    return table(
+        ["value", *axes, "that of"],
+        [[_span(row, digits), *(" or ".join(row.values[axis]) for axis in axes), _known(metric, row, scale)] for row in rows],
+    )
+
+
+def _span(row: Row, digits: int) -> str:
+    low, high = (f"{end(row.numbers):.{digits}f}" for end in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def _known(metric: str, row: Row, scale: int) -> str:
+    names: dict[str, None] = {}
+    rows: list[Conditions] = [{}]
+    for axis, values in row.values.items():
+        rows = [{**one, axis: value} for one in rows for value in values]
+    for conditions in rows:
+        names |= dict.fromkeys(known_as(metric, conditions, scale))
+    return ", ".join(names)
+
+
+def as_tree(one: Answer, scale: int) -> dict[str, Any]:
+    metric = one.number.metric
+
+    def rows(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+        return [
+            {"metric": metric, **value_and_conditions(c), "known_as": known_as(metric, c.conditions, scale),
+             "statement": statement(metric, c.conditions)} for c in candidates
+        ]  # fmt: skip
+
+    near = [c for c in one.near if abs(c.value - one.number.value) <= NEAR[metric]] or one.near[:5]
+    return {
+        "metric": metric,
+        "value": one.number.value,
+        "number": one.number.text,
+        "matches": rows(sorted_by_use(metric, one.hits, scale)),
+        "near": rows(near),
+        "protocols": {name: value_and_conditions(c) for name, c in one.named.items()},
+        "different_values": one.tried,
+        "by_chance": one.by_chance,
+    }
+
+
+def value_and_conditions(candidate: Candidate) -> dict[str, Any]:
+    """Whole numbers as such, and whether SR is rounded to 8 bits as a truth value of its own."""
+    conditions = {key: int(text) if text.isdigit() else text for key, text in candidate.conditions.items()}
+    rounded = {"rounded": candidate.conditions["pixels"] == "rounded"} if "pixels" in candidate.conditions else {}
+    return {"value": candidate.value, **conditions, **rounded}

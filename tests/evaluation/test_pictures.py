@@ -1,0 +1,229 @@
+"""Folders of pictures that were made elsewhere: matched by name, and scored as the run that made them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+from sr_dist.core.errors import UserError
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.evaluation.pictures import match
+from sr_dist.evaluation.words import method_word, named_sets
+from sr_dist.models import trained
+from sr_dist.models.metadata import generator_metadata
+
+SECTION = {"name": "srugan", "widths": [8, 8], "num_blocks": 1, "num_dense_blocks": 1, "reduction": 2}
+OPTIONS = ["--scale=2", "--batch=2", "--metrics=psnr,ssim", "--cache=none"]
+
+
+def tree(out: Path) -> dict:
+    return json.loads((out / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    """A network with random weights, whose output leaves [0, 1]."""
+    torch.manual_seed(0)
+    network = trained.build(PACKAGES["generator"], SECTION, 2, "generator")
+    path = tmp_path_factory.mktemp("network") / "mine.safetensors"
+    save_file(network.state_dict(), path, generator_metadata(SECTION, 2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, make_photo) -> Path:
+    """Five images; two are of another size, one of an odd one, one grey."""
+    folder = tmp_path_factory.mktemp("hr")
+    for i in range(5):
+        pixels = make_photo(i, 32 + i // 3 * 8, 41 if i == 4 else 40)
+        Image.fromarray(pixels).convert("L" if i == 2 else "RGB").save(folder / f"bird_{i}.png")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("images", "pictures", "ending"),
+    [
+        (["0801", "0802"], ["0801x4", "0802x4"], "x4"),
+        (["0801", "0802"], ["0801_x4_SR", "0802_x4_SR"], "_x4_SR"),
+        (["baby_HR", "bird_HR"], ["bird-out", "baby-out"], "-out"),
+        (["img_001_SRF_4_HR"], ["img_001_SRF_4_SRCNN", "img_001_SRF_4_HR", "img_001_SRF_4_LR"], "_SRCNN"),
+        (["a/x", "b/x"], ["a/x", "b/x"], ""),
+        (["cats/01", "dogs/02"], ["01_SR", "02_SR"], "_SR"),
+        (["bird", "bird_2"], ["bird_SR", "bird_2_SR"], "_SR"),
+        (["Baby"], ["baby.exp"], ".exp"),
+    ],
+)
+def test_pictures_are_named_as_the_images_and_an_ending(images, pictures, ending):
+    result, numbers = match(images, pictures, "folder")
+    assert result == ending
+    names = [Path(pictures[number]).name.removesuffix(ending).lower() for number in numbers]
+    assert names == [Path(name).name.removesuffix("_HR").lower() for name in images]
+
+
+@given(
+    st.lists(st.text("ab1_-x", min_size=1, max_size=5), min_size=1, max_size=6, unique=True),
+    st.sampled_from(["", "_SR", "x4", "-out", "_x4_net"]), st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_any_names_find_their_own_pictures(names, ending, random):
+    """Whatever the names are, one picture for each with one ending is matched to its own image."""
+    pictures = [f"{name}{ending}" for name in names]
+    random.shuffle(pictures)
+    _, numbers = match(names, pictures, "folder")
+    assert [pictures[number] for number in numbers] == [f"{name}{ending}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("images", "pictures", "message"),
+    [
+        (["a", "b", "c"], ["a_SR", "c_SR"], "no picture in 'folder' for b (1 of 3 images)"),
+        (["a", "b"], ["x", "y"], "no picture in 'folder' for a, b (2 of 2 images)"),
+        (["a", "b"], ["a_SR", "b_SR", "a_GAN", "b_GAN"], "end in '_GAN' and '_SR'; name a folder of one method"),
+        (["a"], ["a_SR", "a_SR"], "several pictures in 'folder' for a"),
+        ([f"{i:02d}" for i in range(9)], ["none"], "for 00, 01, 02, 03, 04, ... (9 of 9 images)"),
+    ],
+)
+def test_what_is_missing_or_ambiguous_is_named(images, pictures, message):
+    with pytest.raises(UserError) as caught:
+        match(images, pictures, "folder")
+    assert message in str(caught.value)
+
+
+def test_a_method_word_names_a_folder_unless_the_path_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    (tmp_path / "pictures").mkdir()
+    word = method_word("theirs=pictures")
+    assert (word.name, word.path, word.is_pictures) == ("theirs", "pictures", True)
+    assert method_word("lr=1").name is None and method_word("bicubic").is_baseline
+    for text in ("bicubic=pictures", ".x=pictures", "HR=pictures"):
+        with pytest.raises(UserError, match="cannot be the name of a method"):
+            method_word(text)
+
+
+def test_sets_are_named_or_one():
+    assert named_sets("/data/{0..3}.tar,x=1") == {"": "/data/{0..3}.tar,x=1"}
+    assert named_sets("set5=/a,set14=/b{0,1}.tar") == {"set5": "/a", "set14": "/b{0,1}.tar"}
+    for text in ("a=/x,a=/y", "a=/x,b="):
+        with pytest.raises(UserError, match="data: "):
+            named_sets(text)
+
+
+# --------------------------------------------------------------------------------------------------------- evaluation
+
+
+@pytest.fixture(scope="module")
+def saved(network, images, tmp_path_factory, run_commands) -> Path:
+    """The network's images and its report, from --save_images."""
+    root = tmp_path_factory.mktemp("saved")
+    words = [f"{network},bicubic", f"--data={images}", *OPTIONS, f"--out={root / 'out'}", f"--save_images={root / 'pictures'}"]
+    (answer,) = run_commands([("sr_dist.evaluate", words)])
+    assert answer.code == 0, answer.err
+    return root
+
+
+def test_images_of_the_named_methods_are_saved_by_method_and_name(saved):
+    names = [str(path.relative_to(saved / "pictures")) for path in sorted((saved / "pictures").rglob("*.png"))]
+    assert names == [f"{method}/bird_{i}.png" for method in ("bicubic", "mine") for i in range(5)]
+    assert Image.open(saved / "pictures/mine/bird_4.png").size == (40, 40)  # 41 is cropped to a multiple of the scale
+
+
+def test_a_folder_of_pictures_scores_as_the_run_that_made_them(saved, images, network, tmp_path, run_commands):
+    words = [f"{network},theirs={saved}/pictures/mine", f"--data={images}", *OPTIONS, f"--out={tmp_path / 'out'}"]
+    (answer,) = run_commands([("sr_dist.evaluate", words)])
+    assert answer.code == 0, answer.err
+    report, first = tree(tmp_path / "out"), tree(saved / "out")
+    assert report["methods"]["theirs"] == report["methods"]["mine"] == first["methods"]["mine"]
+    source = report["sources"]["theirs"]
+    assert source["pictures"] == f"{saved}/pictures/mine" and source["files"] == 5 and len(source["sha256"]) == 64
+    assert report["differences"]["theirs - mine"]["psnr_y"] == {"mean": 0, "low": 0, "high": 0, "n": 5}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"5 pictures in {saved}/pictures/mine" in page
+
+
+def test_saved_images_are_completed_but_never_replaced(saved, images, network, tmp_path, run_commands):
+    """The same command writes what is missing; other pictures in the place are refused by name."""
+    words = [str(network), f"--data={images}", *OPTIONS, f"--out={tmp_path / 'out'}", f"--save_images={tmp_path / 'p'}"]
+    (first,) = run_commands([("sr_dist.evaluate", words)])
+    path = tmp_path / "p" / "mine" / "bird_1.png"
+    original = path.read_bytes()
+    path.unlink()
+    (again,) = run_commands([("sr_dist.evaluate", words)])
+    assert (first.code, again.code) == (0, 0) and path.read_bytes() == original
+    Image.fromarray(np.zeros((32, 40, 3), np.uint8)).save(path)
+    black = path.read_bytes()
+    (refused,) = run_commands([("sr_dist.evaluate", words)])
+    assert refused.code == 2 and f"'{path}' is another picture; name another folder" in refused.err
+    assert path.read_bytes() == black
+
+
+def resized(source: Path, target: Path, change) -> Path:
+    target.mkdir()
+    for path in sorted(source.glob("*.png")):
+        Image.fromarray(change(np.array(Image.open(path).convert("RGB")))).save(target / path.name)
+    return target
+
+
+def test_wrong_sizes_are_refused_or_the_middle_is_compared(saved, images, tmp_path, run_commands):
+    """Pictures without 3 pixels on every side, as of convolutions without padding: then HR and all methods lose them too."""
+    small = resized(saved / "pictures/mine", tmp_path / "small", lambda x: x[3:-3, 3:-3])
+    full = resized(images, tmp_path / "full", lambda x: x)  # as large as the stored HR, also where that is odd
+    words = [f"small={small},full={full},whole={saved}/pictures/mine", f"--data={images}", *OPTIONS]
+    refused, cropped = run_commands([
+        ("sr_dist.evaluate", [*words, f"--out={tmp_path / 'a'}"]),
+        ("sr_dist.evaluate", [*words, f"--out={tmp_path / 'b'}", "--border=crop"]),
+    ])  # fmt: skip
+    assert refused.code == 2 and not (tmp_path / "a").exists()
+    assert "picture 34 x 26 and HR 40 x 32 of 'bird_0' differ in size; wrong sizes: small (5); --border=crop" in refused.err
+    assert cropped.code == 0, cropped.err
+    report = tree(tmp_path / "b")
+    assert report["methods"]["small"] == report["methods"]["whole"]  # the same pixels are compared
+    assert report["methods"]["full"]["psnr_rgb"] == 100  # HR itself
+    assert report["methods"]["bicubic"] != tree(saved / "out")["methods"]["bicubic"]
+    assert "5 of 5 images compared in the middle that all pictures have" in report["notes"]
+    assert report["inputs"]["images"] != tree(saved / "out")["inputs"]["images"]
+
+
+def test_pictures_of_other_formats_and_extra_ones_are_noted(saved, images, tmp_path, run_commands):
+    folder = tmp_path / "jpeg"
+    folder.mkdir()
+    for path in sorted((saved / "pictures/mine").glob("*.png")):
+        Image.open(path).save(folder / f"{path.stem}_x2.JPG", format="JPEG", quality=90)
+    (folder / "other.png").write_bytes((saved / "pictures/mine/bird_0.png").read_bytes())
+    (answer,) = run_commands([("sr_dist.evaluate", [f"j={folder}", f"--data={images}", *OPTIONS, f"--out={tmp_path / 'o'}"])])
+    assert answer.code == 0, answer.err
+    notes = "\n".join(tree(tmp_path / "o")["notes"])
+    assert (
+        "named as HR and '_x2'" in notes
+        and "5 of 5 pictures are JPEG or WebP" in notes
+        and "1 pictures without an image: other" in notes
+    )
+
+
+def test_mistakes_in_words_are_one_line(saved, images, network, run_commands):
+    data = f"--data={images}"
+    mistakes = [
+        ([f"x={saved}/none", data, *OPTIONS], "METHOD: x: nothing is at "),
+        ([f"x={saved}/pictures/mine,x={saved}/pictures/bicubic", data, *OPTIONS], "gives a name twice"),
+        ([f"x={saved}/pictures/mine", data, "--metrics=psnr"], "scale: no METHOD has a scale of its own"),
+        ([f"x={saved}/out", data, *OPTIONS], "METHOD: no pictures in "),
+        ([str(network), data, *OPTIONS, "--against=bicubik"], "against: no method 'bicubik'; did you mean 'bicubic'"),
+        ([str(network), data, *OPTIONS, "--border=none"], "border: "),
+        ([str(network), data, *OPTIONS, f"--save_images={network}"], "save_images: "),
+        ([str(network), *OPTIONS], "data: this key is missing; name"),
+        ([str(network), "--data=a=nowhere,b=x", *OPTIONS], "data: a: no folder 'nowhere'"),
+        ([str(network), data, "--lr=a=/tmp", *OPTIONS], "lr: --data names one set; --lr names a"),
+    ]
+    answers = run_commands([("sr_dist.evaluate", words) for words, _ in mistakes])
+    for (words, message), answer in zip(mistakes, answers, strict=True):
+        assert answer.code == 2 and answer.err.count("\n") == 1 and message in answer.err, (words, answer.err)

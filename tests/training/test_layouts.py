@@ -1,0 +1,73 @@
+"""Memory layout and compilation change no result that a user may rely on: bits on resuming, and what R1 computes."""
+
+from __future__ import annotations
+
+from functools import partialmethod
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sr_dist.data import data_checks
+from sr_dist.recipe import checks
+from sr_dist.training import loop
+from sr_dist.training.build import set_up
+
+GAN = {
+    "generator": "{name: srresnet, width: 8, num_blocks: 1}",
+    "discriminator": "{name: patch, widths: [8, 12], norm: none}",
+    "objective": "{name: srgan, content: {mse: 1.0}, adversarial_weight: 0.1}",
+    "validate_every": "none",
+}
+VARIANTS = {
+    "adam": {},
+    "accumulation": {"accumulate": "2"},
+    "sgd with momentum": {"optimizer": "{name: sgd, learning_rate: 0.05, momentum: 0.9, clip: 1.0}"},
+    "compiled": {"compile": "true"},
+}
+
+
+@pytest.fixture(autouse=True)
+def without_a_compiler(monkeypatch):
+    """The graphs of torch.compile, run by torch itself: a C++ compiler would take a minute."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    yield
+    torch.compiler.reset()
+
+
+def train(path, **options):
+    """Trains in this process: -> the run folder."""
+    run = set_up(checks.complete(data_checks.load(path, {**GAN, **options})))
+    try:
+        loop.fit(run)
+    finally:
+        run.loader.close(), run.stop.close(), run.watchdog.close(), run.log.close()
+    return run.recipe.folder
+
+
+def tensors(folder, step=4) -> dict:
+    files = sorted((folder / "checkpoints" / f"{step:07d}").glob("*.safetensors"))
+    return {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+@pytest.mark.parametrize("variant", [*list(VARIANTS)[:-1], pytest.param("compiled", marks=pytest.mark.slow)])
+def test_channels_last_resumes_to_the_same_bits(variant, write_recipe):
+    """States of optimizers are stored contiguous; kernels pair the numbers of a weight and of its state in memory order."""
+    path, options = write_recipe(steps=4, save_every=2), {"channels_last": "true", **VARIANTS[variant]}
+    whole = tensors(train(path, name="whole", **options))
+    train(path, name="parts", steps="2", **options)
+    resumed = tensors(train(path, name="parts", **options))
+    assert whole.keys() == resumed.keys() and len(whole) > 40
+    assert [name for name in whole if not whole[name].equal(resumed[name])] == []
+
+
+@pytest.mark.parametrize("objective", ["srgan", "esrgan"])
+def test_r1_trains_compiled_networks_as_plain_ones(objective, write_recipe):
+    """What torch.compile makes has no double backward, which R1 needs."""
+    section = f"{{name: {objective}, content: {{mse: 1.0}}, adversarial_weight: 0.1, r1_weight: 5.0}}"
+    path = write_recipe(steps=2)
+    plain, compiled = (
+        tensors(train(path, name=f"compile-{compiled}", objective=section, compile=compiled), 2) for compiled in ("false", "true")
+    )
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
