@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import fire
 from fire.decorators import SetParseFn
@@ -31,6 +31,12 @@ from sr_dist.core.printable import printable
 Words = list[str]
 Options = dict[str, str]
 WIDTH, INDENT = 128, 27  # of help, in characters
+EXIT_CODES = {
+    0: "done; training: done, or saved because it was asked to stop",
+    1: "anything else: a failure; images that could not be read; problems in shards; something that `doctor` calls BROKEN",
+    2: "a mistake in the command or the recipe, which one line on stderr names; nothing was changed",
+    130: "Ctrl-C before training began, or a second one",
+}  # fmt: skip
 KINDS: dict[object, str] = {int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH", tuple: "A,B", dict: "{KEY: VALUE}"}
 
 
@@ -151,19 +157,39 @@ def _marker(field: FieldInfo, kind: type[Marker]) -> Marker | None:
 # ---------------------------------------------------------------------------------------------------------------- help
 
 
+class Entry(NamedTuple):
+    """A word or an option of a command."""
+
+    head: str  # METHOD, --data=TEXT
+    text: str
+    default: str | None  # None: it is required; empty: it needs none
+
+
+def words_of(settings: type[Settings]) -> list[Entry]:
+    fields = _by_option(settings)
+    names = _word_names(fields).items()
+    return [Entry(word, fields[name].description or "", None if fields[name].is_required() else "") for name, word in names]
+
+
+def options_of(settings: type[Settings]) -> list[Entry]:
+    fields = _by_option(settings)
+    names = _word_names(fields)
+    return [_option(name, field) for name, field in fields.items() if name not in names]
+
+
 def help_text(settings: type[Settings], *groups: tuple[str, type[Settings]]) -> str:
     """The help of a command: usage, description, words and options. `groups` are further options, each under a title."""
-    fields = _by_option(settings)
-    words = _word_names(fields)
-    usage = [word if fields[name].is_required() else f"[{word}]" for name, word in words.items()]
+    words = words_of(settings)
+    usage = [word.head if word.default is None else f"[{word.head}]" for word in words]
     about, _, notes = inspect.cleandoc(settings.__doc__ or "").partition("\n\n")
     lines = [" ".join(["Usage: python -m", _module_name(settings), *usage, "[--key=value ...]"]), "", *_wrapped(about)]
     if words:
-        lines += ["", *(line for name, word in words.items() for line in _entry(word, fields[name].description or ""))]
-    options = {name: field for name, field in fields.items() if name not in words}
-    for title, group in (("Options", options), *((title, _by_option(more)) for title, more in groups)):
-        if group:
-            lines += ["", f"{title}:", *(line for name, field in group.items() for line in _option_entry(name, field))]
+        lines += ["", *(line for word in words for line in _entry(word.head, word.text))]
+    sections = [("Options", options_of(settings))]
+    sections += [(title, [_option(name, field) for name, field in _by_option(group).items()]) for title, group in groups]
+    for title, options in sections:
+        if options:
+            lines += ["", f"{title}:", *(line for option in options for line in _entry(option.head, _with_default(option)))]
     for paragraph in notes.split("\n\n") if notes else ():
         lines += ["", *_wrapped(paragraph)]
     return "\n".join(lines)
@@ -174,13 +200,19 @@ def _module_name(settings: type[Settings]) -> str:
     return spec.name if spec else settings.__module__
 
 
-def _option_entry(name: str, field: FieldInfo) -> list[str]:
+def _option(name: str, field: FieldInfo) -> Entry:
     text = field.description or ""
     if _marker(field, Overrides):
-        return _entry("--KEY=VALUE", text)
+        return Entry("--KEY=VALUE", text, "")
     kind = _kind(field.annotation)
     head = f"--{name}" if kind == KINDS[bool] else f"--{name}={kind}"
-    return _entry(head, f"{text} {'(required)' if field.is_required() else f'[default: {_default(field)}]'}")
+    return Entry(head, text, None if field.is_required() else _default(field))
+
+
+def _with_default(option: Entry) -> str:
+    if option.default is None:
+        return f"{option.text} (required)"
+    return f"{option.text} [default: {option.default}]" if option.default else option.text
 
 
 def _default(field: FieldInfo) -> str:

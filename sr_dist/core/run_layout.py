@@ -22,6 +22,33 @@ POST_HOC = "post_hoc"  # the folder of power-function averages, of runs with ema
 DONE, PREEMPTED, STOP = "DONE", "PREEMPTED", "STOP"  # markers
 
 
+FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
+    "recipe.yaml": "the resolved recipe, defaults included",
+    "run.json": "the id of the run, which its checkpoints and reports share",
+    "environment.json": "versions, commit, command and machine of the newest start",
+    "log.txt": "the log, for people",
+    "metrics.jsonl": "the record: a JSON object per line",
+    "checkpoints/STEP/": "everything of one step; it appears by rename, whole or not at all",
+    "checkpoints/STEP/generator.ema.safetensors": "averaged weights (EMA), which other commands open; or `classifier.ema`",
+    "checkpoints/STEP/NETWORK.safetensors": "the raw weights of the generator, the discriminator or the classifier",
+    "checkpoints/STEP/NETWORK.optimizer.safetensors": "the state of its optimizer, by the names of its tensors",
+    "checkpoints/STEP/state.json": "step, data position, best value, skipped updates, the part of the recipe that may not change",
+    "checkpoints/STEP/manifest.json": "the size and the sha256 of each of these files",
+    "samples/STEP.png": "LR, bicubic, SR and HR of the first validation images",
+    "eval/": "reports",
+    "curves/": "the images and the page of `sr_dist.plot`",
+    "trace/rank-N.jsonl": "the keys of every micro-batch (`data.trace`)",
+    "substituted/rank-N.jsonl": "unreadable samples and those that took their place (`data.on_corrupt: substitute`)",
+    "fetched/node-N.jsonl": "every fetch of a remote shard",
+    "hang-rank-N.txt": "the stacks of a rank that made no progress (`hang_timeout`)",
+    "wandb/, wandb_id": "files of W&B, and the id of the run there",
+    "DONE": "the run has reached its last step",
+    "PREEMPTED": "the run was asked to stop, saved, and can be continued",
+    ".lock, .alive/rank-N": "held by the process that works on the run; the last sign of life of each rank",
+    "STOP": "made by you: all ranks finish the current step, save and stop",
+}  # fmt: skip
+
+
 def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file()
 

@@ -115,6 +115,8 @@ class Augment(Settings):
 
 
 class Data(Settings):
+    """The images, and how batches are made of them."""
+
     train: Annotated[str | dict[str, float], BeforeValidator(_sources)]
     """Shards: a folder, a brace pattern, a URL of a folder, or `pipe:` and a command; or several of them with weights."""
     validation: OptionalText = None
@@ -172,6 +174,8 @@ class Data(Settings):
 
 
 class Init(Settings):
+    """Starting weights."""
+
     generator: OptionalText = None
     """A run folder or a weights file, of sr_dist or of another project."""
     discriminator: OptionalText = None
@@ -185,14 +189,18 @@ class Init(Settings):
 
 
 class Optimizer(Settings):
+    """The optimizer of a network."""
+
     name: str = "adam"
     """A file of training/optimizers (adam, adamw, sgd), or a dotted name of your own."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """The learning rate before the schedule."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """For adam and adamw."""
     momentum: float = 0.0
     """For sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay; that of adamw is decoupled."""
     clip: Annotated[Annotated[float, Field(gt=0)] | None, Absent] = None
     """The gradient norm above which gradients are clipped."""
 
@@ -201,11 +209,13 @@ class Schedule(Settings):
     """The learning rate as a function of the step: warm-up, then constant, reduced at milestones, or a cosine."""
 
     name: Literal["constant", "milestones", "cosine"] = "constant"
+    """The form after the warm-up."""
     warmup: NonNegative = 0
     """Steps of linear warm-up."""
     milestones: tuple[int, ...] = ()
     """Steps after which the learning rate is multiplied by `factor`."""
     factor: float = 0.5
+    """The factor of each milestone."""
     period: Period = None
     """The length of the cosine in steps."""
 
@@ -219,6 +229,8 @@ class Schedule(Settings):
 
 
 class Ema(Settings):
+    """The moving average of weights, which validation, samples and every other command use."""
+
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """The decay of the exponential moving average of weights."""
     post_hoc: bool = False
@@ -246,6 +258,8 @@ class Zero(Settings):
 
 
 class Log(Settings):
+    """Where the log goes besides the run folder."""
+
     wandb: Literal["off", "offline", "online"] = "off"
     """Whether the rows of metrics.jsonl go to W&B."""
     project: str = "sr_dist"
@@ -255,6 +269,8 @@ class Log(Settings):
 
 
 class Resume(Settings):
+    """What may differ when a run continues."""
+
     allow: Names = ()
     """Keys that may differ from the recipe with which the run began."""
 
@@ -267,6 +283,7 @@ class Recipe(Settings):
     name: str
     """The name of the run folder."""
     seed: int = 0
+    """All random numbers follow from it: initial weights, the order of the images, crops, degradations."""
     scale: Annotated[Literal[1, 2, 3, 4, 8], Whole]
     """HR size divided by LR size."""
     steps: Positive
@@ -275,10 +292,13 @@ class Recipe(Settings):
     """The folder of run folders."""
     data: Data
     generator: Annotated[Part | None, Absent] = None
+    """The network that restores images."""
     discriminator: Annotated[Part | None, Absent] = None
+    """The network that a GAN objective trains against the generator."""
     classifier: Annotated[Part | None, Absent] = None
     """A classifier to train instead of a generator."""
     objective: Part
+    """The losses, and which networks they train."""
     init: Init = Init()
     """Starting weights."""
     optimizer: Optimizer
