@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from sr_dist.core import cli, plugins
+from sr_dist.core import cli, config, plugins
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list, parse_section
 from sr_dist.core.errors import UserError, nearest, nearest_path
 from sr_dist.core.files import check_exists, same_place_twice
+from sr_dist.core.json_text import read_json
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import PARTS, Portion
@@ -91,6 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: Evaluate) -> None:
+    report_folder(options)
+
+
+def report_folder(options: Evaluate) -> Path:
+    """Evaluates, and returns the folder of the report."""
     check(options)
 
     from sr_dist.evaluation import run  # loads torch, which the checks above do without
@@ -102,7 +111,7 @@ def evaluate(options: Evaluate) -> None:
         options.protocol, all_metrics(options.metrics), options.attributes, options.resize, options.extractor, options.cache,
         options.allow_download,
     )  # fmt: skip
-    run.evaluate(options.methods, images, metrics, options.scale, options.out)
+    return run.evaluate(options.methods, images, metrics, options.scale, options.out)
 
 
 def check(options: Evaluate) -> None:
@@ -147,5 +156,24 @@ def all_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(metrics) or tuple(sorted(plugins.names(PACKAGES["metric"]), key=lambda name: order.get(name, len(order))))
 
 
+class CallableModule(ModuleType):
+    """This module as a function: `import sr_dist; sr_dist.evaluate(...)`. It has the name of the command, and Python knows it as
+    an attribute of the package as soon as anything has imported it."""
+
+    def __call__(self, methods: str | Path | Sequence[str | Path], /, **options: Any) -> dict[str, Any]:
+        """Scores methods like `python -m sr_dist.evaluate` and returns the report's dictionary, as report.json has it.
+
+        `options` are those of the command: data, scale, protocol, metrics, limit, out, ... All ranks must call.
+        """
+        names = [str(methods)] if isinstance(methods, str | Path) else [str(name) for name in methods]
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+        settings = config.typed(Evaluate, {"methods": ",".join(names), **plain})
+        with contextlib.redirect_stdout(io.StringIO()):  # the tables of the command
+            folder = report_folder(settings)
+        return read_json(folder / "report.json")
+
+
 if __name__ == "__main__":
     sys.exit(main())
+else:
+    sys.modules[__name__].__class__ = CallableModule

@@ -96,7 +96,7 @@ def check_data(recipe: Recipe) -> None:
     sets = open_training_sets(data)
     _check_mixed_sets(recipe, sets)
     for source, shards in zip(data.sources, sets, strict=True):
-        _check_shards(source, shards, data, scale)
+        check_shards(source, shards, data, scale)
     if data.validation:
         _check_validation(data.validation, data, scale)
 
@@ -112,7 +112,7 @@ def _check_validation(source: str, data: Data, scale: int) -> None:
         raise UserError(f"data.validation: '{source}' has an image with a side of {manifest.min_side}, below the scale {scale}")
 
 
-def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
+def check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
     if data.on_corrupt == "fail":
         shards.check_sizes()
     if launch_env.local_rank() == 0:  # once per node is enough

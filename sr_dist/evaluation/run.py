@@ -72,8 +72,9 @@ class MetricOptions:
 
 def evaluate(
     names: Sequence[str], image_options: ImageOptions, metric_options: MetricOptions, scale: int | None, out: str | None
-) -> None:
-    """Scores methods by name and writes the report. Reports mistakes before it reads an image. All ranks must call."""
+) -> Path:
+    """Scores methods by name and writes the report: -> its folder. Reports mistakes before it reads an image. All ranks must
+    call."""
     generators = [trained.open_generator(name, "METHOD", scale) for name in names if name not in BASELINES]
     scale = common_scale(scale, generators)
     rules = protocol(metric_options.protocol, scale)
@@ -122,6 +123,7 @@ def evaluate(
         results.remove()
     accelerator.end_training()
     ranks.destroy_group()
+    return folder
 
 
 def open_batches(options: ImageOptions, scale: int) -> Batches:
