@@ -170,7 +170,7 @@ class Places:
 
 
 def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOptions, rules: Protocol, places: Places) -> Path:
-    """Scores every set and writes one report: -> its folder. A killed evaluation leaves the batches of all sets. All must call."""
+    """Scores every set and writes one report: -> its folder. A killed evaluation leaves its batches. All ranks must call."""
     planned = scored[0].planned if len(scored) == 1 else sets.plan({one.name: one.planned for one in scored})
     name = scored[0].identity
     folder = Path(places.results.out or "") if places.results.out else output_folder(places, planned, name)
