@@ -50,7 +50,7 @@ critic=(--discriminator.crop=64 --discriminator.width=16 --discriminator.feature
 srresnet='--generator={name: msrresnet, num_blocks: 4, width: 32}'
 rrdb=(--generator.num_blocks=1 --generator.width=32 --generator.growth=16 --generator.skip=bicubic)
 srugan=(--optimizer.clip=none --generator.widths=[16,32] --generator.num_blocks=1 --generator.num_dense_blocks=2 --generator.skip=bicubic)
-swinir='--generator={name: swinir, width: 48, depths: [2, 2], heads: 4, window: 8, enlarge: direct, skip: bicubic}'
+swinir='--generator={name: swinir, width: 32, depths: [2, 2], heads: 4, window: 8, enlarge: shuffle, skip: bicubic}'
 
 pixel small_srcnn srcnn_x4 1e-3 --generator.widths=[32,16] --generator.skip=bicubic
 pixel small_msrresnet srresnet_x4 1e-3 "$srresnet"

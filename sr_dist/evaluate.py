@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from sr_dist.core import cli, plugins
+from sr_dist.core import cli, config, plugins
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list, parse_section
 from sr_dist.core.errors import UserError, nearest, nearest_path
 from sr_dist.core.files import check_exists, same_place_twice
+from sr_dist.core.json_text import read_json
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import PARTS, Portion
@@ -108,6 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: Evaluate) -> None:
+    report_folder(options)
+
+
+def report_folder(options: Evaluate) -> Path:
+    """Evaluates, and returns the folder of the report."""
     check(options)
 
     from sr_dist.evaluation import run  # loads torch, which the checks above do without
@@ -130,7 +139,7 @@ def evaluate(options: Evaluate) -> None:
         options.allow_download, not options.metrics, options.border == "crop",
     )  # fmt: skip
     results = run.ResultOptions(options.out, options.save_images, options.against)
-    run.evaluate(options.methods, sets, metrics, options.scale, results)
+    return run.evaluate(options.methods, sets, metrics, options.scale, results)
 
 
 def check(options: Evaluate) -> None:
@@ -225,5 +234,24 @@ def all_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(metrics) or tuple(sorted(plugins.names(PACKAGES["metric"]), key=lambda name: order.get(name, len(order))))
 
 
+class CallableModule(ModuleType):
+    """This module as a function: `import sr_dist; sr_dist.evaluate(...)`. It has the name of the command, and Python knows it as
+    an attribute of the package as soon as anything has imported it."""
+
+    def __call__(self, methods: str | Path | Sequence[str | Path], /, **options: Any) -> dict[str, Any]:
+        """Scores methods like `python -m sr_dist.evaluate` and returns the report's dictionary, as report.json has it.
+
+        `options` are those of the command: data, scale, protocol, metrics, limit, out, ... All ranks must call.
+        """
+        names = [str(methods)] if isinstance(methods, str | Path) else [str(name) for name in methods]
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+        settings = config.typed(Evaluate, {"methods": ",".join(names), **plain})
+        with contextlib.redirect_stdout(io.StringIO()):  # the tables of the command
+            folder = report_folder(settings)
+        return read_json(folder / "report.json")
+
+
 if __name__ == "__main__":
     sys.exit(main())
+else:
+    sys.modules[__name__].__class__ = CallableModule

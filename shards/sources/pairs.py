@@ -22,7 +22,7 @@ class Config(Settings):
     lr: Annotated[Path | None, Absent] = None
     """The folder of the LR images."""
     scale: Annotated[int, Field(gt=1)] = 4
-    """How many times smaller the LR images are: exactly, unless --resize=256 makes HR 256 and LR 64 pixels."""
+    """How many times smaller the LR images are: exactly, unless --resize=256 makes the short side of HR 256 and of LR 64."""
 
 
 def listing(root: str, config: Config) -> Listing:

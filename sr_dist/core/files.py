@@ -1,4 +1,4 @@
-"""Atomic writes, checksums, locks, and checks of paths."""
+"""Files: atomic writes, safe reads, appended lines, lists, checksums, locks, checks of paths, and the cache folder."""
 
 from __future__ import annotations
 

@@ -26,3 +26,8 @@ def make_folder(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UserError(f"{key}: '{folder}' cannot be created: {problem.strerror}") from None
+
+
+def is_folder(out: str) -> bool:
+    """Whether an output of this name is a folder: it is one, or ends with a slash, or has no suffix."""
+    return Path(out).is_dir() or out.endswith("/") or not Path(out).suffix

@@ -3,8 +3,8 @@
     https://me:secret@host/data      ->  https://***@host/data
     https://host/data?token=secret   ->  https://host/data?token=***
 
-`UserError`, `first_line`, `config.plain`, `cli.run` (for `sys.argv`) and the logger call this, so that no caller has to.
-Only what opens a URL uses it whole.
+`UserError`, `first_line`, `config.plain`, `cli.run` (for `sys.argv`) and the logger call this. What writes a URL in another
+way calls it itself: the reports of `evaluate`, `shards.show`. Only what opens a URL uses it whole.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sr_dist.core import launch_env
 from sr_dist.core.child_processes import end_with_launcher
+from sr_dist.core.constants import numbers
 from sr_dist.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def global_mean(values: Tensor) -> Tensor:
     if size() == 1:
         return values.float().mean()
     count = float(len(values))
-    summed = _Sum.apply(torch.stack([values.float().mean() * count, torch.tensor(count, device=values.device)]))
+    summed = _Sum.apply(torch.stack([values.float().mean() * count, numbers((count,), torch.float32, values.device)[0]]))
     return summed[0] / summed[1]
 
 

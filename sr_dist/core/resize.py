@@ -18,10 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from sr_dist.core.constants import once
 
 Border = Literal["mirror", "replicate"]
 BLOCK = 64  # pixels of the larger of input and output
@@ -32,18 +34,22 @@ def imresize(images: Tensor, scale: float, *, to_8_bit: bool = False, border: Bo
     """(..., H, W) -> (..., ceil(H scale), ceil(W scale)); `to_8_bit` rounds and clips as MATLAB does for uint8 images."""
     if torch.compiler.is_exporting() and scale >= 1 and scale == int(scale) and not to_8_bit and border == "mirror":
         return _upscale(_upscale(images, int(scale)).mT, int(scale)).mT
-    rows, columns = (_axis_blocks(size, math.ceil(size * scale), scale, border) for size in images.shape[-2:])
+    (height, width), kind = images.shape[-2:], (images.dtype, images.device)
     device = "cpu" if images.is_meta else images.device.type  # only shapes: autocast does not know the meta device
     with full_precision(device) if to_8_bit else torch.autocast(device, enabled=False):
-        return torch.cat([_resize_rows(images, block, columns, to_8_bit) for block in rows], -2)
+        columns = [(block, _columns(block[:2], width, scale, border, *kind)) for block in _axis_blocks(width, scale)]
+        rows = [(block, _rows(block[:2], height, scale, border, *kind)) for block in _axis_blocks(height, scale)]
+        return torch.cat([_resize_rows(images, block, matrix, columns, to_8_bit) for block, matrix in rows], -2)
 
 
-def _resize_rows(images: Tensor, block: Block, columns: Sequence[Block], to_8_bit: bool) -> Tensor:
+def _resize_rows(
+    images: Tensor, block: Block, matrix: Tensor, columns: Sequence[tuple[Block, Tensor]], to_8_bit: bool
+) -> Tensor:  # fmt: skip
     """The output rows of one block. Both passes at once, so that large images stay in the processor's cache."""
-    inside = images[..., block.low : block.high, :]
+    inside = images[..., block[2] : block[3], :]
     # In levels of 0..255: an exact half must stay exact, because halves are rounded up.
-    rows = _round_levels(block.matrix.to(images) @ (inside * 255).round()) if to_8_bit else block.matrix.to(images) @ inside
-    resized = torch.cat([rows[..., one.low : one.high] @ one.matrix.to(images).T for one in columns], -1)
+    rows = _round_levels(matrix @ (inside * 255).round()) if to_8_bit else matrix @ inside
+    resized = torch.cat([rows[..., low:high] @ transposed for (_, _, low, high), transposed in columns], -1)
     return _round_levels(resized) / 255 if to_8_bit else resized
 
 
@@ -76,35 +82,36 @@ def cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x <= 2, far, torch.zeros_like(x)))
 
 
-class Block(NamedTuple):
-    """Consecutive outputs of one axis, as a product with the inputs from `low` to `high`."""
-
-    low: int
-    high: int
-    matrix: Tensor  # (outputs, high - low), float64
+Outputs = tuple[int, int]  # of one axis: the first, and the one after the last
+Block = tuple[int, int, int, int]  # these, and the inputs that they see: low, high
 
 
-def _axis_blocks(size: int, out: int, scale: float, border: Border) -> list[Block]:
-    """The blocks of one axis. Tensors without numbers (of `bench step --memory`) are not cached."""
-    key = (size, out, scale, border)
-    blocks = _blocks.get(key)
-    if blocks is None:
-        length = out if max(size, out) <= ONE_BLOCK else max(int(BLOCK * min(scale, 1.0)), 1)
-        blocks = [_new_block(range(first, min(first + length, out)), size, scale, border) for first in range(0, out, length)]
-        if all(type(block.matrix) is Tensor and not block.matrix.is_meta for block in blocks):
-            if len(_blocks) >= 64:
-                _blocks.clear()
-            _blocks[key] = blocks
-    return blocks
+def _axis_blocks(size: int, scale: float) -> list[Block]:
+    """Compiled networks have one block, because torch.compile takes one constant from a function."""
+    out = math.ceil(size * scale)
+    one = torch.compiler.is_compiling() or max(size, out) <= ONE_BLOCK
+    length = out if one else max(int(BLOCK * min(scale, 1.0)), 1)
+    parts = [(first, min(first + length, out)) for first in range(0, out, length)]
+    return [(*part, *_seen(*part, size, scale)) for part in parts]
 
 
-_blocks: dict[tuple[int, int, float, Border], list[Block]] = {}
+@torch.compiler.assume_constant_result
+def _rows(outputs: Outputs, size: int, scale: float, border: Border, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(outputs, inputs)"""
+    return once(("rows", outputs, size, scale, border), lambda: _new_matrix(*outputs, size, scale, border), dtype, device)
 
 
-def _new_block(outputs: range, size: int, scale: float, border: Border) -> Block:
+@torch.compiler.assume_constant_result
+def _columns(outputs: Outputs, size: int, scale: float, border: Border, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(inputs, outputs)"""
+    return once(("columns", outputs, size, scale, border), lambda: _new_matrix(*outputs, size, scale, border).T, dtype, device)
+
+
+def _new_matrix(first_output: int, end: int, size: int, scale: float, border: Border) -> Tensor:
+    """In float64."""
     stretch = min(scale, 1.0)  # antialiasing: the kernel is wider when shrinking
     reach = 4 / stretch
-    position = (torch.arange(outputs.start, outputs.stop, dtype=torch.float64) + 0.5) / scale - 0.5
+    position = (torch.arange(first_output, end, dtype=torch.float64) + 0.5) / scale - 0.5
     first = torch.floor(position - reach / 2)
     taps = first[:, None] + torch.arange(math.ceil(reach) + 2, dtype=torch.float64)  # (outputs, taps)
     weights = cubic((position[:, None] - taps) * stretch)
@@ -114,15 +121,14 @@ def _new_block(outputs: range, size: int, scale: float, border: Border) -> Block
     else:
         mirrored = taps.long().remainder(2 * size)
         inside = torch.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)
-    low, high = _seen(outputs, size, scale)
-    matrix = torch.zeros(len(outputs), high - low, dtype=torch.float64)
-    return Block(low, high, matrix.scatter_add_(1, inside - low, weights))
+    low, high = _seen(first_output, end, size, scale)
+    return torch.zeros(end - first_output, high - low, dtype=torch.float64).scatter_add_(1, inside - low, weights)
 
 
-def _seen(outputs: range, size: int, scale: float) -> tuple[int, int]:
+def _seen(start: int, end: int, size: int, scale: float) -> tuple[int, int]:
     """The inputs that a block of outputs sees, mirrored ones included. Not read from tensors, which may have no numbers."""
     reach = 4 / min(scale, 1.0)
-    first, last = (math.floor((output + 0.5) / scale - 0.5 - reach / 2) for output in (outputs[0], outputs[-1]))
+    first, last = (math.floor((output + 0.5) / scale - 0.5 - reach / 2) for output in (start, end - 1))
     last += math.ceil(reach) + 1
     if first < -size or last >= 2 * size:  # mirrored more than once
         return 0, size

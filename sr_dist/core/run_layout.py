@@ -1,4 +1,4 @@
-"""The names of the files in a run folder."""
+"""A run folder: the names of its files, its id, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ LOG, WANDB_ID, LOCK = "log.txt", "wandb_id", ".lock"
 TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = "trace", "substituted", "fetched", "samples", "checkpoints"  # folders
 STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
 CHECKPOINT_FORMAT = 1  # of both; 0.1.0 wrote none
+POST_HOC = "post_hoc"  # the folder of power-function averages, of runs with ema.post_hoc
 DONE, PREEMPTED, STOP = "DONE", "PREEMPTED", "STOP"  # markers
 
 

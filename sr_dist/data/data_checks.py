@@ -14,12 +14,12 @@ from sr_dist.data.remote.sources import open_shards
 from sr_dist.data.select import portion_of, rows_of_parts, shares
 from sr_dist.recipe import checks
 from sr_dist.recipe.labels import labels_of
-from sr_dist.recipe.sections import Augment, Data, Recipe
+from sr_dist.recipe.sections import AUTO, Augment, Data, Recipe
 
 
 def load(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """A recipe file and `--key.sub=value` overrides -> settings whose sections, names and data fit together."""
-    recipe = checks.read_recipe(path, overrides)
+    recipe = _with_generator(checks.read_recipe(path, overrides))
     first = open_training_sets(recipe.data)[0]
     recipe = _with_outputs(_with_classes(recipe, first), first)
     check_data(recipe)
@@ -29,7 +29,7 @@ def load(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
 
 def load_without_data(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """The same where the shards may be on another machine: enough to build the networks. Only class counts need shards."""
-    recipe = checks.read_recipe(path, overrides)
+    recipe = _with_generator(checks.read_recipe(path, overrides))
     if recipe.classifier:
         key, count = "classifier.outputs", _outputs(recipe)
     else:
@@ -41,6 +41,15 @@ def load_without_data(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
         return _with_outputs(_with_classes(recipe, first), first)
     except UserError as problem:
         raise UserError(f"{key}: manifest, but {problem}; --{key}=N does without shards") from None
+
+
+def _with_generator(recipe: Recipe) -> Recipe:
+    """`generator: auto` becomes the network of the weights that it starts from."""
+    if not recipe.generator or recipe.generator.name != AUTO:
+        return recipe
+    from sr_dist.models import auto  # reads weights, so it loads torch, which other recipes do later
+
+    return auto.resolved(recipe)
 
 
 def _with_classes(recipe: Recipe, shards: Shards) -> Recipe:
@@ -96,7 +105,7 @@ def check_data(recipe: Recipe) -> None:
     sets = open_training_sets(data)
     _check_mixed_sets(recipe, sets)
     for source, shards in zip(data.sources, sets, strict=True):
-        _check_shards(source, shards, data, scale)
+        check_shards(source, shards, data, scale)
     if data.validation:
         _check_validation(data.validation, data, scale)
 
@@ -112,7 +121,7 @@ def _check_validation(source: str, data: Data, scale: int) -> None:
         raise UserError(f"data.validation: '{source}' has an image with a side of {manifest.min_side}, below the scale {scale}")
 
 
-def _check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
+def check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:
     if data.on_corrupt == "fail":
         shards.check_sizes()
     if launch_env.local_rank() == 0:  # once per node is enough

@@ -7,6 +7,7 @@ bit of the result, do not depend on the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
@@ -143,8 +144,22 @@ def progress_of(batches: Batches, remaining: Sequence[int], about: str) -> Progr
 
 
 def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator[ImagePairs]:
-    """The batches with these numbers."""
-    for batch in DataLoader(batches, sampler=numbers, batch_size=None, num_workers=workers if len(numbers) > 1 else 0):
+    """The batches with these numbers. Without workers a thread loads one batch ahead: decoding runs beside the caller's work."""
+    several = workers > 0 and len(numbers) > 1
+    loader = (
+        DataLoader(batches, sampler=numbers, batch_size=None, num_workers=workers) if several else _one_ahead(batches, numbers)
+    )
+    for batch in loader:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _one_ahead(batches: Batches, numbers: Sequence[int]) -> Iterator[ImagePairs | UserError]:
+    with ThreadPoolExecutor(1, "load") as thread:
+        loading = thread.submit(batches.__getitem__, numbers[0]) if numbers else None
+        for following in [*numbers[1:], None]:
+            batch = loading.result() if loading else None
+            loading = None if following is None else thread.submit(batches.__getitem__, following)
+            if batch is not None:
+                yield batch

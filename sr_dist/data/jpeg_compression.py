@@ -9,12 +9,12 @@ enlarged with a triangle filter. Entropy coding is lossless and is left out. The
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sr_dist.core.colour import LUMA
+from sr_dist.core.constants import numbers, once
 
 LUMINANCE = (
     16, 11, 10, 16, 24, 40, 51, 61,
@@ -57,21 +57,20 @@ def tables(quality: Tensor, standard: tuple[int, ...]) -> Tensor:
     """The quantization tables of libjpeg at each quality: (B, 8, 8)."""
     quality = quality.double()
     percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()[:, None]
-    scaled = (torch.tensor(standard, dtype=torch.float64, device=quality.device) * percent + 50) / 100
+    scaled = (numbers(standard, torch.float64, quality.device) * percent + 50) / 100
     return scaled.floor().clamp(1, 255).view(-1, 8, 8)
 
 
 def quantize(levels: Tensor, table: Tensor) -> Tensor:
     """(B, C, H, W) levels and (B, 8, 8) tables -> the levels after their DCT was quantized."""
     batch, channels, height, width = levels.shape
-    transform, table = _dct().to(levels), table.to(levels)[:, None, None, None]
+    transform, table = once("dct", _dct, levels.dtype, levels.device), table.to(levels)[:, None, None, None]
     blocks = levels.view(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4) - 128  # (B, C, H/8, W/8, 8, 8)
     quantized = (transform @ blocks @ transform.T / table).round() * table
     blocks = (transform.T @ quantized @ transform + 128).round().clamp(0, 255)
     return blocks.transpose(3, 4).reshape(levels.shape)
 
 
-@lru_cache(maxsize=1)
 def _dct() -> Tensor:
     """The orthonormal cosine transform of 8 values: (8, 8)."""
     k = torch.arange(8, dtype=torch.float64)

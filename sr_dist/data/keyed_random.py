@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sr_dist.core.constants import numbers
+
 
 class Draws:
     """Random numbers determined by the seed of each sample and by the number of earlier draws. All samples draw together."""
@@ -32,7 +34,7 @@ class Draws:
 
     def choice(self, weights: Sequence[float]) -> Tensor:
         """(B,) indices into `weights`, with probabilities in proportion to the weights."""
-        borders = torch.tensor(weights, dtype=torch.float64, device=self.seeds.device).cumsum(0)
+        borders = numbers(tuple(weights), torch.float64, self.seeds.device).cumsum(0)
         return (self.uniform()[:, None] * borders[-1] >= borders[:-1]).sum(1)
 
     def normal(self, *shape: int) -> Tensor:

@@ -60,11 +60,9 @@ class Pictures:
         }
 
     def notes(self) -> list[str]:
-        lossy = sum(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in self.files)
-        named = f", named as HR and '{self.ending}'" if self.ending else ""
-        notes = [f"{self.name}: pictures of '{self.folder}'{named}"]
-        notes += [f"{self.name}: {lossy} of {len(self.files)} pictures are JPEG or WebP, which changes pixels"] if lossy else []
-        notes += [f"{self.name}: {len(self.unused)} pictures without an image: {listed(self.unused)}"] if self.unused else []
+        lossy, count = sum(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in self.files), len(self.files)
+        notes = [f"{lossy} of {count} pictures of {self.name} are JPEG or WebP, which changes pixels"] if lossy else []
+        notes += [f"{len(self.unused)} pictures of {self.name} without an image: {listed(self.unused)}"] if self.unused else []
         return notes
 
 

@@ -82,8 +82,8 @@ class Answer:
     tried: int
 
 
-def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | None, request: Request) -> None:
-    """Prints what reproduces the numbers, and writes it as a report. All ranks must call."""
+def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | None, request: Request) -> Path:
+    """Prints what reproduces the numbers, and writes it as a report: -> its folder. All ranks must call."""
     method_words = [method_word(text) for text in words]
     generators = open_generators(method_words, scale)
     scale = common_scale(scale, list(generators.values()))
@@ -102,18 +102,20 @@ def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | 
             texts.append(described(title, answers, scale))
             about = {"method": method, "set": name, "n": len(batches.images.names), "scale": scale}
             searches += [{**about, **as_tree(one, scale)} for one in answers]
-    ranks.on_first(lambda: write(Path(request.out or "eval"), "\n\n".join(texts), searches))
+    folder = ranks.on_first(lambda: write(Path(request.out or "eval"), "\n\n".join(texts), searches))
     accelerator.end_training()
     ranks.destroy_group()
+    return folder or Path(request.out or "eval")
 
 
-def write(folder: Path, text: str, searches: Sequence[dict[str, Any]]) -> None:
+def write(folder: Path, text: str, searches: Sequence[dict[str, Any]]) -> Path:
     """report.md and report.json with `find`, in a folder where no other report is."""
     free = next(place for place in chain([folder], numbered(folder)) if not any((place / name).exists() for name in REPORTS))
     tree = {**stamp(FORMAT), "find": searches[0] if len(searches) == 1 else searches}
     for name, content in zip(REPORTS, (f"{text}\n", f"{json.dumps(tree, indent=1)}\n"), strict=True):
         write_output(free / name, content.encode(), "out")
     print(f"{text}\n\nreport: {free / REPORTS[0]}")
+    return free
 
 
 def all_candidates(

@@ -89,6 +89,7 @@ class ResultOptions:
     out: str | None = None
     save_images: str | None = None
     against: str | None = None
+    also: Callable[[Path], None] | None = None  # called with the report's folder, on the first rank
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,20 @@ class ScoredSet:
 def evaluate(
     words: Sequence[str], image_sets: Mapping[str, ImageOptions], metric_options: MetricOptions, scale: int | None,
     results: ResultOptions,
-) -> None:  # fmt: skip
-    """Scores methods by name on one or several sets and writes the report. Reports mistakes before it reads an image. All ranks
-    must call."""
+) -> Path:  # fmt: skip
+    """Scores methods by name on one or several sets and writes the report: -> its folder. Mistakes are reported before an image
+    is read. All ranks must call."""
     method_words = [method_word(text) for text in words]
     generators = open_generators(method_words, scale)
     scale = common_scale(scale, list(generators.values()))
+    return evaluate_opened(method_words, generators, image_sets, metric_options, scale, results)
+
+
+def evaluate_opened(
+    method_words: Sequence[MethodWord], generators: Mapping[str, TrainedGenerator], image_sets: Mapping[str, ImageOptions],
+    metric_options: MetricOptions, scale: int, results: ResultOptions,
+) -> Path:  # fmt: skip
+    """The same with networks that are open already, by the texts of their words. All ranks must call."""
     rules = protocol(metric_options.protocol, scale)
     batches = {name: open_batches(options, scale) for name, options in image_sets.items()}
     opened = {name: open_methods(method_words, generators, one, metric_options.crop, name) for name, one in batches.items()}
@@ -135,9 +144,11 @@ def evaluate(
         planned = {**plan(image_sets[name], fitted, metrics, methods, facts), "digest_of_first": digest}
         scored.append(ScoredSet(name, image_sets[name], fitted, methods, sources, facts, planned))
     check_against(results.against, scored[0].methods)
-    score_sets(scored, metrics, metric_options, rules, Places(method_words, generators, results, accelerator.device))
+    places = Places(method_words, generators, results, accelerator.device)
+    folder = score_sets(scored, metrics, metric_options, rules, places)
     accelerator.end_training()
     ranks.destroy_group()
+    return folder
 
 
 @dataclass(frozen=True)
@@ -158,8 +169,8 @@ class Places:
         return SavedImages(Path(self.results.save_images), frozenset(named), one.name)
 
 
-def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOptions, rules: Protocol, places: Places) -> None:
-    """Scores every set and writes one report. A killed evaluation keeps the batches of all sets. All ranks must call."""
+def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOptions, rules: Protocol, places: Places) -> Path:
+    """Scores every set and writes one report: -> its folder. A killed evaluation leaves its batches. All ranks must call."""
     planned = scored[0].planned if len(scored) == 1 else sets.plan({one.name: one.planned for one in scored})
     name = scored[0].identity
     folder = Path(places.results.out or "") if places.results.out else output_folder(places, planned, name)
@@ -190,6 +201,7 @@ def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOpt
         ranks.barrier()
         for results in partial:
             results.remove()
+    return folder
 
 
 def write_report(
@@ -214,6 +226,8 @@ def write_report(
         report.write(folder, whole, text, sets.page_of_sets(whole, examples))
     print(text)
     print(f"report: {folder / 'report.html'}")
+    if places.results.also:
+        places.results.also(folder)
 
 
 def all_metrics(options: MetricOptions, frozen: Sequence[FrozenClassifier], batches: Batches, device: torch.device) -> Metrics:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sr_dist.core.batch import Batch
+from sr_dist.core.constants import numbers
 from sr_dist.recipe.labels import CLASS
 
 
@@ -44,7 +45,7 @@ def balancing(target: Tensor, shares: Sequence[float]) -> Tensor:
 
     `shares` are those of the classes, or of the images that have each attribute.
     """
-    share = torch.tensor(shares, device=target.device)
+    share = numbers(tuple(shares), torch.float32, target.device)
     if target.ndim == 1:
         return (1 / (len(shares) * share))[target.clamp(min=0)]
     return target / (2 * share) + (1 - target) / (2 * (1 - share))

@@ -1,11 +1,11 @@
-"""Reads and writes image files with 8 or 16 bits, grey or colour, alpha, colour profile, EXIF rotation."""
+"""Reads and writes image files with 8 or 16 bits, grey or colour, alpha, colour profile and EXIF."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,15 @@ from torch import Tensor
 
 from sr_dist.core.errors import first_line
 from sr_dist.core.pixels import open_image
+
+ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
+# Description, maker, model, resolution, software, date, artist, rating, copyright. In a TIFF other tags lay out its pixels.
+DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x4746, 0x4749, 0x8298)
+STALE = (0xA002, 0xA003, 0xA005)  # width, height, and a table of offsets, in the table of the camera
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_lzw"},
+}  # fmt: skip
 
 
 class ImageFileError(Exception):
@@ -28,20 +37,61 @@ class ImageFile:
     alpha: Tensor | None  # (1, H, W)
     bits: int  # 8 or 16
     profile: bytes | None  # ICC
+    exif: bytes | None = None  # without orientation, which was applied, and without a thumbnail
 
 
 def read(path: Path) -> ImageFile:
+    """The image of a file, upright. Moving images are refused: one of their frames would pass for the whole."""
     try:
         with open_image(path) as image:
-            profile = image.info.get("icc_profile")
+            refuse_frames(image)
+            exif = descriptive_exif(image)
             if image.format == "PNG" and _depth(path) == 16:
-                return _image_file(_png_16(path), 16, profile)
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):
-                return _image_file(_of_16_bits(np.asarray(image, np.int32)), 16, profile)
-            return _image_file(np.asarray(image.convert(_plain_mode(image))), 8, profile)
+                return replace(_image_file(_png_16(path), 16, image.info.get("icc_profile")), exif=exif)
+            return replace(from_pil(ImageOps.exif_transpose(image), image.info.get("icc_profile")), exif=exif)
+    except ImageFileError:
+        raise
     except Exception as problem:  # decoders raise many kinds of errors
         raise ImageFileError(first_line(problem)) from None
+
+
+def refuse_frames(image: Image.Image) -> None:
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        kind = "pages" if image.format == "TIFF" else "frames"
+        raise ImageFileError(f"it has {frames} {kind}, and only still images are enlarged; save each as a file of its own")
+
+
+def from_pil(image: Image.Image, profile: bytes | None = None) -> ImageFile:
+    """The pixels of a PIL image, as they lie."""
+    profile = profile or image.info.get("icc_profile")
+    if image.mode.startswith("I"):
+        return _image_file(_of_16_bits(np.asarray(image, np.int32)), 16, profile)
+    return _image_file(np.asarray(image.convert(_plain_mode(image))), 8, profile)
+
+
+def to_pil(image: ImageFile) -> Image.Image:
+    """A PIL image. PIL has 16 bits for grey without alpha only; others get 8."""
+    bits = 16 if image.bits == 16 and image.alpha is None and image.pixels.shape[0] == 1 else 8
+    result = _pil(_levels(image, bits))
+    if image.profile:
+        result.info["icc_profile"] = image.profile
+    if image.exif:
+        result.info["exif"] = image.exif
+    return result
+
+
+def descriptive_exif(image: Image.Image) -> bytes | None:
+    """What EXIF says of the photograph and not of its pixels: camera, exposure, place, date, author."""
+    result = Image.Exif()
+    try:
+        tags = image.getexif()
+        result.update({tag: tags[tag] for tag in DESCRIPTIVE if tag in tags})
+        for table in (EXIF_IFD, GPS_IFD):
+            if values := {tag: value for tag, value in tags.get_ifd(table).items() if tag not in STALE}:
+                result[table] = values
+        return result.tobytes() if len(result) else None
+    except Exception:  # damaged EXIF is no reason to lose the image, and raises many kinds of errors
+        return None
 
 
 def _of_16_bits(array: np.ndarray) -> np.ndarray:
@@ -81,7 +131,7 @@ def _png_16(path: Path) -> np.ndarray:
         image.verify()  # every chunk's checksum
     with open_image(path) as image:
         image.load()
-        orientation, transparent = image.getexif().get(0x0112, 1), image.info.get("transparency")
+        orientation, transparent = image.getexif().get(ORIENTATION, 1), image.info.get("transparency")
     data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
     planes = decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
     if transparent is not None and planes.shape[2] in (1, 3):  # a colour, in the chunk tRNS, which torchvision leaves out
@@ -102,36 +152,42 @@ def _oriented(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def encode(image: ImageFile, suffix: str) -> bytes:
-    """The bytes of a file with this suffix. Only PNG holds 16 bits of colour; other formats get 8. JPEG holds no alpha."""
+    """The bytes of a file with this suffix. Only PNG holds 16 bits of colour; other formats get 8. JPEG and BMP hold no alpha."""
     kind = suffix.lower()
-    planes = image.pixels if image.alpha is None else torch.cat([image.pixels, image.alpha])
-    if kind in (".jpg", ".jpeg") and image.alpha is not None:
-        raise ImageFileError("it has an alpha channel, which JPEG does not hold; use --format=png")
-    bits = image.bits if kind == ".png" else 8
-    levels = (planes.clamp(0, 1) * (2**bits - 1) + 0.5).floor().permute(1, 2, 0).numpy()
-    if bits == 16:
-        return png_16(levels.astype(">u2"), image.profile)
+    if kind not in FORMATS:
+        raise ImageFileError(f"'{suffix}' is no suffix of an image that can be written; choose from {', '.join(FORMATS)}")
+    if FORMATS[kind] in ("JPEG", "BMP") and image.alpha is not None:
+        raise ImageFileError(f"it has an alpha channel, which {FORMATS[kind]} does not hold; use --ext=png")
+    if kind == ".png" and image.bits == 16:
+        return png_16(_levels(image, 16).astype(">u2"), image.profile, image.exif)
     try:
-        return _encoded(levels.astype(np.uint8), kind, image.profile)
+        return _encoded(_levels(image, 8), FORMATS[kind], image)
     except (OSError, ValueError) as problem:  # such as too many pixels for the format
         raise ImageFileError(first_line(problem)) from None
 
 
-def _encoded(array: np.ndarray, kind: str, profile: bytes | None) -> bytes:
+def _levels(image: ImageFile, bits: int) -> np.ndarray:
+    """(H, W, 1 to 4) whole numbers."""
+    planes = image.pixels if image.alpha is None else torch.cat([image.pixels, image.alpha])
+    levels = (planes.clamp(0, 1) * (2**bits - 1) + 0.5).floor().permute(1, 2, 0).numpy()
+    return levels.astype(np.uint8 if bits == 8 else np.uint16)
+
+
+def _pil(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def _encoded(array: np.ndarray, form: str, image: ImageFile) -> bytes:
     file = io.BytesIO()
-    options: dict[str, dict[str, Any]] = {
-        ".jpg": {"quality": 95, "subsampling": 0},
-        ".webp": {"lossless": True},
-        ".tif": {"compression": "tiff_lzw"},
-    }
-    metadata: dict[str, Any] = {"icc_profile": profile} if profile else {}
-    form = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF"}[kind]
-    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-    image.save(file, format=form, **options.get(kind.replace("jpeg", "jpg"), {}), **metadata)
+    metadata: dict[str, Any] = {"icc_profile": image.profile} if image.profile else {}
+    if image.exif and form != "BMP":
+        metadata["exif"] = image.exif
+    options = {} if form == "TIFF" and image.exif else OPTIONS.get(form, {})  # libtiff, which compresses, has no EXIF
+    _pil(array).save(file, format=form, **options, **metadata)
     return file.getvalue()
 
 
-def png_16(array: np.ndarray, profile: bytes | None = None) -> bytes:
+def png_16(array: np.ndarray, profile: bytes | None = None, exif: bytes | None = None) -> bytes:
     """(H, W, 1 to 4) big-endian 16 bits -> PNG, which Pillow writes for grey only. Rows are stored as differences (filter up)."""
     height, width, planes = array.shape
     rows = array.reshape(height, -1).view(np.uint8)  # (H, 2 W planes)
@@ -141,5 +197,7 @@ def png_16(array: np.ndarray, profile: bytes | None = None) -> bytes:
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
     if profile:
         chunks.insert(1, (b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+    if exif:
+        chunks.insert(1, (b"eXIf", exif.removeprefix(b"Exif\0\0")))
     signed = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(signed)

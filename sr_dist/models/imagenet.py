@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sr_dist.core.constants import numbers
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.models import pretrained
 
@@ -13,7 +14,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def as_imagenet(images: Tensor) -> Tensor:
     """(B, 1 or 3, H, W) in [0, 1] -> three channels, normalized with ImageNet's mean and deviation."""
-    mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = (numbers(values, images.dtype, images.device)[:, None, None] for values in (MEAN, STD))
     return (images.expand(-1, 3, -1, -1) - mean) / std
 
 

@@ -6,6 +6,8 @@ image size. The EMA in every checkpoint is one. In other files the generator is 
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.run_layout import STATE, checkpoint_folder, checkpoint_of, checkpoint_state, checkpoint_steps, is_run, run_id
-from sr_dist.models import layouts, verified, weights_files
+from sr_dist.models import layouts, published, verified, weights_files
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, build_for, named_in_recipe, read_metadata
 from sr_dist.models.weights_files import Tensors, bare_names
@@ -232,16 +234,28 @@ def load_starting_weights(
 ) -> str:
     """Loads starting weights into a network of this section: -> a line for the log."""
     file = starting_file(path, kind, key)
-    stated, tensors = _starting_tensors(network, file, kind, key, partial, (section["name"],))
+    stated, scale, tensors = _starting_tensors(network, file, kind, key, partial, (section["name"],))
+    auto = "; or let it be taken from the file: --generator=auto" if kind == "generator" else ""
     if stated and stated["name"] != section["name"] and not partial:
-        raise UserError(f"{key}: '{file}' holds {stated['name']}, but {kind}.name is {section['name']}")
+        raise UserError(f"{key}: '{file}' holds {stated['name']}, but {kind}.name is {section['name']}{auto}")
     tensors, head = with_own_head(network, tensors, section["outputs"]) if kind == "classifier" else (tensors, "")
     different = {name: value for name, value in stated.items() if name in section and str(section[name]) != str(value)}
     note = "".join(f"; it was made with {name} {value}, not {section[name]}" for name, value in different.items()) + head
     if partial:
         return f"{kind} starts from {file}: {load_partially(network, tensors, file, key)}{note}"
+    match = match_tensors(network.state_dict(), tensors)
+    if scale and not match.complete and scale != (own := getattr(network, "scale", scale)):
+        raise UserError(f"{key}: '{file}' does not fit: it enlarges by {scale}, and the recipe's scale is {own}{note}")
+    if different and not match.complete:
+        raise UserError(f"{key}: '{file}' does not fit: {match}{note}; paste {flags(kind, different)}{auto}")
     load_strictly(network, tensors, file, key)
     return f"{kind} starts from {file}{note}"
+
+
+def flags(kind: str, options: dict[str, Any]) -> str:
+    """Options of a network as words of a command line."""
+    words = (f"--{kind}.{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in options.items())
+    return " ".join(shlex.quote(word) for word in words)
 
 
 def with_own_head(network: nn.Module, tensors: Tensors, outputs: int) -> tuple[Tensors, str]:
@@ -254,29 +268,28 @@ def with_own_head(network: nn.Module, tensors: Tensors, outputs: int) -> tuple[T
 
 def _starting_tensors(
     network: nn.Module, file: Path, kind: str, key: str, partial: bool, trusted: Container[str]
-) -> tuple[dict[str, Any], Tensors]:  # fmt: skip
+) -> Description:  # fmt: skip
     """The section that the file states, if any, and its tensors under our names. The section is compared, never imported."""
     tensors, metadata = read(file, key)
     if METADATA not in metadata and match_tensors(network.state_dict(), tensors).complete:
-        return {}, tensors
+        return Description({}, None, tensors)
     if kind == "classifier" and METADATA in metadata:
         stated = read_metadata(metadata, file, key, trusted)
         if "classifier" not in stated:
             raise UserError(f"{key}: '{file}' holds a generator, not a classifier")
-        return stated["classifier"], tensors
+        return Description(stated["classifier"], None, tensors)
     if kind == "generator":
         try:
-            description = describe(tensors, metadata, file, key, trusted)
-            return description.section, description.tensors
+            return describe(tensors, metadata, file, key, trusted)
         except UserError:
             if not partial and not match_tensors(network.state_dict(), bare_names(tensors, kind)).complete:
                 raise
-    return {}, bare_names(tensors, kind)
+    return Description({}, None, bare_names(tensors, kind))
 
 
 def starting_file(path: str, kind: str, key: str) -> Path:
     """A weights file, or the file of a run: the EMA, or the raw weights of a discriminator, which has none."""
-    place = Path(path)
+    place = published.place(path, key)
     if not is_run(place):
         return place
     if kind == "classifier":

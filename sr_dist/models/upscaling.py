@@ -1,86 +1,130 @@
-"""Enlarges image files with a trained network."""
+"""Enlarges image files with a trained network: which files, under which names, on all ranks together."""
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from sr_dist.core import launch_env
+from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import IMAGE_SUFFIXES, images_below
-from sr_dist.core.outputs import write_output
+from sr_dist.core.files import IMAGE_SUFFIXES, files_below, images_below
+from sr_dist.core.outputs import is_folder, write_output
 from sr_dist.core.progress import Progress
-from sr_dist.core.resize import imresize
-from sr_dist.models import image_files, trained
-from sr_dist.models.image_files import ImageFile, ImageFileError
-from sr_dist.models.tiling import adapt_channels, upscale_in_tiles
-from sr_dist.models.trained import TrainedGenerator
+from sr_dist.models import image_files
+from sr_dist.models.image_files import ImageFileError
+from sr_dist.models.upscaler import Upscaler
 
 Pairs = list[tuple[Path, Path]]  # (image to read, image to write)
+AUTO = "auto"
+WRITTEN = {".jpeg": ".jpg", ".tiff": ".tif"}  # other names of a format
+MOVING = (".gif", ".apng", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+WILDCARDS = "*?["
 
 
 @dataclass(frozen=True)
-class Tiles:
-    size: int | None = None  # pixels of LR; None: the whole image at once
-    overlap: int = 32
+class Naming:
+    """Names of images in a folder of results: STEM + suffix + . + ext. `auto` is the format of the image that is read."""
+
+    ext: str = "png"
+    suffix: str = ""
+
+    def of(self, path: Path) -> Path:
+        own = path.suffix.lower()
+        ending = WRITTEN.get(own, own) if self.ext == AUTO else f".{self.ext}"
+        return path.with_name(f"{path.stem}{self.suffix}{ending}")
+
+
+class Plan(NamedTuple):
+    """The work of all ranks."""
+
+    pairs: Pairs
+    existing: int  # images that were enlarged before
 
 
 class Enlarged(NamedTuple):
-    done: int  # images that succeeded
-    scale: int
-    generator: str
+    done: int
+    failed: int
 
 
-def upscale(source: str, pairs: Pairs, tiles: Tiles, scale: int | None = None) -> Enlarged:
-    """Enlarges every image with the generator of a run or a weights file. Failures are printed."""
-    generator = trained.open_generator(source, "RUN_OR_WEIGHTS", scale)
-    device = torch.device("cuda" if launch_env.uses_cuda() else "cpu")
-    network = adapt_channels(generator.network.to(device), generator.channels, generator.scale)
-
-    def enlarged_planes(planes: Tensor) -> Tensor:
-        return upscale_in_tiles(network, planes[None], generator.scale, tiles.size, tiles.overlap, device)[0]
-
+def upscale(upscaler: Upscaler, pairs: Pairs) -> Enlarged:
+    """Enlarges every image of this rank. Failures are printed."""
     failed = 0
-    with Progress(len(pairs)) as progress:
-        for path, target in pairs:
+    own = pairs[ranks.rank() :: ranks.size()]
+    with Progress(len(own), shown=ranks.is_first()) as progress:
+        for path, target in own:
             try:
-                image = image_files.read(path)
-                large = ImageFile(enlarged_planes(image.pixels), _alpha(image, generator), image.bits, image.profile)
+                if path.suffix.lower() in MOVING[2:]:
+                    raise ImageFileError("it is a film, and only still images are enlarged; write its frames to a folder first")
+                large = upscaler.image_file(image_files.read(path))
                 write_output(target, image_files.encode(large, target.suffix), "OUTPUT")
             except ImageFileError as problem:
                 failed += 1
                 progress.print(f"failed: '{path}': {problem}")
-            except torch.OutOfMemoryError:
-                failed += 1
-                progress.print(f"failed: '{path}': it needs more memory than '{device}' has; give --tile=256 or less")
             progress.advance()
-    return Enlarged(len(pairs) - failed, generator.scale, generator.name)
+    results = ranks.all_gather((len(own) - failed, failed))
+    return Enlarged(sum(done for done, _ in results), sum(failed for _, failed in results))
 
 
-def _alpha(image: ImageFile, generator: TrainedGenerator) -> Tensor | None:
-    """Upscales the alpha channel with bicubic interpolation, because networks are trained on photographs."""
-    return None if image.alpha is None else imresize(image.alpha.double(), generator.scale).float()
+def plan(source: str, out: str, naming: Naming, overwrite: bool) -> Plan:
+    """The images to read and to write, decided by the first rank before any is written. All ranks must call."""
+    if launch_env.num_ranks() > 1:
+        ranks.open_accelerator("no")
+
+    def decide() -> Plan:
+        images = Path(source)
+        place = Path(out, naming.of(images).name) if images.is_file() and is_folder(out) else Path(out)
+        pairs = targets(images, place, naming.ext, naming.suffix)
+        if images.is_file():
+            refuse_existing(pairs, overwrite)
+            return Plan(pairs, 0)
+        new = without_existing(pairs, overwrite)
+        return Plan(new, len(pairs) - len(new))
+
+    return ranks.broadcast_from_first(ranks.on_first(decide)) or Plan([], 0)
 
 
-def targets(source: Path, out: Path, suffix: str) -> Pairs:
+def targets(source: Path, out: Path, ext: str, suffix: str = "") -> Pairs:
     """Every image and the file to write. Two that differ only in their suffix both keep it: a.jpg.png."""
-    if not source.is_dir():
-        return [(source, out / f"{source.stem}.{suffix}" if out.is_dir() else out)]
-    root, place = source.resolve(), out.resolve()
-    images = [p for p in images_below(source) if place == root or not (root / p.relative_to(source)).is_relative_to(place)]
+    naming = Naming(ext, suffix)
+    if source.is_file():
+        return [(source, out / naming.of(source).name if is_folder(str(out)) else out)]
+    folder, images = listing(source)
+    root, place = folder.resolve(), out.resolve()
+    images = [p for p in images if place == root or not (root / p.relative_to(folder)).is_relative_to(place)]
     if not images:
         raise UserError(f"INPUT: no images in '{source}' (looked for {' '.join(IMAGE_SUFFIXES)})")
-    alike = Counter(p.with_suffix("") for p in images)
-    names = [p.relative_to(source) for p in images]
-    return [
-        (p, out / (f"{name}.{suffix}" if alike[p.with_suffix("")] > 1 else name.with_suffix(f".{suffix}")))
-        for p, name in zip(images, names, strict=True)
-    ]
+    alike = Counter(naming.of(p) for p in images)
+    names = [(p, p.relative_to(folder)) for p in images]
+    return [(p, out / (whole_name(name, naming) if alike[naming.of(p)] > 1 else naming.of(name))) for p, name in names]
+
+
+def whole_name(path: Path, naming: Naming) -> Path:
+    """Of images that would get the same name: with the suffix that they differ in."""
+    ending = naming.of(path).suffix
+    return path.with_name(f"{path.name}{naming.suffix}{ending}")
+
+
+def listing(source: Path) -> tuple[Path, list[Path]]:
+    """The images of a folder, or those that match a pattern, and the folder that they lie below."""
+    if source.is_dir():
+        note_moving(source)
+        return source, images_below(source)
+    parts = source.parts
+    first = next((number for number, part in enumerate(parts) if any(sign in part for sign in WILDCARDS)), len(parts) - 1)
+    files = [Path(name) for name in glob.glob(str(source), recursive=True)]
+    images = sorted(p for p in files if p.is_file() and p.suffix.lower() in (*IMAGE_SUFFIXES, *MOVING))
+    return Path(*parts[:first]), images
+
+
+def note_moving(folder: Path) -> None:
+    """Names the films and GIF of a folder, which are left out."""
+    moving = [p for p in files_below(folder) if p.suffix.lower() in MOVING and p.is_file()]
+    if moving:
+        more = f" and {len(moving) - 1} more" if len(moving) > 1 else ""
+        print(f"note: '{sorted(moving)[0]}'{more}: moving pictures are left out; write their frames to a folder", flush=True)
 
 
 def refuse_collisions(pairs: Pairs) -> None:
@@ -93,13 +137,24 @@ def refuse_collisions(pairs: Pairs) -> None:
             raise UserError(f"INPUT: '{source}' and '{other}' cannot both be enlarged to '{above or target}'; rename one of them")
 
 
-def refuse_existing(pairs: Pairs, overwrite: bool) -> None:
-    refuse_collisions(pairs)
+def refuse_own_inputs(pairs: Pairs) -> None:
     sources = {source.resolve() for source, _ in pairs}
     onto = [target for _, target in pairs if target.resolve() in sources]
     if onto:
-        raise UserError(f"OUTPUT: '{onto[0]}' is one of the images that are read; name another place")
+        raise UserError(f"OUTPUT: '{onto[0]}' is one of the images that are read; name another place, or give --suffix=_large")
+
+
+def without_existing(pairs: Pairs, overwrite: bool) -> Pairs:
+    """The images of a folder that are still to be enlarged: files are written whole, so what exists is done."""
+    refuse_collisions(pairs)
+    refuse_own_inputs(pairs)
+    return [(source, target) for source, target in pairs if overwrite or not target.exists()]
+
+
+def refuse_existing(pairs: Pairs, overwrite: bool) -> None:
+    """For an output that the user named."""
+    refuse_collisions(pairs)
+    refuse_own_inputs(pairs)
     existing = [target for _, target in pairs if target.exists()]
     if existing and not overwrite:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UserError(f"OUTPUT: '{existing[0]}'{more} would be overwritten; say --overwrite, or name another place")
+        raise UserError(f"OUTPUT: '{existing[0]}' would be overwritten; say --overwrite, or name another place")

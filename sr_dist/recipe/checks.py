@@ -15,7 +15,7 @@ from sr_dist.core.plugins import PACKAGES
 from sr_dist.recipe import shipped
 from sr_dist.recipe.columns import CLASSIFICATION, columns
 from sr_dist.recipe.content import content_sections
-from sr_dist.recipe.sections import Mode, Part, Recipe
+from sr_dist.recipe.sections import AUTO, Mode, Part, Recipe
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
@@ -41,8 +41,11 @@ def with_launchers_precision(recipe: Recipe) -> Recipe:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Every name is the name of a file, and that file has every option."""
+    """Every name is the name of a file, and that file has every option. `generator: auto` is named later (models/auto.py)."""
     for key, part in recipe.parts().items():
+        if part.name == AUTO and key == "generator":
+            check_auto(recipe, part)
+            continue
         plugins.check(_package(key), part.name, part.options, key)
     for name, options, key in _content(recipe):
         plugins.check(PACKAGES["content"], name, options, key)
@@ -53,11 +56,18 @@ def check_names(recipe: Recipe) -> None:
             plugins.locate(PACKAGES["optimizer"], settings.name, f"{key}.name")
 
 
+def check_auto(recipe: Recipe, part: Part) -> None:
+    if not recipe.init.generator:
+        raise UserError("generator: auto takes the network from init.generator, which is not given; name a run or a weights file")
+    if part.options:
+        raise UserError(f"generator.{next(iter(part.options))}: generator: auto has no options; they come from init.generator")
+
+
 def check_agreement(recipe: Recipe) -> None:
     """Sections agree with each other."""
     if not recipe.generator and not recipe.classifier:
         raise UserError("generator: this key is missing (or classifier, for a recipe that trains one)")
-    if recipe.generator and recipe.discriminator:
+    if recipe.generator and recipe.discriminator and recipe.generator.name != AUTO:
         made, expected = _channels(recipe.generator), _channels(recipe.discriminator)
         if made != expected:
             raise UserError(f"discriminator.channels: {expected}, but the images of the generator have {made}")

@@ -233,6 +233,8 @@ class Ema(Settings):
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """The decay of the exponential moving average of weights."""
+    post_hoc: bool = False
+    """Also keep two averages from which sr_dist.curve makes EMAs of any length after training."""
 
 
 class Keep(Settings):
@@ -273,6 +275,13 @@ class Resume(Settings):
     """Keys that may differ from the recipe with which the run began."""
 
 
+AUTO = "auto"
+
+
+def _auto(value: Any) -> Any:
+    return {"name": AUTO} if value == AUTO else value
+
+
 def _keep(value: Any) -> Any:
     return {"last": value} if isinstance(value, str | int) else value
 
@@ -289,8 +298,8 @@ class Recipe(Settings):
     runs: str = "runs"
     """The folder of run folders."""
     data: Data
-    generator: Annotated[Part | None, Absent] = None
-    """The network that restores images."""
+    generator: Annotated[Part | None, Absent, BeforeValidator(_auto)] = None
+    """The network that restores images. `auto` takes the network and its options from init.generator."""
     discriminator: Annotated[Part | None, Absent] = None
     """The network that a GAN objective trains against the generator."""
     classifier: Annotated[Part | None, Absent] = None

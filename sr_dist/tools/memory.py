@@ -84,20 +84,20 @@ def state_bytes(network: Sizes, states: int, stage: int, gpus: int, averaged: bo
     return {name: FP32 * count * (averaged or name != "ema") for name, count in values.items()}
 
 
-def buffer_bytes(network: Sizes, zero: dict[str, Any], gpus: int, bf16: bool) -> int:
+def buffer_bytes(network: Sizes, zero: dict[str, Any]) -> int:
     """Bytes that the backend keeps for communication.
 
-    DDP: its buckets, as many as gradients. ZeRO: one bucket of a fixed size, two under stage 2, where sending overlaps with
-    computing. Stage 3: also the weights that are whole while they are used, which are all of them: a network below its
+    DDP: none, because gradients lie in its buckets. ZeRO: one bucket of a fixed size, two under stage 2, where sending overlaps
+    with computing. Stage 3: also the weights that are whole while they are used, which are all of them: a network below its
     `max_live_parameters` of 1e9 is not partitioned again before the step ends.
     """
     stage = zero["stage"]
     if not stage:
-        return FP32 * sum(network.trained) * (gpus > 1)
-    bucket = zero.get("reduce_bucket_size", REDUCE_BUCKET)
-    if stage == 3:  # one bucket, in the precision in which gradients are sent
-        return bucket * (2 if bf16 else FP32) + FP32 * network.whole
-    return FP32 * bucket * (2 if stage == 2 else 1)
+        return 0
+    bucket = FP32 * zero.get("reduce_bucket_size", REDUCE_BUCKET)
+    if stage == 3:
+        return bucket + FP32 * network.whole
+    return bucket * (2 if stage == 2 else 1)
 
 
 def backend_row(recipe: Recipe, networks: dict[str, Sizes], content: int, backend: str, gpus: int) -> dict[str, int]:
@@ -110,7 +110,7 @@ def backend_row(recipe: Recipe, networks: dict[str, Sizes], content: int, backen
         settings = recipe.optimizer_of(phase)
         amounts = state_bytes(network, states_per_weight(settings), own, gpus, averaged=place == 0)
         zero = configuration(recipe, settings, own, {"device": "cpu"} if offload else None, network.whole)["zero_optimization"]
-        amounts["buffers"] = buffer_bytes(network, zero, gpus, recipe.precision == "bf16")
+        amounts["buffers"] = buffer_bytes(network, zero)
         amounts["host"] = 0
         if offload:  # master weights, states, gradients, and the weights on their way back
             amounts["host"] = amounts["optimizer"] + amounts["gradients"] + FP32 * -(-sum(network.trained) // gpus)

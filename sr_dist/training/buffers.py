@@ -14,6 +14,14 @@ def saved_buffers(network: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in network.named_buffers() if name in saved}
 
 
+def equal_on_all_ranks(network: nn.Module) -> bool:
+    """Whether all ranks compute the same buffers, so that they need not be broadcast in every forward pass: synchronized
+    statistics."""
+    synchronized = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
+    own = {id(buffer) for module in synchronized for buffer in module.buffers(recurse=False)}
+    return own >= set(map(id, saved_buffers(network).values()))
+
+
 class Buffers:
     """The buffers as the last good step left them. They change in forward passes, before anybody knows whether the step is good.
 

@@ -35,6 +35,7 @@ from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.networks import build_degradation, build_objective, phase_network, prepared
+from sr_dist.training.power_ema import PowerEmas
 from sr_dist.training.run import Run, State, resume
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
@@ -74,6 +75,7 @@ def set_up(recipe: Recipe) -> Run:
         Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device.type == "cuda"), StopRequest(folder),
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         lost, begin_state(recipe, run_id, digest),
+        power_emas=PowerEmas(engines[objective.phases[0]]) if recipe.ema.post_hoc else None,
     )  # fmt: skip
     if saved:
         resume(run, saved)

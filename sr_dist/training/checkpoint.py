@@ -250,7 +250,7 @@ def damage(folder: Path) -> str | None:
         return f"{Path(problem.filename or folder).name} is missing"
     except OSError as problem:
         raise UserError(
-            f"name: the checkpoint '{folder}' cannot be read ({problem.strerror}), so nobody knows whether it is whole; nothing "
+            f"name: the checkpoint '{folder}' cannot be read ({problem.strerror}) and may be damaged or whole; nothing "
             f"was changed, the same command continues when it can be read"
         ) from None
     except (ValueError, LookupError, TypeError, AttributeError) as problem:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training.buffers import Buffers
+from sr_dist.training.buffers import Buffers, equal_on_all_ranks
 from sr_dist.training.engine import EngineState
 from sr_dist.training.optimizer_state import begin_momentum, build_optimizer, load_optimizer_state, optimizer_state
 
@@ -24,6 +25,11 @@ class DDPEngine:
         self.bare = network.to(accelerator.device)
         self.optimizer = build_optimizer(self.bare, self.settings)
         begin_momentum(self.optimizer)
+        self._trained = [p for p in self.bare.parameters() if p.requires_grad]  # once, because a walk takes a millisecond
+        accelerator.ddp_handler = DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True,  # gradients are not copied
+            broadcast_buffers=not equal_on_all_ranks(self.bare),
+        )
         self.network = accelerator.prepare_model(self.bare)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
         self.skipped = torch.zeros((), device=accelerator.device)
@@ -45,7 +51,7 @@ class DDPEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.bare.parameters() if p.grad is not None]
+        parameters = [p for p in self._trained if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.settings.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)

@@ -179,7 +179,7 @@ def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: dict
     `size` is the number of parameters: DeepSpeed's own buckets hold 500 million, gigabytes more than our networks need.
     """
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": torch.cuda.is_available() and stage >= 2}
-    zero["reduce_bucket_size"] = size
+    zero["reduce_bucket_size"] = -(-size // 4)  # several buckets, so that their exchange overlaps the backward pass
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = recipe.zero.persistence_threshold
     if offload:

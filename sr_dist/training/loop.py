@@ -71,10 +71,12 @@ def fit(run: Run) -> bool:
 def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     """Takes one step from its micro-batches. All ranks must call."""
     run.watchdog.beat(f"training step {step}")
-    seed_everything(run.recipe.seed, step)
+    seed_everything(run.recipe.seed, step, run.device)
     rates = {phase: learning_rate(run.recipe, phase, step) for phase in run.engines}
     result = take_step(run.objective, run.engines, batches, run.precision, rates, run.clock.forward)
     run.ema.update()
+    if run.power_emas:
+        run.power_emas.update(step)
     run.step = step
     if step % min(run.recipe.log_every, run.recipe.max_skipped) == 0:  # a streak that lasts is seen at the second check
         check_divergence(run)
@@ -86,9 +88,15 @@ def due(run: Run, period: int | None) -> bool:
     return run.step == run.recipe.steps or (period is not None and run.step % period == 0)
 
 
-def seed_everything(seed: int, step: int) -> None:
-    """Random numbers inside a step depend on (seed, rank, step), so there is no generator state to save."""
-    torch.manual_seed(draw(seed, epoch=ranks.rank(), sample=step, use=NOISE) >> 1)  # 63 bits: a signed integer holds them
+def seed_everything(seed: int, step: int, device: torch.device) -> None:
+    """Random numbers inside a step depend on (seed, rank, step), so there is no generator state to save.
+
+    `torch.manual_seed` does the same for every GPU of the node, and takes up to 0.7 ms.
+    """
+    number = draw(seed, epoch=ranks.rank(), sample=step, use=NOISE) >> 1  # 63 bits: a signed integer holds them
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(number)
 
 
 def check_divergence(run: Run) -> None:

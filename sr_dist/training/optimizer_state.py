@@ -32,7 +32,7 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def states_per_weight(settings: Optimizer) -> int:
-    """How many numbers the optimizer keeps per weight."""
+    """How many values the optimizer keeps per weight."""
     name, path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")
     return plugins.import_part(name, path, "optimizer.name").states_per_weight(settings)
 

@@ -25,6 +25,7 @@ from sr_dist.training import checkpoint
 from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
+from sr_dist.training.power_ema import STEM, PowerEmas, keep_snapshot
 from sr_dist.training.step import Precision
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
@@ -78,6 +79,7 @@ class Run:
     watchdog: Watchdog
     lost: LostWrites
     state: State
+    power_emas: PowerEmas | None = None  # of ema.post_hoc
     step: int = 0
 
     @property
@@ -119,6 +121,8 @@ def save(run: Run) -> None:
         state = engine.state()
         tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
     tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
+    if run.power_emas:
+        tensors[f"{run.primary}.{STEM}"] = _on_host(run.power_emas.gather())
     check_saves(run, begin=lambda: _begin_save(run, tensors))
 
 
@@ -166,10 +170,13 @@ def _state(run: Run) -> dict[str, Any]:
 def _write_later(run: Run, write_checkpoint: Callable[[], object]) -> Callable[[], None]:
     """A function that writes a checkpoint of the run as it is now, and then does what follows a checkpoint."""
     recipe, step, validated = run.recipe, run.step, run.state["validated"]
+    post_hoc, phase = run.power_emas is not None, run.primary
     best, last_finite = run.state["best"]["step"] if run.state["best"] else None, run.state["last_finite"]
 
     def write() -> None:
         write_checkpoint()
+        if post_hoc:
+            keep_snapshot(recipe.folder, step, phase)
         if validated:  # else trackers would get it twice
             run.log.checkpoint(checkpoint_folder(recipe.folder, step), step, best == step)
         checkpoint.prune(recipe.folder, recipe.keep, best, last_finite)
@@ -213,6 +220,8 @@ def resume(run: Run, saved: checkpoint.Checkpoint) -> None:
     """Loads a checkpoint. All ranks must call: each reads the files."""
     state = saved.state
     run.ema.load(saved.tensors(f"{run.primary}.ema"), state["ema_updates"])
+    if run.power_emas:
+        run.power_emas.load(saved.tensors(f"{run.primary}.{STEM}"), saved.tensors(run.primary))
     for name, engine in run.engines.items():
         engine.load({"weights": saved.tensors(name), "optimizer": saved.tensors(f"{name}.optimizer")})
         engine.load_scaler(state["scalers"][name])

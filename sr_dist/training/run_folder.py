@@ -42,6 +42,7 @@ from sr_dist.core.version import __version__
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.checkpoint import Checkpoint, finish_renames
+from sr_dist.training.power_ema import drop_later_snapshots
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
 
@@ -106,7 +107,7 @@ def recorded_recipe(folder: Path, recipe: Recipe) -> dict[str, Any]:
         tree = config.parse(config.text(recipe))
     else:
         raise UserError(
-            f"name: '{folder}' has checkpoints but no {RECIPE}, so nobody knows how they were trained; bring it back, or take "
+            f"name: '{folder}' has checkpoints but no {RECIPE}, which alone says how they were trained; bring it back, or take "
             f"another name"
         )
     return tree if fixed is None else resume_rules.joined(resume_rules.part_of(tree, free=True), fixed)
@@ -154,6 +155,7 @@ def drop_later(folder: Path, saved: Checkpoint | None) -> None:
     lists = (path for name in (TRACE, SUBSTITUTED) for path in sorted((folder / name).glob("rank-*.jsonl")))
     for path in (folder / METRICS, *lists):
         drop_later_rows(path, step, validated)
+    drop_later_snapshots(folder, step)
     for path in (folder / SAMPLES).glob("*.png"):
         if path.stem.isdecimal() and int(path.stem) > step:
             path.unlink()

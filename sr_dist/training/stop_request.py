@@ -13,6 +13,7 @@ from sr_dist.core.run_layout import STOP
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # SIGHUP: the terminal was closed
 SAME = 0.5  # seconds within which two signals are one Ctrl-C: `timeout` and shells pass on what the whole group gets
+LOOK_EVERY = 1.0  # seconds
 
 
 class StopRequest:
@@ -20,7 +21,7 @@ class StopRequest:
 
     def __init__(self, folder: Path) -> None:
         self.reason: str | None = None
-        self._noted = 0.0
+        self._noted, self._looked, self._exists = 0.0, -LOOK_EVERY, False
         self.file = folder / STOP
         self._vote = ranks.DelayedAny()
         heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
@@ -34,13 +35,20 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """True on all ranks, in the same step, once any of them received a request. All ranks must call."""
-        if ranks.is_first() and self.reason is None and self.file.exists():
+        if self.reason is None and self._file_exists():
             self.reason = STOP
         return self._vote.submit(self.reason is not None)
 
     def pending(self) -> bool:
         """Whether this rank received a request; for work that ranks can abandon by agreement."""
-        return self.reason is not None or (ranks.is_first() and self.file.exists())
+        return self.reason is not None or self._file_exists()
+
+    def _file_exists(self) -> bool:
+        """The first rank looks once a second: on a network file system a look takes longer than a vote."""
+        now = time.monotonic()
+        if ranks.is_first() and now - self._looked >= LOOK_EVERY:
+            self._looked, self._exists = now, self.file.exists()
+        return self._exists
 
     def close(self) -> None:
         self._vote.result()

@@ -202,12 +202,10 @@ def test_pictures_of_other_formats_and_extra_ones_are_noted(saved, images, tmp_p
     (folder / "other.png").write_bytes((saved / "pictures/mine/bird_0.png").read_bytes())
     (answer,) = run_commands([("sr_dist.evaluate", [f"j={folder}", f"--data={images}", *OPTIONS, f"--out={tmp_path / 'o'}"])])
     assert answer.code == 0, answer.err
-    notes = "\n".join(tree(tmp_path / "o")["notes"])
-    assert (
-        "named as HR and '_x2'" in notes
-        and "5 of 5 pictures are JPEG or WebP" in notes
-        and "1 pictures without an image: other" in notes
-    )
+    report = tree(tmp_path / "o")
+    assert report["sources"]["j"]["ending"] == "_x2"
+    assert "5 of 5 pictures of j are JPEG or WebP, which changes pixels" in report["notes"]
+    assert "1 pictures of j without an image: other" in report["notes"]
 
 
 def test_mistakes_in_words_are_one_line(saved, images, network, run_commands):

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from sr_dist.core.errors import UserError
+from sr_dist.core.resize import rounded
 from sr_dist.evaluation.presets import PROTOCOLS
-from sr_dist.evaluation.protocol import inside_border, luma, protocol
+from sr_dist.evaluation.protocol import as_stored, inside_border, luma, protocol
 
 # MATLAB's rgb2ycbcr on uint8: Y of the corners of the colour cube.
 CORNERS = {
@@ -72,3 +73,9 @@ def test_the_description_carries_every_condition():
 def test_unknown_protocols_get_the_nearest_name():
     with pytest.raises(UserError, match="protocol: no 'matlab'; did you mean 'matlab-y'"):
         protocol("matlab", 2)
+
+
+def test_images_are_stored_as_imresize_rounds_them():
+    image = torch.cat([torch.linspace(-0.1, 1.1, 4000, dtype=torch.float64), (torch.arange(256) + 0.5) / 255]).view(1, 1, 1, -1)
+    assert torch.equal(as_stored(image, protocol("matlab-y", 2)), rounded(image.clamp(0, 1)))
+    assert as_stored(torch.tensor([float("nan")]), protocol("matlab-y", 2)).isnan()

@@ -339,7 +339,10 @@ def test_training_can_start_from_a_foreign_file(layout, tmp_path):
 
 def test_another_generator_than_the_recipes_is_refused(tmp_path):
     torch.save(random_weights(NamedMSRResNet("recon_trunk", hr="HRconv")).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"^init\.generator: '.*other\.pth' holds msrresnet, but generator\.name is rrdb$"):
+    with pytest.raises(
+        UserError,
+        match=r"^init\.generator: '.*other\.pth' holds msrresnet, but generator\.name is rrdb; or let it be .*--generator=auto$",
+    ):
         trained.load_starting_weights(ours(), SECTION, str(tmp_path / "other.pth"), "generator", "init.generator")
 
 

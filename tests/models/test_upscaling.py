@@ -352,12 +352,16 @@ def test_unreadable_files_are_listed_and_the_others_upscaled(folder, bicubic, tm
     assert len([p for p in (tmp_path / "out").rglob("*") if p.is_file()]) == 3  # and no incomplete file
 
 
-def test_existing_files_are_not_overwritten(folder, bicubic, tmp_path):
+def test_existing_files_of_a_folder_are_skipped_and_a_named_one_is_refused(folder, bicubic, tmp_path, capsys):
     (tmp_path / "out" / "deep").mkdir(parents=True)
     (tmp_path / "out" / "deep" / "b.png").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"^OUTPUT: '.*deep/b\.png' would be overwritten; say --overwrite"):
-        run(bicubic, folder, tmp_path / "out")
+        run(bicubic, folder / "a.png", tmp_path / "out" / "deep" / "b.png")
     assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["b.png"]
+    assert run(bicubic, folder, tmp_path / "out")
+    assert "2 of 2 images enlarged by 2 with bicubic" in (line := capsys.readouterr().out)
+    assert "; 1 exist and were skipped, --overwrite replaces them" in line
+    assert (tmp_path / "out" / "deep" / "b.png").read_bytes() == b"mine"
     assert run(bicubic, folder, tmp_path / "out", overwrite=True)
     assert pixels(tmp_path / "out" / "deep" / "b.png").shape == (14, 14, 3)
 

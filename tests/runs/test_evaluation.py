@@ -130,6 +130,36 @@ def test_a_killed_evaluation_continues_on_other_numbers_of_ranks(labelled, toy, 
         assert sorted(path.name for path in out.iterdir()) == FILES
 
 
+@pytest.mark.slow
+def test_pictures_of_a_killed_evaluation_score_alike_on_other_numbers_of_ranks(labelled, tmp_path):
+    """Bicubic's images, saved by an evaluation that is killed and continued on two ranks; then the folder beside bicubic, killed
+    and continued on three; and the search for a protocol, on one and three ranks."""
+    options = ["--scale=2", "--batch=2", "--metrics=psnr,ssim", "--cache=none", f"--data={labelled}"]
+    saving = ["bicubic", *options, f"--save_images={tmp_path / 'p'}", f"--out={tmp_path / 'saved'}"]
+    scoring = [f"theirs={tmp_path / 'p' / 'bicubic'}", *options, f"--out={tmp_path / 'out'}"]
+    for ranks, words, out in ((2, saving, tmp_path / "saved"), (3, scoring, tmp_path / "out")):
+        process = start(0, "sr_dist.evaluate", *words)
+        wait_for(lambda out=out: batches_done(out) >= 2, process)
+        kill(process)
+        finish(process)
+        assert not (out / "report.json").exists()
+        output, _ = run(ranks, "sr_dist.evaluate", *words)
+        assert "continuing: " in output
+    assert len(list((tmp_path / "p" / "bicubic").rglob("*.png"))) == 23
+    report = tree(tmp_path / "out")
+    assert report["methods"]["theirs"] == report["methods"]["bicubic"] == tree(tmp_path / "saved")["methods"]["bicubic"]
+
+    run(0, "sr_dist.evaluate", *scoring[:-1], "--limit=4", f"--out={tmp_path / 'four'}")
+    number = f"{tree(tmp_path / 'four')['methods']['theirs']['psnr_y']:.5f}"
+    search = [scoring[0], "--scale=2", f"--data={labelled}", "--limit=4", f"--find={number}"]
+    for ranks in (0, 3):
+        run(ranks, "sr_dist.evaluate", *search, f"--out={tmp_path / f'find{ranks}'}")
+    one, three = (tree(tmp_path / f"find{ranks}") for ranks in (0, 3))
+    assert one == three
+    usual = {"pixels": "rounded", "channel": "y_rounded", "border": 2, "range": 255, "mean": "images"}
+    assert any(usual.items() <= hit.items() for hit in one["find"]["matches"])
+
+
 SETS = """
 import json, sys
 import numpy as np, torch

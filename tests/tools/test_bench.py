@@ -46,11 +46,10 @@ def test_frozen_parameters_have_neither_gradients_nor_states():
 
 def test_buffers_are_buckets_and_at_stage_3_also_the_gathered_weights():
     network = Sizes((1000,), (), 0)
-    assert buffer_bytes(network, {"stage": 0}, 1, False) == 0
-    assert buffer_bytes(network, {"stage": 0}, 8, False) == 4000
-    assert buffer_bytes(network, {"stage": 1}, 8, True) == 4 * 500_000_000
-    assert buffer_bytes(network, {"stage": 2, "reduce_bucket_size": 1000}, 8, True) == 2 * 4000
-    assert buffer_bytes(network, {"stage": 3, "reduce_bucket_size": 1000}, 8, True) == 2000 + 4000
+    assert buffer_bytes(network, {"stage": 0}) == 0
+    assert buffer_bytes(network, {"stage": 1}) == 4 * 500_000_000
+    assert buffer_bytes(network, {"stage": 2, "reduce_bucket_size": 250}) == 2 * 1000
+    assert buffer_bytes(network, {"stage": 3, "reduce_bucket_size": 250}) == 1000 + 4000
 
 
 @pytest.mark.parametrize("options", [{"name": "adam"}, {"name": "adamw"}, {"name": "sgd"}, {"name": "sgd", "momentum": 0.9}])

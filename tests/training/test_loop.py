@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from sr_dist.core import ranks
-from sr_dist.data import data_checks
+from sr_dist.data import data_checks, order
 from sr_dist.evaluation.distances.extractor import torchscript
 from sr_dist.evaluation.metric_set import open_metrics
 from sr_dist.recipe import checks
-from sr_dist.training import loop
+from sr_dist.training import loop, stop_request
 from sr_dist.training import run as run_module
+from sr_dist.training.buffers import equal_on_all_ranks
 from sr_dist.training.build import set_up
+from sr_dist.training.stop_request import StopRequest
 
 RECIPE = """
 name: tiny
@@ -161,6 +163,36 @@ def test_too_many_skipped_updates_end_the_run_with_a_diagnosis(tiny, monkeypatch
     monkeypatch.setattr(run.objective, "generator_loss", lambda discriminator, batch, sr: {"mse": sr.sum() * float("inf")})
     with pytest.raises(loop.Diverged, match=r"generator were not finite for 2 steps in a row .* lower optimizer.learning_rate"):
         loop.fit(run)
+
+
+def test_random_numbers_of_a_step_are_those_of_manual_seed():
+    loop.seed_everything(3, 7, torch.device("cpu"))
+    ours = torch.rand(4)
+    torch.manual_seed(order.draw(3, epoch=0, sample=7, use=order.NOISE) >> 1)
+    assert ours.equal(torch.rand(4))
+
+
+def test_the_stop_file_is_looked_for_once_a_second(tmp_path, monkeypatch):
+    request, now, looks = StopRequest(tmp_path), [100.0], []
+    monkeypatch.setattr(stop_request.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(type(tmp_path), "exists", lambda path: (looks.append(path), len(looks) > 2)[1])
+    try:
+        for moment, stopping in ((0.0, False), (0.5, False), (0.9, False), (1.0, False), (1.5, False), (2.0, True), (2.1, True)):
+            now[0] = 100 + moment
+            assert request.pending() == stopping
+        assert looks == [tmp_path / "STOP"] * 3
+    finally:
+        request.close()
+
+
+def test_buffers_are_broadcast_where_ranks_compute_different_ones():
+    nn = torch.nn
+    plain, synchronized = (nn.Sequential(nn.Conv2d(1, 2, 1), norm(2)) for norm in (nn.BatchNorm2d, nn.SyncBatchNorm))
+    assert equal_on_all_ranks(nn.Conv2d(1, 2, 1)) and equal_on_all_ranks(synchronized) and not equal_on_all_ranks(plain)
+    synchronized.register_buffer("constant", torch.ones(2), persistent=False)
+    assert equal_on_all_ranks(synchronized)
+    synchronized.register_buffer("mean", torch.ones(2))
+    assert not equal_on_all_ranks(synchronized)
 
 
 def test_a_save_is_one_message_between_ranks(tiny, monkeypatch):

@@ -9,7 +9,6 @@ mirrored, edge included. The slides state no sigma; 1.6 HR pixels is the usual v
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Annotated
 
 import torch
@@ -17,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sr_dist.core.config import Settings
+from sr_dist.core.constants import once
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.resize import full_precision, rounded
 
@@ -29,16 +29,20 @@ class Config(Settings):
 def build(config: Config, scale: int) -> Degradation:
     def degrade(hr: Tensor, seeds: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H / scale, W / scale)"""
-        rows, columns = (_matrix(size, scale, config.sigma).to(hr) for size in hr.shape[-2:])
+        rows, columns = (_matrix(size, scale, config.sigma, hr) for size in hr.shape[-2:])
         with full_precision(hr.device.type):
             return rounded(rows @ hr @ columns.T)
 
     return degrade
 
 
-@lru_cache(maxsize=64)
-def _matrix(size: int, scale: int, sigma: float) -> Tensor:
-    """The (size / scale, size) matrix of one axis, in float64."""
+def _matrix(size: int, scale: int, sigma: float, like: Tensor) -> Tensor:
+    """The (size / scale, size) matrix of one axis, on the images' device."""
+    return once(("gaussian", size, scale, sigma), lambda: _new_matrix(size, scale, sigma), like.dtype, like.device)
+
+
+def _new_matrix(size: int, scale: int, sigma: float) -> Tensor:
+    """In float64."""
     out, reach = math.ceil(size / scale), math.ceil(4 * sigma)
     centre = (torch.arange(out, dtype=torch.float64) + 0.5) * scale - 0.5
     taps = torch.floor(centre)[:, None] + torch.arange(-reach, reach + 2, dtype=torch.float64)  # (out, taps)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from sr_dist.core.colour import luma
 from sr_dist.core.config import Fraction, Settings
+from sr_dist.core.constants import once
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.resize import rounded
 from sr_dist.data.jpeg_compression import jpeg
@@ -56,7 +56,7 @@ SixWeights = Annotated[tuple[Weight, Weight, Weight, Weight, Weight, Weight], Af
 
 
 class First(Settings):
-    """The first round, with the numbers of Real-ESRGAN."""
+    """The first round, with the values of Real-ESRGAN."""
 
     blur_probability: Fraction = 1.0
     sinc_probability: Fraction = 0.1
@@ -318,7 +318,7 @@ def _photons(images: Tensor, canvas: Canvas, uniform: Tensor) -> Tensor:
     occurs = torch.zeros(len(images), 257, dtype=torch.float64, device=images.device)
     occurs.scatter_(1, torch.where(inside, levels, 256).flatten(1), 1.0)  # pixels outside the image get a level of their own
     power = torch.ceil(torch.log2(occurs[:, :256].sum(1).clamp(min=1))).long()
-    table = _poisson_table().to(images.device)  # (9, 256, counts)
+    table = once("poisson", _poisson_table, torch.float64, images.device)  # (9, 256, counts)
     counts = table.shape[-1]
     row = (_expand(power, 4) * 256 + levels) * counts
     photons = torch.zeros_like(levels)
@@ -328,7 +328,6 @@ def _photons(images: Tensor, canvas: Canvas, uniform: Tensor) -> Tensor:
     return photons / _expand(2.0 ** power.double(), 4) - levels.double() / 255
 
 
-@lru_cache(maxsize=1)
 def _poisson_table() -> Tensor:
     """P(count <= k): (9, 256, 512) for white at 1, 2, 4, ..., 256 photons, for each of 256 levels and for each k."""
     rate = 2.0 ** torch.arange(9, dtype=torch.float64)[:, None, None] * torch.arange(256)[:, None] / 255

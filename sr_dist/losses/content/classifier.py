@@ -2,12 +2,12 @@
 
     L = sum_K E[CE(K(sr), y) - CE(K(hr), y)]
 
-y is the label or the attributes of the shards (`target: label`, as in the class-conditional study), or K's prediction on hr
-(`target: prediction`, as in the digits study). The class-conditional study's words have the opposite sign, CE(K(hr), y) -
-CE(K(sr), y); minimizing that would reward wrong classes. The second part does not depend on the generator: the gradient is that
-of CE(K(sr), y), and the value tends to zero as K answers on sr as well as on hr. `absolute: true` takes the absolute value for
-every image, whose gradient changes sign where K answers better on sr. Both parts, their difference and the accuracy on sr are
-logged.
+y is the label or the attributes of the shards (`target: label`, as we read the class-conditional study), or K's prediction on
+hr (`target: prediction`, as in the digits study, whose code lets no gradient of the term through). The class-conditional
+study's words have the opposite sign, CE(K(hr), y) - CE(K(sr), y); minimizing that would reward wrong classes. The second part
+does not depend on the generator: the gradient is that of CE(K(sr), y), and the value tends to zero as K answers on sr as well
+as on hr. `absolute: true` takes the absolute value for every image, whose gradient changes sign where K answers better on sr.
+Both parts, their difference and the accuracy on sr are logged.
 """
 
 from __future__ import annotations

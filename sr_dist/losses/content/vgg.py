@@ -1,7 +1,8 @@
 """Distance between VGG19 features of sr and hr: phi_i,j, the j-th convolution before the i-th pooling.
 
 `conv5_4` is SRGAN's VGG5.4 (after activation, mean square, features / 12.75) and, with `activated: false, distance: l1,
-divide: 1`, ESRGAN's. Images are normalized with ImageNet's mean and deviation.
+divide: 1`, ESRGAN's. Images are normalized with ImageNet's mean and deviation. SR-UGAN's author divides the features of Keras'
+VGG19, which has images of 0 to 255, by the same 12.75, so his term has another weight.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The SR-UGAN discriminator, an ACGAN: real or fake, and which class. Any input size, no normalization.
 
 `form: author` is the author's public code: a convolution before the stages, a 1 x 1 convolution in every shortcut, and the
-activation before the sum; 16,754,921 numbers for 1000 classes. `residual` is ours: 16,447,273.
+activation before the sum; 16,754,921 parameters for 1000 classes. `residual` is ours: no convolution before the stages, 1 x 1
+only where the width changes, the activation after the sum; 16,447,273.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
 No normalization; any input size. There are three forms:
 
-    author      his public code: SiLU after every convolution, 2B dense blocks at the default width; 10,070,373 numbers at x2
+    author      his public code: SiLU after every convolution but those of the skips, attention and output, 2B dense blocks at the
+                default width; 10,070,373 parameters at x2
     paper       the same, but B dense blocks at twice the width, then B at the default width, as the text says; 15,380,325
-    residual    ours: residual branches end without an activation, so that training begins near the identity; attention at the
-                deepest level too; dense blocks that grow by half a width; 11,369,199
+    residual    ours: the paper's dense blocks, but they grow by half a width and a convolution narrows; residual branches end
+                without an activation, so that training begins near the identity; no SiLU after the head and before pixel
+                shuffles, but after those of the output; attention at the deepest level too; 11,369,199
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Config(Settings):
     reduction: Positive = 8
     """Of the channel attention."""
     form: Literal["author", "paper", "residual"] = "residual"
-    """author and paper are the published networks; residual is ours and learns faster."""
+    """author and paper are the published networks; residual is ours."""
     skip: Literal["none", "bicubic"] = "none"
     """bicubic learns the difference from the bicubic image and trains in minutes; it is not in the paper."""
 

@@ -1,9 +1,9 @@
 """SwinIR (Liang et al. 2021): attention inside windows of pixels, shifted by half a window in every second block.
 
-    SwinIR-M       width 180, 6 groups of 6 blocks, 6 heads, window 8, enlarge: shuffle    11,900,199 numbers at x4
+    SwinIR-M       width 180, 6 groups of 6 blocks, 6 heads, window 8, enlarge: shuffle    11,900,199 parameters at x4
     lightweight    width 60, 4 groups of 6 blocks, 6 heads, window 8, enlarge: direct         929,628 (the paper: 897 thousand)
 
-The paper counts without the tables of positions, 32,400 numbers in the lightweight network.
+The paper counts without the tables of positions, 32,400 parameters of the lightweight network.
 
 Beside the paper: `positions: rotary` turns queries and keys by their place in the window instead of adding a learned bias to the
 scores, and `tokens: features` cuts the tokens from the features of a small convolutional network instead of one convolution.

@@ -1,0 +1,116 @@
+"""The command `python -m sr_dist.curve`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from sr_dist.core import cli, plugins
+from sr_dist.core.cli import Word
+from sr_dist.core.config import Fraction, Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list
+from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.files import check_exists
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.data.remote.sources import is_remote, open_shards
+from sr_dist.evaluation.presets import PROTOCOLS
+from sr_dist.models.weights_formats import check_out_file
+
+Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(parse_list)]
+
+
+class Curve(Settings):
+    """Draws the perception-distortion curve of a GAN run: EMAs of several lengths, mixed with the pixel stage.
+
+    Under a launcher: accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.curve RUN --data=IMAGES ...
+
+    The run was trained with ema.post_hoc=true. Writes curve.html, curve.md and curve.json beside the report of the grid.
+    With --export it writes the network of one point instead.
+    """
+
+    run: Annotated[str, Word("RUN")]
+    """A run folder."""
+    data: str = ""
+    """The images, as for sr_dist.evaluate. With --export none are needed."""
+    lengths: Numbers = (0.03, 0.05, 0.1, 0.15, 0.2)
+    """The lengths of the EMA: the width of its profile as a share of the training (sigma_rel)."""
+    alphas: Numbers = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """The shares of the GAN: (1 - alpha) pixel stage + alpha GAN."""
+    pixel: OptionalText = None
+    """The pixel stage: a run or a weights file. The default is init.generator of the run."""
+    metrics: Names = ("psnr", "lpips", "fid", "ssim")
+    """The metrics of the grid."""
+    perception: OptionalText = None
+    """The column of the perceptual axis. The default is the first of lpips_alex, lpips_vgg, fid, another distance and ssim_y
+    that can be computed."""
+    protocol: str = "matlab-y"
+    """As for sr_dist.evaluate."""
+    extractor: OptionalText = None
+    """As for sr_dist.evaluate: a TorchScript file or a trained classifier in place of the FID Inception."""
+    limit: OptionalPositive = None
+    """Use only the first N images."""
+    out: str = "curve"
+    """The folder for the curve and the report of the grid."""
+    allow_download: bool = False
+    """Download published weights that are missing."""
+    batch: Positive = 8
+    """Images of one size in a batch."""
+    workers: NonNegative = 0
+    """Loader worker processes per rank."""
+    export: OptionalText = None
+    """Write the network of one point, --ema and --alpha, into this file: .safetensors, .pth or .onnx."""
+    ema: float = 0.1
+    """The length of its EMA."""
+    alpha: Fraction = 1.0
+    """Its share of the GAN."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(Curve, curve, argv)
+
+
+def curve(options: Curve) -> None:
+    check(options)
+
+    from sr_dist.evaluation import curve as curves  # loads torch, which the checks above do without
+    from sr_dist.evaluation.run import ImageOptions, MetricOptions
+
+    stages = curves.open_stages(options.run, options.pixel)
+    if options.export:
+        print(curves.export_point(stages, options.ema, options.alpha, Path(options.export)))
+        return
+    images = ImageOptions(options.data, limit=options.limit, batch=options.batch, workers=options.workers)
+    metrics = MetricOptions(options.protocol, options.metrics, extractor=options.extractor, allow_download=options.allow_download)
+    grid = curves.Grid(options.lengths, options.alphas)
+    curves.draw(stages, grid, images, metrics, Path(options.out), options.perception)
+
+
+def check(options: Curve) -> None:
+    """Refuses mistakes that show before torch is loaded."""
+    check_exists(options.run, "RUN")
+    if options.pixel:
+        check_exists(options.pixel, "pixel")
+    if options.export:
+        return check_out_file(options.export)
+    if not options.data:
+        raise UserError("data: this key is missing; name the images to score")
+    if is_remote(options.data) or (not Path(options.data).exists() and "{" not in options.data):
+        open_shards(options.data, "data")
+    if options.protocol not in PROTOCOLS:
+        raise UserError(f"protocol: no '{options.protocol}'{nearest(options.protocol, PROTOCOLS)}")
+    for key, values in (("lengths", options.lengths), ("alphas", options.alphas)):
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{key}: {', '.join(map(str, values)) or 'none'}; give different numbers, such as 0.05,0.1")
+    if "psnr" not in options.metrics:
+        raise UserError("metrics: psnr is missing, which is the axis of distortion")
+    if options.extractor:
+        check_exists(options.extractor, "extractor")
+    for name in options.metrics:
+        plugins.locate(PACKAGES["metric"], name, "metrics")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Constants are copied to a device once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sr_dist.core import constants, plugins, ranks
+from sr_dist.core.colour import luma
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.core.resize import imresize
+from sr_dist.models.imagenet import as_imagenet
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors that are made from numbers of Python, and matrices of float64 that are converted."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.name()
+        matrix = name == "aten::_to_copy" and (args[0].ndim, args[0].dtype) == (2, torch.float64)
+        if name == "aten::lift_fresh" or (matrix and kwargs.get("dtype") == torch.float32):
+            self.count[name] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def degrade(name):
+    module, options = plugins.resolve(PACKAGES["degradation"], name, {}, "data.degradation")
+    return lambda images: module.build(options, 2)(images, torch.arange(len(images)))
+
+
+def mean_over_two_ranks(images):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "size", lambda: 2)
+        patch.setattr(ranks, "all_reduce_sum", lambda values: values.clone())
+        return ranks.global_mean(images)
+
+
+WORK = {
+    "bicubic": degrade("bicubic"), "gaussian": degrade("gaussian"), "real": degrade("real"), "skip": lambda x: imresize(x, 2),
+    "frozen classifier": as_imagenet, "luma": luma, "global mean": mean_over_two_ranks,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_second_call_copies_no_constant(name):
+    images = torch.rand(2, 3, 32, 32)
+    with Copies() as first:
+        expected = WORK[name](images)
+    with Copies() as second:
+        assert WORK[name](images).equal(expected)
+    assert not second.count, (first.count, second.count)
+
+
+@pytest.fixture
+def graphs():
+    """torch.compile with a backend that counts graphs."""
+    torch.compiler.reset()
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    yield seen, lambda function: torch.compile(function, backend=backend)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("function", [lambda x: imresize(x, 2) + 1, lambda x: as_imagenet(x) + 1], ids=["skip", "classifier"])
+def test_compiled_code_has_constants_in_it(function, graphs, monkeypatch):
+    """One graph, which does not compute the matrix again. Images of another size are right too."""
+    seen, compiled = graphs
+    for side in (16, 16, 24, 20):
+        images = torch.rand(1, 3, side, side + 1)
+        torch.testing.assert_close(compiled(function)(images), function(images))
+        if side == 16:
+            assert len(seen) == 1 and not [target for target in seen[0] if "scatter" in target or "arange" in target]
+
+
+@pytest.mark.parametrize("size", [(16, 17), (300, 20), (16, 16)])
+def test_a_compiled_network_may_add_to_the_bicubic_image(size):
+    """With the differentiation of compiled training, which allows a source of constants once."""
+    torch.compiler.reset()
+    images = torch.rand(1, 3, *size, requires_grad=True)
+    compiled = torch.compile(lambda x: imresize(x, 2) * x.mean(), backend="aot_eager", fullgraph=True)(images)
+    torch.testing.assert_close(compiled, imresize(images, 2) * images.mean())
+    compiled.sum().backward()
+
+
+def test_a_constant_that_was_first_needed_in_inference_serves_training(monkeypatch):
+    monkeypatch.setattr(constants, "_constants", {})
+    with torch.inference_mode():
+        as_imagenet(torch.rand(1, 3, 4, 4))
+    images = torch.rand(1, 3, 4, 4, requires_grad=True)
+    as_imagenet(images).sum().backward()
+    assert images.grad.isfinite().all()
+
+
+def test_there_are_never_too_many(monkeypatch):
+    monkeypatch.setattr(constants, "_constants", {})
+    for size in range(constants.MOST + 10):
+        constants.once(size, lambda: torch.zeros(1), torch.float32, torch.device("cpu"))
+    assert len(constants._constants) <= constants.MOST
+    assert constants.once("meta", lambda: torch.zeros(1), torch.float32, torch.device("meta")).is_meta
+    assert not any(constant.is_meta for constant in constants._constants.values())

@@ -1,0 +1,224 @@
+"""`import sr_dist`: the examples of docs/python.md, the kinds of images, and what the import costs."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+import sr_dist
+from sr_dist.core.colour import luma
+from sr_dist.core.errors import UserError
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.core.resize import imresize
+from sr_dist.models import trained
+from sr_dist.models.metadata import generator_metadata
+
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+SECTION = {"name": "srugan", "widths": [4, 4], "num_blocks": 1, "num_dense_blocks": 1, "reduction": 2, "skip": "bicubic"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, photo_shards, make_photo):
+    """A folder with a run whose network is bicubic interpolation x2, two photographs, a set and shards."""
+    root = tmp_path_factory.mktemp("python")
+    checkpoint = root / "runs" / "x" / "checkpoints" / "0000100"
+    checkpoint.mkdir(parents=True)
+    (root / "runs" / "x" / "recipe.yaml").write_text("name: x\n")
+    section = trained.complete(SECTION, "generator")
+    network = trained.build(PACKAGES["generator"], section, 2, "generator")
+    save_file(network.state_dict(), checkpoint / "generator.ema.safetensors", generator_metadata(section, 2))
+    Image.fromarray(make_photo(1, 32, 48)).save(root / "photo.png")
+    Image.fromarray(make_photo(2, 32, 48)[..., 0]).save(root / "grey.png")
+    (root / "data" / "photos").mkdir(parents=True)
+    for number in (1, 2):
+        Image.fromarray(make_photo(number, 32, 48)).save(root / "data" / "photos" / f"{number}.png")
+    (root / "data" / "mine").symlink_to(photo_shards)
+    return root
+
+
+@pytest.fixture(scope="module")
+def sr(place):
+    return sr_dist.load(place / "runs" / "x", device="cpu")
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_give_what_it_says(place, monkeypatch):
+    monkeypatch.chdir(place)
+    text = re.sub(r"^```.*$", "", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    test = doctest.DocTestParser().get_doctest(text, {}, "python.md", str(PAGE), 0)
+    assert len(test.examples) > 15
+    failures: list[str] = []
+    doctest.DocTestRunner().run(test, out=failures.append)
+    assert not failures, "".join(failures)
+
+
+def test_the_import_loads_nothing_heavy_and_each_name_what_it_needs(place):
+    """The module of the command `evaluate` is also the function, in whatever order they are imported."""
+    code = """
+import json, sys
+import sr_dist
+heavy = [name for name in ("torch", "PIL", "numpy", "pydantic") if name in sys.modules]
+dir(sr_dist)
+import sr_dist.evaluate
+from sr_dist import evaluate
+same = evaluate is sr_dist.evaluate
+print(json.dumps([heavy, "torch" in sys.modules, callable(evaluate), same, evaluate.Evaluate.__name__]))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PAGE.parents[1]).stdout
+    assert json.loads(out) == [[], False, True, True, "Evaluate"]
+    with pytest.raises(AttributeError, match=r"no attribute 'laod'; it has .*load"):
+        sr_dist.laod  # noqa: B018
+
+
+# ---- kinds of images
+
+
+def bicubic(planes):
+    return imresize(planes, 2).clamp(0, 1)
+
+
+@given(
+    form=st.sampled_from(["HW", "HWC", "BHWC"]), channels=st.integers(1, 4), kind=st.sampled_from(["u1", "u2", "f2", "f4", "f8"]),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=25)
+def test_arrays_return_with_their_form_and_type(sr, form, channels, kind, size, seed):
+    dtype = np.dtype(kind)
+    top = {"u1": 255, "u2": 65535}.get(kind, 1)
+    shape = {"HW": size[1:], "HWC": (*size[1:], channels), "BHWC": (*size, channels)}[form]
+    values = np.random.default_rng(seed).random(shape)
+    array = (values * top).astype(dtype)
+    actual = sr(array)
+    assert actual.dtype == dtype and actual.shape == {
+        "HW": (2 * size[1], 2 * size[2]), "HWC": (2 * size[1], 2 * size[2], channels),
+        "BHWC": (size[0], 2 * size[1], 2 * size[2], channels),
+    }[form]  # fmt: skip
+    planes = torch.from_numpy(array.astype(np.float64) / top)
+    planes = planes if form == "HW" else planes.movedim(-1, -3)
+    expected = bicubic(planes) if form == "HW" else bicubic(planes).movedim(-3, -1)
+    assert np.abs(actual.astype(np.float64) / top - expected.numpy()).max() <= (0.51 / top if top > 1 else 2e-3) + 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 4), (1, 5, 4), (3, 5, 4), (4, 5, 4), (2, 3, 5, 4)])
+def test_tensors_return_with_their_form_and_type(sr, shape, dtype):
+    torch.manual_seed(0)
+    values = torch.rand(shape, dtype=torch.float64)
+    tensor = (values * 255).to(dtype) if dtype == torch.uint8 else values.to(dtype)
+    actual = sr(tensor)
+    top = 255 if dtype == torch.uint8 else 1
+    assert actual.dtype == dtype and actual.shape == (*shape[:-2], 10, 8) and not actual.requires_grad
+    torch.testing.assert_close(
+        actual.double() / top, bicubic(tensor.double() / top), atol=0.51 / top if top > 1 else 1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "CMYK", "I;16"])
+def test_pil_images_return_in_their_mode(sr, mode, make_photo):
+    photo = Image.fromarray(make_photo(3, 8, 6))
+    image = Image.fromarray(np.full((8, 6), 40_000, np.uint16)) if mode == "I;16" else photo.convert(mode)
+    image.info["icc_profile"] = b"0" * 16 + b"RGB " + b"0" * 108
+    large = sr(image)
+    assert isinstance(large, Image.Image) and large.size == (12, 16)
+    assert large.mode == {"P": "RGB"}.get(mode, mode) and large.info["icc_profile"] == image.info["icc_profile"]
+    if mode == "I;16":
+        assert set(np.asarray(large).ravel()) == {40_000}
+
+
+def test_pixels_in_memory_are_not_turned_and_those_of_a_file_are(sr, place, make_photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(make_photo(1, 10, 6)).save(place / "turned.jpg", exif=exif)
+    with Image.open(place / "turned.jpg") as image:
+        large = sr(image)
+    assert large.size == (12, 20) and large.getexif()[0x0112] == 6
+    assert sr(place / "turned.jpg").size == (20, 12) and sr(str(place / "turned.jpg")).size == (20, 12)
+
+
+def test_a_path_can_become_a_file(sr, place):
+    result = sr(place / "photo.png", out=place / "new" / "b.png")
+    assert result == place / "new" / "b.png"
+    with Image.open(result) as image:
+        assert np.array_equal(np.asarray(image), np.asarray(sr(place / "photo.png")))
+
+
+def test_a_grey_image_is_the_luma_of_the_colour_network(place, sr):
+    grey = torch.rand(1, 6, 6)
+    torch.testing.assert_close(sr(grey), luma(bicubic(grey[None].expand(-1, 3, -1, -1)))[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            np.zeros((3, 8, 8), np.uint8),
+            r"image: a ndarray: the array has the shape \(3, 8, 8\); images are \(H, W\), ",
+        ),
+        (np.zeros((8, 8), np.int32), "pixels of int32 have no known white level"),
+        (torch.zeros(8, 8, 3), r"the tensor has the shape \(8, 8, 3\); images are \(H, W\), \(C, H, W\)"),
+        (np.zeros((0, 8, 3), np.uint8), "has the shape"),
+        (7, "a int: not an image; give a path, a PIL image"),
+        ("no.png", "image: 'no.png': .*No such file"),
+    ],
+)
+def test_what_is_no_image_is_one_line(sr, image, message):
+    with pytest.raises(UserError, match=message):
+        sr(image)
+
+
+def test_options_are_checked(sr, place):
+    with pytest.raises(UserError, match=r"^tile: 0; it is a number of pixels"):
+        sr(place / "photo.png", tile=0)
+    with pytest.raises(UserError, match=r"^device: 'cuda:9' does not exist on this machine"):
+        sr_dist.load(place / "runs" / "x", device="cuda:9")
+    with pytest.raises(UserError, match=r"^source: no run folder or weights file '.*runs/y'.*did you mean '.*runs/x'"):
+        sr_dist.load(place / "runs" / "y")
+    with pytest.raises(UserError, match=r"^out: 'b.png' is one file, and these are 2 images"):
+        sr(["a.png", "b.png"], out="b.png")
+    with pytest.raises(UserError, match=r"^protokol: unknown key; did you mean 'protocol'"):
+        sr_dist.evaluate("bicubic", data="x", protokol="rgb-float")
+
+
+def test_tiles_give_the_same_image(sr, make_photo):
+    photo = make_photo(4, 40, 50)
+    assert np.abs(sr(photo, tile=16).astype(int) - sr(photo, tile=None)).max() <= 1
+    assert sr.tile == "auto"  # a call changes only itself
+
+
+# ---- data
+
+
+@pytest.mark.parametrize(("workers", "channels"), [(0, 3), (2, 3), (0, 1)])
+def test_batches_are_those_of_the_training_reader_and_have_no_end(place, workers, channels):
+    """24 samples: three batches of eight are one epoch, and a fourth begins the next. The number of workers changes nothing."""
+    batches = sr_dist.Shards(place / "data" / "mine").batches(crop=16, batch=8, workers=workers, seed=3, channels=channels)
+    first = [next(batches) for _ in range(5)]
+    batches.close()
+    assert all(batch.shape == (8, channels, 16, 16) and batch.dtype == torch.uint8 and batch.is_contiguous() for batch in first)
+    again = sr_dist.Shards(place / "data" / "mine").batches(crop=16, batch=8, workers=0, seed=3, channels=channels)
+    assert all(torch.equal(batch, next(again)) for batch in first)  # no batch was overwritten by a later one
+    other = next(sr_dist.Shards(place / "data" / "mine").batches(crop=16, batch=8, workers=0, seed=4, channels=channels))
+    assert not torch.equal(other, first[0])
+
+
+def test_batches_refuse_what_training_refuses(place):
+    shards = sr_dist.Shards(str(place / "data" / "mine"))
+    with pytest.raises(UserError, match=r"^data.crop: 64 is more than the smallest side of .*, 32; 32 fits"):
+        shards.batches(crop=64)
+    assert next(shards.batches(crop=64, batch=2, workers=0, small="replicate")).shape == (2, 3, 64, 64)
+    with pytest.raises(UserError, match=r"^data.wrokers"):
+        shards.batches(crop=16, wrokers=2)
+    with pytest.raises(UserError, match=r"^path: "):
+        sr_dist.Shards(place / "nothing")
