@@ -80,12 +80,17 @@ def stated() -> Stated:
         )
     for key, value in options.items():
         _check(key, value)
-    return Stated(int(stage), offload if "device" in offload else None, options)
+    passed = {key: value for key, value in options.items() if _is_taken(key)}
+    return Stated(int(stage), offload if "device" in offload else None, passed)
+
+
+def _is_taken(key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    return name in TAKEN.get(section, ())
 
 
 def _check(key: str, value: Any) -> None:
-    section, _, name = key.rpartition(".")
-    if name in TAKEN.get(section, ()) or (key == "gradient_accumulation_steps" and str(value) == "1"):
+    if _is_taken(key) or (key == "gradient_accumulation_steps" and str(value) == "1"):
         return
     for recipes in (key, key.partition(".")[0]):
         if recipes in RECIPE:

@@ -78,6 +78,15 @@ def test_what_would_be_dropped_is_refused(stated, options, message):
         stated(**{"zero_optimization": {"stage": 2}, **options})
 
 
+def test_accelerates_own_variables_that_say_nothing_new_are_not_passed(monkeypatch):
+    """As under launch/accelerate/zero2_offload.yaml."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")
+    assert zero_options.stated() == zero_options.Stated(2, {"device": "cpu"}, {})
+
+
 def test_accelerates_own_variables_are_checked_too(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", "0.5")
     with pytest.raises(UserError, match=r"^ACCELERATE_GRADIENT_CLIPPING: remove it; .* optimizer.clip"):

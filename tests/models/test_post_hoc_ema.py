@@ -1,4 +1,4 @@
-"""EMAs of any length after training: the paper's formulas beside numerical integrals, and beside averages kept in training."""
+"""EMAs of any length after training: the paper's formulas beside numerical integrals, and beside averages width in training."""
 
 from __future__ import annotations
 
@@ -90,16 +90,16 @@ def test_more_snapshots_come_nearer_and_few_keep_the_sum():
 
 def test_an_average_of_snapshots_is_the_average_that_training_would_have_kept(tmp_path):
     """A path of weights: averages of 0.05 and 0.10 are stored every 10 steps; those of 0.12 and 0.05 at the end are made of
-    them, and compared with averages that were kept all along."""
+    them, and compared with averages that were width all along."""
     draw = torch.Generator().manual_seed(0)
     path = torch.cumsum(torch.randn(200, 6, generator=draw, dtype=torch.float64), 0) + 5
-    kept = {sigma: path[0].clone() for sigma in (*SIGMAS, 0.12)}
+    width = {sigma: path[0].clone() for sigma in (*SIGMAS, 0.12)}
     (tmp_path / "post_hoc").mkdir()
     for step, weights in enumerate(path, 1):
-        for sigma, average in kept.items():
+        for sigma, average in width.items():
             average.lerp_(weights, new_share(sigma, step))
         if step % 10 == 0:
-            tensors = {f"{prefix(sigma)}body.weight": kept[sigma].float().clone() for sigma in SIGMAS}
+            tensors = {f"{prefix(sigma)}body.weight": width[sigma].float().clone() for sigma in SIGMAS}
             save_file(tensors, tmp_path / "post_hoc" / f"{step:07d}.safetensors")
     files = snapshots(tmp_path)
     assert list(files) == list(range(10, 201, 10))
@@ -107,7 +107,7 @@ def test_an_average_of_snapshots_is_the_average_that_training_would_have_kept(tm
         own = averaged(files, sigma, 200, "RUN")
         assert list(own) == ["body.weight"] and own["body.weight"].dtype == torch.float32
         spread = path.std(0).mean()
-        assert (own["body.weight"].double() - kept[sigma]).abs().max() <= tolerance * spread, sigma
+        assert (own["body.weight"].double() - width[sigma]).abs().max() <= tolerance * spread, sigma
     earlier = averaged(files, 0.1, 100, "RUN")["body.weight"]
     stored = averaged({100: files[100]}, 0.1, 100, "RUN")["body.weight"]
     torch.testing.assert_close(earlier, stored, rtol=1e-4, atol=1e-4)
