@@ -105,7 +105,8 @@ def test_the_page_works_in_a_browser(opened):
     assert len(elements(browser, "#trade-offs .dot")) == 2 * len(finished_report.order)
     assert len(elements(browser, "#histograms svg")) == len(finished_report.image_columns)
     assert len(elements(browser, "#extremes tbody tr")) == len(finished_report.image_columns)
-    assert len(elements(browser, "#differences tbody tr")) == 3 + 3 + 1  # of each trained method to the others
+    assert len(elements(browser, "#differences tbody tr")) == 2  # of each trained method to bicubic; the others are folded
+    assert len(elements(browser, "#other-differences tbody tr")) == 2 + 2 + 1
     assert "n" in [row.find_element("css selector", "td").text for row in elements(browser, "#distances tbody tr")]
 
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
