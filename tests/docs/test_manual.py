@@ -242,6 +242,9 @@ def browser():
     browser.quit()
 
 
+WIDEST = ("index", "reference/recipe", "reference/commands", "recipes/gan", "protocols", "basicsr", "extend/objective", "memory")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1400, 420])
 def test_no_page_is_wider_than_the_window(site, browser, width):
@@ -250,10 +253,10 @@ def test_no_page_is_wider_than_the_window(site, browser, width):
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     )
     wide = []
-    for page in sorted(site.rglob("*.html")):
-        browser.get(page.as_uri())
+    for page in WIDEST:
+        browser.get((site / f"{page}.html").as_uri())
         if (needed := browser.execute_script("return document.documentElement.scrollWidth")) > width:
-            wide.append((page.name, needed))
+            wide.append((page, needed))
     assert wide == [] and browser.get_log("browser") == []
 
 
