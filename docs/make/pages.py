@@ -159,6 +159,10 @@ def recipe_page() -> str:
         rows.append([f"`{key}`", kinds, default(field, section), free if may else "", describe(field, section)])
     return "\n".join(
         [
+            "---",
+            "hide: [toc]",
+            "---",
+            "",
             "# Recipe keys",
             "",
             "Every key of a recipe, in the order in which `--dry_run` prints them. On the command line a key is `--KEY=VALUE`.",

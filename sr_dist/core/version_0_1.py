@@ -21,7 +21,7 @@ MOVED = {  # modules and names of 0.1 -> the present ones. A module stands for a
     "sr_dist.commands.Evaluation": "sr_dist.evaluate.Evaluate",
     "sr_dist.commands.Examination": "sr_dist.doctor.Doctor",
     "sr_dist.commands.Exporting": "sr_dist.export.Export",
-    "sr_dist.commands.FORMATS": "sr_dist.upscale.FORMATS",
+    "sr_dist.commands.FORMATS": "sr_dist.models.image_files.FORMATS",
     "sr_dist.commands.Interpolating": "sr_dist.interpolate.Interpolate",
     "sr_dist.commands.Plotting": "sr_dist.plot.Plot",
     "sr_dist.commands.Positive": "sr_dist.core.config.Positive",

@@ -184,6 +184,7 @@ LAYOUTS = (
     Layout("srresnet", "older names of Lornatang", _table(*_srresnet("conv_block1", "conv_block2", "conv_block3"))),
     Layout("srresnet", "names of leftthomas", _leftthomas, {"output": "tanh"}),
     Layout("swinir", "names of SwinIR's authors", _swinir),
+    Layout("srvgg", "names of Real-ESRGAN", _table((rf"body\.(\d+){WB}", r"body.\1.\2"))),
     Layout("srcnn", "conv1 to conv3", _table((rf"(conv[123]){WB}", r"\1.\2"))),
 )  # fmt: skip
 
@@ -280,6 +281,15 @@ def _swinir_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
     return {**options, **sizes, "group_end": "1conv" if "conv_body.weight" in tensors else "3conv"}, scale
 
 
+def _srvgg_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    """ReLU and leaky ReLU have no tensors; the published files have PReLU."""
+    width, channels = tensors["body.0.weight"].shape[:2]
+    last = max(int(name.split(".")[1]) for name in tensors)
+    scale = math.isqrt(tensors[f"body.{last}.weight"].shape[0] // channels)
+    activation = "prelu" if "body.1.weight" in tensors else "leaky_relu"
+    return {"channels": channels, "width": width, "num_blocks": last // 2 - 1, "activation": activation}, scale
+
+
 def _srcnn(tensors: Tensors) -> tuple[dict[str, Any], None]:
     shapes = [tensors[f"conv{i}.weight"].shape for i in (1, 2, 3)]
     options = {"widths": [shapes[0][0], shapes[1][0]], "kernels": [shape[-1] for shape in shapes]}
@@ -291,5 +301,6 @@ OPTIONS: dict[str, Callable[[Tensors], tuple[dict[str, Any], int | None]]] = {
     "msrresnet": _msrresnet,
     "srresnet": _srresnet_options,
     "swinir": _swinir_options,
+    "srvgg": _srvgg_options,
     "srcnn": _srcnn,
 }

@@ -123,8 +123,9 @@ def build_for(tensors: Tensors, make: Callable[[], nn.Module]) -> nn.Module:
     try:
         with torch.device("meta"):
             make()
-    except NotImplementedError:  # some of torchvision's networks compute with tensors while they are built
-        pass
+    except NotImplementedError:  # some networks compute with tensors while they are built; they are counted as they grow
+        values, count = 10_000_000 + 2 * sum(tensor.numel() for tensor in tensors.values()), 1000 + 2 * len(tensors)
+        return make()
     except (RuntimeError, TypeError, OverflowError) as problem:
         raise UserError(f"its metadata describe a network that cannot be built: {first_line(problem)[:200]}") from None
     finally:

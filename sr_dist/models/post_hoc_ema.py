@@ -90,16 +90,16 @@ def check_length(sigma: float, key: str) -> None:
 def averaged(files: Mapping[int, Path], sigma: float, step: int, key: str) -> dict[str, Tensor]:
     """The average of this width at this step, from the snapshots up to it, in float64 and stored as fp32."""
     files = {at: path for at, path in files.items() if at <= step}
-    stored = [Profile(at, kept) for at in files for kept in SIGMAS]
+    stored = [Profile(at, width) for at in files for width in SIGMAS]
     factors = iter(mixture(stored, Profile(step, sigma)))
     total: dict[str, Tensor] = {}
     for path in files.values():
         tensors, _ = weights_files.read(path, key)
-        for kept in SIGMAS:
+        for width in SIGMAS:
             factor = float(next(factors))
             for name, value in tensors.items():
-                if name.startswith(prefix(kept)):
-                    plain = name.removeprefix(prefix(kept))
+                if name.startswith(prefix(width)):
+                    plain = name.removeprefix(prefix(width))
                     part = factor * value.double()
                     total[plain] = total[plain] + part if plain in total else part
     return {name: value.to(torch.float32) for name, value in total.items()}

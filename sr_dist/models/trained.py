@@ -19,7 +19,7 @@ from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.core.run_layout import STATE, checkpoint_folder, checkpoint_of, checkpoint_state, checkpoint_steps, is_run, run_id
-from sr_dist.models import layouts, published, verified, weights_files
+from sr_dist.models import layouts, published, spandrel_files, verified, weights_files
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, build_for, named_in_recipe, read_metadata
 from sr_dist.models.weights_files import Tensors, bare_names
@@ -132,7 +132,13 @@ def describe(
         if "generator" not in stated:
             raise UserError(f"{key}: '{file}' holds a classifier, not a generator")
         return Description(stated["generator"], int(stated["scale"]), tensors)
-    foreign = layouts.recognize(bare_names(tensors, "generator"), file, key)
+    bare = bare_names(tensors, "generator")
+    try:
+        foreign = layouts.recognize(bare, file, key)
+    except UserError:
+        if known := spandrel_files.recognize(bare):
+            return Description(*known)
+        raise
     return Description(foreign.generator, foreign.scale, foreign.tensors)
 
 

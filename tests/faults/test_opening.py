@@ -18,8 +18,8 @@ from sr_dist.core.files import sha256
 from sr_dist.data.format import HEADER, Index, index_columns
 from sr_dist.evaluation.distances.features import Features
 from sr_dist.evaluation.distances.reference_cache import References
+from sr_dist.evaluation.methods import source
 from sr_dist.evaluation.partial_results import PartialResults
-from sr_dist.evaluation.run import source
 from sr_dist.models import export, trained, verified
 
 FILES = Path(__file__).resolve().parents[1] / "version_0_1"

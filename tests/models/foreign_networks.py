@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
+from spandrel.architectures.Compact import Compact as SRVGGNetCompact
 from spandrel.architectures.SwinIR import SwinIR
 from torch import nn
 
@@ -281,6 +282,14 @@ NETWORKS = {
     "swinir x8, grey": (lambda: swinir(upscale=8, upsampler="pixelshuffle", in_chans=1), 8, {"channels": 1}),
     "swinir lightweight": (lambda: swinir(upscale=2, upsampler="pixelshuffledirect"), 2, {"enlarge": "direct"}),
     "swinir for real images": (lambda: swinir(upscale=4, upsampler="nearest+conv"), 4, {"enlarge": "nearest"}),
+    "srvgg": (
+        lambda: SRVGGNetCompact(num_feat=8, num_conv=3, upscale=4), 4,
+        {"name": "srvgg", "width": 8, "num_blocks": 3, "activation": "prelu"},
+    ),
+    "srvgg x2, grey": (
+        lambda: SRVGGNetCompact(num_in_ch=1, num_out_ch=1, num_feat=8, num_conv=2, upscale=2, act_type="leakyrelu"), 2,
+        {"channels": 1, "num_blocks": 2, "activation": "leaky_relu"},
+    ),
     "swinir large": (
         lambda: swinir(upscale=4, upsampler="nearest+conv", resi_connection="3conv"), 4, {"group_end": "3conv"},
     ),

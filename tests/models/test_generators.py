@@ -16,6 +16,8 @@ SMALL = {
     "srresnet": {"width": 8, "num_blocks": 2},
     "msrresnet": {"width": 8, "num_blocks": 2},
     "rrdb": {"width": 8, "num_blocks": 1, "growth": 4},
+    "srvgg": {"width": 8, "num_blocks": 2},
+    "spandrel": {"arch": "Compact", "num_feat": 8, "num_conv": 2},  # the others: test_spandrel.py
     "swinir": {"width": 8, "depths": (2,), "heads": 2, "window": 4},
 }
 SIZES = [(1, 1), (1, 7), (5, 3), (17, 16)]

@@ -1,0 +1,167 @@
+"""Every network of `generator: spandrel`, made thin: forward, backward, bf16, and a file that is read back."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sr_dist.core.errors import UserError
+from sr_dist.core.launch_env import Launch
+from sr_dist.core.plugins import PACKAGES
+from sr_dist.models import trained
+from sr_dist.models.generators import spandrel as generator
+from sr_dist.models.metadata import generator_metadata
+
+spandrel = pytest.importorskip("spandrel")
+THIN = {
+    "ATD": {
+        "embed_dim": 12,
+        "depths": [2],
+        "num_heads": [2],
+        "num_tokens": 8,
+        "category_size": 16,
+        "reducted_dim": 2,
+        "convffn_kernel_size": 3,
+    },
+    "CRAFT": {"embed_dim": 24, "depths": [1], "num_heads": [2]},
+    "Compact": {"num_feat": 8, "num_conv": 2},
+    "DAT": {"embed_dim": 64, "depth": [2], "num_heads": [2], "split_size": [2, 4]},
+    "DCTLSA": {"nf": 10},
+    "DITN": {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1},
+    "DRCT": {"embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8, "gc": 4},
+    "ESRGAN": {"num_filters": 8, "num_blocks": 1},
+    "FDAT": {"embed_dim": 16, "num_groups": 1, "depth_per_group": 2, "num_heads": 2, "mid_dim": 8},
+    "GRL": {"embed_dim": 16, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2]},
+    "HAT": {"embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8, "squeeze_factor": 4},
+    "IPT": {"n_feats": 4, "num_heads": 2, "num_layers": 1, "patch_size": 12},
+    "MMRealSR": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4, "num_feats": [8, 8, 8, 8], "num_blocks": [1, 1, 1, 1]},
+    "MoESR": {"dim": 8, "n_blocks": 1, "n_block": 1, "upsample_dim": 8},
+    "MoSR": {"n_block": 2, "dim": 8},
+    "OmniSR": {"num_feat": 8},
+    "PLKSR": {"dim": 16, "n_blocks": 1},
+    "RCAN": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16},
+    "RGT": {"embed_dim": 64, "depth": [2], "num_heads": [2]},
+    "RealCUGAN": {},
+    "RealPLKSR": {"dim": 16, "n_blocks": 1},
+    "SAFMN": {"dim": 8, "n_blocks": 1},
+    "SPAN": {"feature_channels": 8},
+    "SeemoRe": {"num_experts": 2, "num_layers": 1, "embedding_dim": 16},
+    "SwiftSRGAN": {"num_channels": 8, "num_blocks": 1},
+    "Swin2SR": {"embed_dim": 12, "depths": [2], "num_heads": [2]},
+    "SwinIR": {"embed_dim": 12, "depths": [2], "num_heads": [2]},
+}
+# Networks of spandrel that are not for one image, are not for super-resolution, or draw noise while they run (AuraSR).
+OTHERS = {"AuraSR", "SAFMNBCIE"}
+
+
+def section(name, **options):
+    return {"name": "spandrel", "arch": name, **THIN[name], **options}
+
+
+def build(name, scale=2, **options):
+    torch.manual_seed(0)
+    return trained.build(PACKAGES["generator"], section(name, **options), scale, "generator")
+
+
+def test_the_table_has_every_network_for_super_resolution_that_spandrel_knows():
+    """Those whose description says SR and whose class has a scale."""
+    known = set()
+    for entry in spandrel.MAIN_REGISTRY.architectures():
+        source = inspect.getsource(type(entry.architecture))
+        if 'else "SR"' in source or 'purpose="SR"' in source:
+            known.add(entry.architecture.id)
+    assert known - OTHERS <= set(generator.ARCHS)
+    assert set(generator.ARCHS) - known <= {"RealPLKSR"}  # a second class of PLKSR
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", generator.ARCHS)
+def test_each_network_trains_in_fp32_and_bf16_and_is_read_back(name, tmp_path):
+    scale = 2 if 2 in generator.ARCHS[name].scales else 4
+    network, lr = build(name, scale), torch.rand(2, 3, 17, 13)
+    for module in network.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0  # a block that is left out has no gradient
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)  # away from zeros that stop gradients on purpose
+    copy = lr.clone()
+    network.train()
+    sr = network(lr)
+    assert sr.shape == (2, 3, 17 * scale, 13 * scale) and torch.equal(lr, copy)
+    sr.square().mean().backward()
+    gradients = {key: p.grad for key, p in network.named_parameters() if p.requires_grad and p.numel()}
+    unused = [key for key, gradient in gradients.items() if gradient is None]  # DDP waits for each
+    assert not unused or generator.refuses(generator.Config(arch=name), Launch(ranks=2)), unused
+    reached = [key for key, gradient in gradients.items() if gradient is not None and gradient.abs().max() > 0]
+    assert len(reached) >= 0.5 * len(gradients)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(lr).float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+    network.eval()
+    with torch.no_grad():
+        expected = network(lr)
+        alone = torch.cat([network(image[None]) for image in lr])
+    torch.testing.assert_close(alone, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    whole = trained.complete(section(name), "generator")
+    save_file({key: value.contiguous().clone() for key, value in network.state_dict().items()}, tmp_path / "x.safetensors",
+              generator_metadata(whole, scale))  # fmt: skip
+    opened = trained.open_generator(str(tmp_path / "x.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(opened.network(lr), expected)
+
+
+@pytest.mark.parametrize("name", ["SPAN", "SAFMN", "RealPLKSR", "MoSR"])
+def test_a_file_of_others_is_recognized_with_its_options(name, tmp_path):
+    """As written by another program: bare tensors. spandrel's own image, clipped, is the reference."""
+    network = build(name, 4).eval()
+    with torch.no_grad():
+        network(torch.rand(1, 3, 8, 8))  # SPAN computes weights for evaluation
+    torch.save({"params": network.state_dict()}, tmp_path / "x.pth")
+    opened, lr = trained.open_generator(str(tmp_path / "x.pth")), torch.rand(1, 3, 17, 13)
+    assert (opened.section["name"], opened.section["arch"], opened.scale) == ("spandrel", name, 4)
+    reference = spandrel.ModelLoader().load_from_file(tmp_path / "x.pth")
+    with torch.no_grad():
+        torch.testing.assert_close(opened.network(lr).clamp(0, 1), reference(lr).clone(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "SPAM"}, r"^generator\.arch: no 'SPAM' among spandrel's networks for super-resolution; did you mean 'SPAN'"),
+        (
+            {"arch": "SPAN", "feature_chanels": 8},
+            r"^generator\.feature_chanels: .* it is no option of it; did you mean 'generator\.feature_channels'",
+        ),
+        ({"arch": "SPAN", "upscale": 2}, r"^generator\.upscale: .* it follows from scale and channels"),
+        ({"arch": "SPAN", "norm": "maybe"}, r"^generator\.norm: 'maybe' is a str; it must be a bool, such as True"),
+        ({"arch": "SAFMN", "channels": 1}, r"^generator\.channels: 1, but spandrel's 'SAFMN' is for three channels"),
+        (
+            {"arch": "DAT", "depth": [2, 2, 2], "num_heads": [2]},
+            r"^generator: spandrel's 'DAT' cannot be built with these options",
+        ),
+        ({"arch": "RealCUGAN", "scale_of": 8}, r"^generator\.scale_of: unknown key"),
+    ],
+)
+def test_mistakes_are_one_line(options, message):
+    with pytest.raises(UserError, match=message):
+        trained.build(PACKAGES["generator"], {"name": "spandrel", **options}, 2, "generator")
+
+
+def test_scales_and_launches_that_a_network_does_not_support_are_refused():
+    with pytest.raises(UserError, match=r"^scale: spandrel's 'RealCUGAN' enlarges by 2, 3, 4, not 8"):
+        build("RealCUGAN", 8)
+    config = generator.Config(arch="SPAN")
+    assert "use DDP" in str(generator.refuses(config, Launch(backend="deepspeed", stage=1)))
+    assert generator.refuses(config, Launch()) is None
+
+
+def test_options_from_a_recipe_are_text():
+    network = trained.build(
+        PACKAGES["generator"],
+        {"name": "spandrel", "arch": "SwinIR", "depths": ["2"], "num_heads": "[2]", "embed_dim": "12", "mlp_ratio": "2"}, 2, "g",
+    )  # fmt: skip
+    assert network.layers[0].depth == 2 if hasattr(network.layers[0], "depth") else len(network.layers) == 1
