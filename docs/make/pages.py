@@ -31,7 +31,7 @@ PARTS = {  # kind -> the keys that name one, and the page of examples
 
 
 def pages() -> dict[str, str]:
-    return {
+    texts = {
         "docs/reference/recipe.md": recipe_page(),
         "docs/reference/parts.md": parts_page(),
         "docs/reference/commands.md": commands_page(),
@@ -39,6 +39,7 @@ def pages() -> dict[str, str]:
         "docs/reference/files.md": files_page(),
         **recipe_pages(),
     }
+    return {name: f"{text.strip()}\n\n{NOTE}" for name, text in texts.items()}
 
 
 def table(head: str, rows: list[list[str]]) -> list[str]:
@@ -158,7 +159,10 @@ def recipe_page() -> str:
         rows.append([f"`{key}`", kinds, default(field, section), free if may else "", describe(field, section)])
     return "\n".join(
         [
-            NOTE,
+            "---",
+            "hide: [toc]",
+            "---",
+            "",
             "# Recipe keys",
             "",
             "Every key of a recipe, in the order in which `--dry_run` prints them. On the command line a key is `--KEY=VALUE`.",
@@ -175,7 +179,6 @@ def recipe_page() -> str:
 
 def parts_page() -> str:
     lines = [
-        NOTE,
         "# Parts",
         "",
         "A part is a file; its name in a recipe is the file's name. `generator: {name: rrdb, num_blocks: 6}` is",
@@ -213,7 +216,7 @@ def paragraph(docstring: str | None) -> str:
 
 
 def commands_page() -> str:
-    lines = [NOTE, "# Commands", ""]
+    lines = ["# Commands", ""]
     lines += table("command | does", [[f"[`{name}`](#{name.replace('.', '')})", text] for name, text in overview.commands()])
     for name, _ in overview.commands():
         settings = settings_of(importlib.import_module(name))
@@ -269,7 +272,6 @@ def sources() -> list[str]:
 def record_page() -> str:
     return "\n".join(
         [
-            NOTE,
             "# metrics.jsonl",
             "",
             "A JSON object per line: one every `log_every` steps, and one per validation. A value that is not finite is `null`.",
@@ -285,7 +287,6 @@ def files_page() -> str:
     codes = [[str(code), text] for code, text in cli.EXIT_CODES.items()]
     return "\n".join(
         [
-            NOTE,
             "# Files and exit codes",
             "",
             "## The run folder",
@@ -322,7 +323,6 @@ def family(name: str) -> str:
 
 def recipe_pages() -> dict[str, str]:
     lines = [
-        NOTE,
         "# Recipes",
         "",
         "A recipe is trained by its name, `python -m sr_dist.train esrgan_x4`, and printed by `python -m sr_dist esrgan_x4`.",
@@ -338,7 +338,7 @@ def recipe_pages() -> dict[str, str]:
 
 
 def recipe_page_of(page: str) -> str:
-    lines = [NOTE, f"# {FAMILIES[page][0]}", ""]
+    lines = [f"# {FAMILIES[page][0]}", ""]
     for name in shipped.names():
         if family(name) == page:
             lines += [f"## {name}", "", *header_lines(name), ""]

@@ -54,7 +54,7 @@ def part_schema(kind: str, about: str, definitions: Tree) -> Tree:
         properties = {"name": {"const": name}, **config.get("properties", {})}
         if "content" in properties:
             properties["content"] = {"$ref": "#/$defs/content"}
-        then = {"properties": properties, "additionalProperties": False}
+        then = {"properties": properties, "additionalProperties": config.get("additionalProperties", False)}
         cases.append({"if": {"properties": {"name": {"const": name}}, "required": ["name"]}, "then": then})
     name = {**names(kind), "description": about, "default": None}
     name.pop("default")
