@@ -63,7 +63,7 @@ pixel small_swinir swinir_x4 1e-3 "$swinir"
 gan small_srgan srgan_mse_x4 small_msrresnet "$srresnet" "${critic[@]}"
 gan small_esrgan esrgan_x4 small_rrdb "${rrdb[@]}" "${critic[@]}" '--objective.content={l1: 1.0}'
 gan small_srugan_gan srugan_x4 small_srugan_author "${srugan[@]}" '--objective.content={mse: {weight: 1.0, range: "-1..1"}}' \
-  --discriminator.widths=[16,32,48,64] --discriminator.features=64
+  '--discriminator.widths=[16,32,48,64]' --discriminator.features=64
 gan small_swinir_gan swinir_gan_x4 small_swinir "$swinir" "${critic[@]}" '--objective.content={l1: 1.0}'
 
 "$PYTHON" -m accelerate.commands.launch "${launch_options[@]}" -m sr_dist.evaluate \

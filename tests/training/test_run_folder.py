@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path, monkeypatch):
 def test_the_recipe_in_the_folder_is_complete_and_loads(tmp_path):
     run_folder.open_folder(tmp_path, recipe(), num_ranks=2)
     assert config.typed(Recipe, config.read(tmp_path / "recipe.yaml")) == recipe()
-    assert config.read(tmp_path / "recipe.yaml")["ema"] == {"decay": "0.999"}  # defaults are written out
+    assert config.read(tmp_path / "recipe.yaml")["ema"] == {"decay": "0.999", "post_hoc": "false"}  # defaults are written out
     run_folder.check_recipe(tmp_path, recipe())
 
 
