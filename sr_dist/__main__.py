@@ -38,9 +38,15 @@ def overview(options: Overview) -> None:
     if options.recipe is None:
         print(text())
     elif options.recipe in shipped.names():
-        print((shipped.folder() / f"{options.recipe}.yaml").read_text(encoding="utf-8"), end="")
+        print(copy_of(options.recipe), end="")
     else:
         raise UserError(f"RECIPE: the package has no '{options.recipe}'{nearest(options.recipe, shipped.names())}")
+
+
+def copy_of(recipe: str) -> str:
+    """The text of a recipe for a file anywhere: editors find the schema where it is installed."""
+    content = (shipped.folder() / f"{recipe}.yaml").read_text(encoding="utf-8")
+    return content.replace(f"$schema={shipped.SCHEMA}\n", f"$schema={shipped.folder() / shipped.SCHEMA}\n", 1)
 
 
 def text() -> str:

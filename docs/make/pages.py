@@ -216,7 +216,12 @@ def paragraph(docstring: str | None) -> str:
 
 
 def commands_page() -> str:
-    lines = ["# Commands", ""]
+    lines = [
+        "# Commands",
+        "",
+        "`python -m sr_dist` lists the commands and the recipes; `python -m sr_dist RECIPE` prints a recipe.",
+        "",
+    ]
     lines += table("command | does", [[f"[`{name}`](#{name.replace('.', '')})", text] for name, text in overview.commands()])
     for name, _ in overview.commands():
         settings = settings_of(importlib.import_module(name))

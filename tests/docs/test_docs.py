@@ -44,6 +44,7 @@ def commands(text: str) -> Iterator[list[str]]:
             continue
         while re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words = words[1:]
+        words = words[: words.index(">")] if ">" in words else words
         yield words
 
 
@@ -120,6 +121,7 @@ def refused(words: list[str], monkeypatch) -> None:
             typed(own, groups[0])
     else:
         monkeypatch.setattr(cli, "run", lambda settings, work, argv: cli.parse(settings, *cli.split(argv)))
+        module = {"sr_dist": "sr_dist.__main__"}.get(module, module)
         monkeypatch.setattr(cli, "run_words", lambda work, make_help, argv: cli.split(argv))
         importlib.import_module(module).main(words)
 
