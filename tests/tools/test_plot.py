@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 
 import pytest
 from matplotlib.figure import Figure
@@ -174,38 +173,23 @@ def test_one_run_under_two_paths_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_hides_a_run_and_shows_it_again(tmp_path):
-    from selenium import webdriver
-    from selenium.webdriver.common.by import By
-
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (browser and driver):
-        pytest.skip("no chromium and chromedriver on this machine")
+def test_the_page_hides_a_run_and_shows_it_again(tmp_path, browser):
     runs = (write_run(tmp_path / "a", rows=150), write_run(tmp_path / "b", rows=6))
     plot(Plot(runs=runs, out=str(tmp_path / "out")))
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        page.get((tmp_path / "out" / "curves.html").as_uri())
-        first, second = page.find_elements(By.CSS_SELECTOR, "[data-run]")
+    browser.get((tmp_path / "out" / "curves.html").as_uri())
+    first, second = browser.find_elements("css selector", "[data-run]")
 
-        def is_shown(name):
-            return page.find_element(By.ID, name).value_of_css_property("display") != "none"
+    def is_shown(name):
+        return browser.find_element("id", name).value_of_css_property("display") != "none"
 
-        curves = ("loss/l1--run0", "raw-loss/l1--run0", "loss/l1--run1")
-        assert [is_shown(curve) for curve in curves] == [True, True, True]
-        first.click()
-        assert [is_shown(curve) for curve in curves] == [False, False, True]
-        first.click(), second.click()
-        assert [is_shown(curve) for curve in curves] == [True, True, False]
-        assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-        assert page.get_log("browser") == []
-    finally:
-        page.quit()
+    curves = ("loss/l1--run0", "raw-loss/l1--run0", "loss/l1--run1")
+    assert [is_shown(curve) for curve in curves] == [True, True, True]
+    first.click()
+    assert [is_shown(curve) for curve in curves] == [False, False, True]
+    first.click(), second.click()
+    assert [is_shown(curve) for curve in curves] == [True, True, False]
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("line", ['{"step": 7, "ima', "[1]"])
