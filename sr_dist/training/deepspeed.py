@@ -7,6 +7,7 @@ drives only one.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ class DeepSpeedEngine:
         import deepspeed  # takes seconds
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # Its calls of older names, dozens a step, each of which is printed: a pipe that nobody empties would stop the run.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
         zero = zero_options.stated()
