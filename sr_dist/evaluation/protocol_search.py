@@ -172,7 +172,7 @@ def load_pair(batches: Batches, i: int) -> ImagePairs:
     """One image, with the LR that is stored with it, or an empty one."""
     hr8, lr8, label = batches.images.load(i)
     height, width = batches.full_size(i)
-    hr = (hr8.double() / 255)[None, :, :height, :width].float()
+    hr = (hr8.double() / 255)[None, :, :height, :width]  # exact, since one value in a tie of Y's rounding moves the sixth digit
     if not hr.numel():
         raise UserError(f"'{batches.images.names[i]}' is smaller than the scale {batches.scale}")
     lr = torch.zeros(1, 3, 0, 0) if lr8 is None else (lr8.double() / 255)[None].float()
