@@ -148,7 +148,7 @@ def test_a_report_has_them_and_their_terms(package, photographs, tmp_path, monke
 
 
 def test_its_weights_are_hashed_once_for_all_sets(package, photographs, tmp_path, monkeypatch):
-    """An evaluation of two sets asks for the digest seven times: for the names of both sets' partial results, plans and reports."""
+    """An evaluation of two sets asks for the digest eight times: for partial results, plans and reports."""
     from sr_dist import evaluate
 
     passes, digest = [], pyiqa_metrics.digest_of_tensors
