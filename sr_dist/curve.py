@@ -9,14 +9,12 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from sr_dist.core import cli, plugins
+from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Fraction, Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError
 from sr_dist.core.files import check_exists
-from sr_dist.core.plugins import PACKAGES
-from sr_dist.data.remote.sources import is_remote, open_shards
-from sr_dist.evaluation.presets import PROTOCOLS
+from sr_dist.evaluate import check_metric, check_protocol, check_source
 from sr_dist.models.weights_formats import check_out_file
 
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(parse_list)]
@@ -40,12 +38,13 @@ class Curve(Settings):
     alphas: Numbers = (0.0, 0.25, 0.5, 0.75, 1.0)
     """The shares of the GAN: (1 - alpha) pixel stage + alpha GAN."""
     pixel: OptionalText = None
-    """The pixel stage: a run or a weights file. The default is init.generator of the run."""
+    """The pixel stage: a run, a weights file, or a file of the weights folders by its name. The default is init.generator of the
+    run."""
     metrics: Names = ("psnr", "lpips", "fid", "ssim")
-    """The metrics of the grid."""
+    """The metrics of the grid, as for sr_dist.evaluate."""
     perception: OptionalText = None
-    """The column of the perceptual axis. The default is the first of lpips_alex, lpips_vgg, fid, another distance and ssim_y
-    that can be computed."""
+    """The column of the perceptual axis. The default is the first that can be computed of lpips_alex, lpips_vgg, fid, another
+    distance, another perceptual metric and ssim_y."""
     protocol: str = "matlab-y"
     """As for sr_dist.evaluate."""
     extractor: OptionalText = None
@@ -91,16 +90,12 @@ def curve(options: Curve) -> None:
 def check(options: Curve) -> None:
     """Refuses mistakes that show before torch is loaded."""
     check_exists(options.run, "RUN")
-    if options.pixel:
-        check_exists(options.pixel, "pixel")
     if options.export:
         return check_out_file(options.export)
     if not options.data:
         raise UserError("data: this key is missing; name the images to score")
-    if is_remote(options.data) or (not Path(options.data).exists() and "{" not in options.data):
-        open_shards(options.data, "data")
-    if options.protocol not in PROTOCOLS:
-        raise UserError(f"protocol: no '{options.protocol}'{nearest(options.protocol, PROTOCOLS)}")
+    check_source(options.data, "data")
+    check_protocol(options.protocol)
     for key, values in (("lengths", options.lengths), ("alphas", options.alphas)):
         if not values or len(set(values)) < len(values):
             raise UserError(f"{key}: {', '.join(map(str, values)) or 'none'}; give different numbers, such as 0.05,0.1")
@@ -109,7 +104,7 @@ def check(options: Curve) -> None:
     if options.extractor:
         check_exists(options.extractor, "extractor")
     for name in options.metrics:
-        plugins.locate(PACKAGES["metric"], name, "metrics")
+        check_metric(name)
 
 
 if __name__ == "__main__":

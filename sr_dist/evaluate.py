@@ -146,8 +146,7 @@ def check(options: Evaluate) -> None:
     """Refuses mistakes that show before torch is loaded."""
     if not options.methods:
         raise UserError("METHOD: name a run folder, a weights file, a folder of pictures (NAME=FOLDER), or bicubic")
-    if options.protocol not in PROTOCOLS:
-        raise UserError(f"protocol: no '{options.protocol}'{nearest(options.protocol, PROTOCOLS)}")
+    check_protocol(options.protocol)
     for key, folder in (("out", options.out), ("save_images", options.save_images)):
         if folder and Path(folder).exists() and not Path(folder).is_dir():
             raise UserError(f"{key}: '{folder}' is a file; {'a report' if key == 'out' else 'images'} needs a folder")
@@ -166,6 +165,11 @@ def check(options: Evaluate) -> None:
     words = map(method_word, options.methods)
     if options.scale is None and all(word.is_baseline or word.is_pictures for word in words):
         raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
+
+
+def check_protocol(name: str) -> None:
+    if name not in PROTOCOLS:
+        raise UserError(f"protocol: no '{name}'{nearest(name, PROTOCOLS)}")
 
 
 def check_metric(name: str) -> None:
@@ -197,10 +201,14 @@ def check_data(options: Evaluate) -> None:
     if options.data and lr.keys() - sets.keys():
         raise UserError(f"lr: --data names {', '.join(sets) or 'one set'}; --lr names {', '.join(lr)}")
     for name, source in sets.items():
-        if is_remote(source) or (not Path(source).exists() and "{" not in source):
-            open_shards(source, f"data: {name}" if name else "data")  # its error names the missing file and the nearest name
+        check_source(source, f"data: {name}" if name else "data")
     for path in lr.values():
         check_exists(path, "lr")
+
+
+def check_source(source: str, key: str) -> None:
+    if is_remote(source) or (not Path(source).exists() and "{" not in source):
+        open_shards(source, key)  # its error names the missing file and the nearest name
 
 
 def check_find(options: Evaluate) -> None:

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 # The modules that commands load. The commands themselves run as `__main__` and must not be imported before.
-PRELOADED = ("accelerate", "torchmetrics", "sr_dist.training.train", "sr_dist.tools.flops", "sr_dist.evaluation.run")
+PRELOADED = ("accelerate", "sr_dist.training.train", "sr_dist.tools.flops", "sr_dist.evaluation.run")
 
 
 def main() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from sr_dist.evaluation.report import report
+from sr_dist.tools import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT) for package in ("sr_dist", "shards") for path in (ROOT / package).rglob("*.py"))
@@ -104,6 +108,15 @@ def test_every_library_has_one_home(library):
     for path in FILES:
         if any(module == library or module.startswith(f"{library}.") for module in imports(path)):
             assert str(path).startswith(HOMES[library]), f"{path} imports {library}"
+
+
+def test_reports_and_the_doctor_name_libraries_that_are_imported():
+    """torchmetrics stood among the versions behind a report's numbers, none of which it computes, and training was called
+    broken without it."""
+    modules = {name.split(".")[0] for path in FILES for name in imports(path)}
+    distributions = {name for module in modules for name in metadata.packages_distributions().get(module, ())}
+    assert {name.lower() for name in report.LIBRARIES} <= {name.lower() for name in distributions}
+    assert set(doctor.REQUIRED) <= modules
 
 
 def test_imports_inside_functions_are_of_what_loads_slowly():

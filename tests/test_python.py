@@ -222,3 +222,27 @@ def test_batches_refuse_what_training_refuses(place):
         shards.batches(crop=16, wrokers=2)
     with pytest.raises(UserError, match=r"^path: "):
         sr_dist.Shards(place / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("flip", False), ("rotate", True), ("degradation", "bicubic"), ("augment", {"noise": 0.1}), ("validation", "data/mine"),
+     ("cache", "elsewhere"), ("train", "data/other"), ("trace", True)],
+)  # fmt: skip
+def test_batches_refuse_keys_of_a_recipe_that_would_change_nothing(place, key, value):
+    with pytest.raises(
+        UserError, match=rf"^data\.{key}: changes nothing here; .* small, on_corrupt, select, balance, split, window$"
+    ):
+        sr_dist.Shards(place / "data" / "mine").batches(crop=16, **{key: value})
+
+
+def test_batches_have_crops_of_one_size(place):
+    with pytest.raises(UserError, match=r"^data\.crop: none; batches have crops of one size"):
+        sr_dist.Shards(place / "data" / "mine").batches(crop=None)
+
+
+@pytest.mark.parametrize(("key", "value"), [("select", {"boats": 4, "rest": 4}), ("split", [0.5, 0.5]), ("window", 1)])
+def test_keys_that_batches_take_change_them(place, key, value):
+    shards = sr_dist.Shards(place / "data" / "mine")
+    plain, changed = (shards.batches(crop=16, batch=8, workers=0, **more) for more in ({}, {key: value}))
+    assert not torch.equal(next(plain), next(changed))

@@ -151,12 +151,11 @@ def describe(field: FieldInfo, section: type[BaseModel] | None) -> str:
 
 
 def recipe_page() -> str:
-    free = "free"
     rows = []
     for key, field, section in keys(Recipe):
         may = any(key == name or key.startswith(f"{name}.") for name in resume_rules.FREE)
         kinds = "" if section and section is not Part else kind(field.annotation) + limits(field)
-        rows.append([f"`{key}`", kinds, default(field, section), free if may else "", describe(field, section)])
+        rows.append([f"`{key}`", kinds, default(field, section), "free" if may else "", describe(field, section)])
     return "\n".join(
         [
             "---",

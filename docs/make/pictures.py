@@ -28,7 +28,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         evaluate.main([RUNS, f"--data={VALIDATION}", "--metrics=psnr,ssim", f"--out={folder}"])
         plot.main([RUNS, f"--out={folder}"])
-        write("curves", Image.open(Path(folder) / "validation.png"))
         browser = open_browser()
         write("report", screenshot(browser, Path(folder) / "report.html"))
         write("runs", screenshot(browser, Path(folder) / "curves.html"))

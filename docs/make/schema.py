@@ -27,8 +27,6 @@ def schema() -> Tree:
         use_part(tree["properties"], name)
     use_part(definitions["Data"]["properties"], "degradation")
     definitions["Keep"] = {"anyOf": [definitions["Keep"], {"type": "integer", "exclusiveMinimum": 0}]}
-    for name in ("optimizer", "discriminator_optimizer"):
-        assert name in tree["properties"]
     definitions["Optimizer"]["properties"]["name"] |= names("optimizer")
     own = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "A recipe of sr_dist"}
     return {**own, **lenient(tree)}
@@ -56,8 +54,7 @@ def part_schema(kind: str, about: str, definitions: Tree) -> Tree:
             properties["content"] = {"$ref": "#/$defs/content"}
         then = {"properties": properties, "additionalProperties": config.get("additionalProperties", False)}
         cases.append({"if": {"properties": {"name": {"const": name}}, "required": ["name"]}, "then": then})
-    name = {**names(kind), "description": about, "default": None}
-    name.pop("default")
+    name = {**names(kind), "description": about}
     return {"type": "object", "properties": {"name": name}, "required": ["name"], "allOf": cases}
 
 

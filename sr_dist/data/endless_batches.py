@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sr_dist.core import config
+from sr_dist.core.errors import UserError
 from sr_dist.data.data_checks import check_shards
 from sr_dist.data.degradations import identity
 from sr_dist.data.loader import Loader, LoaderConfig
@@ -18,6 +19,7 @@ from sr_dist.data.remote.sources import DEFAULT_GB, open_shards
 from sr_dist.recipe.sections import Data
 
 ENDLESS = 2**40  # steps
+KEYS = ("small", "on_corrupt", "select", "balance", "split", "window")  # of a recipe's `data` that change crops of HR
 
 
 class Shards:
@@ -43,10 +45,14 @@ class Shards:
     ) -> Iterator[Tensor]:
         """Yields (batch, channels, crop, crop) uint8 for ever: random crops of HR, every sample once per epoch, in a new order.
 
-        `data` are further keys of a recipe's `data` section: small, on_corrupt, select, window. Under a launcher every rank
-        gets its part of a batch.
+        `data` are further keys of a recipe's `data` section: small, on_corrupt, select, balance, split (its first part), window.
+        Under a launcher every rank gets its part of a batch.
         """
+        if unused := [key for key in data if key in Data.model_fields and key not in KEYS]:
+            raise UserError(f"data.{unused[0]}: changes nothing here; batches of uint8 crops take {', '.join(KEYS)}")
         options = config.typed(Data, {"train": self.path, "crop": crop, "batch": batch, "workers": workers, **data}, "data")
+        if options.crop is None:
+            raise UserError("data.crop: none; batches have crops of one size, such as 96")
         scale = self._shards.manifest.scale or 1
         check_shards(self.path, self._shards, options, scale)
         return self._batches(LoaderConfig(options, seed, scale, accumulate=1, steps=ENDLESS, channels=channels))

@@ -6,9 +6,12 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor, nn
 
 from sr_dist.core import config, ranks
 from sr_dist.core.errors import UserError, nearest
@@ -16,21 +19,23 @@ from sr_dist.core.files import sha256
 from sr_dist.core.outputs import write_output
 from sr_dist.core.run_layout import POST_HOC, RECIPE, is_run
 from sr_dist.evaluation.curve_page import page
-from sr_dist.evaluation.intervals import student
+from sr_dist.evaluation.intervals import mean_interval
+from sr_dist.evaluation.metric_set import Metrics, SetMetric
 from sr_dist.evaluation.report.markdown import table
 from sr_dist.evaluation.report.report import REPORT
 from sr_dist.evaluation.run import ImageOptions, MetricOptions, ResultOptions, evaluate_opened
 from sr_dist.evaluation.words import MethodWord
-from sr_dist.models import trained
+from sr_dist.models import published, trained
 from sr_dist.models.export import write as export
 from sr_dist.models.interpolate import between, refuse_unlike
 from sr_dist.models.post_hoc_ema import SIGMAS, Profile, averaged, check_length, misfit, snapshots
 from sr_dist.models.trained import TrainedGenerator
 
 DISTORTION = "psnr_y"
-PREFERRED = ("lpips_alex", "lpips_vgg", "fid")  # the first that can be computed is the perceptual axis; then any other distance
+PREFERRED = ("lpips_alex", "lpips_vgg", "fid")  # the first that can be computed is the perceptual axis; then see `candidates`
 WELL_FITTED = 0.1  # a profile that the stored ones reach to 10 % of its norm is called by its length without a note
 FILES = ("curve.json", "curve.md", "curve.html")
+NO_AXIS = "perception: no perceptual column can be computed; --metrics names one, --extractor another network for distances"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,21 @@ class Grid:
         return [*([(None, 0.0)] if 0.0 in alphas else []), *inner]
 
 
+class Mixed(nn.Module):
+    """(1 - alpha) pixel + alpha GAN, mixed when it is called, into a network that all points of a grid share."""
+
+    def __init__(self, pixel: nn.Module, gan: nn.Module, alpha: float, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared = shared
+        self._ends, self._alpha = (pixel, gan), alpha  # a tuple: these are no parts of this module and have no parameters in it
+
+    def forward(self, lr: Tensor) -> Tensor:
+        pixel, gan = (dict(end.to(lr.device).state_dict()) for end in self._ends)
+        self.shared.load_state_dict(between(pixel, gan, self._alpha))
+        output: Tensor = self.shared(lr)
+        return output
+
+
 @dataclass(frozen=True)
 class Stages:
     """A GAN run with its snapshots, and the network it began from."""
@@ -53,30 +73,50 @@ class Stages:
     files: Mapping[int, Path]
     step: int
     pixel: TrainedGenerator | None
+    averages: dict[float, nn.Module] = field(default_factory=dict)  # by length, as they are needed
 
-    def network(self, length: float | None, alpha: float) -> TrainedGenerator:
-        """One point of the grid. Buffers, such as running statistics, are those of the newest EMA."""
-        gan = self.gan if length is None else self._of_length(length)
-        weights = dict(gan.network.state_dict())
+    @cached_property
+    def shared(self) -> nn.Module:
+        return copy.deepcopy(self.gan.network)
+
+    def point(self, length: float | None, alpha: float) -> TrainedGenerator:
+        """One point of the grid. It holds no weights that another point has, too."""
+        network = self.gan.network if length is None else self.average(length)
         if self.pixel and alpha < 1:
-            weights = between(dict(self.pixel.network.state_dict()), weights, alpha)
-        network = copy.deepcopy(self.gan.network)
-        network.load_state_dict(weights)
-        return replace(gan, name=point_name(length, alpha), network=network, sha256=self._digest(length, alpha))
+            mixed = Mixed(self.pixel.network, network, alpha, self.shared)
+            network = self.pixel.network if alpha == 0 else mixed
+        step = self.gan.step if length is None else self.step
+        name, digest = point_name(length, alpha), self._digest(length, alpha)
+        return replace(self.gan, name=name, step=step, network=network, sha256=digest)
 
-    def _of_length(self, length: float) -> TrainedGenerator:
-        own = dict(self.gan.network.state_dict())
-        average = averaged(self.files, length, self.step, "RUN")
-        if problem := sorted(average.keys() - own.keys()):
-            raise UserError(f"RUN: '{problem[0]}' of the snapshots is not in the network; are they of this run?")
-        network = copy.deepcopy(self.gan.network)
-        network.load_state_dict({**own, **average})
-        return replace(self.gan, network=network, step=self.step)
+    def network(self, length: float, alpha: float) -> TrainedGenerator:
+        """One point with weights of its own."""
+        point, network = self.point(length, alpha), self.average(length)
+        if self.pixel and alpha < 1:
+            weights = between(dict(self.pixel.network.state_dict()), dict(network.state_dict()), alpha)
+            network = copy.deepcopy(self.gan.network)
+            network.load_state_dict(weights)
+        return replace(point, network=network)
+
+    def average(self, length: float) -> nn.Module:
+        """The EMA of a length. Buffers, such as running statistics, are those of the newest EMA."""
+        if length not in self.averages:
+            own = dict(self.gan.network.state_dict())
+            average = averaged(self.files, length, self.step, "RUN")
+            if problem := sorted(average.keys() - own.keys()):
+                raise UserError(f"RUN: '{problem[0]}' of the snapshots is not in the network; are they of this run?")
+            network = copy.deepcopy(self.gan.network)
+            network.load_state_dict({**own, **average})
+            self.averages[length] = network
+        return self.averages[length]
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        return [sha256(path) for at, path in self.files.items() if at <= self.step]
 
     def _digest(self, length: float | None, alpha: float) -> str:
         facts: list[Any] = [length, alpha, self.step, self.gan.sha256, self.pixel.sha256 if self.pixel else None]
-        facts += [sha256(path) for at, path in self.files.items() if at <= self.step]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([*facts, *self._digests]).encode()).hexdigest()
 
 
 def point_name(length: float | None, alpha: float) -> str:
@@ -96,9 +136,13 @@ def open_stages(run: str, pixel: str | None) -> Stages:
     start = pixel or (stated if isinstance(stated, str) and stated.lower() not in ("", "none", "null") else None)
     if start is None:
         return Stages(gan, files, max(files), None)
-    if not Path(start).exists():
-        raise UserError(f"pixel: nothing is at '{start}', from which the run began; --pixel=PATH names its place")
-    first = trained.open_generator(start, "pixel", gan.scale)
+    try:
+        place = published.place(start, "pixel")
+    except UserError as problem:
+        if pixel:
+            raise
+        raise UserError(f"{problem}; the run began from it, and --pixel=PATH names its place") from None
+    first = trained.open_generator(str(place), "pixel", gan.scale)
     refuse_unlike(first, gan)
     return Stages(gan, files, max(files), first)
 
@@ -108,14 +152,13 @@ def draw(stages: Stages, grid: Grid, images: ImageOptions, metrics: MetricOption
     for length in grid.lengths:
         check_length(length, "lengths")
     points = grid.points(stages.pixel is not None)
-    generators = {point_name(*point): stages.network(*point) for point in points}
+    generators = {point_name(*point): stages.point(*point) for point in points}
     words = [MethodWord(name, str(stages.gan.file), name) for name in generators]
     about = notes(stages, grid)
     if ranks.is_first() and about:
         print("\n".join(about), flush=True)
-    results = ResultOptions(
-        str(out), against=point_name(*points[0]), also=lambda folder: write_curve(folder, points, perception, about)
-    )
+    drawing = Drawing(points, perception, about)
+    results = ResultOptions(str(out), against=point_name(*points[0]), accept=drawing.choose_axes, also=drawing.write)
     evaluate_opened(words, generators, {"": images}, metrics, stages.gan.scale, results)
 
 
@@ -132,37 +175,66 @@ def notes(stages: Stages, grid: Grid) -> list[str]:
     return lines
 
 
-def write_curve(out: Path, points: Sequence[tuple[float | None, float]], perception: str | None, notes: Sequence[str]) -> None:
-    report = json.loads((out / REPORT).read_text())
-    rows = [json.loads(line) for line in (out / report["images"]).read_text().splitlines()]
-    axis = perceptual_axis(report, perception)
-    table_of_points = [point_row(point, report, rows, axis) for point in points]
-    best = frontier(table_of_points, axis)
-    for row in table_of_points:
-        row["on_frontier"] = row["name"] in best
-    tree = {"distortion": DISTORTION, "perception": axis, "n": report["n"], "points": table_of_points, "notes": list(notes)}
-    text = markdown(tree)
-    for name, content in zip(FILES, (json.dumps(tree, indent=1) + "\n", text + "\n", page(tree)), strict=True):
-        write_output(out / name, content.encode(), "out")
-    print(text)
-    print(f"curve: {out / 'curve.html'}")
+@dataclass
+class Drawing:
+    """The curve of a grid: its axis is checked before the grid is scored, and it is written beside the report."""
+
+    points: Sequence[tuple[float | None, float]]
+    perception: str | None
+    notes: Sequence[str]
+    axes: Sequence[str] = ()  # the columns that may be the perceptual axis, best first
+
+    def choose_axes(self, metrics: Metrics) -> None:
+        self.axes = candidates(metrics, self.perception)
+
+    def write(self, out: Path) -> None:
+        tree = self.tree(json.loads((out / REPORT).read_text()), out)
+        text = markdown(tree)
+        for name, content in zip(FILES, (json.dumps(tree, indent=1) + "\n", text + "\n", page(tree)), strict=True):
+            write_output(out / name, content.encode(), "out")
+        print(text)
+        print(f"curve: {out / 'curve.html'}")
+
+    def tree(self, report: Mapping[str, Any], out: Path) -> dict[str, Any]:
+        axis = self._axis(report["methods"])
+        better = report["metrics"][axis]["better"]
+        rows = [json.loads(line) for line in (out / report["images"]).read_text().splitlines()]
+        points = [point_row(point, report, rows, axis) for point in self.points]
+        best = frontier(points, axis, better)
+        for row in points:
+            row["on_frontier"] = row["name"] in best
+        about = {"distortion": DISTORTION, "perception": axis, "better": better}
+        return {**about, "n": report["n"], "points": points, "notes": list(self.notes)}
+
+    def _axis(self, methods: Mapping[str, Mapping[str, float | None]]) -> str:
+        """The first column that all methods have. The one that is named needs one point."""
+        for axis in self.axes:
+            if self.perception is None and all(row[axis] is not None for row in methods.values()):
+                return axis
+        if self.perception is None:
+            raise UserError(NO_AXIS)
+        names = [point_name(*point) for point in self.points]
+        for column in (DISTORTION, self.perception):
+            if all(methods[name][column] is None for name in names):
+                raise UserError(f"perception: '{column}' has no value; see missing in report.json")
+        return self.perception
 
 
-HIGHER = ("ssim_y", "ssim_rgb", "psnr_rgb")  # columns of which more is better, if one of them is the axis
-
-
-def perceptual_axis(report: Mapping[str, Any], wanted: str | None) -> str:
-    columns = list(next(iter(report["methods"].values())))
-    if wanted:
-        if wanted not in columns:
-            raise UserError(f"perception: no column '{wanted}'{nearest(wanted, columns)}")
-        return wanted
-    for column in (*PREFERRED, *report["distances"], *(c for c in columns if c.startswith("ssim"))):
-        if column in columns and all(row.get(column) is not None for row in report["methods"].values()):
-            return column
-    raise UserError(
-        "perception: no perceptual column was computed; --metrics names one, --extractor another network for distances"
-    )
+def candidates(metrics: Metrics, wanted: str | None) -> list[str]:
+    """The columns that can be the perceptual axis, best first."""
+    computed = [column for column in metrics.better if column not in metrics.missing]
+    if wanted in metrics.missing:
+        raise UserError(f"perception: '{wanted}' cannot be computed: {metrics.missing[wanted]}")
+    if wanted is not None and wanted not in computed:
+        raise UserError(f"perception: no column '{wanted}'{nearest(wanted, metrics.better)}")
+    if wanted is not None:
+        return [wanted]
+    distances = [metrics.column(name, one) for one in metrics.modules if isinstance(one, SetMetric) for name in one.BETTER]
+    similar = [column for column in computed if column.startswith("ssim")]
+    columns = [column for column in (*PREFERRED, *distances, *metrics.perceptual, *similar) if column in computed]
+    if not columns:
+        raise UserError(NO_AXIS)
+    return columns
 
 
 def point_row(point: tuple[float | None, float], report: Mapping[str, Any], rows: Sequence[Any], axis: str) -> dict[str, Any]:
@@ -171,24 +243,14 @@ def point_row(point: tuple[float | None, float], report: Mapping[str, Any], rows
     for column in (DISTORTION, axis):
         distance = report["distances"].get(column, {}).get("methods", {}).get(name)
         values = [row[column] for row in rows if row["method"] == name and row.get(column) is not None]
-        low, high = (distance["low"], distance["high"]) if distance else interval(values)
+        low, high = (distance["low"], distance["high"]) if distance else (mean_interval(values) or (None,) * 3)[1:]
         result[column] = {"value": report["methods"][name][column], "low": low, "high": high}
     return result
 
 
-def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """95 % of the mean over images."""
-    n = len(values)
-    if n < 2:
-        return None, None
-    mean = sum(values) / n
-    half = student(n) * (sum((value - mean) ** 2 for value in values) / (n - 1) / n) ** 0.5
-    return mean - half, mean + half
-
-
-def frontier(points: Sequence[Mapping[str, Any]], axis: str) -> set[str]:
+def frontier(points: Sequence[Mapping[str, Any]], axis: str, better: str) -> set[str]:
     """The points that no other beats in both axes."""
-    sign = 1 if axis in HIGHER else -1
+    sign = 1 if better == "higher" else -1
     values = {point["name"]: (point[DISTORTION]["value"], point[axis]["value"]) for point in points}
     places = {name: (x, sign * y) for name, (x, y) in values.items() if x is not None and y is not None}
     return {

@@ -25,7 +25,7 @@ def drawing(tree: Mapping[str, Any]) -> dict[str, Any]:
     points = [p for p in tree["points"] if None not in (p[horizontal]["value"], p[vertical]["value"])]
     x, y = ([p[axis]["value"] for p in points] for axis in (horizontal, vertical))
     (left, right), (low, high) = _span(x), _span(y)
-    upwards = vertical.startswith(("ssim", "psnr"))
+    upwards = tree["better"] == "higher"
 
     def across(value: float) -> float:
         return LEFT + (value - left) / (right - left) * (WIDTH - LEFT - RIGHT)

@@ -21,6 +21,16 @@ def student(n: float) -> float:
     return float(t.ppf(0.975, n - 1))
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """(mean, low, high); None for fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = math.fsum(values) / n
+    error = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
+    return mean, mean - student(n) * error, mean + student(n) * error
+
+
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share; (0, 1) without images."""
     if not n:
@@ -69,12 +79,8 @@ def mean_of_sets(sets: Sequence[Mapping[str, float] | None]) -> dict[str, float]
 
 def _difference(a: Sequence[float | None], b: Sequence[float | None]) -> dict[str, float] | None:
     pairs = [y - x for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    n = len(pairs)
-    if n < len(a) or n < 2:
-        return None
-    mean = math.fsum(pairs) / n
-    error = math.sqrt(math.fsum((x - mean) ** 2 for x in pairs) / (n - 1) / n)
-    return {"mean": mean, "low": mean - student(n) * error, "high": mean + student(n) * error, "n": n}
+    known = mean_interval(pairs) if len(pairs) == len(a) else None
+    return {**dict(zip(("mean", "low", "high"), known, strict=True)), "n": len(pairs)} if known else None
 
 
 def accuracy_difference(first: np.ndarray, second: np.ndarray) -> dict[str, Any] | None:

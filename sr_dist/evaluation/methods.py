@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +80,8 @@ def named_methods(opened: Sequence[TrainedGenerator | Pictures], scale: int, dev
 
 
 def upscaler(generator: TrainedGenerator, device: torch.device) -> Upscale:
-    return adapt_channels(copy.deepcopy(generator.network).to(device).eval(), generator.channels, generator.scale)
+    """The network itself moves to the device, so that sets of images share it."""
+    return adapt_channels(generator.network.to(device).eval(), generator.channels, generator.scale)
 
 
 def source(generator: TrainedGenerator) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib import metadata
 from typing import Any, NoReturn
 
@@ -55,16 +56,12 @@ class PyIQAMetric:
             return f"pyiqa cannot make it: {first_line(error)}"
         return ""
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str | None:
         """Of its parameters and buffers as they are loaded; None if it has none."""
         tensors = self._metric.state_dict() if self._metric is not None else {}
-        named = [(name, tensor) for name, tensor in sorted(tensors.items()) if tensor.numel()]
-        total = hashlib.sha256()
-        for name, tensor in named:
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return total.hexdigest() if named else None
+        named = {name: tensor for name, tensor in sorted(tensors.items()) if tensor.numel()}
+        return digest_of_tensors(named) if named else None
 
     def conditions(self, columns: Sequence[str]) -> dict[str, Any]:
         return {
@@ -97,6 +94,14 @@ class PyIQAMetric:
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError(f"metrics: '{self.column}' does not return one value for an image")
         return float(value)
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in tensors.items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def licence() -> str:

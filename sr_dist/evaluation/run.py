@@ -89,6 +89,7 @@ class ResultOptions:
     out: str | None = None
     save_images: str | None = None
     against: str | None = None
+    accept: Callable[[Metrics], None] | None = None  # called before an image is scored; may refuse the metrics
     also: Callable[[Path], None] | None = None  # called with the report's folder, on the first rank
 
 
@@ -129,11 +130,13 @@ def evaluate_opened(
     rules = protocol(metric_options.protocol, scale)
     batches = {name: open_batches(options, scale) for name, options in image_sets.items()}
     opened = {name: open_methods(method_words, generators, one, metric_options.crop, name) for name, one in batches.items()}
-    frozen = {name: open_classifiers(metric_options.classifiers, one.images) for name, one in batches.items()}
+    classifiers = open_classifiers(metric_options.classifiers, [one.images for one in batches.values()])
 
     accelerator = ranks.open_accelerator("no")
     make_deterministic()
-    metrics = all_metrics(metric_options, next(iter(frozen.values())), next(iter(batches.values())), accelerator.device)
+    metrics = all_metrics(metric_options, classifiers, next(iter(batches.values())), accelerator.device)
+    if results.accept:
+        results.accept(metrics)
     if ranks.is_first():
         print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
     scored = []
@@ -274,13 +277,14 @@ def open_batches(options: ImageOptions, scale: int) -> Batches:
     return Batches(images, scale, degrade, options.batch)
 
 
-def open_classifiers(runs: Sequence[str], images: Images) -> list[FrozenClassifier]:
+def open_classifiers(runs: Sequence[str], image_sets: Sequence[Images]) -> list[FrozenClassifier]:
     """Refuses classifiers of labels that the shards do not have. A folder of images has no labels and needs none."""
     classifiers = []
     for run in runs:
         classifier = trained.open_classifier(run, "attributes")
-        if isinstance(images, ShardImages):
-            check_fits(classifier.labels, images.reader.shards.label_names, f"attributes: '{run}'")
+        for images in image_sets:
+            if isinstance(images, ShardImages):
+                check_fits(classifier.labels, images.reader.shards.label_names, f"attributes: '{run}'")
         classifiers.append(classifier)
     return classifiers
 

@@ -30,13 +30,12 @@ if TYPE_CHECKING:
     import torch  # takes seconds
 
 PYTHON = (3, 10)
-REQUIRED = (
-    "accelerate", "webdataset", "torchmetrics", "PIL", "safetensors", "pydantic", "yaml", "jinja2", "scipy", "braceexpand",
-)  # fmt: skip
+REQUIRED = ("accelerate", "webdataset", "PIL", "safetensors", "pydantic", "yaml", "jinja2", "scipy", "braceexpand")
 OPTIONAL = {
     "wandb": "log.wandb",
     "lpips": "LPIPS",
     "cleanfid": "FID",
+    "torchmetrics": "benchmarks/evaluation.py and the tests, which compare our PSNR and SSIM with its own",
     "matplotlib": "sr_dist.plot",
     "skimage": "launch/demo.sh",
     "onnxruntime": "sr_dist.export to .onnx; pip install 'sr_dist[export]'",

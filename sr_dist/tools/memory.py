@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
+from sr_dist.models.post_hoc_ema import SIGMAS
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
 from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, without_published_weights
@@ -31,6 +32,7 @@ from sr_dist.training.deepspeed import configuration
 from sr_dist.training.ema import Ema
 from sr_dist.training.networks import prepared, recompute_activations
 from sr_dist.training.optimizer_state import states_per_weight
+from sr_dist.training.power_ema import PowerEmas
 from sr_dist.training.step import Precision, take_step
 
 MIB = 2**20
@@ -84,6 +86,12 @@ def state_bytes(network: Sizes, states: int, stage: int, gpus: int, averaged: bo
     return {name: FP32 * count * (averaged or name != "ema") for name, count in values.items()}
 
 
+def post_hoc_bytes(network: Sizes, stage: int, gpus: int) -> int:
+    """Bytes of the averages of ema.post_hoc: of parameters, not of buffers; under stage 3 those of a rank's share."""
+    parameters = (*network.trained, *network.frozen)
+    return FP32 * len(SIGMAS) * sum(-(-size // gpus) if stage == 3 else size for size in parameters)
+
+
 def buffer_bytes(network: Sizes, zero: dict[str, Any]) -> int:
     """Bytes that the backend keeps for communication.
 
@@ -109,6 +117,8 @@ def backend_row(recipe: Recipe, networks: dict[str, Sizes], content: int, backen
         own = (recipe.zero.discriminator or stage) if phase == "discriminator" and stage else stage
         settings = recipe.optimizer_of(phase)
         amounts = state_bytes(network, states_per_weight(settings), own, gpus, averaged=place == 0)
+        if recipe.ema.post_hoc and place == 0:
+            amounts["ema"] += post_hoc_bytes(network, own, gpus)
         zero = configuration(recipe, settings, own, {"device": "cpu"} if offload else None, network.whole)["zero_optimization"]
         amounts["buffers"] = buffer_bytes(network, zero)
         amounts["host"] = 0
@@ -215,7 +225,7 @@ def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, 
 
 
 def one_step(recipe: Recipe, images: int) -> dict[str, Tensor]:
-    """The losses of one real step of one process on random images, with the EMA that training keeps."""
+    """The losses of one real step of one process on random images, with the averages that training keeps."""
     accelerator = ranks.open_accelerator(recipe.precision)
     objective, networks = objective_and_networks(recipe)
     objective = objective.to(accelerator.device)
@@ -225,10 +235,13 @@ def one_step(recipe: Recipe, images: int) -> dict[str, Tensor]:
     networks = {phase: prepared(network, recipe, phase, accelerator.device) for phase, network in networks.items()}
     engines = {phase: DDPEngine(accelerator, network, recipe, phase) for phase, network in networks.items()}
     ema.follow(engines[first])
+    power_emas = PowerEmas(engines[first]) if recipe.ema.post_hoc else None
     rates = {phase: recipe.optimizer_of(phase).learning_rate for phase in engines}
     batch = random_batch(recipe, images, accelerator.device)
     losses, _ = take_step(objective, engines, [batch], Precision(recipe.precision, accelerator.device.type), rates)
     ema.update()
+    if power_emas:
+        power_emas.update(1)
     return losses
 
 

@@ -1,7 +1,11 @@
 """What evaluation/pyiqa_metrics.py uses of pyiqa, where it is installed. It is no dependency."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from processes import ROOT, environment
 
 from sr_dist.evaluation.metric_set import open_metrics
 from sr_dist.evaluation.metrics import psnr
@@ -31,6 +35,13 @@ def test_its_list_of_metrics_has_the_keys_that_are_read():
     assert {"metric_mode", "score_range"} <= DEFAULT_CONFIGS["musiq"].keys()
 
 
-def test_a_metric_whose_weights_are_not_on_the_machine_is_missing():
-    metrics = open_metrics(["pyiqa:niqe"], torch.device("cpu"))
-    assert not metrics.missing or "downloads are not allowed" in metrics.missing["pyiqa:niqe"]
+def test_a_metric_whose_weights_are_not_on_the_machine_is_missing(tmp_path):
+    """In a process of its own whose folders for weights are empty: pyiqa reads their places when it is imported."""
+    program = (
+        "import torch; from sr_dist.evaluation.metric_set import open_metrics\n"
+        "print(open_metrics(['pyiqa:niqe'], torch.device('cpu')).missing)"
+    )
+    folders = {name: str(tmp_path) for name in ("TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME")}
+    line = [sys.executable, "-c", program]
+    result = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment(**folders), check=True)
+    assert result.stdout.splitlines()[-1].startswith("{'pyiqa:niqe': ") and "downloads are not allowed" in result.stdout

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
+from sr_dist.evaluation import pyiqa_metrics
 from sr_dist.evaluation.metric_set import open_metrics
 from sr_dist.evaluation.protocol import protocol
 
@@ -142,6 +145,27 @@ def test_a_report_has_them_and_their_terms(package, photographs, tmp_path, monke
     assert report["metrics"]["pyiqa:distance"]["better"] == "lower"
     assert "downloads are not allowed" in report["missing"]["pyiqa:online"]
     assert report["protocol"]["pyiqa:distance"]["licence"] == "LicenseRef-Strict"
+
+
+def test_its_weights_are_hashed_once_for_all_sets(package, photographs, tmp_path, monkeypatch):
+    """An evaluation of two sets asks for the digest eight times: for partial results, plans and reports."""
+    from sr_dist import evaluate
+
+    passes, digest = [], pyiqa_metrics.digest_of_tensors
+
+    def counted(tensors):
+        passes.append(len(tensors))
+        return digest(tensors)
+
+    monkeypatch.setattr(pyiqa_metrics, "digest_of_tensors", counted)
+    data = f"--data=a={photographs(3)},b={photographs(4)}"
+    assert evaluate.main(["bicubic", data, "--scale=2", "--metrics=pyiqa:brightness", f"--out={tmp_path / 'out'}"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    expected = hashlib.sha256(b"weight torch.float32 (2,)" + np.ones(2, "<f4").tobytes()).hexdigest()
+    for tree in (report, *report["sets"].values()):
+        assert tree["metrics"]["pyiqa:brightness"]["weights_sha256"] == expected
+        assert tree["protocol"]["pyiqa:brightness"]["weights_sha256"] == expected
+    assert passes == [1]
 
 
 def test_without_the_package_the_message_names_it(photographs, monkeypatch, capsys):

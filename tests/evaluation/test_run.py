@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from finished import finished
 from safetensors.torch import save_file
 
 from sr_dist.core.errors import UserError
@@ -17,8 +19,18 @@ from sr_dist.evaluation.metric_set import open_metrics
 from sr_dist.evaluation.partial_results import identity
 from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.report.folders import free_folder
-from sr_dist.evaluation.run import LOCK, ImageOptions, exclusive, identity_facts, named_methods
+from sr_dist.evaluation.run import (
+    LOCK,
+    ImageOptions,
+    MetricOptions,
+    ResultOptions,
+    evaluate,
+    exclusive,
+    identity_facts,
+    named_methods,
+)
 from sr_dist.models import trained
+from sr_dist.models.generators.srcnn import SRCNN
 from sr_dist.models.metadata import generator_metadata
 from sr_dist.recipe.labels import Labels
 
@@ -89,3 +101,30 @@ def test_an_evaluation_that_fails_leaves_no_folder(tmp_path):
     with pytest.raises(ZeroDivisionError), exclusive(tmp_path / "out"):
         1 / 0  # noqa: B018 - whatever goes wrong
     assert not (tmp_path / "out").exists()
+
+
+def test_sets_share_one_network_and_one_opening_of_the_classifiers(tmp_path, photographs, monkeypatch):
+    """Two sets had two copies of each network on the device, beside those on the CPU, and opened every classifier twice."""
+    section = {"name": "srcnn", "widths": [4, 2], "kernels": [3, 1, 3]}
+    network = trained.build(PACKAGES["generator"], section, 2, "generator")
+    save_file(network.state_dict(), tmp_path / "own.safetensors", generator_metadata(section, 2))
+    del network
+    animals = finished(tmp_path / "animals.safetensors", Labels("class", ("boats", "cats")), size=8)
+    live, opened, forward, open_classifier = set[int](), [], SRCNN.forward, trained.open_classifier
+
+    def watched(self, lr):
+        live.add(sum(isinstance(one, SRCNN) for one in gc.get_objects()))
+        return forward(self, lr)
+
+    def counted(*words):
+        opened.append(words[0])
+        return open_classifier(*words)
+
+    monkeypatch.setattr(SRCNN, "forward", watched)
+    monkeypatch.setattr(trained, "open_classifier", counted)
+    data = {name: ImageOptions(str(photographs(number))) for name, number in (("a", 1), ("b", 2))}
+    metrics = MetricOptions("matlab-y", ("psnr",), classifiers=(animals,))
+    evaluate([str(tmp_path / "own.safetensors")], data, metrics, None, ResultOptions(str(tmp_path / "out")))
+    assert live == {1} and opened == [animals]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert all(list(part["attributes"]) == ["animals"] for part in report["sets"].values())

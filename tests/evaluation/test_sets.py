@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from sr_dist import evaluate
 from sr_dist.evaluation.intervals import differences, mean_of_sets
 
 OPTIONS = ["--scale=2", "--batch=2", "--metrics=psnr,ssim", "--cache=none"]
@@ -75,6 +76,17 @@ def test_the_keys_of_a_report_have_the_means_of_the_sets(reports):
     rows = [json.loads(line) for line in (reports / "both" / "images.jsonl").read_text().splitlines()]
     assert [(row["set"], row["image"]) for row in rows if row["method"] == "theirs"] == [("a", "0"), ("a", "1"), ("a", "2"),
                                                                                         ("b", "3"), ("b", "4")]  # fmt: skip
+
+
+def test_the_number_of_images_behind_a_distance_is_that_of_each_set(two_sets, stand_in, tmp_path):
+    """The means named the first set's beside the extractor: 3 of 5 images."""
+    words = ["bicubic", "--scale=2", "--metrics=fid", "--cache=none", f"--extractor={stand_in}", f"--out={tmp_path / 'out'}"]
+    assert evaluate.main([*words, f"--data=a={two_sets}/a,b={two_sets}/b"]) == 0
+    report = tree(tmp_path / "out")
+    assert [report["sets"][name]["protocol"]["fd_toy"]["n"] for name in "ab"] == [3, 2]
+    whole, of_set = report["protocol"], report["sets"]["a"]["protocol"]
+    assert whole == {**of_set, "fd_toy": {key: value for key, value in of_set["fd_toy"].items() if key != "n"}}
+    assert evaluate.main([*words, f"--data=a={two_sets}/a,b={two_sets}/b"]) == 0 and not (tmp_path / "out-2").exists()
 
 
 def test_a_report_of_sets_has_a_table_of_each_and_of_the_mean(reports):

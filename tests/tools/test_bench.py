@@ -19,6 +19,7 @@ from sr_dist.recipe.sections import Optimizer
 from sr_dist.tools import memory
 from sr_dist.tools.memory import SavedTensors, Sizes, buffer_bytes, outermost, sizes, state_bytes
 from sr_dist.training.optimizer_state import build_optimizer, states_per_weight
+from sr_dist.training.power_ema import PowerEmas
 
 TINY_DISCRIMINATOR = {"name": "acgan", "classes": 3, "widths": [4, 4], "features": 8}
 GAN = {"name": "srugan", "content": {"mse": 1.0}, "class_weight": 1.0}
@@ -93,6 +94,17 @@ def test_memory_falls_with_the_stage(write_recipe):
     assert rows["ZeRO-3"]["ema"] > rows["ZeRO-2"]["ema"]
 
 
+def test_post_hoc_averages_are_two_copies_or_two_shares_of_the_parameters(write_recipe):
+    """Of 4 bytes a value. ZeRO-3's share of each parameter is rounded up."""
+    plain, more = (gan_table(write_recipe, ema={"post_hoc": value}) for value in (False, True))
+    added = {name: row["ema"] - plain["backends"][name]["ema"] for name, row in more["backends"].items()}
+    whole = 2 * 4 * plain["parameters"]["generator"]
+    assert {added[name] for name in added if name != "ZeRO-3"} == {whole}
+    assert whole / 8 <= added["ZeRO-3"] < whole / 7
+    for name, row in more["backends"].items():
+        assert row["total"] - plain["backends"][name]["total"] == added[name]
+
+
 def test_activations_are_linear_in_images_and_less_with_recomputation(write_recipe):
     one, two = gan_table(write_recipe, data={"batch": 8}), gan_table(write_recipe, data={"batch": 16})
     assert (one["images"], two["images"]) == (1, 2)
@@ -123,9 +135,12 @@ def test_a_recipe_that_resizes_leaves_no_tensors_without_numbers_behind(write_re
     assert tables[0] == tables[1]
 
 
-def test_a_step_on_random_images_has_the_losses_of_training(write_recipe):
+def test_a_step_on_random_images_has_the_losses_of_training(write_recipe, monkeypatch):
     path = write_recipe("gan.yaml", discriminator=TINY_DISCRIMINATOR, objective=GAN)
-    losses = memory.one_step(checks.complete(data_checks.load_without_data(path, {})), 4)
+    averaged: list[int] = []
+    monkeypatch.setattr(PowerEmas, "update", lambda self, step: averaged.append(len(self.averages)))
+    losses = memory.one_step(checks.complete(data_checks.load_without_data(path, {"ema.post_hoc": "true"})), 4)
+    assert averaged == [2]  # they are in the memory that is measured
     readings = {"reading/accuracy_real", "reading/accuracy_fake"}
     assert losses.keys() == {"mse", "adversarial", "real", "fake", "class_real", "class_fake"} | readings
     assert all(math.isfinite(float(value)) for value in losses.values())

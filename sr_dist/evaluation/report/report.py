@@ -27,7 +27,7 @@ REPORT = "report.json"
 BASELINE = "bicubic"
 PICTURES = "report_pictures"  # the folder of examples in full size, where the page has smaller ones
 FILES = ("images.jsonl", "report.md", "report.html", REPORT)  # in the order in which they are written
-LIBRARIES = ("torch", "torchmetrics", "lpips", "clean-fid", "numpy", "scipy", "pillow")
+LIBRARIES = ("torch", "lpips", "clean-fid", "numpy", "scipy", "pillow")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from sr_dist.evaluation.report.page import environment, main_column, view
 from sr_dist.evaluation.report.report import FORMAT, Report, best_of
 
 Tree = Mapping[str, Any]
-SHARED = ("protocol", "portion", "tool")  # keys of report.json that are the same for all sets
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,8 @@ class SetsReport:
 def joined(trees: Mapping[str, Tree]) -> dict[str, Any]:
     """What names the inputs of several sets, from reports or plans of each."""
     first = next(iter(trees.values()))
-    protocol = {key: value for key, value in first["protocol"].items() if not isinstance(value, dict) or "n" not in value}
     return {
-        "protocol": {**first["protocol"], **protocol},
+        "protocol": {key: _without_n(value) for key, value in first["protocol"].items()},
         "data": ",".join(f"{name}={tree['data']}" for name, tree in trees.items()),
         "portion": first["portion"],
         "n": sum(tree["n"] for tree in trees.values()),
@@ -117,6 +115,11 @@ def joined(trees: Mapping[str, Tree]) -> dict[str, Any]:
             for method, about in first["sources"].items()
         },
     }
+
+
+def _without_n(condition: Any) -> Any:
+    """A condition of the numbers, without how many images an extractor saw, which is each set's own."""
+    return {key: value for key, value in condition.items() if key != "n"} if isinstance(condition, dict) else condition
 
 
 def _one(digests: Iterable[str]) -> str:
