@@ -16,6 +16,7 @@ from torch import Tensor
 from sr_dist.core.run_layout import POST_HOC, checkpoint_folder
 from sr_dist.models.post_hoc_ema import SIGMAS, new_share, prefix
 from sr_dist.training.engine import Engine
+from sr_dist.training.flat import FlatAverage
 
 STEM = "power_ema"  # of their file in a checkpoint, after the phase
 
@@ -25,17 +26,12 @@ class PowerEmas:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.averages: dict[float, list[Tensor]] = {sigma: self._weights() for sigma in SIGMAS}
+        self._averages = {sigma: FlatAverage(engine.local_weights(), torch.float32) for sigma in SIGMAS}
 
-    def _weights(self) -> list[Tensor]:
-        return [value.detach().to(torch.float32, copy=True) for value in self.engine.local_weights()]
-
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """After each step, from 1."""
-        weights = [value.detach().to(torch.float32) for value in self.engine.local_weights()]
-        for sigma, averages in self.averages.items():
-            torch._foreach_lerp_(averages, weights, new_share(sigma, step))
+        for sigma, average in self._averages.items():
+            average.update(new_share(sigma, step))
 
     @torch.no_grad()
     def gather(self) -> dict[str, Tensor]:
@@ -43,16 +39,16 @@ class PowerEmas:
         names = [name for name, _ in self.engine.bare.named_parameters()]
         return {
             f"{prefix(sigma)}{name}": value
-            for sigma, averages in self.averages.items()
-            for name, value in zip(names, self.engine.whole(averages), strict=True)
+            for sigma, average in self._averages.items()
+            for name, value in zip(names, self.engine.whole(average.tensors), strict=True)
         }
 
     def load(self, saved: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
         """Loads saved averages. Overwrites the engine's own weights, which must be loaded afterwards. All ranks must call."""
-        for sigma in self.averages:
+        for sigma, average in self._averages.items():
             own = {name.removeprefix(prefix(sigma)): value for name, value in saved.items() if name.startswith(prefix(sigma))}
             self.engine.load_weights({**buffers, **own})
-            self.averages[sigma] = self._weights()
+            average.restart()
 
 
 def keep_snapshot(run: Path, step: int, phase: str) -> None:
