@@ -4,9 +4,10 @@
     sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)    its width, as a share of the training
     average(t) = beta average(t - 1) + (1 - beta) weights(t),  beta = (1 - 1/t)^(gamma + 1)
 
-Training keeps two averages, of sigma_rel 0.05 and 0.10, and stores both at every checkpoint. A wanted profile is approximated
-by the sum of stored ones that is nearest to it (least squares); the same sum of the stored averages is the wanted average. We
-leave the paper in one point: the factors add up to one, for with few checkpoints the nearest sum is up to a sixth smaller.
+Training keeps two averages, of sigma_rel 0.05 and 0.10, and stores both every `save_every` steps. A wanted profile is
+approximated by the sum of stored ones that is nearest to it (least squares); the same sum of the stored averages is the wanted
+average. We leave the paper in one point: the factors add up to one, for with few checkpoints the nearest sum is up to a sixth
+smaller.
 """
 
 from __future__ import annotations
@@ -105,6 +106,16 @@ def averaged(files: Mapping[int, Path], sigma: float, step: int, key: str) -> di
                     part = factor * value.double()
                     total[plain] = total[plain] + part if plain in total else part
     return {name: value.to(torch.float32) for name, value in total.items()}
+
+
+def one_of_both(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The wider average of a snapshot, and its buffers, as a network's tensors; tensors of other files as they are."""
+    widths = {sigma: [name for name in tensors if name.startswith(prefix(sigma))] for sigma in SIGMAS}
+    if not all(widths.values()):
+        return dict(tensors)
+    others = {name for names in widths.values() for name in names}
+    wide = prefix(SIGMAS[-1])
+    return {name.removeprefix(wide): value for name, value in tensors.items() if name.startswith(wide) or name not in others}
 
 
 def prefix(sigma: float) -> str:
