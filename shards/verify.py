@@ -15,7 +15,7 @@ from sr_dist.core.cli import Word
 from sr_dist.core.config import Settings
 from sr_dist.core.files import sha256
 from sr_dist.core.printable import printable
-from sr_dist.core.progress import Progress
+from sr_dist.core.progress import Progress, print_line
 from sr_dist.data.format import MODES, Index, ShardError, Shards, content_hash, open_shards, read_manifest
 
 MOST_LINES = 20  # per shard
@@ -77,9 +77,9 @@ def print_problems(shards: Shards, number: int, deep: bool, progress: Progress) 
     count = 0
     for count, problem in enumerate(shard_problems(shards, number, deep, progress), 1):
         if count <= MOST_LINES:
-            progress.print(printable(f"BAD {shards.path(number).name}: {problem}"))
+            print_line(printable(f"BAD {shards.path(number).name}: {problem}"))
     if count > MOST_LINES:
-        progress.print(f"BAD {shards.path(number).name}: and {count - MOST_LINES} more")
+        print_line(f"BAD {shards.path(number).name}: and {count - MOST_LINES} more")
     return count
 
 

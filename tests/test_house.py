@@ -25,7 +25,7 @@ HOMES = {
     "wandb": ("sr_dist/training/trackers/wandb.py",),
     "wandb_workspaces": ("sr_dist/tools/dashboard.py",),
     "matplotlib": ("sr_dist/tools/plot.py",),
-    "tqdm": ("sr_dist/core/progress.py", "sr_dist/training/log.py"),
+    "tqdm": ("sr_dist/core/progress.py",),
     "webdataset": ("sr_dist/data/", "sr_dist/tools/data_speed.py"),
     "torchmetrics": ("sr_dist/evaluation/metrics/",),
     "cleanfid": ("sr_dist/evaluation/distances/extractor.py", "sr_dist/tools/distance_speed.py"),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-MOST = 256  # tensors; sizes of whole images never end
-_constants: dict[Hashable, Tensor] = {}
+MOST = 256 * 2**20  # bytes on a device; sizes of whole images never end
+_constants: dict[Hashable, Tensor] = {}  # the one that was used last is last
 
 
 def once(key: Hashable, make: Callable[[], Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -17,15 +17,25 @@ def once(key: Hashable, make: Callable[[], Tensor], dtype: torch.dtype, device: 
     A function that torch.compile meets and that calls this one needs `torch.compiler.assume_constant_result`.
     """
     place = (key, dtype, device)
-    constant = _constants.get(place)
+    constant = _constants.pop(place, None)
     if constant is None:
         with torch.inference_mode(False), torch.no_grad():  # it serves in training too
             constant = make().to(device, dtype)
-        if type(constant) is Tensor and not constant.is_meta:
-            if len(_constants) >= MOST:
-                _constants.clear()
-            _constants[place] = constant
+        if type(constant) is not Tensor or constant.is_meta or constant.nbytes > MOST:
+            return constant
+        _make_room(constant)
+    _constants[place] = constant
     return constant
+
+
+def _make_room(constant: Tensor) -> None:
+    """Forgets those of this device that were not used for the longest time, until there is room for one more."""
+    room = MOST - constant.nbytes
+    others = [(place, other) for place, other in reversed(tuple(_constants.items())) if other.device == constant.device]
+    for place, other in others:
+        room -= other.nbytes
+        if room < 0:
+            _constants.pop(place, None)
 
 
 @torch.compiler.assume_constant_result

@@ -17,18 +17,22 @@ Result = TypeVar("Result")
 class Progress:
     """How much of `total` is done, how fast, and the time left. `done` was done before, and does not count for the speed."""
 
-    def __init__(self, total: int, unit: str = "image", done: int = 0, *, about: str = "", shown: bool = True) -> None:
+    def __init__(
+        self, total: int, unit: str = "image", done: int = 0, *, about: str = "", shown: bool = True, lines: bool = True
+    ) -> None:
+        """Without `lines`, which are for work that prints nothing else, only on a terminal."""
         self._total, self._unit, self._about = total, unit, about
         self._done = self._before = done
         self._start = self._printed = time.monotonic()
-        self._shown = shown and sys.stderr is not None and total > done
+        shown = shown and sys.stderr is not None and total > done
         self._bar: Any = None
-        if self._shown and sys.stderr.isatty():
+        self._lines = shown and lines
+        if shown and sys.stderr.isatty():
             from tqdm import tqdm  # spares its import in worker processes and batch jobs
 
             self._bar = tqdm(
-                desc=about or None, total=total, initial=done, unit=unit, unit_scale=total > 10_000, smoothing=0.1, leave=False,
-                dynamic_ncols=True, delay=BAR_AFTER,
+                desc=about or None, total=total, initial=done, unit=unit, smoothing=0.1, leave=False, dynamic_ncols=True,
+                delay=BAR_AFTER,
             )  # fmt: skip
 
     def advance(self, count: int = 1) -> None:
@@ -39,7 +43,7 @@ class Progress:
         count, self._done = max(done - self._done, 0), max(done, self._done)
         if self._bar is not None:
             self._bar.update(count)
-        elif self._shown and time.monotonic() - self._printed >= PRINT_EVERY:
+        elif self._lines and time.monotonic() - self._printed >= PRINT_EVERY:
             self._printed = time.monotonic()
             with suppress(OSError, ValueError):  # stderr was closed
                 print(self.text(), file=sys.stderr, flush=True)
@@ -53,20 +57,24 @@ class Progress:
         text = f"{self._done} of {self._total} {self._unit}s, {speed} {self._unit}s/s, {time_left} left"
         return f"{self._about}: {text}" if self._about else text
 
-    def print(self, text: str) -> None:
-        """Prints a line to stdout, above the bar."""
+    def close(self) -> None:
         if self._bar is not None:
-            self._bar.clear()
-        print(text, flush=True)
-        if self._bar is not None:
-            self._bar.refresh()
+            self._bar.close()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self.close()
+
+
+def print_line(text: str) -> None:
+    """Prints a line to stdout, above the bars of this process, if there are any."""
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stdout)
+    else:
+        print(text)
+    sys.stdout.flush()
 
 
 def with_progress(steps: Iterable[tuple[int, Result]], total: int, unit: str = "image") -> Iterator[Result]:

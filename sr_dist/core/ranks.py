@@ -156,15 +156,24 @@ def from_first(work: Callable[[], Value]) -> Value:
         try:
             outcome = ("value", work())
         except Exception as caught:
-            problem = caught
-            outcome = ("mistake" if isinstance(problem, UserError) else "failure", first_line(problem))
+            problem, outcome = caught, _described(caught)
     kind, value = broadcast_from_first(outcome)
     if kind != "value":
-        problem = problem or (UserError if kind == "mistake" else RuntimeError)(value)
-        if isinstance(problem, UserError):
-            problem.on_all_ranks = True
-        raise problem
+        raise _on_all_ranks(problem, kind, value)
     return value
+
+
+def _described(problem: Exception) -> tuple[str, str]:
+    """The kind of an error and its message, for other ranks: a `UserError` says the same on all of them."""
+    return ("mistake", str(problem)) if isinstance(problem, UserError) else ("failure", first_line(problem))
+
+
+def _on_all_ranks(own: Exception | None, kind: str, text: str) -> Exception:
+    """The error to raise on this rank, when all ranks raise one: its own, or that of another rank."""
+    problem = own or (UserError if kind == "mistake" else RuntimeError)(text)
+    if isinstance(problem, UserError):
+        problem.on_all_ranks = kind == "mistake"
+    return problem
 
 
 def nodes() -> list[int]:
@@ -223,11 +232,13 @@ class AllReduceTest:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """A `UserError` inside is raised on all ranks, of which the others would wait for this one. All ranks must enter."""
-    problem = ""
+    """An error inside ends all ranks, of which the others would wait for this one: each raises its own, or else that of another
+    rank. All ranks must enter."""
+    own: Exception | None = None
     try:
         yield
-    except UserError as mistake:  # such as one of a file that only this rank reads
-        problem = str(mistake)
-    if problem := next(filter(None, all_gather(problem)), ""):
-        raise UserError(problem)
+    except Exception as caught:  # such as one of a file that only this rank reads
+        own = caught
+    outcomes = [outcome for outcome in all_gather(own and _described(own)) if outcome]
+    if outcomes:
+        raise _on_all_ranks(own, *min(outcomes, key=lambda outcome: outcome[0]))  # failures before mistakes

@@ -119,7 +119,7 @@ def _dotted(section: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
     for name, value in section.items():
         if not isinstance(value, dict) or f"{prefix}{name}" in TAKEN[""]:
             options.append((f"{prefix}{name}", value))
-        elif value.get("enabled", True) not in (False, "auto"):
+        elif value.get("enabled", True) not in (False, "auto") and value.get("device", "cpu") not in (None, "none"):
             options += _dotted(value, f"{prefix}{name}.")
     return options
 

@@ -4,13 +4,15 @@
     sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)    its width, as a share of the training
     average(t) = beta average(t - 1) + (1 - beta) weights(t),  beta = (1 - 1/t)^(gamma + 1)
 
-Training keeps two averages, of sigma_rel 0.05 and 0.10, and stores both at every checkpoint. A wanted profile is approximated
-by the sum of stored ones that is nearest to it (least squares); the same sum of the stored averages is the wanted average. We
-leave the paper in one point: the factors add up to one, for with few checkpoints the nearest sum is up to a sixth smaller.
+Training keeps two averages, of sigma_rel 0.05 and 0.10, and stores both every `save_every` steps. A wanted profile is
+approximated by the sum of stored ones that is nearest to it (least squares); the same sum of the stored averages is the wanted
+average. We leave the paper in one point: the factors add up to one, for with few checkpoints the nearest sum is up to a sixth
+smaller.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +35,7 @@ class Profile(NamedTuple):
     sigma: float  # sigma_rel
 
 
+@functools.lru_cache(maxsize=1024)
 def gamma_of(sigma: float) -> float:
     """The exponent of a profile with this width: the largest root of (gamma + 1) = sigma^2 (gamma + 2)^2 (gamma + 3)."""
     s = sigma**-2
@@ -49,31 +52,31 @@ def new_share(sigma: float, step: int) -> float:
     return 1.0 - (1.0 - 1.0 / step) ** (gamma_of(sigma) + 1.0)
 
 
-def dot(a: Profile, b: Profile) -> float:
-    """The integral of the product of two profiles."""
-    first, second = gamma_of(a.sigma), gamma_of(b.sigma)
-    low = min(a.step, b.step)
-    ratio = (first + 1) * math.log(low / a.step) + (second + 1) * math.log(low / b.step)
-    return (first + 1) * (second + 1) / (first + second + 1) / low * math.exp(ratio)
+def dots(first: Sequence[Profile], second: Sequence[Profile]) -> np.ndarray:
+    """The integral of the product of each of the first profiles with each of the second ones."""
+    t, u = (np.array([profile.step for profile in some], np.float64) for some in (first, second))
+    g, h = (np.array([gamma_of(profile.sigma) for profile in some]) + 1 for some in (first, second))
+    t, g = t[:, None], g[:, None]
+    low = np.minimum(t, u)
+    return g * h / (g + h - 1) / low * np.exp(g * np.log(low / t) + h * np.log(low / u))
 
 
 def mixture(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
     """The factors, which add up to one, of the stored profiles whose sum is nearest to the wanted one."""
     n = len(stored)
     system, right = np.zeros((n + 1, n + 1)), np.ones(n + 1)
-    scale = dot(wanted, wanted)
-    system[:n, :n] = [[dot(a, b) / scale for b in stored] for a in stored]
+    scale = dots([wanted], [wanted])
+    system[:n, :n] = dots(stored, stored) / scale
     system[n, :n] = system[:n, n] = 1.0  # Lagrange's condition
-    right[:n] = [dot(a, wanted) / scale for a in stored]
+    right[:n] = (dots(stored, [wanted]) / scale)[:, 0]
     return np.linalg.lstsq(system, right, rcond=1e-13)[0][:n]
 
 
 def misfit(stored: Sequence[Profile], wanted: Profile) -> float:
     """How far the nearest sum is from the wanted profile, as a share of its norm."""
-    x = mixture(stored, wanted)
-    products = np.array([[dot(a, b) for b in stored] for a in stored])
-    square = x @ products @ x - 2 * x @ np.array([dot(a, wanted) for a in stored]) + dot(wanted, wanted)
-    return math.sqrt(max(0.0, float(square)) / dot(wanted, wanted))
+    x, scale = mixture(stored, wanted), dots([wanted], [wanted]).item()
+    square = x @ dots(stored, stored) @ x - 2 * x @ dots(stored, [wanted])[:, 0] + scale
+    return math.sqrt(max(0.0, float(square)) / scale)
 
 
 def snapshots(run: Path) -> dict[int, Path]:
@@ -103,6 +106,16 @@ def averaged(files: Mapping[int, Path], sigma: float, step: int, key: str) -> di
                     part = factor * value.double()
                     total[plain] = total[plain] + part if plain in total else part
     return {name: value.to(torch.float32) for name, value in total.items()}
+
+
+def one_of_both(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The wider average of a snapshot, and its buffers, as a network's tensors; tensors of other files as they are."""
+    widths = {sigma: [name for name in tensors if name.startswith(prefix(sigma))] for sigma in SIGMAS}
+    if not all(widths.values()):
+        return dict(tensors)
+    others = {name for names in widths.values() for name in names}
+    wide = prefix(SIGMAS[-1])
+    return {name.removeprefix(wide): value for name, value in tensors.items() if name.startswith(wide) or name not in others}
 
 
 def prefix(sigma: float) -> str:

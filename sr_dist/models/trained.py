@@ -22,6 +22,7 @@ from sr_dist.core.run_layout import STATE, checkpoint_folder, checkpoint_of, che
 from sr_dist.models import layouts, published, spandrel_files, verified, weights_files
 from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, build_for, named_in_recipe, read_metadata
+from sr_dist.models.post_hoc_ema import one_of_both
 from sr_dist.models.weights_files import Tensors, bare_names
 from sr_dist.recipe.labels import Labels
 
@@ -48,7 +49,7 @@ def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
     verified.check(file, key)
     tensors, metadata = weights_files.read(file, key)
     weights_files.check_tensors(tensors, file, key)
-    return tensors, metadata
+    return one_of_both(tensors), metadata
 
 
 def build(package: str, section: dict[str, Any], scale: int, key: str) -> nn.Module:

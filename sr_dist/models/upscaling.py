@@ -12,7 +12,7 @@ from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import IMAGE_SUFFIXES, files_below, images_below
 from sr_dist.core.outputs import is_folder, write_output
-from sr_dist.core.progress import Progress
+from sr_dist.core.progress import Progress, print_line
 from sr_dist.models import image_files
 from sr_dist.models.image_files import ImageFileError
 from sr_dist.models.upscaler import Upscaler
@@ -62,7 +62,7 @@ def upscale(upscaler: Upscaler, pairs: Pairs) -> Enlarged:
                 write_output(target, image_files.encode(large, target.suffix), "OUTPUT")
             except ImageFileError as problem:
                 failed += 1
-                progress.print(f"failed: '{path}': {problem}")
+                print_line(f"failed: '{path}': {problem}")
             progress.advance()
     results = ranks.all_gather((len(own) - failed, failed))
     return Enlarged(sum(done for done, _ in results), sum(failed for _, failed in results))

@@ -37,7 +37,6 @@ from sr_dist.training.step import Precision, take_step
 
 MIB = 2**20
 FP32 = 4  # bytes: weights, gradients, optimizer states and averages are fp32 under every backend and precision
-REDUCE_BUCKET = 500_000_000  # values in DeepSpeed's buffer where the configuration states none; it is not cut to the network
 BACKENDS = {"DDP": (0, False), "ZeRO-1": (1, False), "ZeRO-2": (2, False), "ZeRO-3": (3, False), "ZeRO-2, offload": (2, True)}
 COLUMNS = ("weights", "gradients", "optimizer", "ema", "content", "buffers")
 Table = dict[str, Any]
@@ -95,14 +94,14 @@ def post_hoc_bytes(network: Sizes, stage: int, gpus: int) -> int:
 def buffer_bytes(network: Sizes, zero: dict[str, Any]) -> int:
     """Bytes that the backend keeps for communication.
 
-    DDP: none, because gradients lie in its buckets. ZeRO: one bucket of a fixed size, two under stage 2, where sending overlaps
+    DDP: none, because gradients lie in its buckets. ZeRO: one bucket, two under stage 2, where sending overlaps
     with computing. Stage 3: also the weights that are whole while they are used, which are all of them: a network below its
     `max_live_parameters` of 1e9 is not partitioned again before the step ends.
     """
     stage = zero["stage"]
     if not stage:
         return 0
-    bucket = FP32 * zero.get("reduce_bucket_size", REDUCE_BUCKET)
+    bucket = FP32 * zero["reduce_bucket_size"]
     if stage == 3:
         return bucket + FP32 * network.whole
     return bucket * (2 if stage == 2 else 1)

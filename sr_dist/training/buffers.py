@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sr_dist.training.flat import by_type, joined, pieces
+from sr_dist.core.errors import UserError
+from sr_dist.training.flat import by_type, is_dense, joined, pieces
 
 
 def saved_buffers(network: nn.Module) -> dict[str, Tensor]:
@@ -22,6 +23,37 @@ def equal_on_all_ranks(network: nn.Module) -> bool:
     return own >= set(map(id, saved_buffers(network).values()))
 
 
+class SavedBuffers:
+    """The saved buffers of a network, always as the same tensors. A forward pass may put others there (`self.mean = ...`)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.names = list(saved_buffers(network))
+        places = [name.rpartition(".") for name in self.names]
+        self._places = [(network.get_submodule(module), name) for module, _, name in places]
+        self._own: list[Tensor] = [getattr(module, name) for module, name in self._places]
+        for i, (module, name) in enumerate(self._places):
+            if not is_dense(self._own[i]):  # such as an expanded one, whose numbers cannot be written one by one
+                self._own[i] = self._own[i].contiguous()
+                setattr(module, name, self._own[i])
+
+    @torch.no_grad()
+    def collect(self) -> list[Tensor]:
+        """The buffers, with the values of those that were put in their places since."""
+        for full, (module, name), own in zip(self.names, self._places, self._own, strict=True):
+            now = getattr(module, name)
+            if now is own:
+                continue
+            if now is None or now.shape != own.shape:
+                shape = None if now is None else tuple(now.shape)
+                raise UserError(
+                    f"buffer '{full}': a forward pass has changed its shape from {tuple(own.shape)} to {shape}; one "
+                    f"that is saved keeps its shape (persistent=False: it is not saved)"
+                )
+            own.copy_(now)
+            setattr(module, name, own)
+        return self._own
+
+
 class Buffers:
     """The buffers as the last good step left them. They change in forward passes, before anybody knows whether the step is good.
 
@@ -29,15 +61,17 @@ class Buffers:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        named = saved_buffers(network)
-        self._names = {id(buffer): name for name, buffer in named.items()}
-        self._live = by_type(list(named.values()))
+        self._saved = SavedBuffers(network)
+        own = self._saved.collect()
+        self._names = dict(zip(map(id, own), self._saved.names, strict=True))
+        self._live = by_type(own)
         self.remember()
         self.refused = torch.zeros((), device=next(network.parameters()).device)
         """Steps in a row after which buffers were not finite although the gradients were."""
 
     def remember(self) -> None:
         """Takes the buffers as they are for good: after loading."""
+        self._saved.collect()
         self._good = [joined(values) for values in self._live]
         self._bad = self._good
 
@@ -45,6 +79,7 @@ class Buffers:
         """After each step: brings the buffers back if the step was skipped (1, else 0) or has left a value that is not finite."""
         if not self._live:
             return
+        self._saved.collect()
         now = [joined(values) for values in self._live]
         broken = ~torch.stack([torch.isfinite(values).all() for values in now]).all()
         refused = broken & (skipped == 0)

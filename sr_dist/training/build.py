@@ -35,7 +35,7 @@ from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.networks import build_degradation, build_objective, phase_network, prepared
-from sr_dist.training.power_ema import PowerEmas
+from sr_dist.training.power_ema import PowerEmas, check_averages, keep_snapshot
 from sr_dist.training.run import Run, State, resume
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
@@ -59,6 +59,8 @@ def set_up(recipe: Recipe) -> Run:
     networks = {phase: phase_network(recipe, phase, saved is not None, notes) for phase in objective.phases}
     if saved:
         check_fits(networks, saved)
+        if recipe.ema.post_hoc:
+            check_averages(saved.folder)
     lost = LostWrites(tolerate=recipe.on_save_error == "continue")
     loader = open_loader(recipe, shards, device, Start(saved.state["position"], saved.step) if saved else None, lost)
     validation = open_validation(recipe)
@@ -144,6 +146,8 @@ def claim_folder(recipe: Recipe, saved: Checkpoint | None) -> str:
         with run_folder.writing(recipe.folder):
             run_id = run_folder.open_folder(recipe.folder, recipe, ranks.size(), saved)
             run_folder.drop_later(recipe.folder, saved)
+            if saved:
+                keep_snapshot(recipe, saved.step)  # the process before may have been killed between the two
             return run_id
 
     return ranks.from_first(begin)

@@ -23,6 +23,7 @@ class DDPEngine:
     def __init__(self, accelerator: Accelerator, network: nn.Module, recipe: Recipe, phase: str) -> None:
         self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
+        self.buffers = Buffers(self.bare)  # first, because backends keep references to buffers
         self.optimizer = build_optimizer(self.bare, self.settings)
         begin_momentum(self.optimizer)
         self._trained = [p for p in self.bare.parameters() if p.requires_grad]  # once, because a walk takes a millisecond
@@ -34,7 +35,6 @@ class DDPEngine:
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
         self.skipped = torch.zeros((), device=accelerator.device)
         self.skipped_total = torch.zeros((), device=accelerator.device)
-        self.buffers = Buffers(self.bare)
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

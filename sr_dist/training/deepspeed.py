@@ -34,6 +34,7 @@ class DeepSpeedEngine:
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
+        self.buffers = Buffers(self.bare)  # first, because backends keep references to buffers
         zero = zero_options.stated()
         self.stage = zero.stage
         if phase == "discriminator" and recipe.zero.discriminator is not None:
@@ -49,7 +50,6 @@ class DeepSpeedEngine:
         self.network = self.engine
         self.skipped = torch.zeros((), device=accelerator.device)
         self.skipped_total = torch.zeros((), device=accelerator.device)
-        self.buffers = Buffers(self.bare)
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from sr_dist.training.buffers import saved_buffers
+from sr_dist.training.buffers import SavedBuffers
 from sr_dist.training.engine import Engine
-from sr_dist.training.flat import by_type, joined, pieces
+from sr_dist.training.flat import FlatAverage
 
 
 class Ema:
@@ -26,30 +26,23 @@ class Ema:
     def follow(self, engine: Engine) -> None:
         """Averages the weights of this engine from now on, in their memory layout. All ranks must call."""
         self.engine = engine
-        own = engine.local_weights()
-        self._weights = by_type(own)
-        self._flat = [joined(weights) for weights in self._weights]  # one tensor, so that a step takes a few kernels
-        averages: dict[int, Tensor] = {}
-        for flat, weights in zip(self._flat, self._weights, strict=True):
-            averages |= zip(map(id, weights), pieces(flat, weights), strict=True)
-        self.averages = [averages[id(weight)] for weight in own]
+        self._average = FlatAverage(engine.local_weights())
+        self.averages = self._average.tensors
         parameters = list(self.network.parameters())
         self._partitioned = any(p.shape != average.shape for p, average in zip(parameters, self.averages, strict=True))
         if not self._partitioned:
             for parameter, average in zip(parameters, self.averages, strict=True):
                 parameter.data = average
-        self._buffers = list(saved_buffers(self.network).values()), list(saved_buffers(engine.bare).values())
+        self._buffers, self._live_buffers = SavedBuffers(self.network), SavedBuffers(engine.bare)
 
     @torch.no_grad()
     def update(self) -> None:
         """After each step. A skipped one leaves the averages as they are."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        taken = weight * (self.engine.skipped == 0).float()  # decided on the device
-        for flat, weights in zip(self._flat, self._weights, strict=True):
-            flat.lerp_(joined(weights), taken.to(flat))
-        if self._buffers[0]:
-            torch._foreach_copy_(*self._buffers)  # running statistics are averages already
+        self._average.update(weight * (self.engine.skipped == 0).float())  # decided on the device
+        if live := self._live_buffers.collect():
+            torch._foreach_copy_(self._buffers.collect(), live)  # running statistics are averages already
 
     @torch.no_grad()
     def gather(self) -> nn.Module:
@@ -65,5 +58,4 @@ class Ema:
         self.updates = updates
         if self._partitioned:
             self.engine.load_weights(weights)
-            for flat, own in zip(self._flat, self._weights, strict=True):
-                flat.copy_(joined(own))
+            self._average.restart()

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sr_dist.core.errors import first_line
 from sr_dist.core.files import Lines
 from sr_dist.core.lost_writes import LostWrites
+from sr_dist.core.progress import Progress, print_line
 from sr_dist.core.run_layout import LOG, METRICS, TRACE
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.samples import SampleSheet
@@ -29,7 +28,8 @@ class Log:
     def __init__(self, recipe: Recipe, first: bool, lost: LostWrites) -> None:
         self.first = first
         self._lost = lost
-        self._progress = ProgressBar(recipe.name, recipe.steps)
+        self._name, self._steps = recipe.name, recipe.steps
+        self._progress: Progress | None = None
         self._artifacts = recipe.log.artifacts
         self._trackers: list[Tracker] = []
         self._handlers: list[logging.Handler] = []
@@ -54,9 +54,12 @@ class Log:
         logger.info(text)
 
     def advance(self, step: int) -> None:
-        """Moves the progress bar to this step."""
-        if self.first:
-            self._progress.advance(step)
+        """Moves the progress bar to this step. It appears with the first step, and only on a terminal."""
+        if not self.first:
+            return
+        if self._progress is None:
+            self._progress = Progress(self._steps, "step", done=step, about=self._name, lines=False)
+        self._progress.reach(step)
 
     def row(self, row: Row) -> None:
         """Writes one line of metrics.jsonl. Values that are not finite become null, because JSON has no word for them."""
@@ -101,7 +104,8 @@ class Log:
                 self.info(f"{name} failed ({reason}); it gets nothing more, training goes on, {METRICS} has everything")
 
     def close(self, code: int = 0) -> None:
-        self._progress.close()
+        if self._progress is not None:
+            self._progress.close()
         self._send(lambda tracker: tracker.close(code))
         self._lost.report()
         for handler in self._handlers:
@@ -147,32 +151,10 @@ class LogFile(logging.Handler):
 
 
 class TerminalHandler(logging.Handler):
-    """Prints lines above the progress bar, if there is one."""
+    """Prints lines to stdout."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stdout is None:  # as with >&-
             return
         with suppress(OSError, ValueError):  # the terminal was closed
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
-
-
-class ProgressBar:
-    """Steps done, steps to do and the time left. It appears with the first step, and only on a terminal."""
-
-    def __init__(self, name: str, steps: int) -> None:
-        self._name, self._steps = name, steps
-        self._bar: tqdm | None = None
-
-    def advance(self, step: int) -> None:
-        if not sys.stdout.isatty():
-            return
-        if self._bar is None:
-            self._bar = tqdm(
-                desc=self._name, total=self._steps, initial=step, unit="step", file=sys.stdout, dynamic_ncols=True, leave=False
-            )
-        self._bar.update(step - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+            print_line(self.format(record))

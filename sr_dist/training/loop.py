@@ -22,7 +22,7 @@ from sr_dist.recipe.columns import CLASSIFICATION
 from sr_dist.training import classification, run_folder
 from sr_dist.training.run import Best, Run, ValidationResult, check_folder, check_saves, close, save, save_validated
 from sr_dist.training.samples import COUNT, Pair, SampleSheet, draw_samples
-from sr_dist.training.schedule import learning_rate
+from sr_dist.training.schedule import due, learning_rate
 from sr_dist.training.step import StepResult, take_step
 from sr_dist.training.throughput import peak_memory_gb, progress_line, step_time_spread
 
@@ -47,11 +47,11 @@ def fit(run: Run) -> bool:
         for batch in batches:
             run.trace.write(step, batch.keys)
 
-        if due(run, recipe.log_every):
+        if due(recipe, recipe.log_every, step):
             report(run, result)
         with run.clock.paused():
-            validating = due(run, recipe.validate_every)
-            saved = stopping or due(run, recipe.save_every)
+            validating = due(recipe, recipe.validate_every, step)
+            saved = stopping or due(recipe, recipe.save_every, step)
             run.state["validated"] = not validating
             if saved:
                 save(run)  # first, so that a validation that fails costs no step
@@ -81,11 +81,6 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     if step % min(run.recipe.log_every, run.recipe.max_skipped) == 0:  # a streak that lasts is seen at the second check
         check_divergence(run)
     return result
-
-
-def due(run: Run, period: int | None) -> bool:
-    """Every `period` steps, and always at the last one."""
-    return run.step == run.recipe.steps or (period is not None and run.step % period == 0)
 
 
 def seed_everything(seed: int, step: int, device: torch.device) -> None:

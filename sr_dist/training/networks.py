@@ -20,7 +20,7 @@ from sr_dist.recipe.sections import Part, Recipe
 def build_objective(recipe: Recipe) -> Any:
     """The recipe's `Objective`, which is also an `nn.Module`."""
     module, options = plugins.resolve(PACKAGES["objective"], recipe.objective.name, recipe.objective.options, "objective")
-    return module.Objective(options)
+    return laid_out(module.Objective(options), recipe)  # its frozen networks see the images of the trained ones
 
 
 def build_degradation(recipe: Recipe) -> Degradation:
@@ -53,13 +53,18 @@ def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.devic
     """The network as it is trained: memory layout, synchronized batch normalization, recomputed activations, compiled."""
     if device.type == "cuda" and ranks.size() > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    network = network.to(device)
-    if recipe.channels_last and not launch_env.under_deepspeed():  # ZeRO keeps weights in flat, contiguous buffers
-        network = network.to(memory_format=torch.channels_last)
+    network = laid_out(network.to(device), recipe)
     if phase != "discriminator" and recipe.checkpointing:
         recompute_activations(network, recipe.checkpointing)
     if recipe.compile:
         network.compile()  # in place, so that parameters keep their names
+    return network
+
+
+def laid_out(network: nn.Module, recipe: Recipe) -> nn.Module:
+    """In the memory layout of the recipe. ZeRO keeps weights in flat, contiguous buffers."""
+    if recipe.channels_last and not launch_env.under_deepspeed():
+        return network.to(memory_format=torch.channels_last)
     return network
 
 

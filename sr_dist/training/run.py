@@ -128,7 +128,8 @@ def save(run: Run) -> None:
 
 def _begin_save(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
     checkpoint.check_folder(run.recipe.folder, run.state)
-    contents = checkpoint.Contents(tensors, _state(run), {f"{run.primary}.ema": _metadata(run)})
+    metadata = {f"{run.primary}.{stem}": _metadata(run) for stem in ("ema", STEM)}
+    contents = checkpoint.Contents(tensors, _state(run), metadata)
     run.writer.begin(_write_later(run, lambda: checkpoint.save(run.recipe.folder, contents.state["step"], contents)))
 
 
@@ -170,13 +171,11 @@ def _state(run: Run) -> dict[str, Any]:
 def _write_later(run: Run, write_checkpoint: Callable[[], object]) -> Callable[[], None]:
     """A function that writes a checkpoint of the run as it is now, and then does what follows a checkpoint."""
     recipe, step, validated = run.recipe, run.step, run.state["validated"]
-    post_hoc, phase = run.power_emas is not None, run.primary
     best, last_finite = run.state["best"]["step"] if run.state["best"] else None, run.state["last_finite"]
 
     def write() -> None:
         write_checkpoint()
-        if post_hoc:
-            keep_snapshot(recipe.folder, step, phase)
+        keep_snapshot(recipe, step)
         if validated:  # else trackers would get it twice
             run.log.checkpoint(checkpoint_folder(recipe.folder, step), step, best == step)
         checkpoint.prune(recipe.folder, recipe.keep, best, last_finite)

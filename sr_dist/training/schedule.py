@@ -1,10 +1,15 @@
-"""The learning rate as a pure function of the step: it has no state to save."""
+"""The learning rate, and what is due, as pure functions of the step: they have no state to save."""
 
 from __future__ import annotations
 
 import math
 
 from sr_dist.recipe.sections import Recipe, Schedule
+
+
+def due(recipe: Recipe, period: int | None, step: int) -> bool:
+    """Every `period` steps, and always at the last one."""
+    return step == recipe.steps or (period is not None and step % period == 0)
 
 
 def learning_rate(recipe: Recipe, phase: str, step: int) -> float:

@@ -102,10 +102,39 @@ def test_a_constant_that_was_first_needed_in_inference_serves_training(monkeypat
     assert images.grad.isfinite().all()
 
 
-def test_there_are_never_too_many(monkeypatch):
+@pytest.fixture
+def cached(monkeypatch):
+    """Room for five tensors of ten numbers: -> asks for one of a name, and says which were made for it."""
     monkeypatch.setattr(constants, "_constants", {})
-    for size in range(constants.MOST + 10):
-        constants.once(size, lambda: torch.zeros(1), torch.float32, torch.device("cpu"))
-    assert len(constants._constants) <= constants.MOST
+    monkeypatch.setattr(constants, "MOST", 5 * 40)
+    made = []
+
+    def ask(names, length=10):
+        made.clear()
+        for name in names:
+            constants.once(
+                name, lambda name=name: (made.append(name), torch.zeros(length))[1], torch.float32, torch.device("cpu")
+            )
+        return "".join(made)
+
+    return ask
+
+
+def test_those_that_were_used_last_stay(cached):
+    assert cached("abcde") == "abcde" and cached("abcde") == ""
+    assert cached("a") == "" and cached("f") == "f"  # in the place of b
+    assert cached("acdef") == "" and cached("b") == "b" and cached("cdefb") == "" and cached("a") == "a"
+
+
+def test_their_bytes_are_bounded(cached):
+    cached("abcde")
+    assert cached("l", length=30) == "l" and cached("de", length=10) == ""  # of 120 bytes, which leaves 80
+    assert cached("a") == "a" and cached("l", length=30) == "l"
+    assert cached("h", length=51) == "h" == cached("h", length=51)  # too large to stay
+    assert sum(constant.nbytes for constant in constants._constants.values()) <= constants.MOST
+
+
+def test_tensors_without_numbers_are_not_cached(monkeypatch):
+    monkeypatch.setattr(constants, "_constants", {})
     assert constants.once("meta", lambda: torch.zeros(1), torch.float32, torch.device("meta")).is_meta
-    assert not any(constant.is_meta for constant in constants._constants.values())
+    assert not constants._constants

@@ -92,13 +92,13 @@ def test_results_are_passed_on(clock, capsys):
 
 SCRIPT = """
 import time
-from sr_dist.core.progress import Progress
+from sr_dist.core.progress import Progress, print_line
 with Progress(4, about="scoring") as bar:
     for i in range(4):
         time.sleep(0.25)
         bar.advance()
         if i == 2:
-            bar.print("failed: one")
+            print_line("failed: one")
 print("the end")
 """
 

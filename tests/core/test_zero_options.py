@@ -53,6 +53,12 @@ def test_what_transformers_examples_leave_to_the_trainer_is_accepted(stated):
     assert stated(zero_optimization={"stage": 3}, gradient_accumulation_steps=1, **nothing).stage == 3
 
 
+def test_offloading_to_no_device_says_nothing(stated):
+    none = {"device": "none", "pin_memory": True, "nvme_path": "/local"}
+    options = stated(zero_optimization={"stage": 3, "offload_param": none, "offload_optimizer": {"device": None, **none}})
+    assert options == zero_options.Stated(3, None, {})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,27 +1,34 @@
-"""Run by the tests of faults: two ranks, and one fails alone: the first, or the second. Each prints the error that it meets."""
+"""Run by the tests of faults: two ranks, and one fails alone: the first, or the second. Each prints the errors that it meets."""
 
 from __future__ import annotations
-
-import sys
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 
-PROBLEMS = {"mistake": UserError("name: no"), "ours": ZeroDivisionError("no")}
+PROBLEMS = (UserError("name: no"), ZeroDivisionError("no"))
+
+
+def throw(problem: Exception) -> None:
+    raise problem
+
 
 if __name__ == "__main__":
     accelerator = ranks.open_accelerator("no")
 
-    def fail() -> None:
-        raise PROBLEMS[sys.argv[1]]
+    def fail_on_first(problem: Exception) -> None:
+        ranks.on_first(lambda: throw(problem))
 
-    try:
-        if sys.argv[1] in PROBLEMS:
-            ranks.on_first(fail)
+    def fail_on_second(problem: Exception) -> None:
         with ranks.failing_together():
             if ranks.rank() == 1:
-                raise UserError("data: no")
-    except Exception as problem:
-        print(f"rank {ranks.rank()}: {type(problem).__name__}: {problem}", flush=True)
-    ranks.barrier()
+                raise problem
+
+    for fail in (fail_on_first, fail_on_second):
+        for problem in PROBLEMS:
+            try:
+                fail(problem)
+            except Exception as caught:
+                everywhere = getattr(caught, "on_all_ranks", False)
+                print(f"{fail.__name__}, rank {ranks.rank()}: {type(caught).__name__}: {caught}, {everywhere}", flush=True)
+            ranks.barrier()
     ranks.destroy_group()

@@ -15,7 +15,7 @@ from sr_dist.models.post_hoc_ema import (
     Profile,
     averaged,
     check_length,
-    dot,
+    dots,
     gamma_of,
     misfit,
     mixture,
@@ -51,8 +51,11 @@ def test_products_of_profiles_are_their_integrals(first, second, sigma_a, sigma_
     nodes, weights = np.polynomial.legendre.leggauss(200)
     end = min(first, second)
     tau = (nodes + 1) / 2 * end
-    assert dot(a, b) == pytest.approx(float((weights / 2 * end * curve(a, tau) * curve(b, tau)).sum()), rel=1e-6)
-    assert dot(a, b) == dot(b, a)
+    expected = float((weights / 2 * end * curve(a, tau) * curve(b, tau)).sum())
+    table = dots([a, b], [b, a, b])
+    assert table.shape == (2, 3)
+    assert [table[0, 0], table[0, 2], table[1, 1]] == pytest.approx([expected] * 3, rel=1e-6)
+    assert table[0, 1] == pytest.approx((gamma_of(sigma_a) + 1) ** 2 / (2 * gamma_of(sigma_a) + 1) / first)
 
 
 @pytest.mark.parametrize("sigma", [0.03, 0.1, 0.25])

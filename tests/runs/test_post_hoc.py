@@ -28,12 +28,14 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def one_process(photo_shards, tmp_path_factory) -> Path:
-    """Five steps of a GAN in one process; then, in another folder, the same from its checkpoint of step 2."""
+    """Five steps of a GAN in one process; then, in another folder, the same from its checkpoint of step 2, after which the
+    process was killed before it kept the averages."""
     root = tmp_path_factory.mktemp("post_hoc")
     train("one process", root, [post_hoc(photo_shards, root / "whole")])
     shutil.copytree(root / "whole", root / "killed")
     for step in (4, 5):
         shutil.rmtree(root / "killed" / "run" / "checkpoints" / f"{step:07d}")
+    (root / "killed" / "run" / "post_hoc" / "0000002.safetensors").unlink()
     (root / "killed" / "run" / "post_hoc" / "0000004.safetensors").write_bytes(b"of a step that is taken again")
     train("one process", root, [post_hoc(photo_shards, root / "killed", **{"data.workers": "0"})])
     return root

@@ -6,10 +6,12 @@ from functools import partialmethod
 
 import pytest
 import torch
+from finished import finished
 from safetensors.torch import load_file
 
 from sr_dist.data import data_checks
 from sr_dist.recipe import checks
+from sr_dist.recipe.labels import Labels
 from sr_dist.training import loop
 from sr_dist.training.build import set_up
 
@@ -59,6 +61,23 @@ def test_channels_last_resumes_to_the_same_bits(variant, write_recipe):
     resumed = tensors(train(path, name="parts", **options))
     assert whole.keys() == resumed.keys() and len(whole) > 40
     assert [name for name in whole if not whole[name].equal(resumed[name])] == []
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_frozen_networks_of_the_loss_have_the_layout_of_the_trained_ones(layout, write_recipe, tmp_path):
+    """Else each convolution of a loss copies its images into another layout, and back."""
+    runs = finished(tmp_path / "digits.safetensors", Labels("class", ("boats", "cats", "dunes")), size=16)
+    content = f"{{mse: 1.0, classifier: {{weight: 0.1, runs: [{runs}], target: prediction}}}}"
+    objective = f"{{name: srgan, content: {content}, adversarial_weight: 0.1}}"
+    options = {**GAN, "objective": objective, "channels_last": str(layout is torch.channels_last).lower()}
+    run = set_up(checks.complete(data_checks.load(write_recipe(steps=2), options)))
+    try:
+        weights = [p for p in run.objective.parameters() if p.ndim == 4 and p.shape[1] > 1]
+        trained = [p for p in run.engines["generator"].bare.parameters() if p.ndim == 4 and p.shape[1] > 1]
+        assert weights and all(p.is_contiguous(memory_format=layout) for p in [*weights, *trained])
+        loop.advance(run, *next(iter(run.loader.steps(1))))
+    finally:
+        run.loader.close(), run.stop.close(), run.watchdog.close(), run.log.close()
 
 
 @pytest.mark.parametrize("objective", ["srgan", "esrgan"])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sr_dist.core import config, plugins
+from sr_dist.core import config, plugins, progress
 from sr_dist.core.lost_writes import LostWrites
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.log import Log, Trace
@@ -219,7 +219,11 @@ class Screen(io.StringIO):
 
 
 def test_on_a_terminal_a_progress_bar_stays_below_the_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", screen := Screen(tty=True))
+    """It is on stderr, as all bars are."""
+    screen = Screen(tty=True)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, screen)
+    monkeypatch.setattr(progress, "BAR_AFTER", 0)
     log = Log(recipe(tmp_path), first=True, lost=LostWrites())
     for step in (4, 5, 6):  # continued after step 3
         log.advance(step)
@@ -235,7 +239,9 @@ def test_on_a_terminal_a_progress_bar_stays_below_the_lines(tmp_path, monkeypatc
 
 
 def test_without_a_terminal_only_lines_are_printed(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", screen := Screen(tty=False))
+    screen = Screen(tty=False)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, screen)
     log = Log(recipe(tmp_path), first=True, lost=LostWrites())
     for step in (1, 2):
         log.advance(step)
