@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_dist.core.colour import LUMA
+from sr_dist.core.colour import full_y, studio_y
 from sr_dist.core.resize import rounded
 from sr_dist.evaluation.conditions import Conditions
 from sr_dist.evaluation.protocol import BEST_PSNR
@@ -45,13 +45,13 @@ def pixel_forms(sr: Tensor) -> list[tuple[list[str], Tensor]]:
 
 def planes(image: Tensor, channel: str, grey: bool) -> np.ndarray:
     """(3, H, W) in [0, 1] -> (1 or 3, H, W) in [0, 255]. An image that is stored grey is its own Y."""
-    red, green, blue = image.double()
+    image = image.double()
     if channel in ("rgb", "channels"):
-        return (image.double() * 255).numpy()
+        return (image * 255).numpy()
     if grey or channel == "y_full":
-        return (255 * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue))[None].numpy()
-    y = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
-    return ((y + 0.5).floor() if channel == "y_rounded" else y)[None].numpy()
+        return full_y(image).numpy()
+    y = studio_y(image)
+    return ((y + 0.5).floor() if channel == "y_rounded" else y).numpy()
 
 
 def psnr_errors(sr: Tensor, hr: Tensor, borders: Sequence[int], grey: bool) -> Iterator[tuple[Key, Errors]]:
