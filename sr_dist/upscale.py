@@ -119,7 +119,8 @@ def check(options: Upscale) -> None:
     elif not is_folder(options.output) and suffix not in EXTENSIONS:
         raise UserError(f"OUTPUT: '{out}' has no suffix of an image ({', '.join('.' + name for name in EXTENSIONS)})")
     elif not is_folder(options.output) and options.extension not in (None, "auto", suffix):
-        raise UserError(f"ext: {options.extension}, but OUTPUT is '{out}'; leave one of them out")
+        key = "format" if options.ext is None else "ext"
+        raise UserError(f"{key}: {options.extension}, but OUTPUT is '{out}'; leave one of them out")
 
 
 if __name__ == "__main__":

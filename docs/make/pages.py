@@ -24,7 +24,7 @@ from sr_dist.training import record
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTE = "<!-- Written by `python -m docs.make` from the code. Do not edit. -->\n"
-PARTS = {  # kind -> the keys that name one, and the page of examples
+PARTS = {  # kind -> the key of the recipe that names one
     "generator": "generator", "discriminator": "discriminator", "classifier": "classifier", "objective": "objective",
     "content": "objective.content", "degradation": "data.degradation", "optimizer": "optimizer", "metric": "metrics",
 }  # fmt: skip

@@ -56,7 +56,7 @@ def arm(stage: str, step: int) -> None:
             checkpoint.json.dumps, lambda thing, **_: isinstance(thing, dict) and thing.get("step") == step
         )
     elif stage == "before manifest":
-        checkpoint.write_whole = wrapped(checkpoint.write_whole, lambda path, _: this_step(path))
+        checkpoint.write_json = wrapped(checkpoint.write_json, lambda path, _: this_step(path))
     elif stage == "before rename":
         os.rename = wrapped(rename, lambda source, _: this_step(source))
     elif stage == "after rename":
