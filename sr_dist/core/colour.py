@@ -22,6 +22,6 @@ def full_y(images: Tensor) -> Tensor:
 
 
 def studio_y(images: Tensor) -> Tensor:
-    """(..., 3, H, W) in [0, 1] -> Y of studio range, (..., 1, H, W) in [16, 235], as MATLAB's rgb2ycbcr has it before rounding."""
+    """(..., 3, H, W) in [0, 1] -> Y of studio range, (..., 1, H, W) in [16, 235], as MATLAB's rgb2ycbcr, not rounded."""
     red, green, blue = images.split(1, -3)
     return 16 + STUDIO[0] * red + STUDIO[1] * green + STUDIO[2] * blue

@@ -167,12 +167,15 @@ def test_lr_alone_is_scored_by_metrics_that_need_no_reference(two_sets, tmp_path
     lr.mkdir()
     for path in (two_sets / "a").glob("*.png"):
         Image.open(path).resize((20, 16), Image.Resampling.BICUBIC).save(lr / f"{path.stem}x2.png")
+    unused = ("--border=crop", "--degradation=bicubic", "--select={c: 3}", "--split=0.5,0.5", "--part=test")
     words = [f"theirs={two_sets}/theirs/a", f"--lr={lr}", "--scale=2", "--cache=none"]
     calls = [
         ("sr_dist.evaluate", [*words, "--metrics=own.sharpness", f"--out={tmp_path / 'out'}"]),
         ("sr_dist.evaluate", [*words, "--metrics=own.sharpness,psnr"]),
         ("sr_dist.evaluate", words),
         ("sr_dist.evaluate", [*words, "--find=28.42"]),
+        ("sr_dist.evaluate", [f"theirs={lr}", *words[1:], "--metrics=own.sharpness"]),
+        *(("sr_dist.evaluate", [*words, option]) for option in unused),
     ]  # fmt: skip
     path = os.pathsep.join(map(str, (processes.ROOT, processes.ROOT / "tests", tmp_path)))
     output, _ = processes.run(0, "run_commands", json.dumps(calls), PYTHONPATH=path)
@@ -185,6 +188,8 @@ def test_lr_alone_is_scored_by_metrics_that_need_no_reference(two_sets, tmp_path
     expected = np.mean([np.abs(np.diff(image.transpose(2, 0, 1), axis=2)).mean() for image in pixels])
     assert report["methods"]["theirs"]["sharpness"] == pytest.approx(expected)
     assert "bicubic is on the right" in (tmp_path / "out" / "report.html").read_text()
-    messages = ("metrics: psnr compares with HR", "metrics: all metrics compare with HR", "find: PSNR and SSIM need HR")
+    messages = ("metrics: psnr compares with HR", "metrics: all metrics compare with HR", "find: PSNR and SSIM need HR",
+                "METHOD: picture 20 x 16 and 2 times LR (40 x 32) of '0x2' differ in size; wrong sizes: theirs (3)",
+                *(f"{option[2:].partition('=')[0]}: not used by --lr alone" for option in unused))  # fmt: skip
     for (code, _, err, _), message in zip(refused, messages, strict=True):
-        assert code == 2 and message in err, err
+        assert code == 2 and message in err and err.count("\n") == 1, err
