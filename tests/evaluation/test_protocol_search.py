@@ -23,6 +23,7 @@ from sr_dist.evaluation.metrics import psnr, ssim
 from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.protocol_search import Candidate, Number, agreeing, all_candidates, answer, as_tree, described, merged
 from sr_dist.evaluation.protocol_values import Target, pixel_forms, psnr_errors, psnr_of_set, ssim_values
+from sr_dist.evaluation.report import folders
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +292,7 @@ def test_report_json_and_report_md_have_the_same_matches(images, pictures, tmp_p
     protocols = [{tuple("rgb" if hit[axis] == "channels" else hit[axis] for axis in SHARED) for hit in one["matches"]}
                  for one in searches]  # fmt: skip
     assert protocols[0] == protocols[1] and protocols[0] and searches[1]["alone"]
+    assert folders.summary(tmp_path / "o") == "report of a search"
     text = (tmp_path / "o" / "report.md").read_text()
     for one in searches:
         assert f"{one['number']}: reproduced by {len(one['matches'])} combinations" in text

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from sr_dist.data.degradations import bicubic
 from sr_dist.evaluation.intervals import differences, mean_of_sets
+from sr_dist.evaluation.without_hr import LRBatches, lr_images
 
 OPTIONS = ["--scale=2", "--batch=2", "--metrics=psnr,ssim", "--cache=none"]
 
@@ -158,6 +160,13 @@ def per_image(sr, hr, protocol, grey):
     assert sr is hr, "there is no HR"
     return {"sharpness": [float(255 * (image[:, :, 1:] - image[:, :, :-1]).abs().mean()) for image in sr.double().clamp(0, 1)]}
 """
+
+
+def test_a_batch_without_hr_has_few_pixels_of_what_is_made_of_it(two_sets, monkeypatch):
+    """LR of 40 x 32 becomes 80 x 64: with room for 10,240 pixels two of them, not eight."""
+    monkeypatch.setattr("sr_dist.data.image_pairs.MOST_PIXELS", 2 * 80 * 64)
+    images = lr_images(str(two_sets / "a"), None)
+    assert [len(group) for group in LRBatches(images, 2, bicubic.build(bicubic.Config(), 2), 8).groups] == [2, 1]
 
 
 def test_lr_alone_is_scored_by_metrics_that_need_no_reference(two_sets, tmp_path):
