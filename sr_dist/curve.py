@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def curve(options: Curve) -> None:
     check(options)
 
-    from sr_dist.evaluation import curve as curves  # loads torch, which the checks above do without
+    from sr_dist.core import ranks  # loads torch, which the checks above do without
+    from sr_dist.evaluation import curve as curves
     from sr_dist.evaluation.run import ImageOptions, MetricOptions
 
     stages = curves.open_stages(options.run, options.pixel)
@@ -85,6 +86,7 @@ def curve(options: Curve) -> None:
     metrics = MetricOptions(options.protocol, options.metrics, extractor=options.extractor, allow_download=options.allow_download)
     grid = curves.Grid(options.lengths, options.alphas)
     curves.draw(stages, grid, images, metrics, Path(options.out), options.perception)
+    ranks.destroy_group()
 
 
 def check(options: Curve) -> None:

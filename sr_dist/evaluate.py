@@ -28,6 +28,8 @@ from sr_dist.evaluation.words import method_word, named_sets
 from sr_dist.recipe.sections import Count, Split
 
 FIRST_METRICS = ("psnr", "ssim", "lpips", "fid", "kid")  # the order of columns; the others follow
+NOT_OF_SEARCHES = ("protocol", "border", "against", "degradation", "attributes", "resize", "extractor", "save_images")
+NOT_WITHOUT_HR = ("border", "degradation", "select", "split", "part")
 
 
 class Evaluate(Settings):
@@ -40,8 +42,8 @@ class Evaluate(Settings):
     """
 
     methods: Annotated[Names, Word("METHOD[,METHOD]")]
-    """Run folders (their newest EMA), weights files, bicubic, bilinear, nearest, and NAME=FOLDER: pictures that were made
-    elsewhere, named as HR with any ending (_x4, _SR, -out). NAME=RUN names a run in the report."""
+    """Run folders (their newest EMA), weights files, bicubic, bilinear, nearest, and folders of pictures that were made
+    elsewhere, named as HR with any ending (_x4, _SR, -out). NAME=PATH gives a folder or a run another name in the report."""
     data: str = ""
     """A folder of shards, a brace pattern, a URL, or a folder of images. Files named *_HR.png and *_LR.png are pairs;
     otherwise LR is made from HR. Several sets: --data=set5=A,set14=B. Without --data, --lr is scored by metrics that need
@@ -56,7 +58,7 @@ class Evaluate(Settings):
     """The method with which the others are compared: their differences from it stand first in the report."""
     find: Annotated[tuple[str, ...], BeforeValidator(parse_list)] = ()
     """Published numbers, with all their digits, such as 28.42 or 28.42,0.8104. Looks for the protocols that reproduce them and
-    writes no report."""
+    writes the answer, report.md and report.json, in place of the scores."""
     metric: Names = ("psnr",)
     """The metrics of these numbers, psnr or ssim: --find=28.42,0.8104 --metric=psnr,ssim."""
     degradation: str = "bicubic"
@@ -114,6 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(options: Evaluate) -> None:
     report_folder(options)
 
+    from sr_dist.core import ranks  # loads torch, which a refused command does without
+
+    ranks.destroy_group()
+
 
 def report_folder(options: Evaluate) -> Path:
     """Evaluates, and returns the folder of the report."""
@@ -145,7 +151,7 @@ def report_folder(options: Evaluate) -> Path:
 def check(options: Evaluate) -> None:
     """Refuses mistakes that show before torch is loaded."""
     if not options.methods:
-        raise UserError("METHOD: name a run folder, a weights file, a folder of pictures (NAME=FOLDER), or bicubic")
+        raise UserError("METHOD: name a run folder, a weights file, a folder of pictures, or bicubic")
     check_protocol(options.protocol)
     for key, folder in (("out", options.out), ("save_images", options.save_images)):
         if folder and Path(folder).exists() and not Path(folder).is_dir():
@@ -153,6 +159,7 @@ def check(options: Evaluate) -> None:
     check_methods(options)
     check_data(options)
     check_find(options)
+    check_unused(options)
     for key, path in (("extractor", options.extractor), *(("attributes", run) for run in options.attributes)):
         if path:
             check_exists(path, key)
@@ -162,9 +169,11 @@ def check(options: Evaluate) -> None:
     plugins.check(PACKAGES["degradation"], options.degradation, {}, "degradation")
     for name in options.metrics:
         check_metric(name)
-    words = map(method_word, options.methods)
+    words = [method_word(text) for text in options.methods]
     if options.scale is None and all(word.is_baseline or word.is_pictures for word in words):
-        raise UserError("scale: no METHOD has a scale of its own; give --scale=N")
+        folders = [word.path for word in words if word.is_pictures and not word.name]
+        about = f" ('{folders[0]}' is no run: it has no recipe.yaml)" if folders else ""
+        raise UserError(f"scale: no METHOD has a scale of its own{about}; give --scale=N")
 
 
 def check_protocol(name: str) -> None:
@@ -199,7 +208,9 @@ def check_data(options: Evaluate) -> None:
     sets = named_sets(options.data) if options.data else {}
     lr = named_sets(options.lr, "lr") if options.lr else {}
     if options.data and lr.keys() - sets.keys():
-        raise UserError(f"lr: --data names {', '.join(sets) or 'one set'}; --lr names {', '.join(lr)}")
+        named, named_lr = (", ".join(filter(None, names)) for names in (sets, lr))
+        form = f"{next(iter(sets))}=FOLDER" if named else "FOLDER"
+        raise UserError(f"lr: --data names {named or 'one set'}; --lr names {named_lr or 'one folder'}; write --lr={form}")
     for name, source in sets.items():
         check_source(source, f"data: {name}" if name else "data")
     for path in lr.values():
@@ -228,6 +239,20 @@ def check_find(options: Evaluate) -> None:
         raise UserError("find: PSNR and SSIM need HR; give --data")
 
 
+def check_unused(options: Evaluate) -> None:
+    """Refuses options that would change nothing."""
+    stated = {key for key in options.model_fields_set if getattr(options, key) not in (None, "", (), {})}
+    unused = dict.fromkeys(NOT_OF_SEARCHES, "--find, which tries all protocols and scores nothing") if options.find else {}
+    unused |= {} if options.data else dict.fromkeys(NOT_WITHOUT_HR, "--lr alone, which is all images of a folder, without HR")
+    for key, without in unused.items():
+        if key in stated:
+            raise UserError(f"{key}: not used by {without}; leave out --{key}")
+    if "metric" in stated and not options.find:
+        raise UserError(f"metric: {','.join(options.metric)} is for the numbers of --find; --metrics names what is measured")
+    if options.find and (others := [name for name in options.metrics if name not in options.metric]):
+        raise UserError(f"metrics: {','.join(others)} with --find; --metric names the metrics of its numbers, psnr or ssim")
+
+
 def check_part(options: Evaluate) -> None:
     parts = PARTS[: len(options.split)]
     if options.part and not parts:
@@ -249,7 +274,8 @@ class CallableModule(ModuleType):
     def __call__(self, methods: str | Path | Sequence[str | Path], /, **options: Any) -> dict[str, Any]:
         """Scores methods like `python -m sr_dist.evaluate` and returns the report's dictionary, as report.json has it.
 
-        `options` are those of the command: data, scale, protocol, metrics, limit, out, ... All ranks must call.
+        `options` are those of the command: data, scale, protocol, metrics, limit, out, ... All ranks must call. Under a launcher
+        the process group stays open, the caller's or a new one: what comes after may need it.
         """
         names = [str(methods)] if isinstance(methods, str | Path) else [str(name) for name in methods]
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}

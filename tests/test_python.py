@@ -82,6 +82,31 @@ print(json.dumps([heavy, "torch" in sys.modules, callable(evaluate), same, evalu
         sr_dist.laod  # noqa: B018
 
 
+GROUP = """
+import sys, torch, torch.distributed as dist
+import sr_dist
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/group", rank=0, world_size=1)
+def settings():
+    cudnn = torch.backends.cudnn
+    return cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True
+torch.set_float32_matmul_precision("high")
+before = settings()
+for more in ({"metrics": "psnr"}, {"find": "28.42"}):
+    sr_dist.evaluate("nearest", data=sys.argv[1], scale=2, limit=1, cache="none", out=sys.argv[2] + "/out", **more)
+    assert settings() == before == (True, False, True, "high"), settings()
+    assert dist.is_initialized()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_the_function_leaves_the_callers_process_group_and_settings(place, tmp_path):
+    code = [sys.executable, "-c", GROUP, str(place / "data" / "photos"), str(tmp_path)]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=PAGE.parents[1])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 # ---- kinds of images
 
 

@@ -6,6 +6,7 @@ bit of the result, do not depend on the number of ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -66,9 +67,13 @@ class Batches(Dataset[ImagePairs | UserError]):
         return [
             range(low, min(low + size, end))
             for start, end in zip(cuts, cuts[1:], strict=False)
-            for size in [min(self.size, max(MOST_PIXELS // (shapes[start][0] * shapes[start][1]), 1))]
+            for size in [min(self.size, max(MOST_PIXELS // math.prod(self.stored_size(start)), 1))]
             for low in range(start, end, size)
         ]
+
+    def stored_size(self, i: int) -> tuple[int, int]:
+        """Height and width of HR before it is cropped."""
+        return self.images.shape(i)[:2]
 
     def full_size(self, i: int) -> tuple[int, int]:
         """Height and width of HR as it is compared: a multiple of the scale."""
@@ -111,24 +116,29 @@ class Batches(Dataset[ImagePairs | UserError]):
 
     def _pair(self, i: int) -> tuple[Tensor, Tensor, int]:
         """LR and HR, (3, h, w) and (3, H, W), and the class number."""
+        hr, lr, label = self.stored_pair(i)
+        if lr is None:
+            lr = self.degrade(hr[None], torch.tensor([i]))[0]
+        return lr.float(), hr.float(), label
+
+    def stored_pair(self, i: int) -> tuple[Tensor, Tensor | None, int]:
+        """HR without what the scale does not divide, (3, H, W), LR if it is stored, (3, h, w), and the class number: float64 in
+        [0, 1]."""
         hr8, lr8, label = self.images.load(i)
         hr, scale = hr8.to(torch.float64) / 255, self.scale
         if lr8 is None:
             height, width = (side // scale * scale for side in hr.shape[-2:])
             if not height or not width:
                 raise UserError(f"'{self.images.names[i]}' ({hr.shape[-1]} x {hr.shape[-2]}) is smaller than the scale {scale}")
-            hr = hr[:, :height, :width]
-            lr = self.degrade(hr[None], torch.tensor([i]))[0]
-        else:
-            lr = lr8.to(torch.float64) / 255
-            height, width = lr.shape[-2] * scale, lr.shape[-1] * scale
-            if not (0 <= hr.shape[-2] - height < scale and 0 <= hr.shape[-1] - width < scale):
-                raise UserError(
-                    f"'{self.images.names[i]}': LR {lr.shape[-1]} x {lr.shape[-2]} and HR {hr.shape[-1]} x {hr.shape[-2]} "
-                    f"are not {scale} times apart"
-                )
-            hr = hr[:, :height, :width]
-        return lr.float(), hr.float(), label
+            return hr[:, :height, :width], None, label
+        lr = lr8.to(torch.float64) / 255
+        height, width = lr.shape[-2] * scale, lr.shape[-1] * scale
+        if not (0 <= hr.shape[-2] - height < scale and 0 <= hr.shape[-1] - width < scale):
+            raise UserError(
+                f"'{self.images.names[i]}': LR {lr.shape[-1]} x {lr.shape[-2]} and HR {hr.shape[-1]} x {hr.shape[-2]} "
+                f"are not {scale} times apart"
+            )
+        return hr[:, :height, :width], lr, label
 
 
 def numbers_of_this_rank(batches: Batches) -> range:
@@ -137,10 +147,15 @@ def numbers_of_this_rank(batches: Batches) -> range:
 
 
 def progress_of(batches: Batches, remaining: Sequence[int], about: str) -> Progress:
-    """The progress of this rank's images, of which batches remain. Only the first rank shows it."""
+    """The progress of this rank's images, of which batches remain."""
     own, left = (sum(len(batches.groups[i]) for i in numbers) for numbers in (numbers_of_this_rank(batches), remaining))
+    return progress_of_rank(own, own - left, about)
+
+
+def progress_of_rank(total: int, done: int, about: str) -> Progress:
+    """The progress of this rank's images. Only the first rank shows it."""
     about = f"{about} on rank 0 of {ranks.size()}" if ranks.size() > 1 else about
-    return Progress(own, done=own - left, about=about, shown=ranks.is_first())
+    return Progress(total, done=done, about=about, shown=ranks.is_first())
 
 
 def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator[ImagePairs]:
@@ -156,10 +171,12 @@ def load(batches: Batches, numbers: Sequence[int], workers: int = 0) -> Iterator
 
 
 def _one_ahead(batches: Batches, numbers: Sequence[int]) -> Iterator[ImagePairs | UserError]:
-    with ThreadPoolExecutor(1, "load") as thread:
-        loading = thread.submit(batches.__getitem__, numbers[0]) if numbers else None
-        for following in [*numbers[1:], None]:
-            batch = loading.result() if loading else None
-            loading = None if following is None else thread.submit(batches.__getitem__, following)
-            if batch is not None:
-                yield batch
+    # Not closed: its thread ends with the last reference to it. Closing waits for the thread, and a generator that was left early
+    # can be closed by the garbage collector in that very thread.
+    thread = ThreadPoolExecutor(1, "load")
+    loading = thread.submit(batches.__getitem__, numbers[0]) if numbers else None
+    for following in [*numbers[1:], None]:
+        batch = loading.result() if loading else None
+        loading = None if following is None else thread.submit(batches.__getitem__, following)
+        if batch is not None:
+            yield batch

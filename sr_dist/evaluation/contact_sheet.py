@@ -47,9 +47,7 @@ def contact_sheet(rows: Sequence[Mapping[str, Image.Image]], path: Path) -> None
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    write_whole(path, file.getvalue())
+    write_whole(path, png(image))
 
 
 def enlarge(image: Image.Image, factor: int) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,9 +59,9 @@ def open_methods(
     opened: list[TrainedGenerator | Pictures] = []
     for word in words:
         if word.is_pictures:
-            assert word.name
-            inside = Path(word.path) / part
-            opened.append(Pictures(word.name, inside if inside.is_dir() else Path(word.path), batches.images.names))
+            folder, inside = Path(word.path), Path(word.path) / part
+            name = word.name or Path(os.path.abspath(folder)).name  # of the folder itself, where it is a link
+            opened.append(Pictures(name, inside if inside.is_dir() else folder, batches.images.names))
         elif not word.is_baseline:
             opened.append(generators[word.text])
     return opened, fitting(batches, [one for one in opened if isinstance(one, Pictures)], crop)

@@ -30,7 +30,7 @@ class Pictures:
         self.name, self.folder = name, folder
         files = images_below(folder)
         if not files:
-            raise UserError(f"METHOD: no pictures in '{folder}', which '{name}' names")
+            raise UserError(f"METHOD: no pictures in '{folder}', and no recipe.yaml of a run")
         self.ending, partners = match(images, [str(path.relative_to(folder).with_suffix("")) for path in files], str(folder))
         self.files = [files[number] for number in partners]
         self.unused = sorted(set(names_below(folder, files)) - set(names_below(folder, self.files)))
@@ -147,19 +147,19 @@ def fitting(batches: Batches, methods: Sequence[Pictures], crop: bool) -> Batche
             own, full = one.size(i), batches.full_size(i)
             if own == full:
                 continue
-            if own == batches.images.shape(i)[:2]:
+            if own == batches.stored_size(i):
                 one.uncropped[i] = full
                 continue
             wrong[one.name] += 1
-            first = first or f"picture {own[1]} x {own[0]} and HR {size[1]} x {size[0]} of '{batches.images.names[i]}'"
+            hr = f"HR {size[1]} x {size[0]}" if batches.has_hr else f"{batches.scale} times LR ({size[1]} x {size[0]})"
+            first = first or f"picture {own[1]} x {own[0]} and {hr} of '{batches.images.names[i]}'"
             sizes[i] = (min(size[0], own[0]), min(size[1], own[1]))
-    if wrong and not crop:
-        counts = ", ".join(f"{name} ({count})" for name, count in wrong.items())
-        raise UserError(f"METHOD: {first} differ in size; wrong sizes: {counts}; --border=crop compares the middle that all have")
     if not wrong:
         return batches
-    if not batches.has_hr:
-        raise UserError("border: crop needs HR")
+    counts = ", ".join(f"{name} ({count})" for name, count in wrong.items())
+    if not crop or not batches.has_hr:
+        remedy = "; --border=crop compares the middle that all have" if batches.has_hr else ""
+        raise UserError(f"METHOD: {first} differ in size; wrong sizes: {counts}{remedy}")
     return CentredBatches(batches.images, batches.scale, batches.degrade, batches.size, sizes)
 
 

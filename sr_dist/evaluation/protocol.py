@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sr_dist.core.colour import LUMA
+from sr_dist.core.colour import full_y, studio_y
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.evaluation.presets import PROTOCOLS
 
@@ -69,10 +69,5 @@ def stored_tiles(sr: Tensor, hr: Tensor, protocol: Protocol, overlap: int = 0) -
 
 def luma(images: Tensor, protocol: Protocol, grey: bool) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> Y (B, 1, H, W) in [0, 255]."""
-    red, green, blue = images.unbind(1)
-    if grey:
-        y = 255 * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)  # of three equal channels: the channel
-    else:
-        y = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
-    y = y[:, None]
+    y = full_y(images) if grey else studio_y(images)
     return (y + 0.5).floor() if protocol.rounded_luma else y

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,19 @@ import torch
 from torch import Tensor
 
 from sr_dist.core import ranks
-from sr_dist.core.errors import UserError
 from sr_dist.core.formats import stamp
 from sr_dist.core.outputs import write_output
-from sr_dist.data.image_pairs import Batches, ImagePairs
+from sr_dist.data.image_pairs import Batches, ImagePairs, progress_of_rank
 from sr_dist.data.order import split_range
 from sr_dist.evaluation.conditions import AXES, PSNR_AXES, SHARED, SSIM_AXES, Conditions, borders, known_as, statement
-from sr_dist.evaluation.methods import Method, common_scale, named_methods, open_generators, open_methods, restored
+from sr_dist.evaluation.methods import Method, Methods, common_scale, named_methods, open_generators, open_methods, restored
 from sr_dist.evaluation.pictures import Pictures
-from sr_dist.evaluation.protocol_values import Errors, Key, psnr_errors, psnr_of_set, ssim_values
+from sr_dist.evaluation.protocol_values import Errors, Key, Target, pixel_forms, psnr_errors, psnr_of_set, ssim_values
 from sr_dist.evaluation.report.folders import numbered
 from sr_dist.evaluation.report.markdown import table
 from sr_dist.evaluation.report.report import FORMAT, REPORT
 from sr_dist.evaluation.resizers import RESIZERS
-from sr_dist.evaluation.run import ImageOptions, make_deterministic, open_batches
+from sr_dist.evaluation.run import ImageOptions, deterministic, open_batches
 from sr_dist.evaluation.words import method_word
 
 AXES_OF = {"psnr": PSNR_AXES, "ssim": SSIM_AXES}
@@ -90,22 +88,23 @@ def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | 
     numbers = [Number(metric, text) for metric, text in request.numbers]
     all_batches = {name: open_batches(options, scale) for name, options in sets.items()}
     accelerator = ranks.open_accelerator("no")
-    make_deterministic()
     texts, searches = [], []
-    for name, batches in all_batches.items():
-        opened, batches = open_methods(method_words, generators, batches, False, name)
-        methods, sources = named_methods(opened, scale, accelerator.device)
-        for method in (*(word.path for word in method_words if word.is_baseline), *sources):
-            candidates = all_candidates(method, methods[method], batches, [n.metric for n in numbers], accelerator.device)
-            answers = [answer(number, candidates[number.metric], scale) for number in numbers]
-            title = f"{method} on {len(batches.images.names)} images{f' of {name}' if name else ''}, x{scale}"
-            texts.append(described(title, answers, scale))
-            about = {"method": method, "set": name, "n": len(batches.images.names), "scale": scale}
-            searches += [{**about, **as_tree(one, scale)} for one in answers]
-    folder = ranks.on_first(lambda: write(Path(request.out or "eval"), "\n\n".join(texts), searches))
-    accelerator.end_training()
-    ranks.destroy_group()
-    return folder or Path(request.out or "eval")
+    with deterministic():
+        for name, batches in all_batches.items():
+            opened, batches = open_methods(method_words, generators, batches, False, name)
+            methods, sources = named_methods(opened, scale, accelerator.device)
+            requested = [*(word.path for word in method_words if word.is_baseline), *sources]
+            candidates = all_candidates(
+                {method: methods[method] for method in requested}, batches, [n.metric for n in numbers], accelerator.device
+            )
+            for method in requested:
+                answers = [answer(number, candidates[method][number.metric], scale) for number in numbers]
+                title = f"{method} on {len(batches.images.names)} images{f' of {name}' if name else ''}, x{scale}"
+                texts.append(described(title, answers, scale))
+                about = {"method": method, "set": name, "n": len(batches.images.names), "scale": scale}
+                matches = agreeing(answers)
+                searches += [{**about, **as_tree(one, hits, scale)} for one, hits in zip(answers, matches, strict=True)]
+    return ranks.from_first(lambda: write(Path(request.out or "eval"), "\n\n".join(texts), searches))
 
 
 def write(folder: Path, text: str, searches: Sequence[dict[str, Any]]) -> Path:
@@ -119,39 +118,37 @@ def write(folder: Path, text: str, searches: Sequence[dict[str, Any]]) -> Path:
 
 
 def all_candidates(
-    name: str, method: Method, batches: Batches, metrics: Sequence[str], device: torch.device
-) -> dict[str, list[Candidate]]:
-    """Metric -> the value of the set under every combination of conditions. All ranks must call: each computes some images."""
-    errors: dict[Key, dict[int, Errors]] = defaultdict(dict)
-    values: dict[Key, dict[int, float]] = defaultdict(dict)
-    sides, problem, last = borders(batches.scale), "", time.monotonic()
+    methods: Methods, batches: Batches, metrics: Sequence[str], device: torch.device
+) -> dict[str, dict[str, list[Candidate]]]:
+    """Method -> metric -> the value of the set under every combination of conditions. All ranks must call: each computes some
+    images."""
+    errors: dict[str, dict[Key, dict[int, Errors]]] = {name: defaultdict(dict) for name in methods}
+    values: dict[str, dict[Key, dict[int, float]]] = {name: defaultdict(dict) for name in methods}
     own = split_range(len(batches.images.names), ranks.size(), ranks.rank())
-    try:
-        for done, i in enumerate(own):
+    with ranks.failing_together(), progress_of_rank(len(own), 0, "searching") as progress:
+        for i in own:
             pair = load_pair(batches, i)
-            for way, sr in restorations(name, method, pair, batches.scale, device):
-                if "psnr" in metrics:
-                    for key, one in psnr_errors(sr, pair.hr[0].double(), sides, pair.grey):
-                        errors[way + key][i] = one
-                if "ssim" in metrics:
-                    for key, value in ssim_values(sr, pair.hr[0].double(), sides, pair.grey):
-                        values[way + key][i] = value
-            if ranks.is_first() and time.monotonic() > last + 10:
-                print(f"{name}: {done + 1} of {len(own)} images", flush=True)
-                last = time.monotonic()
-    except UserError as mistake:
-        problem = str(mistake)
-    parts = ranks.all_gather((dict(errors), dict(values), problem))
-    if problem := next((text for *_, text in parts if text), ""):
-        raise UserError(problem)
-    return candidates_of(parts, len(batches.images.names))
+            target = Target(pair.hr[0].double(), borders(batches.scale), pair.grey)
+            degraded = all_lr(methods, pair, batches.scale)
+            for name, method in methods.items():
+                for way, sr in restorations(name, method, pair, degraded, device):
+                    forms = pixel_forms(sr)
+                    if "psnr" in metrics:
+                        for key, one in psnr_errors(forms, target):
+                            errors[name][way + key][i] = one
+                    if "ssim" in metrics:
+                        for key, value in ssim_values(forms, target):
+                            values[name][way + key][i] = value
+            progress.advance()
+    count = len(batches.images.names)
+    return {name: candidates_of(ranks.all_gather((errors[name], values[name])), count) for name in methods}
 
 
-def candidates_of(parts: Sequence[tuple[Any, Any, str]], count: int) -> dict[str, list[Candidate]]:
+def candidates_of(parts: Sequence[tuple[Any, Any]], count: int) -> dict[str, list[Candidate]]:
     """Joins what the ranks computed. A combination that an image lacks, being too small, is left out."""
     errors: dict[Key, dict[int, Errors]] = defaultdict(dict)
     values: dict[Key, dict[int, float]] = defaultdict(dict)
-    for some_errors, some_values, _ in parts:
+    for some_errors, some_values in parts:
         for key, by_image in some_errors.items():
             errors[key] |= by_image
         for key, numbers in some_values.items():
@@ -170,29 +167,32 @@ def candidates_of(parts: Sequence[tuple[Any, Any, str]], count: int) -> dict[str
 
 def load_pair(batches: Batches, i: int) -> ImagePairs:
     """One image, with the LR that is stored with it, or an empty one."""
-    hr8, lr8, label = batches.images.load(i)
-    height, width = batches.full_size(i)
-    hr = (hr8.double() / 255)[None, :, :height, :width]  # exact, since one value in a tie of Y's rounding moves the sixth digit
-    if not hr.numel():
-        raise UserError(f"'{batches.images.names[i]}' is smaller than the scale {batches.scale}")
-    lr = torch.zeros(1, 3, 0, 0) if lr8 is None else (lr8.double() / 255)[None].float()
-    return ImagePairs(lr, hr, (batches.images.names[i],), torch.tensor([label]), batches.images.shape(i)[2])
+    hr, stored, label = batches.stored_pair(i)  # exact, since one value in a tie of Y's rounding moves the sixth digit
+    lr = torch.zeros(3, 0, 0) if stored is None else stored
+    names, grey = (batches.images.names[i],), batches.images.shape(i)[2]
+    return ImagePairs(lr[None].float(), hr[None], names, torch.tensor([label]), grey)
+
+
+def all_lr(methods: Methods, pair: ImagePairs, scale: int) -> dict[str, Tensor]:
+    """Every LR of an image that these methods can have had, (3, h, w) float64: the stored one, and HR made small."""
+    if all(isinstance(method, Pictures) for method in methods.values()):
+        return {}
+    hr = pair.hr[0].double()
+    height, width = hr.shape[-2:]
+    stored = {"stored": pair.lr[0].double()} if pair.lr.numel() else {}
+    return stored | {way: resize(hr, (height // scale, width // scale)) for way, resize in RESIZERS.items()}
 
 
 @torch.no_grad()
 def restorations(
-    name: str, method: Method, pair: ImagePairs, scale: int, device: torch.device
+    name: str, method: Method, pair: ImagePairs, degraded: Mapping[str, Tensor], device: torch.device
 ) -> Iterator[tuple[tuple[str, str], Tensor]]:
     """((lr, enlarged), SR (3, H, W) float64) for every way in which LR can be made, and bicubic can enlarge it."""
     if isinstance(method, Pictures):
         yield ("given", "network"), restored(method, pair, device)[0].double().cpu()
         return
-    hr = pair.hr[0].double()
-    height, width = hr.shape[-2:]
-    ways = {way: resize(hr, (height // scale, width // scale)) for way, resize in RESIZERS.items()}
-    if pair.lr.numel():
-        ways = {"stored": pair.lr[0].double(), **ways}
-    for way, lr in ways.items():
+    height, width = pair.hr.shape[-2:]
+    for way, lr in degraded.items():
         if name == "bicubic":
             enlargers = RESIZERS if way == "stored" else dict.fromkeys(["matlab", way])
             for enlarged in enlargers:
@@ -204,7 +204,8 @@ def restorations(
 
 def answer(number: Number, candidates: Sequence[Candidate], scale: int) -> Answer:
     hits = [one for one in candidates if number.is_reproduced(one.value)]
-    others = sorted((one for one in candidates if one not in hits), key=lambda one: abs(one.value - number.value))
+    others = [one for one in candidates if not number.is_reproduced(one.value)]
+    others.sort(key=lambda one: abs(one.value - number.value))
     around = AROUND[number.metric]
     values = {round(one.value, 9) for one in candidates if abs(one.value - number.value) <= around}
     by_chance, tried = len(values) / (2 * around) * number.unit, len({round(one.value, 9) for one in candidates})
@@ -330,8 +331,9 @@ def _known(metric: str, row: Row, scale: int) -> str:
     return ", ".join(names)
 
 
-def as_tree(one: Answer, scale: int) -> dict[str, Any]:
-    metric = one.number.metric
+def as_tree(one: Answer, matches: Sequence[Candidate], scale: int) -> dict[str, Any]:
+    """`matches`: the hits that agree with those of the other numbers."""
+    metric, together = one.number.metric, set(map(id, matches))
 
     def rows(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
         return [
@@ -344,7 +346,8 @@ def as_tree(one: Answer, scale: int) -> dict[str, Any]:
         "metric": metric,
         "value": one.number.value,
         "number": one.number.text,
-        "matches": rows(sorted_by_use(metric, one.hits, scale)),
+        "matches": rows(sorted_by_use(metric, matches, scale)),
+        "alone": rows(sorted_by_use(metric, [hit for hit in one.hits if id(hit) not in together], scale)),
         "near": rows(near),
         "protocols": {name: value_and_conditions(c) for name, c in one.named.items()},
         "different_values": one.tried,

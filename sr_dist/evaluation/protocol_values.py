@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_dist.core.colour import LUMA
+from sr_dist.core.colour import full_y, studio_y
 from sr_dist.core.resize import rounded
 from sr_dist.evaluation.conditions import Conditions
 from sr_dist.evaluation.protocol import BEST_PSNR
 
 Key = tuple[str, ...]  # values of axes, in the order of Conditions
+Forms = list[tuple[list[str], Tensor]]  # the names of a form of the pixels, and the image
+CHANNELS = ("y_rounded", "y", "y_full", "rgb")
+MOST_BYTES = 2**29  # of local means that are stored of HR; those beyond are computed for every SR
 RADIUS, SIGMA, UNIFORM = 5, 1.5, 7
 WINDOWS = {"gaussian_zero": "constant", "gaussian_reflect": "mirror", "gaussian_replicate": "nearest"}  # names of scipy
 
@@ -29,11 +32,11 @@ class Errors(NamedTuple):
     high: float
 
 
-def pixel_forms(sr: Tensor) -> list[tuple[list[str], Tensor]]:
+def pixel_forms(sr: Tensor) -> Forms:
     """(3, H, W) -> how programs store it before they compare: the names of each form, which may have the same values."""
     clipped = sr.clamp(0, 1)
     forms = {"rounded": rounded(clipped), "floats": clipped, "unclipped": sr, "truncated": (clipped * 255 + 1e-9).floor() / 255}
-    result: list[tuple[list[str], Tensor]] = []
+    result: Forms = []
     for name, form in forms.items():
         same = next((names for names, other in result if torch.equal(form, other)), None)
         if same is None:
@@ -45,27 +48,60 @@ def pixel_forms(sr: Tensor) -> list[tuple[list[str], Tensor]]:
 
 def planes(image: Tensor, channel: str, grey: bool) -> np.ndarray:
     """(3, H, W) in [0, 1] -> (1 or 3, H, W) in [0, 255]. An image that is stored grey is its own Y."""
-    red, green, blue = image.double()
+    image = image.double()
     if channel in ("rgb", "channels"):
-        return (image.double() * 255).numpy()
+        return (image * 255).numpy()
     if grey or channel == "y_full":
-        return (255 * (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue))[None].numpy()
-    y = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
-    return ((y + 0.5).floor() if channel == "y_rounded" else y)[None].numpy()
+        return full_y(image).numpy()
+    y = studio_y(image)
+    return ((y + 0.5).floor() if channel == "y_rounded" else y).numpy()
 
 
-def psnr_errors(sr: Tensor, hr: Tensor, borders: Sequence[int], grey: bool) -> Iterator[tuple[Key, Errors]]:
+class Target:
+    """HR of one image, with which every SR is compared. What depends on HR alone is computed once."""
+
+    def __init__(self, hr: Tensor, borders: Sequence[int], grey: bool) -> None:
+        self.borders, self.grey = borders, grey
+        self.planes = {channel: planes(hr, channel, grey) for channel in CHANNELS}
+        self._ends: dict[tuple[str, int], tuple[float, float]] = {}
+        self._means: dict[tuple[str, int, int, str], np.ndarray] = {}
+        self._bytes = 0
+
+    def ends(self, channel: str, border: int) -> tuple[float, float]:
+        """The smallest and the largest value inside a border."""
+        if (channel, border) not in self._ends:
+            inside = _inside(self.planes[channel], border)
+            self._ends[channel, border] = float(inside.min()), float(inside.max())
+        return self._ends[channel, border]
+
+    def means(self, channel: str, number: int, border: int, mode: str) -> np.ndarray:
+        """(2, H, W): the local means of y and y^2 of one plane inside a border."""
+        key = (channel, number, border, mode)
+        if key in self._means:
+            return self._means[key]
+        y = _inside(self.planes[channel][number], border)
+        means = _local_means((y, y * y), mode)
+        if self._bytes + means.nbytes <= MOST_BYTES:
+            self._means[key] = means
+            self._bytes += means.nbytes
+        return means
+
+
+def _inside(image: np.ndarray, border: int) -> np.ndarray:
+    """(..., H, W) without a border."""
+    return image[..., border : image.shape[-2] - border, border : image.shape[-1] - border]
+
+
+def psnr_errors(forms: Forms, target: Target) -> Iterator[tuple[Key, Errors]]:
     """((pixels, channel, border), errors) for every combination of these; a border that leaves nothing is left out."""
-    for names, form in pixel_forms(sr):
-        for channel in ("y_rounded", "y", "y_full", "rgb"):
-            x, y = planes(form, channel, grey), planes(hr, channel, grey)
-            squares = (x - y) ** 2
-            for border in borders:
-                inside = squares[:, border : squares.shape[1] - border, border : squares.shape[2] - border]
+    for names, form in forms:
+        for channel, y in target.planes.items():
+            squares = (planes(form, channel, target.grey) - y) ** 2
+            for border in target.borders:
+                inside = _inside(squares, border)
                 if inside.size:
-                    target = y[:, border : y.shape[1] - border, border : y.shape[2] - border]
                     mse = tuple(inside.mean((1, 2)).tolist())
-                    one = Errors(mse, inside[0].size, float(target.min()), float(target.max()))
+                    one = Errors(mse, inside[0].size, *target.ends(channel, border))
                     yield from (((pixels, channel, str(border)), one) for pixels in names)
 
 
@@ -101,55 +137,56 @@ def psnr(mse: float, peak: float) -> float:
     return min(10 * math.log10(peak**2 / mse), BEST_PSNR)
 
 
-def ssim_values(sr: Tensor, hr: Tensor, borders: Sequence[int], grey: bool) -> Iterator[tuple[Key, float]]:
+def ssim_values(forms: Forms, target: Target) -> Iterator[tuple[Key, float]]:
     """((pixels, channel, border, window, covariance, range), value) for every combination of these."""
-    for names, form in pixel_forms(sr):
-        for channel in ("y_rounded", "y", "y_full", "rgb"):
-            x, y = planes(form, channel, grey), planes(hr, channel, grey)
-            ranges = {border: _ranges(x, y, border) for border in borders}
+    for names, form in forms:
+        for channel in CHANNELS:
+            x = planes(form, channel, target.grey)
+            ranges = {border: _ranges(x, target, channel, border) for border in target.borders}
             values: dict[Key, list[float]] = {}
-            for one, other in zip(x, y, strict=True):
-                for key, value in _ssim_of_planes(one, other, ranges):
+            for number, plane in enumerate(x):
+                for key, value in _ssim_of_planes(plane, target, channel, number, ranges):
                     values.setdefault(key, []).append(value)
             means = {key: _mean(several) for key, several in values.items()}
             yield from (((pixels, channel, *key), mean) for key, mean in means.items() for pixels in names)
 
 
-def _ranges(x: np.ndarray, y: np.ndarray, border: int) -> dict[str, float]:
+def _ranges(x: np.ndarray, target: Target, channel: str, border: int) -> dict[str, float]:
     """The data ranges of images, (C, H, W), without a border; none where too few pixels are left."""
-    inner = (slice(None), slice(border, x.shape[1] - border), slice(border, x.shape[2] - border))
-    a, b = x[inner], y[inner]
-    if min(a.shape[1:]) <= 2 * RADIUS:
+    if min(x.shape[1:]) - 2 * border <= 2 * RADIUS:
         return {}
-    span = float(b.max() - b.min())
-    return {"255": 255.0, "hr_range": span, "pair_range": max(span, float(a.max() - a.min()))}
+    (low, high), inside = target.ends(channel, border), _inside(x, border)
+    return {"255": 255.0, "hr_range": high - low, "pair_range": max(high - low, float(inside.max() - inside.min()))}
 
 
-def _ssim_of_planes(x: np.ndarray, y: np.ndarray, ranges: Mapping[int, Mapping[str, float]]) -> Iterator[tuple[Key, float]]:
-    """((border, window, covariance, range), value) of (H, W). Valid positions do not depend on the border, so those maps are
-    computed once and cut."""
-    whole = {"gaussian": (_moments(x, y, "mirror"), RADIUS), "uniform7": (_moments(x, y, ""), UNIFORM // 2)}
+def _ssim_of_planes(
+    x: np.ndarray, target: Target, channel: str, number: int, ranges: Mapping[int, Mapping[str, float]]
+) -> Iterator[tuple[Key, float]]:
+    """((border, window, covariance, range), value) of (H, W) and that plane of HR. Valid positions do not depend on the border,
+    so those maps are computed once and cut."""
+
+    def moments(border: int, mode: str) -> np.ndarray:
+        """(5, H, W): the local means of x, x^2, x y, y and y^2."""
+        a, b = _inside(x, border), _inside(target.planes[channel][number], border)
+        return np.concatenate([_local_means((a, a * a, a * b), mode), target.means(channel, number, border, mode)])
+
+    whole = {"gaussian": (moments(0, "mirror"), RADIUS), "uniform7": (moments(0, ""), UNIFORM // 2)}
     for border, of_border in ranges.items():
         if not of_border:
             continue
-        inner = (slice(border, x.shape[0] - border), slice(border, x.shape[1] - border))
-        fields = {
-            name: moments[:, border + half : x.shape[0] - border - half, border + half : x.shape[1] - border - half]
-            for name, (moments, half) in whole.items()
-        }
-        fields |= {name: _moments(x[inner], y[inner], mode) for name, mode in WINDOWS.items()}
-        for window, moments in fields.items():
+        fields = {name: _inside(of_image, border + half) for name, (of_image, half) in whole.items()}
+        fields |= {name: moments(border, mode) for name, mode in WINDOWS.items()}
+        for window, means in fields.items():
             count = UNIFORM**2 if window == "uniform7" else (2 * RADIUS + 1) ** 2
             for covariance, factor in (("population", 1.0), ("sample", count / (count - 1))):
                 for name, value in of_border.items():
-                    yield (str(border), window, covariance, name), _ssim(moments, factor, value)
+                    yield (str(border), window, covariance, name), _ssim(means, factor, value)
 
 
-def _moments(x: np.ndarray, y: np.ndarray, mode: str) -> np.ndarray:
-    """(5, H, W): the local means of x, y, x^2, y^2 and x y. An empty mode: a uniform window."""
+def _local_means(fields: Sequence[np.ndarray], mode: str) -> np.ndarray:
+    """(C, H, W): the local mean of each field. An empty mode: a uniform window."""
     from scipy.ndimage import correlate1d, uniform_filter  # spares 0.3 s at the start
 
-    fields = (x, y, x * x, y * y, x * y)
     if not mode:
         return np.stack([uniform_filter(field, UNIFORM) for field in fields])
     offsets = np.arange(-RADIUS, RADIUS + 1)
@@ -159,7 +196,7 @@ def _moments(x: np.ndarray, y: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _ssim(moments: np.ndarray, factor: float, data_range: float) -> float:
-    mean_x, mean_y, xx, yy, xy = moments
+    mean_x, xx, xy, mean_y, yy = moments
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     var_x, var_y, cov = factor * (xx - mean_x**2), factor * (yy - mean_y**2), factor * (xy - mean_x * mean_y)
     top = (2 * mean_x * mean_y + c1) * (2 * cov + c2)

@@ -133,25 +133,22 @@ def evaluate_opened(
     classifiers = open_classifiers(metric_options.classifiers, [one.images for one in batches.values()])
 
     accelerator = ranks.open_accelerator("no")
-    make_deterministic()
-    metrics = all_metrics(metric_options, classifiers, next(iter(batches.values())), accelerator.device)
-    if results.accept:
-        results.accept(metrics)
-    if ranks.is_first():
-        print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
-    scored = []
-    for name, (of_set, fitted) in opened.items():
-        methods, sources = named_methods(of_set, scale, accelerator.device)
-        digest = digest_of(fitted)
-        facts = identity_facts(image_sets[name], rules, digest(None), metrics, sources)
-        planned = {**plan(image_sets[name], fitted, metrics, methods, facts), "digest_of_first": digest}
-        scored.append(ScoredSet(name, image_sets[name], fitted, methods, sources, facts, planned))
-    check_against(results.against, scored[0].methods)
-    places = Places(method_words, generators, results, accelerator.device)
-    folder = score_sets(scored, metrics, metric_options, rules, places)
-    accelerator.end_training()
-    ranks.destroy_group()
-    return folder
+    with deterministic():
+        metrics = all_metrics(metric_options, classifiers, next(iter(batches.values())), accelerator.device)
+        if results.accept:
+            results.accept(metrics)
+        if ranks.is_first():
+            print("".join(f"{line}\n" for line in plugins.foreign_code()), end="", flush=True)
+        scored = []
+        for name, (of_set, fitted) in opened.items():
+            methods, sources = named_methods(of_set, scale, accelerator.device)
+            digest = digest_of(fitted)
+            facts = identity_facts(image_sets[name], rules, digest(None), metrics, sources)
+            planned = {**plan(image_sets[name], fitted, metrics, methods, facts), "digest_of_first": digest}
+            scored.append(ScoredSet(name, image_sets[name], fitted, methods, sources, facts, planned))
+        check_against(results.against, scored[0].methods)
+        places = Places(method_words, generators, results, accelerator.device)
+        return score_sets(scored, metrics, metric_options, rules, places)
 
 
 @dataclass(frozen=True)
@@ -299,11 +296,18 @@ def named_classifiers(classifiers: Sequence[FrozenClassifier], device: torch.dev
     return list(result.values())
 
 
-def make_deterministic() -> None:
-    """The same files give the same numbers, on GPUs too: no kernels chosen by timing, and no TF32."""
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    torch.backends.cudnn.allow_tf32 = False
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """The same files give the same numbers inside, on GPUs too: no kernels chosen by timing, and no TF32."""
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = False, True, False
     torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(precision)
 
 
 def identity_facts(

@@ -23,6 +23,9 @@ class LRBatches(Batches):
     def notes(self) -> list[str]:
         return ["without HR: only metrics that need no reference"]
 
+    def stored_size(self, i: int) -> tuple[int, int]:
+        return self.full_size(i)
+
     def full_size(self, i: int) -> tuple[int, int]:
         height, width, _ = self.images.shape(i)
         return height * self.scale, width * self.scale

@@ -14,7 +14,7 @@ NAME = r"[\w.@+-]+"  # of a method or a set: it becomes the name of a folder
 
 
 class MethodWord(NamedTuple):
-    """A METHOD: a run folder, a weights file, a baseline, or NAME=PATH."""
+    """A METHOD: a run folder, a weights file, a baseline, a folder of pictures, or NAME=PATH."""
 
     text: str
     path: str
@@ -27,7 +27,7 @@ class MethodWord(NamedTuple):
     @property
     def is_pictures(self) -> bool:
         """A folder that is no run: pictures that were made elsewhere."""
-        return self.name is not None and Path(self.path).is_dir() and not is_run(Path(self.path))
+        return not self.is_baseline and Path(self.path).is_dir() and not is_run(Path(self.path))
 
 
 def method_word(text: str) -> MethodWord:

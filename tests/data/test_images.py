@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.folder_images import FolderImages
 from sr_dist.data.format import ShardError, Shards, index_bytes, index_columns, open_shards
+from sr_dist.data.image_pairs import load
 from sr_dist.data.images import ShardImages, contents_of, open_images
 
 # ----------------------------------------------------------------------------------------------------------------- shards
@@ -167,3 +171,35 @@ def test_workers_change_nothing(photo_shards):
     assert [batch.names for batch in inline] == [batch.names for batch in by_workers]
     assert all(torch.equal(a.hr, b.hr) and torch.equal(a.lr, b.lr) for a, b in zip(inline, by_workers, strict=True))
     assert all(isinstance(batch.names, tuple) for batch in by_workers)
+
+
+def test_a_loader_that_the_collector_ends_in_its_own_thread_ends_quietly(photo_shards, monkeypatch):
+    """A generator in a circle of references, left early: the collector runs in the thread that loads one batch ahead."""
+    left, ended, problems = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(sys, "unraisablehook", problems.append)
+    result = batches(photo_shards, size=1)
+    original = type(result).__getitem__
+
+    def collecting(self, number):
+        if number == 1:
+            left.wait(60)
+            gc.collect()
+            ended.set()
+        return original(self, number)
+
+    monkeypatch.setattr(type(result), "__getitem__", collecting)
+    loader = load(result, range(4))
+    next(loader)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("load")]
+    circle = [loader]
+    circle.append(circle)
+    gc.disable()
+    try:
+        del loader, circle
+        left.set()
+        assert ended.wait(60)
+    finally:
+        gc.enable()
+    assert len(threads) == 1 and not problems
+    threads[0].join(60)
+    assert not threads[0].is_alive()

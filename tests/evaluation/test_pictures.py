@@ -132,6 +132,19 @@ def saved(network, images, tmp_path_factory, run_commands) -> Path:
     return root
 
 
+def test_a_folder_alone_has_its_own_name(saved, images, tmp_path, run_commands, monkeypatch):
+    """Also beside another of that name. A baseline's word is the baseline where a folder is called so, too."""
+    (tmp_path / "mine").symlink_to(saved / "pictures/bicubic")
+    words = [f"{saved}/pictures/mine/,{tmp_path / 'mine'}", f"--data={images}", *OPTIONS, f"--out={tmp_path / 'out'}"]
+    (answer,) = run_commands([("sr_dist.evaluate", words)])
+    assert answer.code == 0, answer.err
+    expected = tree(saved / "out")["methods"]
+    assert tree(tmp_path / "out")["methods"] == {**expected, "mine (2)": expected["bicubic"]}
+    monkeypatch.chdir(saved / "pictures")
+    assert method_word("bicubic").is_baseline and not method_word("bicubic").is_pictures
+    assert method_word("mine").is_pictures
+
+
 def test_images_of_the_named_methods_are_saved_by_method_and_name(saved):
     names = [str(path.relative_to(saved / "pictures")) for path in sorted((saved / "pictures").rglob("*.png"))]
     assert names == [f"{method}/bird_{i}.png" for method in ("bicubic", "mine") for i in range(5)]

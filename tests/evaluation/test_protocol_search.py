@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scoring import batches
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sr_dist.evaluation import resizers
-from sr_dist.evaluation.conditions import AXES, NAMED, PSNR_AXES, SSIM_AXES, borders, known_as, statement
+from sr_dist.core import progress
+from sr_dist.evaluation import protocol_search, protocol_values, resizers
+from sr_dist.evaluation.baselines import baseline
+from sr_dist.evaluation.conditions import AXES, NAMED, PSNR_AXES, SHARED, SSIM_AXES, borders, known_as, statement
 from sr_dist.evaluation.metrics import psnr, ssim
 from sr_dist.evaluation.protocol import protocol
-from sr_dist.evaluation.protocol_search import Candidate, Number, agreeing, answer, described, merged
-from sr_dist.evaluation.protocol_values import psnr_errors, psnr_of_set, ssim_values
+from sr_dist.evaluation.protocol_search import Candidate, Number, agreeing, all_candidates, answer, as_tree, described, merged
+from sr_dist.evaluation.protocol_values import Target, pixel_forms, psnr_errors, psnr_of_set, ssim_values
+from sr_dist.evaluation.report import folders
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +34,12 @@ def pair(make_photo):
     return hr * 1.1 - 0.03 + 0.04 * noise, hr
 
 
+def similarities(sr, hr, grey=False):
+    return dict(ssim_values(pixel_forms(sr), Target(hr, borders(2), grey)))
+
+
 def psnr_values(pairs, scale=2, grey=False):
-    errors = [dict(psnr_errors(sr, hr, borders(scale), grey)) for sr, hr in pairs]
+    errors = [dict(psnr_errors(pixel_forms(sr), Target(hr, borders(scale), grey))) for sr, hr in pairs]
     return {
         tuple(conditions[axis] for axis in PSNR_AXES[2:]): value
         for key in errors[0] for conditions, value in psnr_of_set(("given", "network", *key), [one[key] for one in errors])
@@ -49,7 +57,7 @@ def test_the_protocols_of_evaluations_are_among_the_combinations(pair, preset, l
         sr, hr = (image[:1].expand(3, -1, -1) for image in pair)
     rules = protocol(preset, 2)
     own = {key: value[0] for metric in (psnr, ssim) for key, value in metric.per_image(sr[None], hr[None], rules, grey).items()}
-    values, similar = psnr_values([(sr, hr)], grey=grey), dict(ssim_values(sr, hr, borders(2), grey))
+    values, similar = psnr_values([(sr, hr)], grey=grey), similarities(sr, hr, grey)
     for name, channel in (("y", luma), ("rgb", "rgb")):
         assert values[pixels, channel, border, "255", "images"] == pytest.approx(own[f"psnr_{name}"], abs=5e-6)
         assert similar[pixels, channel, border, "gaussian", "population", "255"] == pytest.approx(own[f"ssim_{name}"], abs=1e-9)
@@ -57,7 +65,7 @@ def test_the_protocols_of_evaluations_are_among_the_combinations(pair, preset, l
 
 def test_ssim_is_that_of_scikit_image_and_torchmetrics(pair):
     sr, hr = pair
-    values = dict(ssim_values(sr, hr, borders(2), False))
+    values = similarities(sr, hr)
     x, y = ((image.clamp(0, 1) * 255).permute(1, 2, 0).numpy() for image in pair)
     theirs = structural_similarity(x, y, channel_axis=2, data_range=255)
     assert values["floats", "rgb", "0", "uniform7", "sample", "255"] == pytest.approx(theirs, abs=1e-9)
@@ -68,6 +76,17 @@ def test_ssim_is_that_of_scikit_image_and_torchmetrics(pair):
     theirs = structural_similarity_index_measure(sr[None], hr[None])  # its default range is that of the pair
     value = values["unclipped", "rgb", "0", "gaussian_reflect", "population", "pair_range"]
     assert value == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_one_hr_serves_several_sr(pair, monkeypatch):
+    """What is stored of HR, or computed again because it takes too much memory, changes no bit."""
+    sr, hr = pair
+    shared = Target(hr, borders(2), False)
+    for one in (sr, sr.flip(2), sr * 0.9):
+        expected = similarities(one, hr), dict(psnr_errors(pixel_forms(one), Target(hr, borders(2), False)))
+        assert (dict(ssim_values(pixel_forms(one), shared)), dict(psnr_errors(pixel_forms(one), shared))) == expected
+    monkeypatch.setattr(protocol_values, "MOST_BYTES", 2**16)
+    assert similarities(sr * 0.9, hr) == expected[0]
 
 
 def test_psnr_has_every_mean_and_range(pair, make_photo):
@@ -130,7 +149,13 @@ def test_two_numbers_of_one_table_have_their_conditions_in_common():
     second = answer(Number("ssim", "0.81"), [Candidate(similar(border="0"), 0.81), Candidate(similar(channel="rgb"), 0.8101)], 4)
     assert [[hit.conditions["border"] for hit in hits] for hits in agreeing([first, second])] == [["0"], ["0"]]
     assert "have protocols in common" in described("x", [first, second], 4)
+    tree = as_tree(first, agreeing([first, second])[0], 4)
+    assert [[hit["border"] for hit in tree[key]] for key in ("matches", "alone")] == [[0], [4]]
     third = answer(Number("ssim", "0.81"), [Candidate(similar(channel="rgb"), 0.8101)], 4)
+    assert [(tree["matches"], len(tree["alone"])) for tree in (as_tree(first, [], 4), as_tree(third, [], 4))] == [
+        ([], 2),
+        ([], 1),
+    ]
     assert "No protocol gives all of these numbers." in described("x", [first, third], 4)
 
 
@@ -253,3 +278,69 @@ def test_the_command_finds_a_protocol_and_says_none_of_another_number(images, pi
     messages = ("find: '28' is no number", "metric: 2 numbers in --find", "metric: no 'lpips'")
     for answered, message in zip(bad, messages, strict=True):
         assert answered.code == 2 and message in answered.err, answered.err
+
+
+def test_report_json_and_report_md_have_the_same_matches(images, pictures, tmp_path, run_commands):
+    """With few digits each number has more protocols than the two have in common."""
+    number, similar = independent(images, pictures)
+    words = [f"theirs={pictures}", f"--data={images}", "--scale=2", f"--out={tmp_path / 'o'}"]
+    (answered,) = run_commands([
+        ("sr_dist.evaluate", [*words, f"--find={number:.2f},{similar:.2f}", "--metric=psnr,ssim"]),
+    ])  # fmt: skip
+    assert answered.code == 0, answered.err
+    searches = json.loads((tmp_path / "o" / "report.json").read_text())["find"]
+    protocols = [{tuple("rgb" if hit[axis] == "channels" else hit[axis] for axis in SHARED) for hit in one["matches"]}
+                 for one in searches]  # fmt: skip
+    assert protocols[0] == protocols[1] and protocols[0] and searches[1]["alone"]
+    assert folders.summary(tmp_path / "o") == "report of a search"
+    text = (tmp_path / "o" / "report.md").read_text()
+    for one in searches:
+        assert f"{one['number']}: reproduced by {len(one['matches'])} combinations" in text
+
+
+def test_stored_lr_of_another_scale_is_refused_as_by_an_evaluation(make_photo, tmp_path, run_commands):
+    for name, size in (("HR", (40, 44)), ("LR", (20, 21))):
+        (tmp_path / "pairs" / name).mkdir(parents=True)
+        Image.fromarray(make_photo(0, *size)).save(tmp_path / "pairs" / name / "a.png")
+    words = [f"--data={tmp_path / 'pairs'}", "--scale=2", "--find=28.42", f"--out={tmp_path / 'o'}"]
+    for answered in run_commands([("sr_dist.evaluate", [method, *words]) for method in ("bicubic", "nearest")]):
+        assert answered.code == 2, answered
+        assert "'a': LR 21 x 20 and HR 44 x 40 are not 2 times apart" in answered.err and answered.err.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_progress_of_a_search_is_that_of_other_work(images, monkeypatch, capsys):
+    """On stderr, as `core.progress` has it: stdout has the answer alone."""
+    monkeypatch.setattr(progress, "PRINT_EVERY", 0)
+    all_candidates({"nearest": baseline("nearest", 2)}, batches(images), ["psnr"], torch.device("cpu"))
+    out, err = capsys.readouterr()
+    assert out == "" and "searching: 1 of 3 images, " in err and "searching: 3 of 3 images" in err
+
+
+def test_what_depends_on_hr_alone_is_computed_once_for_all_methods(images, monkeypatch):
+    """Four channels of each of three images, however many methods and ways to make LR; with the values of one method alone."""
+    images_of_targets, computed = [], []
+    target, resized = Target.__init__, resizers.pil
+    monkeypatch.setattr(Target, "__init__", lambda self, *words: images_of_targets.append(1) or target(self, *words))
+    counting = {**resizers.RESIZERS, "pil": lambda *words: computed.append(words[1]) or resized(*words)}
+    monkeypatch.setattr(protocol_search, "RESIZERS", counting)
+    methods = {name: baseline(name, 2) for name in ("nearest", "bilinear")}
+    both = all_candidates(methods, batches(images), ["psnr"], torch.device("cpu"))
+    assert len(images_of_targets) == 3 and computed == [(20, 24), (22, 24), (24, 24)]
+    alone = all_candidates({"bilinear": methods["bilinear"]}, batches(images), ["psnr"], torch.device("cpu"))
+    assert both["bilinear"] == alone["bilinear"] and both["nearest"] != both["bilinear"]
+
+
+def test_options_that_a_search_does_not_use_are_refused_by_name(images, tmp_path, run_commands):
+    words = ["bicubic", f"--data={images}", "--scale=2", "--find=28.42", f"--out={tmp_path / 'o'}"]
+    unused = (
+        "--protocol=basicsr", "--border=crop", "--against=nearest", "--degradation=bicubic", "--resize=clean",
+        f"--attributes={images}", f"--extractor={images}", f"--save_images={tmp_path}",
+    )  # fmt: skip
+    *answers, other = run_commands([("sr_dist.evaluate", [*words, word]) for word in (*unused, "--metrics=psnr,ssim")])
+    for word, answered in zip(unused, answers, strict=True):
+        key = word[2:].partition("=")[0]
+        assert answered.code == 2 and answered.err.count("\n") == 1, answered
+        assert answered.err.startswith(f"error: {key}: not used by --find") and f"leave out --{key}" in answered.err
+    assert other.code == 2 and "metrics: ssim with --find; --metric names" in other.err
+    assert not (tmp_path / "o").exists()

@@ -15,7 +15,9 @@ from PIL import Image
 from scipy import stats
 
 from sr_dist import evaluate
+from sr_dist.data.degradations import bicubic
 from sr_dist.evaluation.intervals import differences, mean_of_sets
+from sr_dist.evaluation.without_hr import LRBatches, lr_images
 
 OPTIONS = ["--scale=2", "--batch=2", "--metrics=psnr,ssim", "--cache=none"]
 
@@ -172,6 +174,13 @@ def per_image(sr, hr, protocol, grey):
 """
 
 
+def test_a_batch_without_hr_has_few_pixels_of_what_is_made_of_it(two_sets, monkeypatch):
+    """LR of 40 x 32 becomes 80 x 64: with room for 10,240 pixels two of them, not eight."""
+    monkeypatch.setattr("sr_dist.data.image_pairs.MOST_PIXELS", 2 * 80 * 64)
+    images = lr_images(str(two_sets / "a"), None)
+    assert [len(group) for group in LRBatches(images, 2, bicubic.build(bicubic.Config(), 2), 8).groups] == [2, 1]
+
+
 def test_lr_alone_is_scored_by_metrics_that_need_no_reference(two_sets, tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "sharpness.py").write_text(SHARPNESS)
@@ -179,12 +188,15 @@ def test_lr_alone_is_scored_by_metrics_that_need_no_reference(two_sets, tmp_path
     lr.mkdir()
     for path in (two_sets / "a").glob("*.png"):
         Image.open(path).resize((20, 16), Image.Resampling.BICUBIC).save(lr / f"{path.stem}x2.png")
+    unused = ("--border=crop", "--degradation=bicubic", "--select={c: 3}", "--split=0.5,0.5", "--part=test")
     words = [f"theirs={two_sets}/theirs/a", f"--lr={lr}", "--scale=2", "--cache=none"]
     calls = [
         ("sr_dist.evaluate", [*words, "--metrics=own.sharpness", f"--out={tmp_path / 'out'}"]),
         ("sr_dist.evaluate", [*words, "--metrics=own.sharpness,psnr"]),
         ("sr_dist.evaluate", words),
         ("sr_dist.evaluate", [*words, "--find=28.42"]),
+        ("sr_dist.evaluate", [f"theirs={lr}", *words[1:], "--metrics=own.sharpness"]),
+        *(("sr_dist.evaluate", [*words, option]) for option in unused),
     ]  # fmt: skip
     path = os.pathsep.join(map(str, (processes.ROOT, processes.ROOT / "tests", tmp_path)))
     output, _ = processes.run(0, "run_commands", json.dumps(calls), PYTHONPATH=path)
@@ -197,6 +209,8 @@ def test_lr_alone_is_scored_by_metrics_that_need_no_reference(two_sets, tmp_path
     expected = np.mean([np.abs(np.diff(image.transpose(2, 0, 1), axis=2)).mean() for image in pixels])
     assert report["methods"]["theirs"]["sharpness"] == pytest.approx(expected)
     assert "bicubic is on the right" in (tmp_path / "out" / "report.html").read_text()
-    messages = ("metrics: psnr compares with HR", "metrics: all metrics compare with HR", "find: PSNR and SSIM need HR")
+    messages = ("metrics: psnr compares with HR", "metrics: all metrics compare with HR", "find: PSNR and SSIM need HR",
+                "METHOD: picture 20 x 16 and 2 times LR (40 x 32) of '0x2' differ in size; wrong sizes: theirs (3)",
+                *(f"{option[2:].partition('=')[0]}: not used by --lr alone" for option in unused))  # fmt: skip
     for (code, _, err, _), message in zip(refused, messages, strict=True):
-        assert code == 2 and message in err, err
+        assert code == 2 and message in err and err.count("\n") == 1, err

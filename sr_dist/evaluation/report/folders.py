@@ -84,7 +84,9 @@ def _weights(tree: Tree, kind: str) -> set[tuple[str, str]]:
 def summary(folder: Path) -> str:
     """A report in the words of a note."""
     tree = read_report(folder)
-    return f"report of {tree['n']} images" if isinstance(tree, dict) and "n" in tree else "file of another program"
+    if not isinstance(tree, dict) or not tree.keys() & {"n", "find"}:
+        return "file of another program"
+    return f"report of {tree['n']} images" if "n" in tree else "report of a search"
 
 
 def move_away(folder: Path) -> str:
