@@ -95,8 +95,8 @@ class Upscaler:
         batch = pixels if pixels.ndim == 4 else pixels[None]
         tile = self.tile
         if tile == "auto":
-            rows = (batch.shape[-2] * len(batch), batch.shape[-1])
-            tile = automatic_tile(rows, self._need, self.overlap, self.device)
+            need = self._need * len(batch)
+            tile = automatic_tile((batch.shape[-2], batch.shape[-1]), need, self.overlap, self.device)
         sr, used = with_smaller_tiles(
             lambda tile: self._enlarged(batch, tile), tile, (batch.shape[-2], batch.shape[-1]), self.note
         )
