@@ -17,6 +17,7 @@ from sr_dist.core.files import check_exists
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.evaluation.presets import PROTOCOLS
+from sr_dist.models import published
 from sr_dist.models.weights_formats import check_out_file
 
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(parse_list)]
@@ -40,7 +41,8 @@ class Curve(Settings):
     alphas: Numbers = (0.0, 0.25, 0.5, 0.75, 1.0)
     """The shares of the GAN: (1 - alpha) pixel stage + alpha GAN."""
     pixel: OptionalText = None
-    """The pixel stage: a run or a weights file. The default is init.generator of the run."""
+    """The pixel stage: a run, a weights file, or the name of one of the weights folders. The default is init.generator of the
+    run."""
     metrics: Names = ("psnr", "lpips", "fid", "ssim")
     """The metrics of the grid."""
     perception: OptionalText = None
@@ -75,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def curve(options: Curve) -> None:
     check(options)
 
-    from sr_dist.evaluation import curve as curves  # loads torch, which the checks above do without
+    from sr_dist.core import ranks  # loads torch, which the checks above do without
+    from sr_dist.evaluation import curve as curves
     from sr_dist.evaluation.run import ImageOptions, MetricOptions
 
+    ranks.open_group()
     stages = curves.open_stages(options.run, options.pixel)
     if options.export:
         print(curves.export_point(stages, options.ema, options.alpha, Path(options.export)))
@@ -92,7 +96,7 @@ def check(options: Curve) -> None:
     """Refuses mistakes that show before torch is loaded."""
     check_exists(options.run, "RUN")
     if options.pixel:
-        check_exists(options.pixel, "pixel")
+        published.place(options.pixel, "pixel")
     if options.export:
         return check_out_file(options.export)
     if not options.data:
