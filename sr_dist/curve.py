@@ -15,6 +15,7 @@ from sr_dist.core.config import Fraction, Names, NonNegative, OptionalPositive, 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import check_exists
 from sr_dist.evaluate import check_metric, check_protocol, check_source
+from sr_dist.models import published
 from sr_dist.models.weights_formats import check_out_file
 
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(parse_list)]
@@ -38,7 +39,7 @@ class Curve(Settings):
     alphas: Numbers = (0.0, 0.25, 0.5, 0.75, 1.0)
     """The shares of the GAN: (1 - alpha) pixel stage + alpha GAN."""
     pixel: OptionalText = None
-    """The pixel stage: a run, a weights file, or a file of the weights folders by its name. The default is init.generator of the
+    """The pixel stage: a run, a weights file, or the name of one of the weights folders. The default is init.generator of the
     run."""
     metrics: Names = ("psnr", "lpips", "fid", "ssim")
     """The metrics of the grid, as for sr_dist.evaluate."""
@@ -78,6 +79,7 @@ def curve(options: Curve) -> None:
     from sr_dist.evaluation import curve as curves
     from sr_dist.evaluation.run import ImageOptions, MetricOptions
 
+    ranks.open_group()
     stages = curves.open_stages(options.run, options.pixel)
     if options.export:
         print(curves.export_point(stages, options.ema, options.alpha, Path(options.export)))
@@ -92,6 +94,8 @@ def curve(options: Curve) -> None:
 def check(options: Curve) -> None:
     """Refuses mistakes that show before torch is loaded."""
     check_exists(options.run, "RUN")
+    if options.pixel:
+        published.place(options.pixel, "pixel")
     if options.export:
         return check_out_file(options.export)
     if not options.data:

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator
 from sr_dist.core import cli, config, plugins
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list, parse_section
-from sr_dist.core.errors import UserError, nearest, nearest_path
+from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.files import check_exists, same_place_twice
 from sr_dist.core.json_text import read_json
 from sr_dist.core.plugins import PACKAGES
@@ -25,6 +25,7 @@ from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import PARTS, Portion
 from sr_dist.evaluation.presets import BASELINES, PROTOCOLS, PYIQA
 from sr_dist.evaluation.words import method_word, named_sets
+from sr_dist.models import published
 from sr_dist.recipe.sections import Count, Split
 
 FIRST_METRICS = ("psnr", "ssim", "lpips", "fid", "kid")  # the order of columns; the others follow
@@ -42,8 +43,9 @@ class Evaluate(Settings):
     """
 
     methods: Annotated[Names, Word("METHOD[,METHOD]")]
-    """Run folders (their newest EMA), weights files, bicubic, bilinear, nearest, and folders of pictures that were made
-    elsewhere, named as HR with any ending (_x4, _SR, -out). NAME=PATH gives a folder or a run another name in the report."""
+    """Run folders (their newest EMA), weights files or their names in the weights folders, bicubic, bilinear, nearest, and
+    folders of pictures that were made elsewhere, named as HR with any ending (_x4, _SR, -out). NAME=PATH gives a folder or a run
+    another name in the report."""
     data: str = ""
     """A folder of shards, a brace pattern, a URL, or a folder of images. Files named *_HR.png and *_LR.png are pairs;
     otherwise LR is made from HR. Several sets: --data=set5=A,set14=B. Without --data, --lr is scored by metrics that need
@@ -196,10 +198,10 @@ def check_methods(options: Evaluate) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"METHOD: '{','.join(options.methods)}' gives a name twice")
     for word in words:
-        if word.name and not Path(word.path).exists():
+        if word.name and Path(word.path).name != word.path:  # else it may be a name of published weights
             check_exists(word.path, f"METHOD: {word.name}")
-        if not word.is_baseline and not Path(word.path).exists():
-            raise UserError(f"METHOD: no run folder or weights file '{word.path}'{nearest_path(word.path, BASELINES)}")
+        if not word.is_baseline:
+            published.place(word.path, f"METHOD: {word.name}" if word.name else "METHOD", BASELINES)
 
 
 def check_data(options: Evaluate) -> None:

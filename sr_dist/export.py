@@ -10,7 +10,7 @@ from typing import Annotated
 from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import OptionalPositive, Settings
-from sr_dist.core.files import check_exists
+from sr_dist.models import published
 from sr_dist.models.weights_formats import check_out_file
 
 
@@ -25,7 +25,8 @@ class Export(Settings):
     """
 
     source: Annotated[str, Word("RUN")]
-    """A run folder (its newest checkpoint) or a weights file, of sr_dist or of another project."""
+    """A run folder (its newest checkpoint), a weights file, of sr_dist or of another project, or the name of a file of the
+    weights folders."""
     out: Annotated[str, Word("OUT")]
     """The file to write."""
     scale: OptionalPositive = None
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export(options: Export) -> None:
-    check_exists(options.source, "RUN")
+    published.place(options.source, "RUN")
     check_out_file(options.out)
 
     from sr_dist.models.export import export as write  # loads torch, which the checks above do without

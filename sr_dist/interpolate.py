@@ -10,7 +10,7 @@ from typing import Annotated
 from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Fraction, OptionalPositive, Settings
-from sr_dist.core.files import check_exists
+from sr_dist.models import published
 from sr_dist.models.weights_formats import check_out_file
 
 
@@ -18,7 +18,7 @@ class Interpolate(Settings):
     """Writes the interpolation of two networks: (1 - alpha) A + alpha B for every tensor, as in ESRGAN."""
 
     a: Annotated[str, Word("A")]
-    """A run folder (its newest EMA) or a weights file."""
+    """A run folder (its newest EMA), a weights file, or the name of a file of the weights folders."""
     b: Annotated[str, Word("B")]
     """The same for another network of the same generator with the same options."""
     out: Annotated[str, Word("OUT")]
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def interpolate(options: Interpolate) -> None:
-    check_exists(options.a, "A")
-    check_exists(options.b, "B")
+    published.place(options.a, "A")
+    published.place(options.b, "B")
     check_out_file(options.out)
 
     from sr_dist.models.interpolate import interpolate as write  # loads torch, which the checks above do without

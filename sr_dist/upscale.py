@@ -16,7 +16,9 @@ from sr_dist.core.config import Absent, OptionalPositive, Settings
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import check_exists
 from sr_dist.core.outputs import is_folder
+from sr_dist.models import published
 
+SOURCE = "RUN_OR_WEIGHTS"
 EXTENSIONS = ("png", "jpg", "webp", "tif", "bmp")
 
 
@@ -40,7 +42,7 @@ class Upscale(Settings):
     the ranks share the images: accelerate launch -m sr_dist.upscale ...
     """
 
-    source: Annotated[str, Word("RUN_OR_WEIGHTS")]
+    source: Annotated[str, Word(SOURCE)]
     """A run folder (its newest EMA), a weights file of sr_dist or of another project, or the name of a file of the weights
     folders."""
     input: Annotated[str, Word("INPUT")]
@@ -89,9 +91,11 @@ def upscale(options: Upscale) -> int:
     check(options)
 
     from sr_dist.core import ranks  # loads torch, which the checks above do without
-    from sr_dist.models import upscaler, upscaling
+    from sr_dist.models import trained, upscaler, upscaling
 
-    network = upscaler.load(options.source, tile=options.tile, half=options.half, scale=options.scale, key="RUN_OR_WEIGHTS")
+    ranks.open_group()
+    weights = ranks.from_first(lambda: trained.locate(options.source, SOURCE))
+    network = upscaler.load(weights, tile=options.tile, half=options.half, scale=options.scale, key=SOURCE)
     network = replace(network, overlap=options.overlap, outscale=options.outscale)
     naming = upscaling.Naming(options.extension or "png", options.suffix)
     work = upscaling.plan(options.input, options.output, naming, options.overwrite)
@@ -105,8 +109,7 @@ def upscale(options: Upscale) -> int:
 
 
 def check(options: Upscale) -> None:
-    if Path(options.source).name != options.source:  # else it may be a name of published weights
-        check_exists(options.source, "RUN_OR_WEIGHTS")
+    published.place(options.source, SOURCE)
     source, out = Path(options.input), Path(options.output)
     if not source.exists() and not any(sign in options.input for sign in "*?["):
         check_exists(options.input, "INPUT")

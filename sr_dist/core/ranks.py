@@ -45,6 +45,13 @@ def open_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision="no", kwargs_handlers=[group] if grouped else None)
 
 
+def open_group() -> None:
+    """The process group, where a launcher started several ranks. Commands open it before they look for files, which the first
+    rank does for all (`from_first`)."""
+    if launch_env.num_ranks() > 1:
+        open_accelerator("no")
+
+
 def size() -> int:
     """The number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1

@@ -25,11 +25,11 @@ from sr_dist.evaluation.report.markdown import table
 from sr_dist.evaluation.report.report import REPORT
 from sr_dist.evaluation.run import ImageOptions, MetricOptions, ResultOptions, evaluate_opened
 from sr_dist.evaluation.words import MethodWord
-from sr_dist.models import published, trained
+from sr_dist.models import trained
 from sr_dist.models.export import write as export
 from sr_dist.models.interpolate import between, refuse_unlike
 from sr_dist.models.post_hoc_ema import SIGMAS, Profile, averaged, check_length, misfit, snapshots
-from sr_dist.models.trained import TrainedGenerator
+from sr_dist.models.trained import TrainedGenerator, Weights
 
 DISTORTION = "psnr_y"
 PREFERRED = ("lpips_alex", "lpips_vgg", "fid")  # the first that can be computed is the perceptual axis; then see `candidates`
@@ -124,11 +124,14 @@ def point_name(length: float | None, alpha: float) -> str:
 
 
 def open_stages(run: str, pixel: str | None) -> Stages:
-    """The snapshots of a run with `ema.post_hoc`, and its pixel stage: the named one, or init.generator of its recipe."""
+    """The snapshots of a run with `ema.post_hoc`, and its pixel stage: the named one, or init.generator of its recipe.
+
+    All ranks must call.
+    """
     folder = Path(run)
     if not is_run(folder):
         raise UserError(f"RUN: '{run}' is no run folder")
-    gan, files = trained.open_generator(run, "RUN"), snapshots(folder)
+    gan, files = trained.open_generator(ranks.from_first(lambda: trained.locate(run, "RUN")), "RUN"), snapshots(folder)
     files = {at: path for at, path in files.items() if gan.step is None or at <= gan.step}
     if not files:
         raise UserError(f"RUN: '{folder / POST_HOC}' has no averages; they are kept by a training with ema.post_hoc=true")
@@ -136,15 +139,19 @@ def open_stages(run: str, pixel: str | None) -> Stages:
     start = pixel or (stated if isinstance(stated, str) and stated.lower() not in ("", "none", "null") else None)
     if start is None:
         return Stages(gan, files, max(files), None)
-    try:
-        place = published.place(start, "pixel")
-    except UserError as problem:
-        if pixel:
-            raise
-        raise UserError(f"{problem}; the run began from it, and --pixel=PATH names its place") from None
-    first = trained.open_generator(str(place), "pixel", gan.scale)
+    first = trained.open_generator(ranks.from_first(lambda: pixel_stage(start, stated=pixel is not None)), "pixel", gan.scale)
     refuse_unlike(first, gan)
     return Stages(gan, files, max(files), first)
+
+
+def pixel_stage(start: str, stated: bool) -> Weights:
+    """`stated`: by the user; else by the recipe."""
+    try:
+        return trained.locate(start, "pixel")
+    except UserError as mistake:
+        if stated:
+            raise
+        raise UserError(f"{mistake}; the run began from it, and --pixel=PATH names its place") from None
 
 
 def draw(stages: Stages, grid: Grid, images: ImageOptions, metrics: MetricOptions, out: Path, perception: str | None) -> None:

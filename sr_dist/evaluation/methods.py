@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.outputs import write_output
 from sr_dist.core.resize import rounded
@@ -40,12 +41,13 @@ def restored(method: Method, batch: ImagePairs, device: torch.device) -> Tensor:
 
 
 def open_generators(words: Sequence[MethodWord], scale: int | None) -> dict[str, TrainedGenerator]:
-    """The trained networks by their words."""
+    """The trained networks by their words. All ranks must call."""
+    networks = [word for word in words if not word.is_baseline and not word.is_pictures]
+    located = ranks.from_first(lambda: [trained.locate(word.path, "METHOD") for word in networks])
     generators = {}
-    for word in words:
-        if not word.is_baseline and not word.is_pictures:
-            generator = trained.open_generator(word.path, "METHOD", scale)
-            generators[word.text] = replace(generator, name=word.name or generator.name)
+    for word, weights in zip(networks, located, strict=True):
+        generator = trained.open_generator(weights, "METHOD", scale)
+        generators[word.text] = replace(generator, name=word.name or generator.name)
     return generators
 
 

@@ -83,6 +83,7 @@ class Answer:
 def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | None, request: Request) -> Path:
     """Prints what reproduces the numbers, and writes it as a report: -> its folder. All ranks must call."""
     method_words = [method_word(text) for text in words]
+    ranks.open_group()
     generators = open_generators(method_words, scale)
     scale = common_scale(scale, list(generators.values()))
     numbers = [Number(metric, text) for metric, text in request.numbers]

@@ -117,6 +117,7 @@ def evaluate(
     """Scores methods by name on one or several sets and writes the report: -> its folder. Mistakes are reported before an image
     is read. All ranks must call."""
     method_words = [method_word(text) for text in words]
+    ranks.open_group()
     generators = open_generators(method_words, scale)
     scale = common_scale(scale, list(generators.values()))
     return evaluate_opened(method_words, generators, image_sets, metric_options, scale, results)
@@ -275,10 +276,12 @@ def open_batches(options: ImageOptions, scale: int) -> Batches:
 
 
 def open_classifiers(runs: Sequence[str], image_sets: Sequence[Images]) -> list[FrozenClassifier]:
-    """Refuses classifiers of labels that the shards do not have. A folder of images has no labels and needs none."""
+    """Refuses classifiers of labels that the shards do not have. A folder of images has no labels and needs none. All ranks must
+    call."""
+    located = ranks.from_first(lambda: [trained.locate(run, "attributes", "classifier") for run in runs])
     classifiers = []
-    for run in runs:
-        classifier = trained.open_classifier(run, "attributes")
+    for run, weights in zip(runs, located, strict=True):
+        classifier = trained.open_classifier(weights, "attributes")
         for images in image_sets:
             if isinstance(images, ShardImages):
                 check_fits(classifier.labels, images.reader.shards.label_names, f"attributes: '{run}'")

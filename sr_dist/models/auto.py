@@ -36,9 +36,9 @@ def recorded_section(recipe: Recipe) -> dict[str, Any] | None:
 
 def section_of_weights(path: str, scale: int) -> dict[str, Any]:
     """The generator's section as a recipe would have it, complete."""
-    file = trained.starting_file(path, "generator", KEY)
+    place, file = trained.locate(path, KEY)
     tensors, metadata = trained.read(file, KEY)
-    description = trained.describe(tensors, metadata, file, KEY, named_in_recipe(trained.published.place(path, KEY)))
+    description = trained.describe(tensors, metadata, file, KEY, named_in_recipe(place))
     if description.scale not in (None, scale):
         raise UserError(f"scale: {scale}, but '{file}' enlarges by {description.scale}; say --scale={description.scale}")
     return trained.complete(description.section, "generator")

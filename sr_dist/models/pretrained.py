@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -35,10 +36,16 @@ class MissingWeights(UserError):
 
 def folders() -> list[Path]:
     """Where weights are searched, in order; a download goes to the first."""
-    import torch.hub  # takes seconds
-
     named = os.environ.get("SR_DIST_WEIGHTS")
-    return [*([Path(named)] if named else []), Path(torch.hub.get_dir()) / "checkpoints"]
+    return [*([Path(named)] if named else []), hub_folder() / "checkpoints"]
+
+
+def hub_folder() -> Path:
+    """`torch.hub.get_dir()`, from the same variables where torch, which takes seconds, is not loaded."""
+    if torch := sys.modules.get("torch"):
+        return Path(torch.hub.get_dir())
+    home = os.environ.get("TORCH_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
+    return Path(home).expanduser() / "hub"
 
 
 def find(name: str, key: str, download: bool = False) -> Path:

@@ -28,7 +28,8 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def automatic_tile(size: tuple[int, int], need: float, overlap: int, device: torch.device) -> int | None:
-    """The side of the largest tile that fits into the free memory; None where the whole image does. `need`: bytes per pixel."""
+    """The side of the largest tile that fits into the free memory; None where the whole image does. `need`: bytes per pixel of
+    all images of a batch."""
     pixels = free_bytes(device) * SHARE / need
     if size[0] * size[1] <= pixels:
         return None
@@ -78,7 +79,8 @@ class _LiveBytes(TorchDispatchMode):
 def free_bytes(device: torch.device) -> int:
     """The free memory of a GPU, or this rank's share of that of the machine, or of what a container may still use."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # what torch keeps for its next tensors
+        return torch.cuda.mem_get_info(device)[0] + unused
     free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -74,13 +74,33 @@ def complete(section: dict[str, Any], key: str) -> dict[str, Any]:
     return {"name": name, **settings.model_dump(mode="json")}
 
 
-def open_generator(path: str, key: str = "method", scale: int | None = None) -> TrainedGenerator:
-    """The generator of a run folder (the EMA of its newest checkpoint) or of a weights file.
+class Weights(NamedTuple):
+    """Where weights are."""
+
+    place: Path  # the run folder, or the file
+    file: Path
+
+
+def locate(path: str, key: str, kind: str = "generator") -> Weights:
+    """The file of a run folder, of a weights file, or of published weights by their name.
+
+    Of a run it is the newest EMA, a classifier's best one, or the raw weights of a discriminator, which has none. A training may
+    write another meanwhile, so ranks that share work get the answer of the first (`ranks.from_first`).
+    """
+    place = published.place(path, key)
+    if not is_run(place):
+        return Weights(place, place)
+    if kind == "classifier":
+        return Weights(place, best_weights(place, key))
+    return Weights(place, newest_weights(place, "generator.ema" if kind == "generator" else kind, key))
+
+
+def open_generator(source: str | Weights, key: str = "method", scale: int | None = None) -> TrainedGenerator:
+    """The generator of a run folder (the EMA of its newest checkpoint), of a weights file, or of published weights.
 
     `scale` is for files that do not show theirs (SRCNN's).
     """
-    place = Path(path)
-    file = newest_weights(place, "generator.ema", key) if is_run(place) else place
+    place, file = source if isinstance(source, Weights) else locate(source, key)
     tensors, metadata = read(file, key)
     digest = verified.digest(file)
     section, own_scale, tensors = describe(tensors, metadata, file, key, named_in_recipe(place))
@@ -143,10 +163,9 @@ def describe(
     return Description(foreign.generator, foreign.scale, foreign.tensors)
 
 
-def open_classifier(path: str, key: str) -> FrozenClassifier:
+def open_classifier(source: str | Weights, key: str) -> FrozenClassifier:
     """The classifier of a run folder (its best checkpoint if the run recorded one, else its newest) or of a weights file."""
-    place = Path(path)
-    file = best_weights(place, key) if is_run(place) else place
+    place, file = source if isinstance(source, Weights) else locate(source, key, "classifier")
     tensors, metadata = read(file, key)
     digest = verified.digest(file)
     stated = read_metadata(metadata, file, key, named_in_recipe(place))
@@ -240,7 +259,7 @@ def load_starting_weights(
     network: nn.Module, section: dict[str, Any], path: str, kind: str, key: str, partial: bool = False
 ) -> str:
     """Loads starting weights into a network of this section: -> a line for the log."""
-    file = starting_file(path, kind, key)
+    file = locate(path, key, kind).file
     stated, scale, tensors = _starting_tensors(network, file, kind, key, partial, (section["name"],))
     auto = "; or let it be taken from the file: --generator=auto" if kind == "generator" else ""
     if stated and stated["name"] != section["name"] and not partial:
@@ -292,13 +311,3 @@ def _starting_tensors(
             if not partial and not match_tensors(network.state_dict(), bare_names(tensors, kind)).complete:
                 raise
     return Description({}, None, bare_names(tensors, kind))
-
-
-def starting_file(path: str, kind: str, key: str) -> Path:
-    """A weights file, or the file of a run: the EMA, or the raw weights of a discriminator, which has none."""
-    place = published.place(path, key)
-    if not is_run(place):
-        return place
-    if kind == "classifier":
-        return best_weights(place, key)
-    return newest_weights(place, "generator.ema" if kind == "generator" else kind, key)

@@ -18,11 +18,11 @@ from sr_dist.core import launch_env
 from sr_dist.core.errors import UserError
 from sr_dist.core.outputs import write_output
 from sr_dist.core.resize import imresize
-from sr_dist.models import image_files, image_values, published, trained
+from sr_dist.models import image_files, image_values, trained
 from sr_dist.models.image_files import ImageFile, ImageFileError
 from sr_dist.models.tile_sizes import automatic_tile, bytes_per_pixel, with_smaller_tiles
 from sr_dist.models.tiling import adapt_channels, upscale_in_tiles
-from sr_dist.models.trained import TrainedGenerator
+from sr_dist.models.trained import TrainedGenerator, Weights
 
 Tile = int | Literal["auto"] | None  # "auto": by the free memory; None: the whole image at once
 Pixels = TypeVar("Pixels", Image.Image, np.ndarray, Tensor)
@@ -95,8 +95,8 @@ class Upscaler:
         batch = pixels if pixels.ndim == 4 else pixels[None]
         tile = self.tile
         if tile == "auto":
-            rows = (batch.shape[-2] * len(batch), batch.shape[-1])
-            tile = automatic_tile(rows, self._need, self.overlap, self.device)
+            need = self._need * len(batch)
+            tile = automatic_tile((batch.shape[-2], batch.shape[-1]), need, self.overlap, self.device)
         sr, used = with_smaller_tiles(
             lambda tile: self._enlarged(batch, tile), tile, (batch.shape[-2], batch.shape[-1]), self.note
         )
@@ -123,7 +123,7 @@ class Upscaler:
 
 
 def load(
-    source: str | Path,
+    source: str | Path | Weights,
     *,
     device: str | torch.device | None = None,
     tile: Tile = "auto",
@@ -137,7 +137,7 @@ def load(
     not fit into the free memory, and None none. `half` computes in 16 bits. `scale` is for weights that do not show theirs.
     `key` names the source in errors.
     """
-    generator = trained.open_generator(str(published.place(str(source), key)), key, scale)
+    generator = trained.open_generator(source if isinstance(source, Weights) else str(source), key, scale)
     return Upscaler(generator, open_device(device), checked_tile(tile), half=half)
 
 

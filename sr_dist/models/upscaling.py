@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sr_dist.core import launch_env, ranks
+from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import IMAGE_SUFFIXES, files_below, images_below
 from sr_dist.core.outputs import is_folder, write_output
@@ -70,8 +70,6 @@ def upscale(upscaler: Upscaler, pairs: Pairs) -> Enlarged:
 
 def plan(source: str, out: str, naming: Naming, overwrite: bool) -> Plan:
     """The images to read and to write, decided by the first rank before any is written. All ranks must call."""
-    if launch_env.num_ranks() > 1:
-        ranks.open_accelerator("no")
 
     def decide() -> Plan:
         images = Path(source)
@@ -83,7 +81,7 @@ def plan(source: str, out: str, naming: Naming, overwrite: bool) -> Plan:
         new = without_existing(pairs, overwrite)
         return Plan(new, len(pairs) - len(new))
 
-    return ranks.broadcast_from_first(ranks.on_first(decide)) or Plan([], 0)
+    return ranks.from_first(decide)
 
 
 def targets(source: Path, out: Path, ext: str, suffix: str = "") -> Pairs:

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line, nearest_path
+from sr_dist.models.weights_formats import PICKLES
 
 Tensors = dict[str, Tensor]
-
-PICKLES = (".pth", ".pt", ".ckpt", ".tar", ".bin")  # .pth.tar ends in .tar
 
 # Dictionaries around the tensors, in order of preference. A key whose value is no dictionary is skipped.
 ENVELOPES = (

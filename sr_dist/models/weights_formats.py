@@ -1,4 +1,4 @@
-"""The formats that export and interpolation can write. No torch."""
+"""The formats of weights files: those that are read, and those that export and interpolation write. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from sr_dist.core.errors import UserError
 
-SUFFIXES = (".safetensors", ".pth", ".onnx")
+PICKLES = (".pth", ".pt", ".ckpt", ".tar", ".bin")  # .pth.tar ends in .tar
+READ = (".safetensors", *PICKLES)
+SUFFIXES = (".safetensors", ".pth", ".onnx")  # that are written
 ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 

@@ -80,9 +80,9 @@ def test_starting_weights_are_the_ema_for_generators_and_the_raw_weights_for_dis
     run = a_run(tmp_path / "tried", 7)
     discriminator = {"a": torch.arange(3.0)}
     save_file(discriminator, run / "checkpoints" / "0000007" / "discriminator.safetensors")
-    file = trained.starting_file(str(run), "discriminator", "init.discriminator")
+    file = trained.locate(str(run), "init.discriminator", "discriminator").file
     assert file.name == "discriminator.safetensors" and torch.equal(trained.read(file, "k")[0]["a"], discriminator["a"])
-    assert trained.starting_file(str(run), "generator", "init.generator").name == "generator.ema.safetensors"
+    assert trained.locate(str(run), "init.generator").file.name == "generator.ema.safetensors"
 
 
 def test_missing_files_get_the_nearest_name(tmp_path):

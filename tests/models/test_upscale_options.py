@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import processes
 import pytest
@@ -171,6 +173,37 @@ def test_only_images_that_do_not_fit_are_cut(monkeypatch):
     assert automatic_tile((500, 500), 1000, 32, CPU) is None
     assert automatic_tile((500, 501), 1000, 32, CPU) == 432  # 500 - 2 x 32 = 436, and a multiple of 16
     assert automatic_tile((9000, 9000), 1000, 240, CPU) == 32  # never less
+
+
+def test_images_of_a_batch_share_the_memory(monkeypatch):
+    """1000 bytes per pixel and 4 images: of 64 MB, half is for 8000 pixels of each. 89 - 2 x 4 = 81, and a multiple of 16."""
+
+    class Counting(nn.Module):
+        largest = 0
+
+        def forward(self, lr):
+            self.largest = max(self.largest, len(lr) * lr.shape[2] * lr.shape[3])
+            return imresize(lr, 2)
+
+    network = Counting()
+    one = trained.TrainedGenerator("n", None, 2, network, Path("n"), "", {"name": "n"})
+    monkeypatch.setattr(upscaler, "bytes_per_pixel", lambda network, channels: 1000)
+    monkeypatch.setattr(tile_sizes, "free_bytes", lambda device: 64_000_000)
+    batch = torch.rand(4, 3, 200, 100)
+    sr = upscaler.Upscaler(one, CPU, overlap=4)(batch)
+    assert network.largest == 4 * 88 * 84 <= 32_000  # the tile in the middle of a side sees 4 more on both ends of it
+    assert (sr - imresize(batch, 2).clamp(0, 1)).abs().max() < 1e-5
+    network.largest = 0
+    upscaler.Upscaler(one, CPU, overlap=4)(batch[:1])
+    assert network.largest == 200 * 100  # one image fits
+
+
+def test_memory_that_torch_holds_and_does_not_use_is_free(monkeypatch):
+    """Of 10 GB that torch has from the driver, tensors use 3; the driver has 2 more."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2_000, 80_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3_000)
+    assert tile_sizes.free_bytes(torch.device("cuda", 0)) == 2_000 + 10_000 - 3_000
 
 
 def test_a_small_machine_gives_the_same_image(bicubic, tmp_path, make_photo, monkeypatch):  # noqa: F811
