@@ -242,17 +242,25 @@ def measured_peak(recipe: Recipe, images: int) -> int | None:
     return torch.cuda.max_memory_allocated()
 
 
+def images_per_micro_batch(recipe: Recipe, gpus: int) -> int:
+    return -(-recipe.data.batch // (gpus * recipe.accumulate))
+
+
+def parts_sizes(recipe: Recipe) -> tuple[dict[str, Sizes], int]:
+    """The sizes of the networks, and the bytes of what the objective holds. The recipe is without published weights."""
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
+        objective, networks = objective_and_networks(recipe)
+        return {phase: sizes(network) for phase, network in networks.items()}, FP32 * sizes(objective).whole
+
+
 def memory_table(stated: Recipe, gpus: int) -> Table:
     """Everything about a recipe's memory; all amounts in bytes per rank."""
     if stated.data.crop is None:
         raise UserError("data.crop: none; the memory for whole images depends on their sizes; --data.crop=N sets one")
     recipe = without_published_weights(checks.complete(stated))
-    images = -(-recipe.data.batch // (gpus * recipe.accumulate))
+    images = images_per_micro_batch(recipe, gpus)
+    network_sizes, content = parts_sizes(recipe)
     with quiet():
-        with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
-            objective, networks = objective_and_networks(recipe)
-            network_sizes = {phase: sizes(network) for phase, network in networks.items()}
-            content = FP32 * sizes(objective).whole
         variants = [(precision, patterns) for precision in ("no", "bf16") for patterns in {(), recipe.checkpointing}]
         estimates = []
         for precision, patterns in sorted(variants):
