@@ -48,8 +48,8 @@ class Plan(Settings):
 
     A real figure is better than a share: measure one GPU with `sr_dist.bench step` and give --images_per_second.
 
-    Neither data nor weights are needed. If the recipe says `classes: manifest` and its shards are elsewhere, give
-    --discriminator.classes=1000.
+    Neither data nor published weights are needed, only trained classifiers that a loss names. If the recipe says `classes:
+    manifest` and its shards are elsewhere, give --discriminator.classes=1000.
     """
 
     recipe: Annotated[str, Word("RECIPE")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from docs.make.pages import NOTE, table
 from sr_dist.data import data_checks
 from sr_dist.tools import plan, plan_text
@@ -66,8 +68,8 @@ def page() -> str:
     plans = {name: plans_of(name) for name in RECIPES}
     lines = [TEXT.rstrip(), "", "## Four recipes", "", f"On {NODE} GPUs, with each recipe's batch and precision (computed):", ""]
     lines += table(COSTS, [cost_row(name, both["h100"]) for name, both in plans.items()])
-    lines += ["*At most*: the share of an H100's peak that memory traffic and launches allow without `compile`.", ""]
-    lines += [f"Images/s of {NODE} GPUs at three shares of the peak (computed):", ""]
+    lines += ["*At most*: the share of an H100's peak that memory traffic, and launches, allow without `compile`.", ""]
+    lines += [f"Images/s of {NODE} GPUs at three shares of the peak (computed); those in brackets are beyond *at most*:", ""]
     shares = " | ".join(f"{gpu}, {100 * share:.0f} %" for gpu in ("h100", "a100-80") for share in plan.EFFICIENCIES)
     lines += table(f"recipe | {shares}", [speed_row(name, both) for name, both in plans.items()])
     lines += ["Memory per GPU in GB (computed; activations estimated):", ""]
@@ -86,6 +88,7 @@ def plans_of(name: str) -> dict[str, plan.Plan]:
     requests = [plan.Request(GPUS[gpu], NODE, 1) for gpu in ("h100", "a100-80")]
     first = plan.make(recipe, requests[0], recipe.data.batch)
     other = {**first, "peak_tflops": requests[1].gpu.peak(recipe.precision, recipe.tf32)}
+    other["bounds"] = plan.bounds(other, requests[1].gpu)
     return {"h100": first, "a100-80": {**other, "speed": plan.speeds(recipe, requests[1], other)}}
 
 
@@ -101,7 +104,12 @@ def cost_row(name: str, made: plan.Plan) -> list[str]:
 
 
 def speed_row(name: str, both: dict[str, plan.Plan]) -> list[str]:
-    return [f"`{name}`", *(plan_text.number(row["images_per_second"]) for made in both.values() for row in made["speed"])]
+    return [f"`{name}`", *(speed_cell(row) for made in both.values() for row in made["speed"])]
+
+
+def speed_cell(row: dict[str, Any]) -> str:
+    figure = plan_text.number(row["images_per_second"])
+    return f"({figure})" if row["needs_compile"] else figure
 
 
 def memory_row(name: str, made: plan.Plan) -> list[str]:

@@ -87,8 +87,8 @@ def make(stated: Recipe, request: Request, batch_of_file: int) -> Plan:
         "data": data_facts(recipe, request),
         "learning_rate": rate_facts(recipe, batch_of_file),
     }  # fmt: skip
-    result["speed"] = speeds(recipe, request, result)
     result["bounds"] = bounds(result, request.gpu)
+    result["speed"] = speeds(recipe, request, result)
     row = result["memory"][request.backend]
     result["remedies"] = [] if row["fits"] or row["refused"] else remedies(recipe, request)
     return result
@@ -194,10 +194,11 @@ def own_stage(recipe: Recipe, phase: str, stage: int) -> int:
 
 
 def speeds(recipe: Recipe, request: Request, plan: Plan) -> list[dict[str, Any]]:
-    """Images/s of all GPUs, and the time for the steps that are left to do, for each assumed share of the peak."""
+    """Images/s of all GPUs, and the time for all steps, for each assumed share of the peak."""
     peak, flops = plan["peak_tflops"] * 1e12, plan["flops_per_image"]
     given, measured = request.speed.share_of_peak, request.speed.images_per_second
     shares = [measured * flops / peak] if measured else [given] if given else list(EFFICIENCIES)
+    most = min(bound["share_of_peak"] for bound in plan["bounds"].values())
     exchange = plan["communication"][request.backend][request.gpus]["seconds"]
     rows = []
     for share in shares:
@@ -206,8 +207,10 @@ def speeds(recipe: Recipe, request: Request, plan: Plan) -> list[dict[str, Any]]
         hours = recipe.steps * seconds / 3600
         rows.append(
             {
-                "share_of_peak": share, "measured": measured is not None, "images_per_second": images_per_second,
-                "seconds_per_step": seconds, "hours": hours, "gpu_hours": hours * request.gpus,
+                "share_of_peak": share, "measured": measured is not None,
+                "needs_compile": share > most and not recipe.compile,
+                "images_per_second": images_per_second, "seconds_per_step": seconds,
+                "hours": hours, "gpu_hours": hours * request.gpus,
                 "hours_without_overlap": recipe.steps * (seconds + exchange) / 3600,
                 "jobs": math.ceil(hours / request.hours) if request.hours else None,
                 "bytes_per_second_of_node": _per_node(plan["data"]["bytes_per_image"], images_per_second, request.nodes),

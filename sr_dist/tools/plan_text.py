@@ -50,13 +50,14 @@ def memory_lines(plan: Plan, gpu: Gpu) -> list[str]:
 
 def speed_lines(plan: Plan, gpu: Gpu) -> list[str]:
     title = f"Time (computed from a share of the peak of {plan['peak_tflops']:g} TFLOP/s per GPU, {gpu.source}):"
-    rows = [["share of peak", "images/s", "s/step", "hours", "GPU hours", "without overlap", "jobs", "MB/s per node"]]
+    rows = [["share of peak", "images/s", "s/step", "hours", "GPU hours", "without overlap", "jobs", "MB/s per node", ""]]
     for row in plan["speed"]:
         node = row["bytes_per_second_of_node"]
         rows.append([
             f"{100 * row['share_of_peak']:.0f} %{' (measured)' if row['measured'] else ''}", number(row["images_per_second"]),
             number(row["seconds_per_step"]), number(row["hours"]), number(row["gpu_hours"]), number(row["hours_without_overlap"]),
             "-" if row["jobs"] is None else str(row["jobs"]), "?" if node is None else number(node / 1e6),
+            "only with compile" if row["needs_compile"] and not row["measured"] else "",
         ])  # fmt: skip
     causes = {
         "traffic": f"memory traffic at {gpu.memory_bandwidth:,.0f} GB/s takes",
