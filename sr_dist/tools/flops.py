@@ -23,7 +23,7 @@ from sr_dist.core.json_text import read_json
 from sr_dist.core.version import __version__
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, without_published_weights
+from sr_dist.tools.step_inputs import random_batch, shapes_only, without_published_weights
 from sr_dist.training.step import Precision, take_step
 
 logger = logging.getLogger("sr_dist")
@@ -74,8 +74,8 @@ def step_without_numbers(recipe: Recipe, images: int) -> Callable[[], object]:
     The tensors are on the meta device: fake tensors would stay behind in caches that keep tensors between calls.
     """
     plain = without_published_weights(recipe.model_copy(update={"checkpointing": ()}))
-    with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        objective, networks = objective_and_networks(plain)
+    objective, networks = shapes_only(plain)
+    with torch.random.fork_rng(devices=[]):
         batch = random_batch(plain, images, torch.device("meta"))
     engines = {phase: GradientsOnly(network) for phase, network in networks.items()}
     rates = dict.fromkeys(engines, 0.0)

@@ -25,7 +25,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, without_published_weights
+from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, shapes_only, without_published_weights
 from sr_dist.training.ddp import DDPEngine
 from sr_dist.training.deepspeed import configuration
 from sr_dist.training.ema import Ema
@@ -198,8 +198,10 @@ def activations(recipe: Recipe, images: int) -> dict[str, int]:
 
 def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, SavedTensors]:
     """Runs the forward passes of a step on tensors without numbers."""
+    objective, networks = shapes_only(recipe)
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
-        objective, networks = objective_and_networks(recipe)
+        for module in (objective, *networks.values()):
+            module.to_empty(device="cpu")
         first = next(iter(networks))
         if recipe.checkpointing and first != "discriminator":
             recompute_activations(networks[first], recipe.checkpointing)
@@ -248,9 +250,8 @@ def images_per_micro_batch(recipe: Recipe, gpus: int) -> int:
 
 def parts_sizes(recipe: Recipe) -> tuple[dict[str, Sizes], int]:
     """The sizes of the networks, and the bytes of what the objective holds. The recipe is without published weights."""
-    with quiet(), FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
-        objective, networks = objective_and_networks(recipe)
-        return {phase: sizes(network) for phase, network in networks.items()}, FP32 * sizes(objective).whole
+    objective, networks = shapes_only(recipe)
+    return {phase: sizes(network) for phase, network in networks.items()}, FP32 * sizes(objective).whole
 
 
 def memory_table(stated: Recipe, gpus: int) -> Table:

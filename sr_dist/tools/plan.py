@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sr_dist.core.errors import UserError
 from sr_dist.data.open_data import open_training_sets
@@ -22,7 +21,7 @@ from sr_dist.recipe.sections import Recipe
 from sr_dist.tools import communication, memory, traffic
 from sr_dist.tools.communication import Machine
 from sr_dist.tools.gpus import GB, Gpu
-from sr_dist.tools.step_inputs import objective_and_networks, quiet, without_published_weights
+from sr_dist.tools.step_inputs import quiet, shapes_only, without_published_weights
 
 EFFICIENCIES = (0.14, 0.30, 0.40)  # of the peak, where neither a share nor a speed is given: low, usual, high
 BACKENDS = {"ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}  # as the memory table calls them
@@ -153,8 +152,7 @@ def _changes(recipe: Recipe, request: Request) -> Iterator[tuple[list[str], Reci
 
 def repeated_blocks(recipe: Recipe) -> list[str]:
     """The largest row of equal modules of the generator, as a pattern for `checkpointing`."""
-    with quiet(), FakeTensorMode(allow_non_fake_inputs=True):
-        _, networks = objective_and_networks(recipe)
+    _, networks = shapes_only(recipe)
     rows: dict[str, int] = {}
     for name, module in next(iter(networks.values())).named_modules():
         children = list(module.children())
