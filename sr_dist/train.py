@@ -10,6 +10,7 @@ from sr_dist.core import cli, config, launch_env
 from sr_dist.core.cli import Overrides, Word
 from sr_dist.core.config import Settings
 from sr_dist.data import data_checks
+from sr_dist.recipe.sections import Recipe
 
 
 class Train(Settings):
@@ -26,7 +27,7 @@ class Train(Settings):
     """The name of a recipe of the package, such as esrgan_x4 (`python -m sr_dist` lists them), or a YAML file. Dotted names in
     it, and a TorchScript file as extractor, run code: read recipes of others before you use them."""
     dry_run: bool = False
-    """Print the resolved recipe and stop."""
+    """Print the resolved recipe and what it costs, computed (`sr_dist.plan` says more), and stop."""
     overrides: Annotated[dict[str, str], Overrides()] = {}
     """Override any key of the recipe: --data.batch=8, --name=x, --runs=folder. --resume.allow=a,b continues a run although
     these keys have changed."""
@@ -47,8 +48,19 @@ def train(options: Train) -> None:
     recipe = checks.complete(recipe)
     if options.dry_run:
         print(config.text(recipe), end="")
+        show_cost(recipe)
     else:
         training.train(recipe, flops.per_image_once)
+
+
+def show_cost(recipe: Recipe) -> None:
+    """Ends the recipe with what it costs on the ranks of this launch, as YAML's comments."""
+    from sr_dist.tools import flops, plan  # loads torch, which the checks above do without
+    from sr_dist.tools.gpus import GPUS
+
+    if launch_env.rank() == 0:
+        lines = plan.summary(recipe, launch_env.num_ranks(), GPUS["h100"], flops.per_image_once(recipe))
+        print("\n".join(f"# {line}" for line in lines))
 
 
 if __name__ == "__main__":

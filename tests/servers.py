@@ -1,7 +1,12 @@
-"""A real HTTP server of a folder, with faults: `store.faults["a.tar"] = ["drop", "500"]`, one per request."""
+"""A real HTTP server of a folder, with faults: `store.faults["a.tar"] = ["drop", "500"]`, one per request.
+
+It answers ranges and sends ETags, unless `store.plain` is set.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,6 +24,7 @@ class Store(ThreadingHTTPServer):
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.requests: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()  # bytes by file
+        self.plain = False
         self.released = threading.Event()  # for the fault "wait"
         self.lock = threading.Lock()
 
@@ -47,6 +53,18 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "wait":
             self.server.released.wait(60)
         data = path.read_bytes()
+        status, headers = 200, {}
+        if fault == "page":
+            data, headers = b"<html>confirm</html>", {"Content-Type": "text/html; charset=utf-8"}
+        elif not self.server.plain:
+            headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+            if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+                begin, whole = int(wanted[1]), len(data)
+                if begin >= whole:
+                    self.send_error(416)
+                    return
+                status, data = 206, data[begin:]
+                headers["Content-Range"] = f"bytes {begin}-{whole - 1}/{whole}"
         length = len(data)
         if fault == "cut":  # a complete response with half of the file
             data, length = data[: len(data) // 2], len(data) // 2
@@ -54,14 +72,18 @@ class Handler(BaseHTTPRequestHandler):
             data, length = data + bytes(1000), len(data) + 1000
         elif fault == "flip":
             data = data[:700] + bytes([data[700] ^ 1]) + data[701:]
-        elif fault == "drop":  # announces the whole file and closes the connection half-way
+        elif fault in ("drop", "stall"):  # announces the whole file and closes the connection half-way, or stays silent
             data = data[: len(data) // 2]
-        self.send_response(200)
+        self.send_response(status)
+        for header, value in headers.items():
+            self.send_header(header, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(data)
         with self.server.lock:
             self.server.sent[name] += len(data)
+        if fault == "stall":
+            self.server.released.wait(60)
 
     def log_message(self, *_) -> None:
         pass

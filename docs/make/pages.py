@@ -15,11 +15,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from sr_dist import __main__ as overview
-from sr_dist.core import cli, plugins, run_layout
+from sr_dist.core import catalogue, cli, plugins, run_layout
 from sr_dist.core.config import Settings
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.recipe import resume_rules, shipped
 from sr_dist.recipe.sections import Part, Recipe
+from sr_dist.tools import fetch
 from sr_dist.training import record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ def pages() -> dict[str, str]:
         "docs/reference/recipe.md": recipe_page(),
         "docs/reference/parts.md": parts_page(),
         "docs/reference/commands.md": commands_page(),
+        "docs/reference/catalogue.md": catalogue_page(),
         "docs/reference/record.md": record_page(),
         "docs/reference/files.md": files_page(),
         **recipe_pages(),
@@ -268,6 +270,41 @@ def sources() -> list[str]:
         source = load_source(name)
         lines += [f"### source: {name}", "", paragraph(source.__doc__), "", *option_table(source.Config)]
     return lines
+
+
+# ----------------------------------------------------------------------------------------------------------- catalogue
+
+
+def catalogue_page() -> str:
+    entries = catalogue.read()
+    lines = [
+        "# Catalogue",
+        "",
+        "What [`sr_dist.fetch`](../fetch.md) knows, from `sr_dist/core/catalogue.yaml`. *Checked with*: the published digests;",
+        "`sha256:8` are its first 8 digits; files that are *unchecked* are trusted at the first fetch. *Source*: who publishes",
+        "them, or has measured them. Licences are given in short: read theirs before you publish.",
+        "",
+    ]
+    for kind, title in fetch.TITLES.items():
+        of_kind = {name: entry for name, entry in entries.items() if entry.kind == kind}
+        rows = [
+            [name_cell(name, e), e.purpose, fetch.size_text(e), fetch.digest_text(e), sources_of(e), e.licence]
+            for name, e in of_kind.items()
+        ]
+        lines += [f"## {title}", "", *table("name | for | size | checked with | source | licence", rows)]
+        lines += ["Afterwards:", "", "```"]
+        lines += [e.next.replace("{to}", "datasets").replace("{weights}", "$SR_DIST_WEIGHTS") for e in of_kind.values()]
+        lines += ["```", ""]
+    addresses = [[f"`{name}`", file.address] for name, entry in entries.items() for file in entry.files]
+    return "\n".join([*lines, "## Addresses", "", *table("name | address", addresses)])
+
+
+def name_cell(name: str, entry: catalogue.Entry) -> str:
+    return ", ".join(f"`{word}`" for word in (name, *entry.aliases))
+
+
+def sources_of(entry: catalogue.Entry) -> str:
+    return "; ".join(dict.fromkeys(file.source for file in entry.files if file.source))
 
 
 # ------------------------------------------------------------------------------------------------------- record, files

@@ -168,19 +168,24 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     False on a file system without locks. Raises a BlockingIOError where another has the lock and we do not wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as problem:
-            if problem.errno not in NO_LOCKS:
-                raise
-            _note_no_locks(path.parent)
-            yield False
+    while True:
+        with open(path, "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError as problem:
+                if problem.errno not in NO_LOCKS:
+                    raise
+                _note_no_locks(path.parent)
+                yield False
+                return
+            own = os.fstat(lock.fileno())
+            if _identity(path) != (own.st_dev, own.st_ino):
+                continue  # renamed or removed while we waited: the next process locks another file
+            try:
+                yield True
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # also for child processes that have inherited the file
             return
-        try:
-            yield True
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # also for child processes that have inherited the file
 
 
 @cache

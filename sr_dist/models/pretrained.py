@@ -1,33 +1,22 @@
 """Published weights: where they are searched, how they are verified, and what to do when they are missing.
 
 Search order: `$SR_DIST_WEIGHTS`, then the torch hub cache. A download happens only when the recipe allows it, by the first rank
-of a node, to a temporary name. The sha256 of a file whose name ends in -<8 hex digits> must begin with them; SHA256 has
-the others.
+of a node, or by `sr_dist.fetch`. The sha256 of a file must be that of the catalogue, or begin with the digits that its name ends
+in, or be that of the first fetch, which is recorded beside it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
-import urllib.request
 from pathlib import Path
 
+from sr_dist.core import catalogue
+from sr_dist.core.catalogue import PublishedFile
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import locked
+from sr_dist.core.fetch_file import FetchError, Wanted, WrongFile, fetch, recorded
 from sr_dist.models.verified import digest
-
-PYTORCH = "https://download.pytorch.org/models/"
-ADDRESSES = {
-    name: PYTORCH + name
-    for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth", "resnet18-f37072fd.pth")
-} | {
-    "inception-2015-12-05.pt": "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
-    "pt_inception-2015-12-05-6726825d.pth": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-    "pt_inception-2015-12-05-6726825d.pth",
-}
-SHA256 = {"inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"}
 
 
 class MissingWeights(UserError):
@@ -48,42 +37,45 @@ def hub_folder() -> Path:
     return Path(home).expanduser() / "hub"
 
 
+def existing(name: str) -> Path | None:
+    """The path of a file of this name in the folders."""
+    return next((folder / name for folder in folders() if (folder / name).is_file()), None)
+
+
 def find(name: str, key: str, download: bool = False) -> Path:
     """The path of a published file, verified. `key` names the recipe key in errors."""
-    for folder in folders():
-        if (folder / name).is_file():
-            return verified(folder / name, key)
+    if path := existing(name):
+        return verified(path, key)
     target = folders()[0] / name
-    if download and name in ADDRESSES:
-        return _downloaded(ADDRESSES[name], target, key)
+    file = catalogue.weights_file(name)
+    if download and file:
+        return _downloaded(file, target, key)
+    command = f"{advice} fetches it, or " if (advice := catalogue.advice(name)) else ""
     raise MissingWeights(
-        f"{key}: the weights file '{name}' is missing; put it at '{target}' (or in the folder that SR_DIST_WEIGHTS names), "
-        f"or set allow_download=true"
+        f"{key}: the weights file '{name}' is missing; {command}put it at '{target}' (or in the folder that SR_DIST_WEIGHTS "
+        f"names), or set allow_download=true"
     )
 
 
-def verified(path: Path, key: str, name: str | None = None) -> Path:
-    name = name or path.name
-    in_name = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", name)
-    stated = SHA256.get(name) or (in_name.group(1) if in_name else "")
+def verified(path: Path, key: str) -> Path:
+    stated = stated_sha256(path)
     if stated and not (actual := digest(path)).startswith(stated):
         raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {actual[:8]}, not {stated[:8]}")
     return path
 
 
-def _downloaded(address: str, target: Path, key: str) -> Path:
-    temporary = target.with_name(f".{target.name}.part")
-    with locked(temporary):  # the ranks of a node arrive together: one downloads, the others wait
-        if target.is_file():
-            return verified(target, key)
-        try:
-            with urllib.request.urlopen(address, timeout=60) as answer, open(temporary, "wb") as file:
-                shutil.copyfileobj(answer, file)
-            verified(temporary, key, target.name)
-            os.replace(temporary, target)
-        except OSError as problem:
-            temporary.unlink(missing_ok=True)
-            raise MissingWeights(
-                f"{key}: '{target.name}' could not be downloaded ({problem}); put it at '{target}' by hand"
-            ) from None
-    return target
+def stated_sha256(path: Path) -> str:
+    """The sha256 that a file must have, or its first digits; empty where nothing is known."""
+    file = catalogue.weights_file(path.name)
+    in_name = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", path.name)
+    return (file.sha256 if file else "") or (in_name.group(1) if in_name else "") or recorded(path).get("sha256", "")
+
+
+def _downloaded(file: PublishedFile, target: Path, key: str) -> Path:
+    try:
+        fetch(Wanted(file.address, file.bytes, file.sha256, file.md5), target)
+    except WrongFile as problem:
+        raise UserError(f"{key}: {problem}") from None
+    except (FetchError, OSError) as problem:
+        raise MissingWeights(f"{key}: {problem}; or put it at '{target}' by hand") from None
+    return verified(target, key)

@@ -22,7 +22,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlparse
 
-from sr_dist.core import launch_env
+from sr_dist.core import catalogue, launch_env
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.models import pretrained
 
@@ -166,14 +166,19 @@ def check_deepspeed() -> Finding:
 
 def check_weights() -> Iterator[Finding]:
     """The published files that content terms and metrics need."""
-    for name in pretrained.ADDRESSES:
-        try:
-            yield Finding("ok", "weights", str(pretrained.find(name, "weights")))
-        except pretrained.MissingWeights:
-            path = pretrained.folders()[0] / name
-            yield Finding("missing", "weights", f"{name}; put it at {path}, or set allow_download=true in a recipe")
-        except UserError as problem:
-            yield Finding("missing", "weights", f"{str(problem).removeprefix('weights: ')}; delete it and fetch it again")
+    for entry in [entry for entry in catalogue.read().values() if entry.kind == "features"]:
+        for file in entry.files:
+            yield check_weights_file(file.name)
+
+
+def check_weights_file(name: str) -> Finding:
+    try:
+        return Finding("ok", "weights", str(pretrained.find(name, "weights")))
+    except pretrained.MissingWeights:
+        path = pretrained.folders()[0] / name
+        return Finding("missing", "weights", f"{name}; {catalogue.advice(name)} fetches it, or put it at {path}")
+    except UserError as problem:
+        return Finding("missing", "weights", f"{str(problem).removeprefix('weights: ')}; delete it; {catalogue.advice(name)}")
 
 
 def check_disk(runs: Path) -> Finding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from sr_dist.core.json_text import read_json
 from sr_dist.core.version import __version__
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, without_published_weights
+from sr_dist.tools.step_inputs import random_batch, shapes_only, without_published_weights
 from sr_dist.training.step import Precision, take_step
 
 logger = logging.getLogger("sr_dist")
@@ -60,18 +61,25 @@ def _digest(recipe: Recipe) -> str:
 
 
 def per_image(recipe: Recipe) -> float:
-    """Operations of one step over its images, counted on tensors that have shapes but no numbers.
+    """Operations of one step over its images."""
+    step = step_without_numbers(recipe, IMAGES)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / IMAGES
 
-    They are on the meta device: fake tensors would stay behind in caches that keep tensors between calls.
+
+def step_without_numbers(recipe: Recipe, images: int) -> Callable[[], object]:
+    """A training step on tensors that have shapes but no numbers; the networks exist already, so that only the step is counted.
+
+    The tensors are on the meta device: fake tensors would stay behind in caches that keep tensors between calls.
     """
     plain = without_published_weights(recipe.model_copy(update={"checkpointing": ()}))
-    with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        objective, networks = objective_and_networks(plain)
-        batch = random_batch(plain, IMAGES, torch.device("meta"))
+    objective, networks = shapes_only(plain)
+    with torch.random.fork_rng(devices=[]):
+        batch = random_batch(plain, images, torch.device("meta"))
     engines = {phase: GradientsOnly(network) for phase, network in networks.items()}
-    with FlopCounterMode(display=False) as counter:
-        take_step(objective, engines, [batch], Precision("no", "meta"), dict.fromkeys(engines, 0.0))
-    return counter.get_total_flops() / IMAGES
+    rates = dict.fromkeys(engines, 0.0)
+    return lambda: take_step(objective, engines, [batch], Precision("no", "meta"), rates)
 
 
 class GradientsOnly:

@@ -26,7 +26,7 @@ from sr_dist.core.launch_env import Launch
 from sr_dist.models.post_hoc_ema import SIGMAS
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, without_published_weights
+from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batch, shapes_only, without_published_weights
 from sr_dist.training.ddp import DDPEngine
 from sr_dist.training.deepspeed import configuration
 from sr_dist.training.ema import Ema
@@ -207,8 +207,10 @@ def activations(recipe: Recipe, images: int) -> dict[str, int]:
 
 def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, SavedTensors]:
     """Runs the forward passes of a step on tensors without numbers."""
+    objective, networks = shapes_only(recipe)
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
-        objective, networks = objective_and_networks(recipe)
+        for module in (objective, *networks.values()):
+            module.to_empty(device="cpu")
         first = next(iter(networks))
         if recipe.checkpointing and first != "discriminator":
             recompute_activations(networks[first], recipe.checkpointing)
@@ -254,17 +256,24 @@ def measured_peak(recipe: Recipe, images: int) -> int | None:
     return torch.cuda.max_memory_allocated()
 
 
+def images_per_micro_batch(recipe: Recipe, gpus: int) -> int:
+    return -(-recipe.data.batch // (gpus * recipe.accumulate))
+
+
+def parts_sizes(recipe: Recipe) -> tuple[dict[str, Sizes], int]:
+    """The sizes of the networks, and the bytes of what the objective holds. The recipe is without published weights."""
+    objective, networks = shapes_only(recipe)
+    return {phase: sizes(network) for phase, network in networks.items()}, FP32 * sizes(objective).whole
+
+
 def memory_table(stated: Recipe, gpus: int) -> Table:
     """Everything about a recipe's memory; all amounts in bytes per rank."""
     if stated.data.crop is None:
         raise UserError("data.crop: none; the memory for whole images depends on their sizes; --data.crop=N sets one")
     recipe = without_published_weights(checks.complete(stated))
-    images = -(-recipe.data.batch // (gpus * recipe.accumulate))
+    images = images_per_micro_batch(recipe, gpus)
+    network_sizes, content = parts_sizes(recipe)
     with quiet():
-        with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
-            objective, networks = objective_and_networks(recipe)
-            network_sizes = {phase: sizes(network) for phase, network in networks.items()}
-            content = FP32 * sizes(objective).whole
         variants = [(precision, patterns) for precision in ("no", "bf16") for patterns in {(), recipe.checkpointing}]
         estimates = []
         for precision, patterns in sorted(variants):

@@ -23,6 +23,12 @@ def objective_and_networks(recipe: Recipe) -> tuple[Any, dict[str, nn.Module]]:
     return objective, {phase: phase_network(recipe, phase, resuming=True, notes=[]) for phase in objective.phases}
 
 
+def shapes_only(recipe: Recipe) -> tuple[Any, dict[str, nn.Module]]:
+    """The same on the meta device: shapes without numbers, and without initial values, which some of torch's functions read."""
+    with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return objective_and_networks(recipe)
+
+
 def random_batch(recipe: Recipe, images: int, device: torch.device) -> Batch:
     channels, crop = recipe.channels, recipe.data.crop
     assert crop

@@ -10,12 +10,12 @@ import torchvision
 from batches import against
 from torch import nn
 
-from sr_dist.core import plugins
+from sr_dist.core import catalogue, plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import sha256
 from sr_dist.data import data_checks
 from sr_dist.losses.content import charbonnier, lpips, tv, vgg
-from sr_dist.models.pretrained import ADDRESSES, MissingWeights
+from sr_dist.models.pretrained import MissingWeights
 from sr_dist.recipe import checks
 
 
@@ -129,7 +129,7 @@ def test_lpips_refuses_small_images_before_and_in_training(write_recipe):
 def test_lpips_needs_its_published_file_and_does_not_download_it_by_itself(weights_folder, net, file):
     assert lpips.files(lpips.Config(net=net)) == [file]
     assert lpips.files(lpips.Config(net=net, weights="random")) == []
-    assert ADDRESSES[file] == f"https://download.pytorch.org/models/{file}"
+    assert catalogue.weights_file(file).address == f"https://download.pytorch.org/models/{file}"
     with pytest.raises(MissingWeights, match=rf"^objective\.content\.lpips: the weights file '{file}' is missing"):
         build("lpips", net=net)
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 import time
 
 import pytest
+from servers import serving
 
+from sr_dist.core import catalogue, fetch_file
+from sr_dist.core.catalogue import PublishedFile
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import sha256
-from sr_dist.models import pretrained, verified
+from sr_dist.models import verified
 from sr_dist.models.pretrained import MissingWeights, find
 
 DATA = b"weights" * 100_000  # more than a file's buffer
@@ -75,59 +77,75 @@ def test_the_error_about_missing_weights_names_the_path_and_the_option(places):
     assert "allow_download" in message
 
 
+def test_the_error_about_weights_of_the_catalogue_names_the_command(places):
+    with pytest.raises(
+        MissingWeights, match=r"is missing; python -m sr_dist\.fetch vgg19 fetches it, or put it at '.*/vgg19-dcbb"
+    ):
+        find("vgg19-dcbb9e9d.pth", KEY)
+
+
 def test_without_a_named_folder_the_hub_cache_is_used(places, monkeypatch):
     monkeypatch.delenv("SR_DIST_WEIGHTS")
     with pytest.raises(MissingWeights, match=str(places[1] / NAME)):
         find(NAME, KEY)
 
 
-def test_nothing_is_downloaded_unless_it_is_allowed(places, monkeypatch):
-    requested = []
-    monkeypatch.setitem(pretrained.ADDRESSES, NAME, "https://nowhere.invalid/x")
-    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: requested.append(args) or io.BytesIO(DATA))
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A server that has the file, which the catalogue names."""
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / NAME).write_bytes(DATA)
+    monkeypatch.setattr(fetch_file, "sleep", lambda seconds: None)
+    with serving(tmp_path / "server") as server:
+        file = PublishedFile(address=f"{server.url}/{NAME}", sha256=NAME[4:12])
+        monkeypatch.setattr(catalogue, "weights_file", lambda name: file if name == NAME else None)
+        yield server
+
+
+def test_nothing_is_downloaded_unless_it_is_allowed(places, store):
     with pytest.raises(MissingWeights):
         find(NAME, KEY)
-    assert requested == []
+    assert not store.requests
     assert find(NAME, KEY, download=True).read_bytes() == DATA
     assert find(NAME, KEY, download=True).read_bytes() == DATA  # the second time it exists
-    assert len(requested) == 1
+    assert store.requests[NAME] == 1
     assert [p.name for p in places[0].iterdir()] == [NAME]
 
 
-def test_a_download_that_is_cut_short_does_not_appear(places, monkeypatch):
-    monkeypatch.setitem(pretrained.ADDRESSES, NAME, "https://nowhere.invalid/x")
-    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: io.BytesIO(DATA[:100]))
-    with pytest.raises(UserError, match=r"^objective\.content\.vgg: "):
+def test_a_download_that_is_cut_short_does_not_appear_and_is_continued(places, store):
+    store.faults[NAME] = ["drop", "404"]
+    with pytest.raises(MissingWeights, match=r"^objective\.content\.vgg: .*the same command continues; or put it at"):
         find(NAME, KEY, download=True)
     assert not (places[0] / NAME).exists()
+    assert find(NAME, KEY, download=True).read_bytes() == DATA
+    assert store.sent[NAME] == len(DATA)
 
 
-def test_a_failed_download_names_the_path_for_the_file(places, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("no route")
+def test_another_file_is_refused(places, store):
+    store.faults[NAME] = ["cut"]
+    with pytest.raises(UserError, match=r"^objective\.content\.vgg: .*is not the published file") as caught:
+        find(NAME, KEY, download=True)
+    assert not isinstance(caught.value, MissingWeights)
+    assert list(places[0].iterdir()) == []
 
-    monkeypatch.setitem(pretrained.ADDRESSES, NAME, "https://nowhere.invalid/x")
-    monkeypatch.setattr("urllib.request.urlopen", fail)
+
+def test_a_failed_download_names_the_path_for_the_file(places, store):
+    store.faults[NAME] = ["404"]
     with pytest.raises(MissingWeights, match=str(places[0] / NAME)):
         find(NAME, KEY, download=True)
     assert list(places[0].iterdir()) == []
 
 
-def test_ranks_that_arrive_during_a_download_wait_for_it(places, monkeypatch):
+def test_ranks_that_arrive_during_a_download_wait_for_it(places, store):
     """The ranks of a node start together: one downloads, the others wait and do not damage the file."""
-    others, results = [], []
-
-    class Slow(io.BytesIO):
-        def read(self, size=-1):
-            if self.tell() and not others:  # half is written: another rank now needs the same file
-                others.append(threading.Thread(target=lambda: results.append(find(NAME, KEY, download=True)), daemon=True))
-                others[0].start()
-                time.sleep(0.2)
-            return super().read(len(DATA) // 2)
-
-    monkeypatch.setitem(pretrained.ADDRESSES, NAME, "https://nowhere.invalid/x")
-    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: Slow(DATA))
-    assert find(NAME, KEY, download=True).read_bytes() == DATA
-    others[0].join(timeout=30)
-    assert results == [places[0] / NAME]
-    assert results[0].read_bytes() == DATA
+    store.faults[NAME] = ["wait"]
+    results = []
+    ranks = [threading.Thread(target=lambda: results.append(find(NAME, KEY, download=True)), daemon=True) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    time.sleep(0.2)
+    store.released.set()
+    for rank in ranks:
+        rank.join(timeout=30)
+    assert results == [places[0] / NAME] * 2 and results[0].read_bytes() == DATA
+    assert store.requests[NAME] == 1

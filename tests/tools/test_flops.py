@@ -10,6 +10,7 @@ from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
 from sr_dist.tools import flops
 from sr_dist.tools.flops import per_image, per_image_once
+from sr_dist.training.networks import phase_network
 from sr_dist.training.throughput import Work, peak, work
 
 PLUGIN = """
@@ -53,6 +54,33 @@ def test_a_discriminator_costs_its_own_step_and_the_generators_gradient_through_
     gan = complete(objective=objective, discriminator={"name": "patch"})
     assert per_image(gan) > per_image(complete()) * 1.01
     assert per_image(gan) == per_image(gan.model_copy(update={"accumulate": 4}))
+
+
+def products(network, *inputs):
+    """(all layers, the first layer): operations of a forward pass over one image, from the shapes that its layers see."""
+    amounts = []
+
+    def count(layer, _, output):
+        inner = layer.weight[0].numel()  # multiplications per output
+        amounts.append(2 * inner * output.numel() / len(output))
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    network(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return sum(amounts), amounts[0]
+
+
+def test_a_step_of_a_gan_by_its_layers():
+    """The generator: forward and twice that back, and the discriminator forward and back to its input. The discriminator: real
+    and fake, forward and twice that back. The gradient of a network's own input is needed by nobody."""
+    objective = {"name": "srgan", "content": {"l1": 1.0}, "adversarial_weight": 1e-3}
+    generator, discriminator = {"name": "msrresnet", "num_blocks": 1, "width": 8}, {"name": "patch", "widths": [8, 8]}
+    gan = complete(objective=objective, generator=generator, discriminator=discriminator)
+    networks = {phase: phase_network(gan, phase, resuming=True, notes=[]) for phase in ("generator", "discriminator")}
+    g, g_first = products(networks["generator"], torch.rand(2, 3, 16, 16))
+    d, d_first = products(networks["discriminator"], torch.rand(2, 3, 32, 32))
+    assert per_image(gan) == 3 * g - g_first + 2 * d + 2 * (3 * d - d_first)
 
 
 def test_counting_changes_no_state():

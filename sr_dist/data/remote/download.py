@@ -18,6 +18,7 @@ from time import sleep
 from typing import IO, TypeVar
 
 from sr_dist.core.errors import first_line
+from sr_dist.core.fetch_file import PERMANENT
 from sr_dist.data.format import ShardEntry, ShardError
 
 SHARD_TRIES = 7
@@ -37,7 +38,6 @@ CURL = ("curl", "-g", "--connect-timeout", "30", "-f", "-s", "-S", "-L")
 BY_CURL = ("http://", "https://", "sftp://", "ftps://", "scp://")
 HTTP_ERROR = 22  # curl's exit code for any response from 400 on
 CURL_PERMANENT = (1, 3, 47)
-PERMANENT = (400, 401, 403, 404, 405, 410, 451)  # not 429 and 503, which are temporary
 Result = TypeVar("Result")
 logger = logging.getLogger("sr_dist")
 
