@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sr_dist.core import config
 from sr_dist.core.errors import UserError
+from sr_dist.recipe import checks, shipped
 from sr_dist.recipe.content import content_sections
+from sr_dist.recipe.sections import Recipe
 from sr_dist.recipe.weights import parse_weight, weight_at
 
 
@@ -58,3 +61,16 @@ def test_none_leaves_a_term_out():
 def test_weights_by_step_that_cannot_be_are_refused(section, message):
     with pytest.raises(UserError, match=message):
         content_sections({"l1": section})
+
+
+def test_a_weight_by_step_survives_the_run_folders_recipe():
+    """A run compares its recipe with recipe.yaml when it continues; steps are text there."""
+    tree = config.override(
+        config.read(shipped.locate("esrgan_x4")),
+        {"objective.adversarial_weight": "{0: 0, 1000: 5e-3}", "objective.content.vgg.weight": "{5: 1.0, 10: 0.5}"},
+    )
+    first = checks.with_defaults(config.typed(Recipe, tree))
+    again = checks.with_defaults(config.typed(Recipe, config.parse(config.text(first))))
+    assert config.text(again) == config.text(first)
+    assert again.objective.options["content"]["vgg"]["weight"] == {5: 1.0, 10: 0.5}
+    assert parse_weight(again.objective.options["adversarial_weight"]) == {0: 0.0, 1000: 0.005}
