@@ -17,7 +17,7 @@ from shards.items import Listing
 from shards.merge import merge
 from shards.pixels import Preparation
 from shards.plan import Plan, item_order, items_digest, tool_versions
-from shards.source import Source, load_source, reader, source_names
+from shards.source import Source, load_source, lr_reader, reader, source_names
 from shards.workers import write_shards
 from shards.writer import WriteOptions, WrittenShard
 from sr_dist.core import cli
@@ -138,7 +138,7 @@ def build(source: str, root: str, out: Path, options: Mapping[str, str]) -> Mani
     plan = make_plan(settings, preparation, listing, _without_paths(own, config))
     plan.source.update(name=source, options={**preparing, **_without_paths(own, config)}, **listing.about)
     write_options = WriteOptions(
-        out, reader(module), preparation, tuple(listing.attributes), listing.scale, settings.on_bad == "fail"
+        out, reader(module), preparation, tuple(listing.attributes), listing.scale, settings.on_bad == "fail", lr_reader(module)
     )
     return run_plan(plan, write_options, settings)
 

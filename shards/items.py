@@ -29,7 +29,7 @@ class Item(NamedTuple):
     label: int = -1
     attributes: tuple[bool, ...] = ()
     box: tuple[int, int, int, int] | None = None  # left, top, right, bottom: a tile of the image
-    lr: str | None = None  # the file of its LR image
+    lr: str | None = None  # the file of its LR image; the source's `read_lr` may take another text
 
 
 @dataclass

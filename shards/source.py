@@ -34,7 +34,7 @@ class Source(Protocol[SettingsType]):
 
 
 class ReadingSource(Source[SettingsType], Protocol[SettingsType]):
-    """A source whose items are not image files."""
+    """A source whose items are not image files. If its LR images are none either, it has `read_lr(item) -> bytes` as well."""
 
     def read(self, item: Item) -> bytes:
         """An encoded image. Worker processes call it, in any order. OSError and Rejected (of image_header) reject the item."""
@@ -59,3 +59,13 @@ def reader(source: Source[Settings]) -> Callable[[Item], bytes]:
 
 def read_file(item: Item) -> bytes:
     return Path(item.path).read_bytes()
+
+
+def lr_reader(source: Source[Settings]) -> Callable[[Item], bytes]:
+    """The source's `read_lr`, or the one that reads files."""
+    return getattr(source, "read_lr", read_lr_file)
+
+
+def read_lr_file(item: Item) -> bytes:
+    assert item.lr
+    return Path(item.lr).read_bytes()

@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from shards.image_header import Rejected, pillow_settings
 from shards.items import Item
-from shards.pixels import EncodedImage, Preparation, PreparedSample, prepare
+from shards.pixels import EncodedImage, Preparation, PreparedSample, prepare, rejection_of_lr
+from shards.source import read_lr_file
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
 from sr_dist.data.format import MODES, ShardEntry, attribute_bits, content_hash, index_bytes, index_name
@@ -31,6 +32,7 @@ class WriteOptions:
     attributes: Sequence[str] = ()
     scale: int | None = None  # of stored LR
     fail_on_reject: bool = False
+    read_lr: Callable[[Item], bytes] = read_lr_file
 
 
 @dataclass
@@ -97,7 +99,7 @@ def write_shard(name: str, items: Iterable[Item], options: WriteOptions) -> Writ
 def prepare_item(item: Item, options: WriteOptions) -> list[PreparedSample] | dict[str, str]:
     """The samples of one input, or its row of rejects.jsonl."""
     try:
-        lr = Path(item.lr).read_bytes() if item.lr else None
+        lr = _lr_bytes(item, options) if item.lr else None
         return list(prepare(options.read(item), lr, options.preparation, options.scale or 1))
     except (Rejected, OSError) as problem:
         of_lr = problem.of_lr if isinstance(problem, Rejected) else problem.filename == item.lr
@@ -105,6 +107,11 @@ def prepare_item(item: Item, options: WriteOptions) -> list[PreparedSample] | di
         if options.fail_on_reject:
             raise UserError(f"on_bad: '{path}' ({item.key}): {problem}") from None
         return {"key": item.key, "path": path, "reason": str(problem)}
+
+
+def _lr_bytes(item: Item, options: WriteOptions) -> bytes:
+    with rejection_of_lr():
+        return options.read_lr(item)
 
 
 def write_sample(tar: TarWriter, item: Item, sample: PreparedSample, attributes: Sequence[str]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ HOMES = {
     "torch.distributed": ("sr_dist/core/ranks.py",),
     "onnxruntime": ("sr_dist/models/export.py",),
     "skimage": ("shards/sources/",),
+    "lmdb": ("shards/sources/lmdb.py",),
 }
 LIBRARY_NAMES = ("found_inf",)  # of torch
 HEAVY = ("torch", "torchvision", "accelerate", "webdataset", "matplotlib", "wandb_workspaces")

@@ -12,6 +12,9 @@ from sr_dist.recipe.sections import Recipe
 
 Tree = dict[str, Any]
 NONE = {"enum": ["none", None]}
+NUMBER = {"type": "number", "minimum": 0}
+BY_STEP = {"type": "object", "patternProperties": {"^[0-9]+$": NUMBER}, "additionalProperties": False, "minProperties": 1}
+WEIGHT: Tree = {"anyOf": [NUMBER, BY_STEP]}
 SHORT_FORMS: Tree = {"layers": {"type": "string"}, "classes": {"const": "manifest"}, "outputs": {"const": "manifest"}}
 KINDS_OF_NAME = ("generator", "discriminator", "classifier", "objective", "degradation")
 
@@ -63,9 +66,9 @@ def content_schema(definitions: Tree) -> Tree:
     terms = {}
     for name in plugins.names(PACKAGES["content"]):
         config = options_schema(f"content_{name}", importlib.import_module(f"{PACKAGES['content']}.{name}").Config, definitions)
-        properties = {"weight": {"type": "number", "minimum": 0}, **config.get("properties", {})}
+        properties = {"weight": WEIGHT, "sharpen": {"type": "boolean"}, **config.get("properties", {})}
         section = {"type": "object", "properties": properties, "additionalProperties": False}
-        terms[name] = {"anyOf": [{"type": "number", "minimum": 0}, section]}
+        terms[name] = {"anyOf": [*WEIGHT["anyOf"], section, NONE]}
     return {
         "type": "object",
         "properties": terms,

@@ -222,7 +222,12 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 def text(settings: Settings) -> str:
     """The settings as YAML, from which `read` and `typed` make equal settings, except for hidden passwords."""
-    return yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True, width=100)
+    return tree_text(plain(settings))
+
+
+def tree_text(tree: Tree) -> str:
+    """Sections as YAML, in their order."""
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
 
 
 def plain(settings: Settings) -> Tree:

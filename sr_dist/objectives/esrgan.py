@@ -29,6 +29,7 @@ from sr_dist.losses.adversarial import bce_fake, bce_real, differentiable_twice,
 from sr_dist.losses.content_terms import ContentTerms
 from sr_dist.recipe.checks import refuse_classes
 from sr_dist.recipe.sections import Recipe
+from sr_dist.recipe.weights import Weight, weight_at
 
 
 class Config(Settings):
@@ -37,7 +38,8 @@ class Config(Settings):
         "l1": 1e-2,
     }
     """Content terms with weights."""
-    adversarial_weight: float = 5e-3
+    adversarial_weight: Weight = 5e-3
+    """A number, or numbers by step."""
     batch_mean: Literal["global", "local"] = "global"
     """The images of E[C]: those of all ranks, or of each rank."""
     halved: bool = False
@@ -83,7 +85,10 @@ class Objective(nn.Module):
             real = discriminator(batch.hr).logits  # does not depend on the generator
         fake, over = discriminator(sr).logits, self.config.batch_mean
         adversarial = bce_fake(relative(real, fake, over)) + bce_real(relative(fake, real, over))
-        return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.factor * adversarial}
+        return {
+            **self.content(sr, batch),
+            "adversarial": weight_at(self.config.adversarial_weight, batch.step) * self.factor * adversarial,
+        }
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)

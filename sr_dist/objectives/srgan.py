@@ -27,6 +27,7 @@ from sr_dist.losses.adversarial import FORMS, FormName, differentiable_twice, r1
 from sr_dist.losses.content_terms import ContentTerms
 from sr_dist.recipe.checks import refuse_classes
 from sr_dist.recipe.sections import Recipe
+from sr_dist.recipe.weights import Weight, weight_at
 
 
 class Config(Settings):
@@ -34,7 +35,8 @@ class Config(Settings):
     """Content terms with weights."""
     form: FormName = "standard"
     """The form of the adversarial terms."""
-    adversarial_weight: float = 1e-3
+    adversarial_weight: Weight = 1e-3
+    """A number, or numbers by step."""
     r1_weight: Annotated[float, Field(ge=0)] = 0.0
     """The weight of the R1 penalty."""
 
@@ -61,7 +63,10 @@ class Objective(nn.Module):
 
     def generator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         fake = discriminator(sr).logits
-        return {**self.content(sr, batch), "adversarial": self.config.adversarial_weight * self.form.generator(fake)}
+        return {
+            **self.content(sr, batch),
+            "adversarial": weight_at(self.config.adversarial_weight, batch.step) * self.form.generator(fake),
+        }
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)

@@ -25,12 +25,14 @@ from sr_dist.core.contracts import Discriminator, Phase
 from sr_dist.losses.adversarial import bce_fake, bce_real, class_cross_entropy
 from sr_dist.losses.classification import accuracy
 from sr_dist.losses.content_terms import ContentTerms
+from sr_dist.recipe.weights import Weight, weight_at
 
 
 class Config(Settings):
     content: dict[str, Any] = {"mse": {"weight": 1.0, "range": "-1..1"}, "vgg": {"weight": 1.0, "layers": "conv5_4"}}
     """Content terms with weights."""
-    adversarial_weight: float = 1e-3
+    adversarial_weight: Weight = 1e-3
+    """A number, or numbers by step."""
     class_weight: float = 1.0
     """The weight of L_C in the discriminator's loss."""
     generator_class_weight: float = 0.0
@@ -52,7 +54,7 @@ class Objective(nn.Module):
     def generator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
         fake = discriminator(sr)
         terms = self.content(sr, batch)
-        terms["adversarial"] = self.config.adversarial_weight * bce_real(fake.logits)
+        terms["adversarial"] = weight_at(self.config.adversarial_weight, batch.step) * bce_real(fake.logits)
         if fake.class_logits is not None and self.config.generator_class_weight:
             terms["class"] = self.config.generator_class_weight * class_cross_entropy(fake.class_logits, batch.label)
         return terms

@@ -128,9 +128,9 @@ def _with_typed_content(part: Part) -> Part:
     if "content" not in part.options:
         return part
     content = {}
-    for name, (weight, options) in content_sections(part.options["content"]).items():
-        _, term = plugins.resolve(PACKAGES["content"], name, options, f"objective.content.{name}")
-        content[name] = {"weight": weight, **term.model_dump(mode="json")}
+    for name, section in content_sections(part.options["content"]).items():
+        _, term = plugins.resolve(PACKAGES["content"], name, section.options, f"objective.content.{name}")
+        content[name] = {**section.stated(), **term.model_dump(mode="json")}
     return part.with_options(content=content)
 
 
@@ -142,8 +142,8 @@ def content_terms(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
 
 def _content(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], str]]:
     stated = recipe.objective.options.get("content")
-    for name, (_, options) in (content_sections(stated) if stated is not None else {}).items():
-        yield name, options, f"objective.content.{name}"
+    for name, section in (content_sections(stated) if stated is not None else {}).items():
+        yield name, section.options, f"objective.content.{name}"
 
 
 def part_modules(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:

@@ -218,6 +218,10 @@ class Schedule(Settings):
     """The factor of each milestone."""
     period: Period = None
     """The length of the cosine in steps."""
+    restart: bool = False
+    """Begin the cosine again after each period."""
+    lowest: Fraction = 0.0
+    """The factor at the end of a cosine."""
 
     @model_validator(mode="after")
     def _complete(self) -> Schedule:
@@ -225,6 +229,8 @@ class Schedule(Settings):
             raise ValueError("a cosine needs schedule.period (steps)")
         if self.name == "milestones" and not self.milestones:
             raise ValueError("needs schedule.milestones, such as [50000, 100000]")
+        if self.name != "cosine" and (self.restart or self.lowest):
+            raise ValueError(f"restart and lowest are for a cosine; schedule.name is {self.name}")
         return self
 
 

@@ -24,5 +24,6 @@ def factor(schedule: Schedule, step: int) -> float:
         return warm * schedule.factor ** sum(step > milestone for milestone in schedule.milestones)
     if schedule.name == "cosine":
         assert schedule.period
-        return warm * (1 + math.cos(math.pi * min(step / schedule.period, 1.0))) / 2
+        place = (step - 1) % schedule.period + 1 if schedule.restart else min(step, schedule.period)
+        return warm * (schedule.lowest + (1 - schedule.lowest) * (1 + math.cos(math.pi * (place / schedule.period))) / 2)
     return warm

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sr_dist.core import config
+from sr_dist.core.sharpen import sharpened
 from sr_dist.data import jpeg_compression
 from sr_dist.data.degradations import real
 
@@ -202,3 +203,11 @@ def test_options_change_one_by_one_and_the_second_stage_has_its_own_defaults():
     assert settings.first == real.First()
     with pytest.raises(config.UserError, match=r"first.noise_sigma: \[30.0, 1.0\] is not a range"):
         config.typed(real.Config, {"first": {"noise_sigma": ["30", "1"]}})
+
+
+def test_sharpen_degrades_sharpened_hr():
+    hr = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    seeds = torch.tensor([3, 4])
+    with_option = real.build(real.Config(sharpen=True), 4)(hr, seeds)
+    assert torch.equal(with_option, real.build(real.Config(), 4)(sharpened(hr.double()), seeds).to(hr.dtype))
+    assert not torch.equal(with_option, real.build(real.Config(), 4)(hr, seeds))

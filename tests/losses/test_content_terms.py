@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.files import sha256
 from sr_dist.data import data_checks
 from sr_dist.losses.content import charbonnier, lpips, tv, vgg
+from sr_dist.losses.content_terms import ContentTerms
 from sr_dist.models.pretrained import MissingWeights
 from sr_dist.recipe import checks
 
@@ -155,3 +157,33 @@ def test_the_trained_layers_of_lpips_come_with_the_package():
     term = build("lpips", weights="random")
     weights = torch.cat([p.flatten() for p in term.lins.parameters()])
     assert len(weights) == 64 + 192 + 384 + 256 + 256 and weights.min() >= 0 and math.isfinite(weights.sum())
+
+
+def test_a_sharpened_target_is_for_the_terms_that_ask_for_it(make_photo):
+    from sr_dist.core.sharpen import sharpened  # beside its use
+
+    hr = torch.from_numpy(make_photo(1, 64, 64)).permute(2, 0, 1)[None].float() / 255
+    values = ContentTerms({"l1": {"weight": 1.0, "sharpen": True}, "mse": 1.0})(hr, against(hr))
+    assert values["l1"].item() == pytest.approx((sharpened(hr) - hr).abs().mean().item()) and values["l1"] > 1e-3
+    assert values["mse"] == 0
+
+
+def test_a_weight_by_step_follows_the_batch():
+    """{10: 1, 20: 0}: 0.4 at step 16 of a difference of 0.5. Its gradient is there also where the weight is 0."""
+    sr = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
+    terms, batch = ContentTerms({"l1": {10: 1.0, 20: 0.0}}), against(torch.zeros(1, 3, 4, 4))
+    values = [terms(sr, dataclasses.replace(batch, step=step))["l1"] for step in (1, 10, 16, 20, 99)]
+    assert [value.item() for value in values] == pytest.approx([0.5, 0.5, 0.2, 0, 0])
+    values[-1].backward()
+    assert sr.grad.abs().max() == 0
+
+
+def test_a_term_that_is_none_needs_no_weights_file(write_recipe, monkeypatch, tmp_path):
+    """`--objective.content.vgg=none` trains without VGG19 where a recipe has it."""
+    monkeypatch.setenv("SR_DIST_WEIGHTS", str(tmp_path))
+    path = write_recipe(objective={"name": "pixel", "content": {"l1": "1", "vgg": {"weight": "1"}}})
+    assert len(list(checks.content_terms(data_checks.load(path, {})))) == 2
+    recipe = checks.complete(data_checks.load(path, {"objective.content.vgg": "none"}))
+    assert list(recipe.objective.options["content"]) == ["l1"]
+    again = checks.complete(data_checks.load(path, {"objective.content": "{l1: {0: 1, 50: 0.5}}"}))
+    assert again.objective.options["content"]["l1"]["weight"] == {0: 1.0, 50: 0.5}

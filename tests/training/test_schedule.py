@@ -46,6 +46,19 @@ def test_the_cosine_does_not_rise_again():
     assert factor(Schedule(name="cosine", period=100), 150) == pytest.approx(0, abs=1e-12)
 
 
+def test_a_cosine_with_restarts_begins_again_after_each_period():
+    """As BasicSR's CosineAnnealingRestartLR, which counts steps from 0: the last step of a period has the lowest rate."""
+    schedule = Schedule(name="cosine", period=100, restart=True, lowest=0.2)
+    expected = {50: 0.6, 100: 0.2, 150: 0.6, 200: 0.2, 350: 0.6}
+    assert {step: factor(schedule, step) for step in expected} == pytest.approx(expected)
+    assert factor(schedule, 101) == factor(schedule, 1)
+
+
+def test_restarts_of_anything_but_a_cosine_are_refused():
+    with pytest.raises(UserError, match=r"^schedule: restart and lowest are for a cosine; schedule.name is milestones"):
+        typed(Schedule, {"name": "milestones", "milestones": ["5"], "restart": "true"}, "schedule")
+
+
 def test_warmup_multiplies_the_others():
     assert factor(Schedule(name="cosine", period=100, warmup=100), 50) == pytest.approx(0.25)
     assert factor(Schedule(name="milestones", milestones=(2,), warmup=8), 4) == pytest.approx(0.25)

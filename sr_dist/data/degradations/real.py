@@ -13,7 +13,8 @@ any batch and on any rank. The whole batch is processed at once. Sizes differ fr
 upper left corner of a canvas of the largest possible size, and pixels outside an image are mirrored or repeated by index.
 Arithmetic is in float64: the last bits of a product depend on how a batch is cut, and JPEG's rounding makes levels of them.
 
-The authors sharpen HR before they degrade it, and use it as the target of the content terms. Here HR stays as it is.
+The authors sharpen HR before they degrade it (`sharpen: true`), and compare content terms with sharpened HR, which those terms'
+own `sharpen: true` does.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sr_dist.core.config import Fraction, Settings
 from sr_dist.core.constants import once
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.resize import rounded
+from sr_dist.core.sharpen import sharpened
 from sr_dist.data.jpeg_compression import jpeg
 from sr_dist.data.keyed_random import Draws
 
@@ -97,13 +99,16 @@ class Config(Settings):
     kernel_size: Annotated[int, Field(ge=7, le=51)] = 21
     """The largest size of a kernel. Sizes are odd and at least 7."""
     final_sinc_probability: Fraction = 0.8
+    sharpen: bool = False
+    """Degrade sharpened HR, by Real-ESRGAN's unsharp masking."""
 
 
 def build(config: Config, scale: int) -> Degradation:
     def degrade(hr: Tensor, seeds: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H / scale, W / scale)"""
         with torch.autocast(hr.device.type, enabled=False):
-            return degrade_twice(hr.double(), seeds, scale, config).to(hr.dtype)
+            images = sharpened(hr.double()) if config.sharpen else hr.double()
+            return degrade_twice(images, seeds, scale, config).to(hr.dtype)
 
     return degrade
 

@@ -1,0 +1,137 @@
+"""`model_type` and the losses of `train` -> our objective."""
+
+from __future__ import annotations
+
+from sr_dist.core.config import Tree
+from sr_dist.tools.basicsr.options import Options, yes
+
+MODELS = {
+    "SRModel": "pixel", "SwinIRModel": "pixel", "RealESRNetModel": "pixel",
+    "SRGANModel": "srgan", "ESRGANModel": "esrgan", "RealESRGANModel": "srgan",
+}  # fmt: skip
+PIXEL = {"L1Loss": "l1", "MSELoss": "mse", "CharbonnierLoss": "charbonnier"}
+FORMS = {"vanilla": "standard", "wgan_softplus": "standard", "lsgan": "least_squares", "hinge": "hinge"}
+
+
+def is_gan(options: Options) -> bool:
+    return options.has("network_d") and MODELS.get(str(options.value("model_type")), "srgan") != "pixel"
+
+
+def objective(options: Options) -> Tree:
+    model = str(options.value("model_type"))
+    name = MODELS.get(model)
+    if options.value("train.gan_opt.gan_type") == "ragan":
+        name = "esrgan"
+    if name is None:
+        name = "srgan" if options.has("network_d") else "pixel"
+        options.checks.append(f"model_type: '{model}' is not known; the objective is {name}.")
+    options.note("model_type", f"objective.name: {name}")
+    section: Tree = {"name": name, "content": _content(options)}
+    if name == "pixel":
+        options.drop("train.gan_opt", f"{model} trains no discriminator")
+        options.drop("network_d", f"{model} trains no discriminator")
+        options.drop("train.optim_d", f"{model} trains no discriminator")
+        return section
+    return {**section, **_adversarial(options, name)}
+
+
+def _content(options: Options) -> Tree:
+    """Pixel and perceptual terms; those with the weight 0 are left out."""
+    content: Tree = {}
+    sharpen_all = options.take("gt_usm", yes, False, "objective.content.*.sharpen")
+    pixel, perceptual = (
+        options.take(f"{one}_gt_usm", yes, options.value("model_type") == "RealESRGANModel", "objective.content.*.sharpen")
+        or sharpen_all
+        for one in ("l1", "percep")
+    )
+    if options.read("gan_gt_usm", yes, False):
+        options.drop("gan_gt_usm", "the discriminator's real images are HR itself")
+    options.note("gan_gt_usm", "the discriminator's real images are HR itself")
+    if options.has("train.pixel_opt"):
+        content |= _pixel(options, pixel)
+    if options.has("train.perceptual_opt"):
+        content |= _perceptual(options, perceptual)
+    options.drop("train.losses", "the list of traiNNer-redux is not read; write objective.content and adversarial_weight")
+    options.drop("train.ldl_opt", "LDL needs the EMA's images in the loss; there is none")
+    if not content:
+        options.checks.append("The file has no pixel or perceptual loss; objective.content is l1 with the weight 1.")
+        content["l1"] = {"weight": 1.0}
+    return content
+
+
+def _pixel(options: Options, sharpen: bool) -> Tree:
+    kind = options.read("train.pixel_opt.type", str, "L1Loss")
+    name = PIXEL.get(kind)
+    if name is None:
+        name = "l1"
+        options.checks.append(f"train.pixel_opt.type: '{kind}' has no equal; the recipe has l1 in its place.")
+    options.note("train.pixel_opt.type", f"objective.content.{name}")
+    term: Tree = {"weight": options.take("train.pixel_opt.loss_weight", float, 1.0, f"objective.content.{name}.weight")}
+    if sharpen:
+        term["sharpen"] = True
+    if name == "charbonnier":
+        eps = options.take("train.pixel_opt.eps", float, 1e-12, "objective.content.charbonnier.eps, its root")
+        term["eps"] = eps**0.5  # ours is squared under the root
+    if options.read("train.pixel_opt.reduction", str, "mean") != "mean":
+        options.drop("train.pixel_opt.reduction", "terms are means over the global batch; change the weight")
+    options.note("train.pixel_opt.reduction", "terms are means over the global batch")
+    return {name: term}
+
+
+def _perceptual(options: Options, sharpen: bool) -> Tree:
+    path = "train.perceptual_opt"
+    weight = options.take(f"{path}.perceptual_weight", float, 1.0, "objective.content.vgg.weight")
+    layers = {}
+    for layer in options.value(f"{path}.layer_weights") or {"conv5_4": "1"}:
+        if not layer.startswith("conv"):
+            options.drop(f"{path}.layer_weights.{layer}", "layers are convolutions before their ReLU, such as conv5_4")
+            continue
+        layers[layer] = options.take(f"{path}.layer_weights.{layer}", float, 1.0, f"objective.content.vgg.layers.{layer}")
+    criterion = options.read(f"{path}.criterion", str, "l1")
+    distance = {"l1": "l1", "l2": "mse", "mse": "mse"}.get(criterion)
+    if distance is None:
+        distance = "l1"
+        options.drop(f"{path}.criterion", f"vgg has l1 and mse; '{criterion}' became l1")
+    options.note(f"{path}.criterion", f"objective.content.vgg.distance: {distance}")
+    options.note(f"{path}.type", "objective.content.vgg")
+    for key, expected, reason in (
+        ("vgg_type", "vgg19", "the term is that of VGG19"), ("use_input_norm", True, "images are normalized"),
+        ("range_norm", False, "images are [0, 1]"),
+    ):  # fmt: skip
+        given = options.value(f"{path}.{key}")
+        same = given is None or (yes(given) if isinstance(expected, bool) else given) == expected
+        (options.note if same else options.drop)(f"{path}.{key}", reason)
+    if options.read(f"{path}.style_weight", float, 0.0):
+        options.drop(f"{path}.style_weight", "there is no style loss")
+    options.note(f"{path}.style_weight", "0: no style loss")
+    if not weight or not layers:
+        return {}
+    options.checks.append("The vgg term needs vgg19-dcbb9e9d.pth; --allow_download=true fetches it.")
+    term: Tree = {"weight": weight, "layers": layers, "activated": False, "distance": distance, "divide": 1.0}
+    return {"vgg": {**term, "sharpen": True} if sharpen else term}
+
+
+def _adversarial(options: Options, name: str) -> Tree:
+    path = "train.gan_opt"
+    section: Tree = {"adversarial_weight": options.take(f"{path}.loss_weight", float, 1.0, "objective.adversarial_weight")}
+    kind = options.read(f"{path}.gan_type", str, "vanilla")
+    if name == "esrgan":
+        section |= {"batch_mean": "local", "halved": True}
+        options.checks.append(
+            "objective.halved and batch_mean: local are BasicSR's ESRGAN; the paper's is halved: false and batch_mean: global."
+        )
+        if kind not in ("vanilla", "ragan"):
+            options.drop(f"{path}.gan_type", "the relativistic loss is of cross-entropy")
+    else:
+        section["form"] = FORMS.get(kind, "standard")
+        if kind not in FORMS:
+            options.drop(f"{path}.gan_type", "there are vanilla, lsgan and hinge; it became vanilla (form: standard)")
+    options.note(f"{path}.gan_type", f"objective.{'name: esrgan' if name == 'esrgan' else 'form: ' + section['form']}")
+    options.note(f"{path}.type", f"objective.name: {name}")
+    for key, expected in (("real_label_val", 1.0), ("fake_label_val", 0.0)):
+        same = options.read(f"{path}.{key}", float, expected) == expected
+        (options.note if same else options.drop)(f"{path}.{key}", f"labels are {expected:g}, without smoothing")
+    for key, same_value in (("net_d_iters", 1.0), ("net_d_init_iters", 0.0)):
+        same = options.read(f"train.{key}", float, same_value) == same_value
+        (options.note if same else options.drop)(f"train.{key}", "both networks move once in every step")
+    return section

@@ -1,0 +1,245 @@
+"""Option files in the form of BasicSR's, written here, become recipes; every option is taken over or listed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sr_dist import import_options as command
+from sr_dist.core import config
+from sr_dist.core.errors import UserError
+from sr_dist.data import data_checks
+from sr_dist.recipe import checks, shipped
+from sr_dist.recipe.sections import Recipe
+from sr_dist.tools.basicsr.recipe import import_options
+
+PAIRS = {
+    "name": "DIV2K", "type": "PairedImageDataset", "dataroot_gt": "datasets/HR", "dataroot_lq": "datasets/LR",
+    "filename_tmpl": "{}",
+    "io_backend": {"type": "disk"}, "gt_size": 128, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 6,
+    "batch_size_per_gpu": 16, "dataset_enlarge_ratio": 100, "prefetch_mode": None, "use_shuffle": True,
+    "meta_info_file": "lists/meta.txt", "num_prefetch_queue": 1, "color": "rgb", "mean": [0, 0, 0], "std": [1, 1, 1],
+}  # fmt: skip
+ADAM = {"type": "Adam", "lr": "1e-4", "weight_decay": 0, "betas": [0.9, 0.99]}
+ESRGAN = {
+    "name": "mine", "model_type": "ESRGANModel", "scale": 4, "num_gpu": 1, "manual_seed": 3, "find_unused_parameters": False,
+    "datasets": {
+        "train": PAIRS,
+        "val": {"name": "Set14", "type": "PairedImageDataset", "dataroot_gt": "Set14/HR", "dataroot_lq": "Set14/LR",
+                "io_backend": {"type": "disk"}},
+        "val_2": {"name": "Set5", "dataroot_gt": "Set5/HR"},
+    },
+    "network_g": {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "num_grow_ch": 32},
+    "network_d": {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 64, "input_size": 128},
+    "path": {"pretrain_network_g": "runs/rrdb_psnr_x4", "param_key_g": "params_ema", "strict_load_g": True, "resume_state": None,
+             "pretrain_network_d": None, "param_key_d": "params", "strict_load_d": True, "ignore_resume_networks": "network_g"},
+    "train": {
+        "ema_decay": 0.999, "optim_g": ADAM, "optim_d": ADAM, "total_iter": 400000, "warmup_iter": -1,
+        "scheduler": {"type": "MultiStepLR", "milestones": [50000, 100000, 200000, 300000], "gamma": 0.5},
+        "pixel_opt": {"type": "L1Loss", "loss_weight": "1e-2", "reduction": "mean"},
+        "perceptual_opt": {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}, "vgg_type": "vgg19", "use_input_norm": True,
+                           "range_norm": False, "perceptual_weight": 1.0, "style_weight": 0, "criterion": "l1"},
+        "gan_opt": {"type": "GANLoss", "gan_type": "vanilla", "real_label_val": 1.0, "fake_label_val": 0.0,
+                    "loss_weight": "5e-3"},
+        "ldl_opt": {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"},
+        "net_d_iters": 1, "net_d_init_iters": 0,
+    },
+    "val": {"val_freq": "5e3", "save_img": True, "pbar": False, "metrics": {
+        "psnr": {"type": "calculate_psnr", "crop_border": 4, "test_y_channel": False, "better": "higher"},
+        "niqe": {"type": "calculate_niqe", "crop_border": 4},
+    }},
+    "logger": {"print_freq": 100, "save_checkpoint_freq": "5e3", "use_tb_logger": True,
+               "wandb": {"project": None, "resume_id": None}},
+    "dist_params": {"backend": "nccl", "port": 29500},
+}  # fmt: skip
+ROUND = {
+    "resize_prob": [0.2, 0.7, 0.1], "resize_range": [0.15, 1.5], "gaussian_noise_prob": 0.5, "noise_range": [1, 30],
+    "poisson_scale_range": [0.05, 3], "gray_noise_prob": 0.4, "jpeg_range": [30, 95],
+}  # fmt: skip
+KERNELS = {
+    "kernel_list": ["iso", "plateau_iso"], "kernel_prob": [0.9, 0.1], "sinc_prob": 0.1, "blur_sigma": [0.2, 3],
+    "betag_range": [0.5, 4], "betap_range": [1, 2], "blur_kernel_size": 21,
+}  # fmt: skip
+REAL = {
+    **ESRGAN, "model_type": "RealESRGANModel", "l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False, "gt_size": 256,
+    "queue_size": 180, "second_blur_prob": 0.8, "num_gpu": "auto", "high_order_degradation": True,
+    **ROUND, **{f"{key}2": value for key, value in ROUND.items()},
+    "datasets": {"train": {
+        "name": "DF2K", "type": "RealESRGANDataset", "dataroot_gt": "datasets/DF2K", "meta_info": "lists/meta.txt",
+        **KERNELS, **{f"{key}2": value for key, value in KERNELS.items()}, "final_sinc_prob": 0.8, "gt_size": 256,
+        "use_hflip": True, "use_rot": False, "batch_size_per_gpu": 12,
+    }},
+    "network_d": {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 64, "skip_connection": True},
+}  # fmt: skip
+
+
+def changed(tree, **changes):
+    """A copy with `section__option=value` set."""
+    tree = yaml.safe_load(yaml.safe_dump(tree))
+    for path, value in changes.items():
+        *sections, last = path.split("__")
+        section = tree
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return tree
+
+
+@pytest.fixture
+def imported(tmp_path):
+    def run(tree, gpus=None):
+        path = tmp_path / "options.yml"
+        path.write_text(yaml.safe_dump(tree, sort_keys=False))
+        return import_options(path, gpus)
+
+    return run
+
+
+def recipe_of(result) -> Recipe:
+    return config.typed(Recipe, config.parse(config.tree_text(result.recipe)))
+
+
+def test_esrgan_has_the_numbers_of_our_own_recipe(imported):
+    """Rates, weights, milestones, sizes; only the betas, the halved losses and the local mean are BasicSR's own."""
+    recipe, ours = recipe_of(imported(ESRGAN)), checks.read_recipe(shipped.locate("esrgan_x4"), {})
+    for key in ("scale", "steps", "schedule", "init", "ema"):
+        assert getattr(recipe, key) == getattr(ours, key), key
+    assert (recipe.data.crop, recipe.data.batch) == (ours.data.crop, ours.data.batch) == (128, 16)
+    assert recipe.optimizer.learning_rate == ours.optimizer.learning_rate == 1e-4 and recipe.optimizer.betas == (0.9, 0.99)
+    whole, ours_whole = checks.with_defaults(recipe), checks.with_defaults(ours)
+    assert whole.generator == ours_whole.generator and whole.discriminator == ours_whole.discriminator
+    assert whole.objective.with_options(halved=False, batch_mean="global") == ours_whole.objective
+    assert recipe.seed == 3 and whole.objective.options["halved"] and whole.objective.options["batch_mean"] == "local"
+
+
+@pytest.mark.parametrize("tree", [ESRGAN, REAL], ids=["esrgan", "real"])
+def test_every_option_is_taken_over_or_listed(imported, tree):
+    options = imported(tree).options
+    assert not options.unknown()
+    assert {*options.taken} | {*options.without} == {*options.leaves()} and not {*options.taken} & {*options.without}
+    page = (Path(__file__).parents[2] / "docs" / "basicsr.md").read_text()
+    names = {
+        path.split(".")[-1].removesuffix("2") for path in options.leaves() if "val_" not in path and "layer_weights" not in path
+    }
+    assert not sorted(name for name in names if not re.search(rf"\b{name}\b", page))
+
+
+def test_an_unknown_option_is_listed(imported):
+    result = imported(changed(ESRGAN, train__colour_opt={"type": "X"}, network_g__extra=1))
+    assert result.options.unknown() == ["network_g.extra", "train.colour_opt.type"]
+    assert "  train.colour_opt.type: X" in result.report()
+
+
+def test_real_esrgan_sharpens_and_degrades_as_its_authors(imported):
+    result = imported(REAL, gpus=4)
+    recipe = recipe_of(result)
+    assert (recipe.data.batch, recipe.data.crop, recipe.data.rotate) == (48, 256, False)
+    degradation = recipe.data.degradation.options
+    assert degradation["sharpen"] == "true"
+    assert degradation["first"]["kernel_weights"] == ["0.9", "0.0", "0.0", "0.0", "0.1", "0.0"]
+    assert degradation["second"]["blur_probability"] == "0.8" and degradation["first"]["resize_range"] == ["0.15", "1.5"]
+    content = checks.with_defaults(recipe).objective.options["content"]
+    assert content["l1"]["sharpen"] and content["vgg"]["sharpen"]
+    assert result.commands == ["python -m shards.build folder datasets/DF2K data/df2k/train --list=lists/meta.txt"]
+    assert any("num_gpu: auto" in line for line in imported(REAL).options.checks)
+
+
+SWINIR = {
+    "type": "SwinIR", "embed_dim": 60, "depths": [2, 2], "num_heads": [6, 6], "window_size": 8, "mlp_ratio": 2,
+    "upsampler": "pixelshuffledirect", "img_size": 48, "img_range": 1.0, "resi_connection": "1conv",
+}  # fmt: skip
+COSINE = {"type": "CosineAnnealingRestartLR", "periods": [100000] * 4, "restart_weights": [1] * 4, "eta_min": "1e-7"}
+MILESTONES = [50000, 100000, 200000, 300000]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "expected"),
+    [
+        (
+            {"network_g": {"type": "MSRResNet", "num_feat": 32, "num_block": 8, "upscale": 4}},
+            "generator", {"name": "msrresnet", "channels": 3, "width": 32, "num_blocks": 8},
+        ),
+        (
+            {"network_g": {"type": "SRVGGNetCompact", "num_conv": 32, "act_type": "leakyrelu"}},
+            "generator", {"name": "srvgg", "channels": 3, "width": 64, "num_blocks": 32, "activation": "leaky_relu"},
+        ),
+        (
+            {"network_g": SWINIR},
+            "generator",
+            {"name": "swinir", "channels": 3, "width": 60, "depths": [2, 2], "heads": 6, "window": 8, "mlp_ratio": 2.0,
+             "enlarge": "direct", "group_end": "1conv"},
+        ),
+        (
+            {"network_g": {"type": "RCAN", "num_in_ch": 3, "num_group": 10}},
+            "generator", {"name": "spandrel", "arch": "RCAN", "channels": 3},
+        ),
+        ({"train__scheduler": COSINE}, "schedule", {"name": "cosine", "period": 100000, "restart": True, "lowest": 1e-3}),
+        ({"train__warmup_iter": 500}, "schedule", {"name": "milestones", "milestones": MILESTONES, "factor": 0.5, "warmup": 500}),
+        (
+            {"train__optim_g": {"type": "SGD", "lr": 0.1, "momentum": 0.9}},
+            "optimizer", {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0},
+        ),
+        ({"path__strict_load_g": False}, "init", {"generator": "runs/rrdb_psnr_x4", "partial": True}),
+    ],
+)  # fmt: skip
+def test_networks_schedules_and_optimizers(imported, changes, key, expected):
+    assert imported(changed(ESRGAN, **changes)).recipe[key] == expected
+
+
+@pytest.mark.parametrize(
+    ("gan_type", "form"), [("vanilla", "standard"), ("wgan_softplus", "standard"), ("lsgan", "least_squares"), ("hinge", "hinge")]
+)
+def test_forms_of_the_adversarial_loss(imported, gan_type, form):
+    result = imported(changed(ESRGAN, model_type="SRGANModel", train__gan_opt__gan_type=gan_type))
+    assert result.recipe["objective"]["name"] == "srgan" and result.recipe["objective"]["form"] == form
+    other = imported(changed(ESRGAN, model_type="SRGANModel", train__gan_opt__gan_type="wgan"))
+    assert "became vanilla" in other.options.without["train.gan_opt.gan_type"]
+
+
+def test_charbonniers_eps_is_squared_in_ours(imported):
+    result = imported(changed(ESRGAN, train__pixel_opt={"type": "CharbonnierLoss", "eps": "1e-12"}))
+    assert result.recipe["objective"]["content"]["charbonnier"]["eps"] == pytest.approx(1e-6)
+
+
+def test_an_lmdb_is_built_from_an_lmdb(imported):
+    train = {"io_backend": {"type": "lmdb"}, "dataroot_gt": "HR.lmdb", "dataroot_lq": "LR.lmdb"}
+    result = imported(changed(ESRGAN, **{f"datasets__train__{key}": value for key, value in train.items()}))
+    assert result.commands[0] == "python -m shards.build lmdb HR.lmdb data/div2k/train --lr=LR.lmdb --scale=4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network_g__type": "EDSR"}, "^network_g.type: 'EDSR' has no equal here; there are RRDBNet"),
+        ({"train__total_iter": "many"}, "^train.total_iter: 'many' is not a whole number"),
+        ({"train__total_iter": "inf"}, "^train.total_iter: 'inf' is not a whole number"),
+        ({"network_g__scale": 2}, "^network_g.scale: 2, but the file's scale is 4"),
+        ({"scale": 5}, "gives a recipe that is not valid: scale: "),
+        ({"datasets__train__dataroot_gt": None}, "^datasets.train.dataroot_gt: this key is missing"),
+        ({"train": None}, "^train: '.*' has no such section"),
+    ],
+)
+def test_files_that_cannot_be_are_refused(imported, changes, message):
+    with pytest.raises(UserError, match=message):
+        imported(changed(ESRGAN, **changes))
+
+
+@pytest.mark.parametrize("tree", [ESRGAN, REAL], ids=["esrgan", "real"])
+def test_the_written_recipe_trains_when_its_shards_exist(tmp_path, tree, photo_shards, capsys):
+    """`sr_dist.train OUT.yaml --dry_run` on shards of the test."""
+    file, out = tmp_path / "options.yml", tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    assert command.main([str(file), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Build the shards:" in printed and "Taken over:" in printed and "# Check:" in out.read_text()
+    overrides = {"data.train": str(photo_shards), "data.validation": "none", "data.crop": "32"}
+    if tree is ESRGAN:
+        overrides["discriminator.crop"] = "32"
+    assert checks.complete(data_checks.load(out, overrides)).steps == 400000
+    before = out.read_text()
+    assert command.main([str(file), str(out)]) == 2 and out.read_text() == before
+    assert "exists" in capsys.readouterr().err
+    assert command.main([str(file)]) == 0 and capsys.readouterr().out == before
