@@ -51,8 +51,8 @@ def stand_in(tmp_path_factory) -> Path:
 @pytest.fixture
 def inception(tmp_path, monkeypatch) -> Path:
     """A weights folder with a stand-in in place of the Inception file, accepted under its sha256."""
+    from sr_dist.core import catalogue
     from sr_dist.core.files import sha256
-    from sr_dist.models import pretrained
 
     folder = tmp_path / "weights"
     folder.mkdir()
@@ -60,7 +60,8 @@ def inception(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SR_DIST_WEIGHTS", str(folder))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("torch.hub._hub_dir", None)
-    monkeypatch.setitem(pretrained.SHA256, path.name, sha256(path))
+    accepted = catalogue.weights_file(path.name).model_copy(update={"sha256": sha256(path)})
+    monkeypatch.setattr(catalogue, "weights_file", lambda name: accepted)
     return path
 
 

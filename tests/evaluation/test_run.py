@@ -117,7 +117,7 @@ def test_sets_share_one_network_and_one_opening_of_the_classifiers(tmp_path, pho
         return forward(self, lr)
 
     def counted(*words):
-        opened.append(words[0])
+        opened.append(str(words[0].file))
         return open_classifier(*words)
 
     monkeypatch.setattr(SRCNN, "forward", watched)
