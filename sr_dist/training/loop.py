@@ -40,7 +40,7 @@ def fit(run: Run) -> bool:
             return False
         save_validated(run)
     run.watchdog.beat("waiting for the first images")
-    for step, batches in run.clock.steps(run.loader.steps(run.step + 1)):
+    for step, batches in run.clock.steps(run.loader.steps(run.step + 1, run.clock.waiting)):
         result = advance(run, step, batches)
         run.log.advance(step)
         stopping = run.stop.agreed()
