@@ -321,6 +321,8 @@ class Recipe(Settings):
     """The run stops after this many consecutive steps with gradients that are not finite."""
     compile: bool = False
     """Use torch.compile for both networks."""
+    batch_norm: Literal["global", "local"] = "global"
+    """Batch normalization has the statistics of all ranks' images, or each rank those of its own, as in other projects."""
     channels_last: bool = False
     """Use the channels-last memory layout, which is faster on tensor cores."""
     checkpointing: Names = ()

@@ -15,6 +15,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.models import trained
 from sr_dist.recipe.sections import Part, Recipe
+from sr_dist.training.batch_norm import synchronize
 
 
 def build_objective(recipe: Recipe) -> Any:
@@ -51,8 +52,8 @@ def phase_network(recipe: Recipe, phase: str, resuming: bool, notes: list[str]) 
 
 def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.device) -> nn.Module:
     """The network as it is trained: memory layout, synchronized batch normalization, recomputed activations, compiled."""
-    if device.type == "cuda" and ranks.size() > 1:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if ranks.size() > 1 and recipe.batch_norm == "global":
+        network = synchronize(network)
     network = network.to(device)
     if recipe.channels_last and not launch_env.under_deepspeed():  # ZeRO keeps weights in flat, contiguous buffers
         network = network.to(memory_format=torch.channels_last)

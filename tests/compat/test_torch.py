@@ -49,6 +49,21 @@ def test_fake_tensor_mode_and_cdata():
     assert whole.untyped_storage().nbytes() == 80
 
 
+def test_batch_norm_and_check_input_dim():
+    """training/batch_norm.py takes the place of every kind of batch normalization."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        assert issubclass(kind, _BatchNorm)
+
+    class Any(_BatchNorm):
+        def _check_input_dim(self, input):
+            pass
+
+    x = torch.randn(4, 2, 3)
+    assert Any(2)(x).equal(nn.BatchNorm1d(2)(x))
+
+
 def test_workers_and_shutdown_workers():
     """data/loader.py ends the workers of a DataLoader's iterator."""
     iterator = iter(DataLoader(range(8), batch_size=None, num_workers=2))
