@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -59,9 +61,29 @@ def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.devic
         network = network.to(memory_format=torch.channels_last)
     if phase != "discriminator" and recipe.checkpointing:
         recompute_activations(network, recipe.checkpointing)
-    if recipe.compile:
-        network.compile()  # in place, so that parameters keep their names
+    for module in repeated_blocks(network) if recipe.compile == "body" else [network] if recipe.compile else ():
+        module.compile()  # in place, so that parameters keep their names
     return network
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The largest modules of which there are several with the same tensors, such as the blocks of a body: their code is compiled
+    once. The whole network where nothing repeats."""
+    kinds = {
+        module: (type(module), tuple((name, tensor.shape) for name, tensor in module.named_parameters()))
+        for module in network.modules()
+        if next(module.children(), None) is not None and next(module.parameters(), None) is not None
+    }
+    counts = Counter(kinds.values())
+
+    def largest(module: nn.Module) -> Iterator[nn.Module]:
+        if module in kinds and counts[kinds[module]] > 1:
+            yield module
+        else:
+            for child in module.children():
+                yield from largest(child)
+
+    return list(largest(network)) or [network]
 
 
 def recompute_activations(network: nn.Module, patterns: tuple[str, ...]) -> None:

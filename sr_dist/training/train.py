@@ -21,7 +21,7 @@ def train(recipe: Recipe, flops_of: Callable[[Recipe], float | None] = lambda re
 
     `flops_of` counts the operations per image for the log.
     """
-    checks.check_launch(recipe, launch_env.launch(recipe.compile))
+    checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     find_weights(recipe)
     missing = run_folder.missing_folders(recipe.folder)
     lock = run_folder.claim(recipe.folder)
