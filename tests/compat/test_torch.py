@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import pickle
@@ -62,6 +63,11 @@ def test_batch_norm_and_check_input_dim():
 
     x = torch.randn(4, 2, 3)
     assert Any(2)(x).equal(nn.BatchNorm1d(2)(x))
+
+
+def test_dump_snapshot():
+    """training/out_of_memory.py writes what is in the memory of a GPU."""
+    assert "filename" in inspect.signature(torch.cuda.memory._dump_snapshot).parameters
 
 
 def test_workers_and_shutdown_workers():
