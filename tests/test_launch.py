@@ -237,11 +237,10 @@ def measured(folder: Path, minutes: int, *words: str) -> tuple[str, dict[str, st
 
 @pytest.mark.slow
 def test_a_part_of_a_gpu_hour_that_fails_is_recorded_and_stops_no_other(tmp_path):
-    text, rows = measured(tmp_path, 30, "--parts=data,esrgan")
+    text, rows = measured(tmp_path, 30, "--parts=data,tests")
     assert rows["the loader, one worker"] == "**FAILED** (exit code 7): planted fault"
     assert "images/s" in rows["a step, data wait"]
-    assert "done after 2 steps" in rows["to step 2"] and "done after 4 steps" in rows["to step 4"]
-    assert "continuing after step 2" in (tmp_path / "hour" / "runs" / "esrgan" / "log.txt").read_text()
+    assert "passed" in rows["pytest tests/gpu/test_devices.py -m not gpu -k skipped"]
     assert "python -m sr_dist.bench data esrgan_x4" in text and re.search(r"^ok +torch ", text, re.MULTILINE)
 
 
@@ -253,3 +252,5 @@ def test_a_whole_gpu_hour_on_a_cpu(tmp_path):
     assert rows["batch 4, learning rate 0.000282843"] == "not run: the time of this part is over"
     for name in ("fp32", "bf16, channels_last", "batch 4", "batch 8", "ddp_node, 2 ranks", "zero3, 2 ranks", "a step, data wait"):
         assert "images/s" in rows[name], name
+    assert "done after 2 steps" in rows["to step 2"] and "done after 4 steps" in rows["to step 4"]
+    assert "continuing after step 2" in (tmp_path / "hour" / "runs" / "esrgan" / "log.txt").read_text()
