@@ -181,3 +181,76 @@ def test_a_python_that_does_not_exist_is_refused():
     environment = {**os.environ, "SR_DIST_PYTHON": "/nowhere/python"}
     result = subprocess.run(["bash", "launch/test.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (2, "error: SR_DIST_PYTHON: '/nowhere/python' does not exist\n")
+
+
+# ---- an hour on GPUs
+
+GPU_HOUR = ("tests", "step", "batch", "ranks", "data", "sweep", "esrgan")
+
+
+def gpu_hour(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SR_DIST_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **variables}
+    line = ["bash", "launch/gpu_hour.sh", *words]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_a_dry_gpu_hour_prints_every_measurement(tmp_path):
+    done = gpu_hour(f"--out={tmp_path / 'hour'}", "--minutes=30", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    titles = re.findall(r"^=== (.+), ([0-9]+) s$", done.stdout, re.MULTILINE)
+    assert len(titles) == len(GPU_HOUR) and sum(int(seconds) for _, seconds in titles) == 30 * 60
+    for words in (
+        "pytest -p no:cacheprovider -m gpu", "--tf32=false", "--precision=bf16", "--precision=fp16", "--channels_last=true",
+        "--compile=true", "--compile=body", "--data.batch=512", "zero3.yaml", "sr_dist.bench data", "learning rate 0.0008",
+        "--steps=200",
+    ):  # fmt: skip
+        assert words in done.stdout, words
+    assert not (tmp_path / "hour").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("--parts=tests,speed", "parts: unknown part 'speed'; choose from tests step batch ranks data sweep esrgan"),
+        ("--minutes=0", "minutes: '0' is not a whole number"),
+        ("--minute=5", "'--minute=5': unknown option"),
+    ],
+)
+def test_a_gpu_hour_with_a_mistake_is_refused(word, complaint):
+    done = gpu_hour(word)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {complaint}") and not done.stdout
+
+
+def measured(folder: Path, minutes: int, *words: str) -> tuple[str, dict[str, str]]:
+    """On a CPU, by a Python that fails in one measurement and hangs in another: -> the record, and its rows."""
+    planted, out = folder / "python", folder / "hour"
+    cases = ['*sr_dist.bench\\ data*) echo "planted fault" >&2; exit 7', "*--name=sweep_2*) sleep 600"]
+    planted.write_text(f'#!/bin/bash\ncase "$*" in {" ;; ".join(cases)} ;; esac\nexec {sys.executable} "$@"\n')
+    planted.chmod(0o755)
+    variables = {"SR_DIST_PYTHON": str(planted), "SR_DIST_GPU_HOUR": "cpu"}
+    done = gpu_hour(f"--out={out}", f"--minutes={minutes}", *words, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (out / "results.md").read_text()
+    assert str(folder) not in text
+    return text, dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|", text, re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_a_part_of_a_gpu_hour_that_fails_is_recorded_and_stops_no_other(tmp_path):
+    text, rows = measured(tmp_path, 30, "--parts=data,tests")
+    assert rows["the loader, one worker"] == "**FAILED** (exit code 7): planted fault"
+    assert "images/s" in rows["a step, data wait"]
+    assert "passed" in rows["pytest tests/gpu/test_devices.py -m not gpu -k skipped"]
+    assert "python -m sr_dist.bench data esrgan_x4" in text and re.search(r"^ok +torch ", text, re.MULTILINE)
+
+
+@pytest.mark.long
+def test_a_whole_gpu_hour_on_a_cpu(tmp_path):
+    text, rows = measured(tmp_path, 20)
+    assert text.count("### ") == len(GPU_HOUR)
+    assert rows["batch 2, learning rate 0.0002"].startswith("**STOPPED** after ")
+    assert rows["batch 4, learning rate 0.000282843"] == "not run: the time of this part is over"
+    for name in ("fp32", "bf16, channels_last", "batch 4", "batch 8", "ddp_node, 2 ranks", "zero3, 2 ranks", "a step, data wait"):
+        assert "images/s" in rows[name], name
+    assert "done after 2 steps" in rows["to step 2"] and "done after 4 steps" in rows["to step 4"]
+    assert "continuing after step 2" in (tmp_path / "hour" / "runs" / "esrgan" / "log.txt").read_text()

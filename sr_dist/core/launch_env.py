@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sr_dist.core import zero_options
 from sr_dist.core.errors import UserError
+from sr_dist.core.run_layout import COLLECTIVES
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,20 @@ def _number(name: str) -> int | None:
     if text != "-1" and not text.isdecimal():
         raise UserError(f"{name}: '{text}' is not a number; {_ADVICE.format(name)}")
     return None if text == "-1" else int(text)
+
+
+def record_collectives(folder: Path) -> None:
+    """NCCL's flight recorder: where a collective gets no answer, each rank writes its last ones into the run folder.
+
+    Call before the process group begins. What a user has set stays.
+    """
+    defaults = {
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # collectives
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(folder.absolute() / COLLECTIVES),  # torch adds the rank
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
 
 
 def rank() -> int:

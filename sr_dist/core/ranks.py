@@ -103,8 +103,13 @@ def global_mean(values: Tensor) -> Tensor:
     if size() == 1:
         return values.float().mean()
     count = float(len(values))
-    summed = _Sum.apply(torch.stack([values.float().mean() * count, numbers((count,), torch.float32, values.device)[0]]))
+    summed = sum_with_gradient(torch.stack([values.float().mean() * count, numbers((count,), torch.float32, values.device)[0]]))
     return summed[0] / summed[1]
+
+
+def sum_with_gradient(values: Tensor) -> Tensor:
+    """The sum over ranks, of which every rank's loss is a function. All ranks must call, and call backward, in the same order."""
+    return values if size() == 1 else _Sum.apply(values)
 
 
 class _Sum(torch.autograd.Function):
@@ -116,7 +121,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return all_reduce_sum(gradient)
+        return _Sum.apply(gradient)  # which has a derivative again
 
 
 def all_gather(value: Value) -> list[Value]:

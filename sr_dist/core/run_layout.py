@@ -15,10 +15,18 @@ from sr_dist.core.json_text import read_json
 RECIPE, METRICS, ENVIRONMENT = "recipe.yaml", "metrics.jsonl", "environment.json"
 RUN, RUN_FORMAT = "run.json", 1  # the run's id; 0.2.0 wrote no such file
 LOG, WANDB_ID, LOCK = "log.txt", "wandb_id", ".lock"
-TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = "trace", "substituted", "fetched", "samples", "checkpoints"  # folders
+PROFILE, TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = (
+    "profile",
+    "trace",
+    "substituted",
+    "fetched",
+    "samples",
+    "checkpoints",
+)  # folders
 STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
 CHECKPOINT_FORMAT = 1  # of both; 0.1.0 wrote none
 POST_HOC = "post_hoc"  # the folder of power-function averages, of runs with ema.post_hoc
+COLLECTIVES = "nccl-rank-"  # with a rank: what NCCL's flight recorder writes
 DONE, PREEMPTED, STOP = "DONE", "PREEMPTED", "STOP"  # markers
 
 
@@ -42,6 +50,9 @@ FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "trace/rank-N.jsonl": "the keys of every micro-batch (`data.trace`)",
     "substituted/rank-N.jsonl": "unreadable samples and those that took their place (`data.on_corrupt: substitute`)",
     "fetched/node-N.jsonl": "every fetch of a remote shard",
+    "profile/STEP-STEP.json.gz": "where these steps of the first rank spent their time (`--profile`), for ui.perfetto.dev",
+    "oom-rank-N.pickle": "what was in the memory of a GPU when it was full, for pytorch.org/memory_viz",
+    "nccl-rank-N": "the last collectives of a rank whose partners did not answer (NCCL's flight recorder)",
     "hang-rank-N.txt": "the stacks of a rank that made no progress (`hang_timeout`)",
     "wandb/, wandb_id": "files of W&B, and the id of the run there",
     "DONE": "the run has reached its last step",

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -109,9 +109,20 @@ class Loader:
         """The number of samples in all data sets together. An epoch of the run is as many images."""
         return self.source.samples
 
-    def steps(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
-        """Step numbers from `first` to the recipe's last, each with this rank's micro-batches on its device."""
-        for step, micro_batches in self.crop_steps(first):
+    def steps(
+        self, first: int, waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> Iterator[tuple[int, list[Batch]]]:
+        """Step numbers from `first` to the recipe's last, each with this rank's micro-batches on its device.
+
+        `waiting` is entered around the wait for the workers' images.
+        """
+        crops = self.crop_steps(first)
+        while True:
+            with waiting():
+                arrived = next(crops, None)
+            if arrived is None:
+                return
+            step, micro_batches = arrived
             self._fetch_log.record_substitutions(step, [row for crops in micro_batches for row in crops.substitutions])
             yield step, [self._to_batch(crops, step) for crops in micro_batches]
             self._log_fetched(step)
@@ -211,7 +222,7 @@ class Loader:
 
     def _to_device(self, numbers: Tensor) -> Tensor:
         """Copies through pinned memory to a GPU: the copy is asynchronous, and the slot can be reused at once."""
-        return numbers.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else numbers.to(self.device)
+        return numbers if self.device.type == "cpu" else numbers.pin_memory().to(self.device, non_blocking=True)
 
     def log_columns(self) -> dict[str, int]:
         """Columns for metrics.jsonl. All ranks must call."""

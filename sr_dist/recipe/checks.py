@@ -154,6 +154,8 @@ def part_modules(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
 
 def check_launch(recipe: Recipe, launch: Launch) -> None:
     """Refuses parts that cannot run under this launch. A part gives its reason in `refuses(config, launch)`."""
+    if recipe.batch_norm == "local" and launch.stage:
+        raise UserError("batch_norm: local does not run under ZeRO, which leaves every rank its own running statistics; use DDP")
     for module, options, key in part_modules(recipe):
         if not hasattr(module, "refuses"):
             continue

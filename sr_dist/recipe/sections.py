@@ -325,8 +325,10 @@ class Recipe(Settings):
     """Mixed precision of the forward passes. Left out, it is that of accelerate launch --mixed_precision."""
     max_skipped: Positive = 20
     """The run stops after this many consecutive steps with gradients that are not finite."""
-    compile: bool = False
-    """Use torch.compile for both networks."""
+    compile: bool | Literal["body"] = False
+    """Use torch.compile for both networks; `body` compiles their repeated blocks only, once for all, which is sooner done."""
+    batch_norm: Literal["global", "local"] = "global"
+    """Batch normalization has the statistics of all ranks' images, or each rank those of its own, as in other projects."""
     channels_last: bool = False
     """Use the channels-last memory layout, which is faster on tensor cores."""
     checkpointing: Names = ()

@@ -32,7 +32,7 @@ def bench_step(stated: Recipe, steps: int, as_json: bool) -> None:
     """All ranks must call; the first one prints."""
     with tempfile.TemporaryDirectory(prefix="sr_dist-bench-") as runs:
         recipe = checks.complete(_temporary(stated, Path(runs), steps))
-        checks.check_launch(recipe, launch_env.launch(recipe.compile))
+        checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
         find_weights(recipe)
         run = set_up(recipe)
         try:

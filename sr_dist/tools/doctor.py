@@ -10,6 +10,7 @@ import netrc
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,7 @@ def run_checks(runs: Path) -> Iterator[Finding]:
         yield check_gpus()
         yield check_deepspeed()
         yield from check_weights()
+        yield check_interfaces()
         yield from check_ranks()
     yield check_disk(runs)
     yield check_login()
@@ -224,6 +226,28 @@ def check_slurm() -> Finding:
     return Finding("ok", "SLURM", f"{answer.stdout.strip()}{job}")
 
 
+def check_interfaces() -> Finding:
+    """Which network interfaces NCCL, for GPUs, and gloo, for votes, may use. A wrong name makes ranks wait for each other."""
+    present = [name for _, name in socket.if_nameindex()]
+    words = []
+    for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        stated = os.environ.get(variable)
+        words.append(f"{variable} {stated or 'not set'}")
+        exact = variable.startswith("GLOO")
+        if stated and not any(uses_interface(stated, name, exact) for name in present):
+            return Finding("BROKEN", "network", f"{variable}={stated}: no interface fits; there are {', '.join(present)}")
+    return Finding("ok", "network", f"interfaces {', '.join(present)}; {', '.join(words)}")
+
+
+def uses_interface(stated: str, name: str, exact: bool) -> bool:
+    """gloo takes names with commas; NCCL prefixes, after `=` whole names, after `^` what it leaves out."""
+    if exact:
+        return name in stated.split(",")
+    names = stated.lstrip("^").lstrip("=").split(",")
+    fits = name in names if stated.lstrip("^").startswith("=") else any(name.startswith(prefix) for prefix in names)
+    return fits != stated.startswith("^")
+
+
 def check_ranks() -> Iterator[Finding]:
     """Sums over all ranks by gloo, which carries stop requests, and by NCCL, which trains on GPUs. All ranks must call."""
     num_ranks = launch_env.num_ranks()
@@ -240,7 +264,8 @@ def check_ranks() -> Iterator[Finding]:
     except Exception as problem:
         yield Finding(
             "BROKEN", "ranks",
-            f"{num_ranks} ranks cannot communicate ({first_line(problem)}); check MASTER_ADDR, firewalls and NCCL_SOCKET_IFNAME; "
+            f"{num_ranks} ranks cannot communicate ({first_line(problem)}); check MASTER_ADDR, firewalls and the "
+            f"variables of the line network; "
             f"NCCL_DEBUG=INFO shows more",
         )  # fmt: skip
     finally:

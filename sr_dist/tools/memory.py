@@ -296,7 +296,7 @@ def memory_table(stated: Recipe, gpus: int) -> Table:
 def refusal(recipe: Recipe, stage: int, gpus: int) -> str | None:
     """Why the recipe does not run under a backend, or None."""
     try:
-        launch = Launch("deepspeed" if stage else "ddp", stage, gpus, cuda=True, compiled=recipe.compile)
+        launch = Launch("deepspeed" if stage else "ddp", stage, gpus, cuda=True, compiled=bool(recipe.compile))
         checks.check_launch(recipe, launch)
     except UserError as problem:
         return str(problem)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_dist.core.errors import UserError
+from sr_dist.training.batch_norm import GlobalBatchNorm
 from sr_dist.training.flat import by_type, is_dense, joined, pieces
 
 
@@ -18,7 +19,7 @@ def saved_buffers(network: nn.Module) -> dict[str, Tensor]:
 def equal_on_all_ranks(network: nn.Module) -> bool:
     """Whether all ranks compute the same buffers, so that they need not be broadcast in every forward pass: synchronized
     statistics."""
-    synchronized = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
+    synchronized = [module for module in network.modules() if isinstance(module, GlobalBatchNorm)]
     own = {id(buffer) for module in synchronized for buffer in module.buffers(recurse=False)}
     return own >= set(map(id, saved_buffers(network).values()))
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from sr_dist.core import config, plugins, ranks
+from sr_dist.core import config, launch_env, plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.lost_writes import LostWrites
 from sr_dist.core.run_layout import RECIPE, TRACE
@@ -44,6 +44,7 @@ from sr_dist.training.watchdog import Watchdog
 
 def set_up(recipe: Recipe) -> Run:
     """All ranks must call."""
+    launch_env.record_collectives(recipe.folder)
     accelerator = ranks.open_accelerator(recipe.precision)
     device = accelerator.device
     torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
@@ -74,7 +75,7 @@ def set_up(recipe: Recipe) -> Run:
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
-        Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device.type == "cuda"), StopRequest(folder),
+        Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device), StopRequest(folder),
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         lost, begin_state(recipe, run_id, digest),
         power_emas=PowerEmas(engines[objective.phases[0]]) if recipe.ema.post_hoc else None,

@@ -20,6 +20,7 @@ from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.scoring import Scores, Scoring, score
 from sr_dist.recipe.columns import CLASSIFICATION
 from sr_dist.training import classification, run_folder
+from sr_dist.training.profile import Span, profiled
 from sr_dist.training.run import Best, Run, ValidationResult, check_folder, check_saves, close, save, save_validated
 from sr_dist.training.samples import COUNT, Pair, SampleSheet, draw_samples
 from sr_dist.training.schedule import due, learning_rate
@@ -31,7 +32,7 @@ class Diverged(RuntimeError):
     """Too many steps in a row had gradients that are not finite."""
 
 
-def fit(run: Run) -> bool:
+def fit(run: Run, profile: Span | None = None) -> bool:
     """Trains up to the recipe's last step. Returns False if the run was asked to stop before. All ranks must call."""
     recipe, stopping = run.recipe, False
     if not run.state["validated"]:  # the process before this one postponed it, or failed in it
@@ -40,7 +41,7 @@ def fit(run: Run) -> bool:
             return False
         save_validated(run)
     run.watchdog.beat("waiting for the first images")
-    for step, batches in run.clock.steps(run.loader.steps(run.step + 1)):
+    for step, batches in run.clock.steps(profiled(profile, run, run.loader.steps(run.step + 1, run.clock.waiting))):
         result = advance(run, step, batches)
         run.log.advance(step)
         stopping = run.stop.agreed()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.models import trained
 from sr_dist.recipe.sections import Part, Recipe
+from sr_dist.training.batch_norm import synchronize
 
 
 def build_objective(recipe: Recipe) -> Any:
@@ -51,13 +54,13 @@ def phase_network(recipe: Recipe, phase: str, resuming: bool, notes: list[str]) 
 
 def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.device) -> nn.Module:
     """The network as it is trained: memory layout, synchronized batch normalization, recomputed activations, compiled."""
-    if device.type == "cuda" and ranks.size() > 1:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if ranks.size() > 1 and recipe.batch_norm == "global":
+        network = synchronize(network)
     network = laid_out(network.to(device), recipe)
     if phase != "discriminator" and recipe.checkpointing:
         recompute_activations(network, recipe.checkpointing)
-    if recipe.compile:
-        network.compile()  # in place, so that parameters keep their names
+    for module in repeated_blocks(network) if recipe.compile == "body" else [network] if recipe.compile else ():
+        module.compile()  # in place, so that parameters keep their names
     return network
 
 
@@ -66,6 +69,26 @@ def laid_out(network: nn.Module, recipe: Recipe) -> nn.Module:
     if recipe.channels_last and not launch_env.under_deepspeed():
         return network.to(memory_format=torch.channels_last)
     return network
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """The largest modules of which there are several with the same tensors, such as the blocks of a body: their code is compiled
+    once. The whole network where nothing repeats."""
+    kinds = {
+        module: (type(module), tuple((name, tensor.shape) for name, tensor in module.named_parameters()))
+        for module in network.modules()
+        if next(module.children(), None) is not None and next(module.parameters(), None) is not None
+    }
+    counts = Counter(kinds.values())
+
+    def largest(module: nn.Module) -> Iterator[nn.Module]:
+        if module in kinds and counts[kinds[module]] > 1:
+            yield module
+        else:
+            for child in module.children():
+                yield from largest(child)
+
+    return list(largest(network)) or [network]
 
 
 def recompute_activations(network: nn.Module, patterns: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import re
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from sr_dist.recipe.sections import Recipe
 from sr_dist.training.tracker import Row
 
 Item = TypeVar("Item")
+Intervals = list[tuple[Any, Any]]  # begin and end, as moments of a Clock
 
 # Words of a device's name -> TFLOP/s that its maker states, dense: 16 bits, TF32, fp32. The first entry whose words are all in
 # the name counts.
@@ -68,26 +69,31 @@ def peak(device: str, precision: str, tf32: bool) -> float | None:
 
 
 class Clock:
-    """Measures images per second since the last report, and the share of that time spent waiting for data."""
+    """Measures images per second since the last report, and the share of that time spent waiting for data.
 
-    def __init__(self, cuda: bool = False) -> None:
+    Intervals are measured in the device's time, where it has events. The host's time would count a slow device as a slow disk: a
+    host that runs ahead stops for the device at any place, also while it waits for images.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self.work: Work | None = None  # set where the cost of an image is known
-        self._cuda = cuda
-        self._forwards: list[tuple[Any, Any]] = []  # begin and end of forward passes since the last report
-        self._busy = self._waited = 0.0  # since the last report
+        on_host = device is None or device.type == "cpu"
+        self._event = None if on_host else torch.get_device_module(device).Event
+        self._waits: Intervals = []  # since the last report, as all that follows
+        self._forwards: Intervals = []
+        self._busy = 0.0
         self._total_busy = 0.0  # of the whole process
         self._steps = self._total_steps = 0
         self._counted_until: float | None = None
 
     def steps(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """Yields the same items. The time until an item arrives is waiting; the time until the next is requested is work."""
+        """Yields the same items, and counts them as steps that last until the next is requested."""
         while True:
-            self._counted_until = requested = time.perf_counter()
+            self._counted_until = time.perf_counter()
             try:
                 item = next(batches)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - requested
             self._steps += 1
             yield item
             self._count()
@@ -103,20 +109,31 @@ class Clock:
         yield
         self._counted_until = time.perf_counter()
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around the wait for a step's images. A device that is still busy with the step before does not wait."""
+        return self._interval(self._waits)
+
+    def forward(self) -> AbstractContextManager[None]:
         """Around a forward pass: the part of a step in which no rank waits for another."""
+        return self._interval(self._forwards)
+
+    @contextmanager
+    def _interval(self, intervals: Intervals) -> Iterator[None]:
         begin = self._now()
         yield
-        self._forwards.append((begin, self._now()))
+        intervals.append((begin, self._now()))
 
     def _now(self) -> Any:
         """A moment in the device's time, or in the host's without a GPU."""
-        if not self._cuda:
+        if self._event is None:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = self._event(enable_timing=True)
         event.record()
         return event
+
+    def _seconds(self, intervals: Intervals) -> float:
+        """The device must have finished the step."""
+        return sum(begin.elapsed_time(end) / 1e3 if self._event else end - begin for begin, end in intervals)
 
     def own_seconds(self) -> float:
         """Seconds that this rank spent on its own images since the last report: waiting for data and forward passes.
@@ -124,17 +141,16 @@ class Clock:
         A whole step shows no straggler, because all ranks wait for the slowest one. The device must have finished the step. Call
         before `report`.
         """
-        seconds = sum(a.elapsed_time(b) / 1e3 if self._cuda else b - a for a, b in self._forwards)
-        self._forwards.clear()
-        return seconds + self._waited
+        return self._seconds(self._waits) + self._seconds(self._forwards)
 
     def report(self, images_per_step: int) -> dict[str, float]:
-        """Columns of metrics.jsonl. Called within a step, which counts as done."""
+        """Columns of metrics.jsonl. Called within a step, which counts as done and which the device must have finished."""
         self._count()
-        busy, waited, steps = max(self._busy, 1e-9), self._waited, max(self._steps, 1)
+        busy, waited, steps = max(self._busy, 1e-9), self._seconds(self._waits), max(self._steps, 1)
         self._total_busy, self._total_steps = self._total_busy + busy, self._total_steps + self._steps
-        self._busy = self._waited = 0.0
-        self._steps = 0
+        self._busy, self._steps = 0.0, 0
+        self._waits.clear()
+        self._forwards.clear()
         speed = images_per_step * steps / busy
         columns = {"images_per_second": speed, "data_wait": min(waited / busy, 1.0)}
         return columns | self.work.at(speed) if self.work else columns

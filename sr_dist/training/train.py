@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 
 from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
@@ -13,15 +16,26 @@ from sr_dist.training import classification, run_folder
 from sr_dist.training.build import set_up
 from sr_dist.training.loop import finish, fit
 from sr_dist.training.needed_files import find_weights
+from sr_dist.training.out_of_memory import out_of_memory
+from sr_dist.training.profile import Span, check_span
 from sr_dist.training.throughput import work
 
 
-def train(recipe: Recipe, flops_of: Callable[[Recipe], float | None] = lambda recipe: None) -> None:
+@dataclass(frozen=True)
+class Estimates:
+    """What tools know of a recipe."""
+
+    flops_per_image: Callable[[Recipe], float | None] = lambda recipe: None
+    memory: Callable[[Recipe, int], str] = lambda recipe, ranks: ""  # its largest users, and what to change
+
+
+def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | None = None) -> None:
     """Trains a complete recipe. All ranks must call. A user's mistakes are reported before the process group starts.
 
-    `flops_of` counts the operations per image for the log.
+    `profile` are the first and the last step that are recorded.
     """
-    checks.check_launch(recipe, launch_env.launch(recipe.compile))
+    estimates = estimates or Estimates()
+    checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     find_weights(recipe)
     missing = run_folder.missing_folders(recipe.folder)
     lock = run_folder.claim(recipe.folder)
@@ -33,13 +47,17 @@ def train(recipe: Recipe, flops_of: Callable[[Recipe], float | None] = lambda re
             run_folder.remove_unused(recipe.folder, missing)
         raise
     if ranks.is_first():
-        run.clock.work = work(flops_of(recipe), recipe, ranks.size(), run.device)
+        run.clock.work = work(estimates.flops_per_image(recipe), recipe, ranks.size(), run.device)
     try:
-        done = fit(run)
+        if profile:
+            check_span(profile, run)
+        done = fit(run, profile)
         if done and run.objective.validation == "classification":
             classification.report(run)
     except Exception as caught:
         problem = run.loader.describe_failure(caught)
+        if isinstance(caught, torch.OutOfMemoryError):
+            problem = out_of_memory(run, caught, estimates.memory)
         if isinstance(problem, UserError) and not problem.on_all_ranks and not launch_env.prints_mistakes():
             print(f"error: rank {ranks.rank()}: {problem}", file=sys.stderr, flush=True)
         run.log.info(f"failed after step {run.step}: {type(problem).__name__}: {problem}")

@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from sr_dist.core.run_layout import COLLECTIVES
+
 TOUCH_EVERY = 5.0  # seconds between two signs of life on disk
 LAST_WORDS = 10.0  # seconds for the message of a rank that hangs
 
@@ -69,6 +71,8 @@ class Watchdog:
             with suppress(OSError):
                 age = time.time() - sign.stat().st_mtime
                 lines.append(f"  {sign.name}: last seen {age:.0f} s ago: {sign.read_text().strip()}")
+        if dumps := sorted(str(path) for path in self.folder.parent.glob(f"{COLLECTIVES}*")):
+            lines.append(f"  the last collectives of NCCL: {', '.join(dumps)} (read them with torchfrtrace)")
         print("\n".join(lines), file=sys.stderr, flush=True)
 
     def _write_stacks(self) -> None:

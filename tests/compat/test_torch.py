@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import pickle
@@ -47,6 +48,26 @@ def test_fake_tensor_mode_and_cdata():
     assert whole.untyped_storage()._cdata == view.untyped_storage()._cdata
     assert whole.untyped_storage()._cdata != torch.empty(4, 5).untyped_storage()._cdata
     assert whole.untyped_storage().nbytes() == 80
+
+
+def test_batch_norm_and_check_input_dim():
+    """training/batch_norm.py takes the place of every kind of batch normalization."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        assert issubclass(kind, _BatchNorm)
+
+    class Any(_BatchNorm):
+        def _check_input_dim(self, input):
+            pass
+
+    x = torch.randn(4, 2, 3)
+    assert Any(2)(x).equal(nn.BatchNorm1d(2)(x))
+
+
+def test_dump_snapshot():
+    """training/out_of_memory.py writes what is in the memory of a GPU."""
+    assert "filename" in inspect.signature(torch.cuda.memory._dump_snapshot).parameters
 
 
 def test_workers_and_shutdown_workers():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import DEMO, ROOT, losses
+
+from sr_dist.training.throughput import Clock
 
 pytestmark = pytest.mark.gpu
 STEPS = 6
@@ -49,6 +53,7 @@ VARIANTS = {  # options, relative tolerance of the content loss
     "bf16": ({"precision": "bf16"}, 5e-2),
     "fp16": ({"precision": "fp16"}, 5e-2),
     "compiled": ({"tf32": "false", "compile": "true"}, 1e-3),
+    "compiled blocks": ({"tf32": "false", "compile": "body"}, 1e-3),
     "channels last": ({"tf32": "false", "channels_last": "true"}, 1e-3),
     "recomputed activations": ({"tf32": "false", "checkpointing": "[dense*,encoder.*]"}, 1e-3),
     "all at once": ({"precision": "bf16", "compile": "true", "channels_last": "true"}, 5e-2),
@@ -103,6 +108,13 @@ def test_zero_in_bf16_and_channels_last(configuration, photo_shards, tmp_path, e
         assert ours["loss/mse"] == pytest.approx(theirs["loss/mse"], rel=5e-2)
 
 
+def needs_two_gpus() -> None:
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+
+
 RANKS = ("-m", "torch.distributed.run", "--standalone")
 
 
@@ -115,10 +127,7 @@ def test_nccl_in_one_process(photo_shards, tmp_path, exact):
 
 def test_two_gpus_take_the_step_of_one(photo_shards, tmp_path):
     """Statistics of batch normalization and the mean over real images are those of all ranks."""
-    import torch
-
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
+    needs_two_gpus()
     options = {
         "tf32": "false",
         "generator": "{name: srresnet, width: 16, num_blocks: 1}",
@@ -129,6 +138,71 @@ def test_two_gpus_take_the_step_of_one(photo_shards, tmp_path):
     two = train(photo_shards, tmp_path, "two", *RANKS, "--nproc_per_node=2", **options)
     for ours, theirs in zip(losses(two), losses(one), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def under_all_gpus(configuration: str) -> tuple[str, ...]:
+    path = str(ROOT / "launch" / "accelerate" / f"{configuration}.yaml")
+    return ("-m", "accelerate.commands.launch", "--config_file", path, "--num_processes", "2", "--main_process_port", "0")
+
+
+@pytest.mark.parametrize("configuration", ["zero2", "zero3"])
+def test_zero_on_two_gpus_overlaps_the_exchange_in_bf16(configuration, photo_shards, tmp_path, exact):
+    needs_two_gpus()
+    run = train(photo_shards, tmp_path, "run", *under_all_gpus(configuration), precision="bf16")
+    for ours, theirs in zip(losses(run), losses(exact), strict=True):
+        assert ours["loss/mse"] == pytest.approx(theirs["loss/mse"], rel=5e-2)
+
+
+def test_global_statistics_are_those_of_torchs_sync_batch_norm():
+    needs_two_gpus()
+    script = Path(__file__).with_name("sync_batch_norm.py")
+    differences = json.loads(execute([sys.executable, *RANKS, "--nproc_per_node=2", str(script)]).splitlines()[-1])
+    assert differences and max(differences.values()) < 1e-5, differences
+
+
+def test_a_profile_has_the_kernels_of_the_gpu(photo_shards, tmp_path):
+    run = train(photo_shards, tmp_path, "run", profile="2:3")
+    (file,) = (run / "profile").iterdir()
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    assert any(event.get("cat") == "kernel" for event in events)
+
+
+def test_a_full_gpu_leaves_a_snapshot(tmp_path):
+    import torch
+
+    from sr_dist.training.out_of_memory import out_of_memory
+
+    run = SimpleNamespace(step=0, recipe=SimpleNamespace(folder=tmp_path), device=torch.device("cuda"))
+    with pytest.raises(torch.OutOfMemoryError) as full:
+        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+    text = str(out_of_memory(run, full.value, lambda recipe, ranks: "the table"))
+    assert text.startswith("out of memory in step 1: CUDA out of memory") and text.endswith("the table")
+    assert (tmp_path / "oom-rank-000.pickle").stat().st_size > 0
+
+
+def test_a_slow_gpu_is_no_slow_disk():
+    """The host stands still for the device while it waits for images."""
+    import torch
+
+    clock, events = Clock(torch.device("cuda")), []
+    block = torch.ones(2048, 2048, device="cuda")
+
+    def batches():
+        for number in range(6):
+            with clock.waiting():
+                if events:
+                    events[-1].synchronize()
+            yield number
+
+    for _ in clock.steps(batches()):
+        with clock.forward():
+            for _ in range(50):
+                block = (block @ block).clamp(0, 1)
+        events.append(torch.cuda.Event())
+        events[-1].record()
+    torch.cuda.synchronize()
+    assert clock.own_seconds() > 0
+    assert clock.report(images_per_step=1)["data_wait"] < 0.2
 
 
 def test_evaluate_and_upscale_on_cuda(photo_shards, photos, tmp_path, exact):

@@ -12,7 +12,6 @@ from torch import nn
 from sr_dist.core import plugins
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import sha256
-from sr_dist.core.launch_env import Launch
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.models import pretrained, trained
 from sr_dist.models.classifiers import resnet18
@@ -115,16 +114,6 @@ def test_an_unknown_torchvision_name_offers_the_nearest():
         plugins.resolve(PACKAGE, "torchvision", {"arch": "resnet19"}, "classifier")
     one_answer = build("torchvision", arch="googlenet", outputs=2)(torch.rand(2, 3, 64, 64))
     assert one_answer.shape == (2, 2)  # in training too
-
-
-def test_batch_normalization_is_refused_on_several_cpu_ranks():
-    world = Launch(ranks=2)
-    for name, options in (("digit_cnn", {}), ("resnet18", {}), ("torchvision", {"arch": "resnet18"})):
-        module, config = plugins.resolve(PACKAGE, name, options, "classifier")
-        assert "batch normalization" in module.refuses(config, world)
-    for name, options in (("digit_cnn", {"norm": "none"}), ("torchvision", {"arch": "squeezenet1_1"})):
-        module, config = plugins.resolve(PACKAGE, name, options, "classifier")
-        assert module.refuses(config, world) is None
 
 
 # ---- published weights

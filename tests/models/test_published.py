@@ -201,13 +201,6 @@ def test_a_dense_head_refuses_other_sizes():
 @pytest.mark.parametrize(
     ("kind", "name", "options", "launch", "reason_part"),
     [
-        ("generator", "srresnet", {}, {"ranks": 2}, "batch normalization"),
-        ("generator", "srresnet", {}, {"ranks": 2, "cuda": True}, None),
-        ("generator", "srresnet", {}, {}, None),
-        ("discriminator", "patch", {}, {"ranks": 2}, "batch normalization"),
-        ("discriminator", "patch", {"norm": "none"}, {"ranks": 2}, None),
-        ("discriminator", "srgan_vgg", {}, {"ranks": 3}, "3 CPU ranks"),
-        ("discriminator", "srgan_vgg", {"norm": "none"}, {"ranks": 3}, None),
         ("discriminator", "unet_sn", {}, {"stage": 3, "cuda": True}, "ZeRO-3"),
         ("discriminator", "unet_sn", {}, {"stage": 2, "ranks": 2}, None),
     ],

@@ -5,42 +5,24 @@ from __future__ import annotations
 import fnmatch
 import functools
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import data_kinds
 import pytest
 import torchvision
-from finished import finished
+from thin_recipes import for_few_images, read, small_classifiers, twin
 
-from sr_dist.core import config, plugins
+from sr_dist.core import plugins
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data import data_checks
 from sr_dist.recipe import checks
-from sr_dist.recipe.labels import Labels
-from sr_dist.recipe.sections import Recipe
 from sr_dist.training import needed_files
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 LARGE = [path for path in RECIPES if path.stem.endswith("_large")]
 CLASSES = 2
-
-# The options that shrink a network, by its name: the same layers, few channels.
-THIN = {
-    "srcnn": {"widths": "[16, 8]"},
-    "srresnet": {"num_blocks": "2", "width": "16"},
-    "rrdb": {"num_blocks": "1", "width": "16", "growth": "8"},
-    "srugan": {"widths": "[8, 12]", "num_blocks": "1", "num_dense_blocks": "1", "reduction": "4"},
-    "swinir": {"width": "12", "depths": "[2]", "heads": "3", "window": "4"},
-    "srgan_vgg": {"width": "8", "features": "16", "crop": "32"},
-    "unet_sn": {"width": "8"},
-    "acgan": {"widths": "[8, 12]", "features": "16"},
-    "patch": {"widths": "[8, 12]"},
-    "resnet18": {"stem": "imagenet"},  # it halves the image five times; this stem leaves the same layers few pixels
-    "digit_cnn": {"widths": "[8, 12, 16]", "features": "[16, 16]", "dropout": "0"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +34,7 @@ def shards_of(tmp_path_factory) -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory) -> dict[str, str]:
-    """Tiny classifiers instead of those that the losses of recipes use, by the names of their runs."""
-    folder = tmp_path_factory.mktemp("classifiers")
-    labels_by_run = {
-        "classifier_digits": Labels("class", tuple("0123456789")),
-        "classifier_eyeglasses": Labels("attributes", ("Eyeglasses",)),
-        "classifier_gender": Labels("attributes", ("Male",)),
-        "classifier_hat": Labels("attributes", ("Wearing_Hat",)),
-    }
-    sizes = {"classifier_digits": 28}
-    return {
-        name: finished(folder / f"{name}.safetensors", labels, size=sizes.get(name, 32)) for name, labels in labels_by_run.items()
-    }
+    return small_classifiers(tmp_path_factory.mktemp("classifiers"))
 
 
 @pytest.fixture(scope="module")
@@ -72,52 +43,6 @@ def one_vgg() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.models, "vgg19", functools.cache(torchvision.models.vgg19))
         yield
-
-
-def read(path: Path) -> Recipe:
-    return config.typed(Recipe, config.read(path))
-
-
-def fewer(counts: object) -> object:
-    """A thousandth of every count; "at most 10000" stays, because that is what it is for."""
-    if str(counts).isdigit():
-        return max(int(str(counts)) // 1000, 1)
-    if isinstance(counts, Mapping):
-        return {name: fewer(count) for name, count in counts.items()}
-    return [fewer(count) for count in counts] if isinstance(counts, list | tuple) else counts
-
-
-def for_few_images(path: Path) -> dict[str, str]:
-    """Overrides for dozens of images instead of the thousands that a recipe selects."""
-    data = config.read(path)["data"]
-    return {f"data.{key}": json.dumps(fewer(data[key])) for key in ("select", "balance") if key in data}
-
-
-def twin(path: Path, shards: Path, runs: Path, classifiers: dict[str, str]) -> dict[str, str]:
-    """Overrides under which the recipe trains in seconds."""
-    recipe = read(path)
-    options = {
-        "data.train": str(shards), "data.validation": "none", "runs": str(runs), "data.batch": "4",
-        "data.workers": "0", "optimizer.learning_rate": "2e-3", "schedule": "{name: constant}", "precision": "no",
-        "init.generator": "none", "init.classifier": "none", "log.wandb": "off", **for_few_images(path),
-        "data.crop": "28" if data_kinds.kind(recipe.data.train) == "mnist" else "32",
-    }  # fmt: skip
-    parts = {"generator": recipe.generator, "discriminator": recipe.discriminator, "classifier": recipe.classifier}
-    for section, part in parts.items():
-        for key, value in THIN.get(part.name, {}).items() if part else ():
-            options[f"{section}.{key}"] = value
-    if recipe.classifier:
-        options |= {"data.augment": "{}", "data.flip": "false"}  # the batch never changes
-    if "classifier" in recipe.objective.options.get("content", {}):
-        runs_of = recipe.objective.options["content"]["classifier"]["runs"]
-        options["objective.content.classifier.runs"] = ",".join(classifiers[Path(run).name] for run in runs_of)
-    if recipe.generator and recipe.generator.options.get("skip") == "bicubic":
-        options["optimizer.learning_rate"] = "2e-5"  # the bicubic image is already good
-    if "vgg" in recipe.objective.options.get("content", {}):
-        options["objective.content.vgg.weights"] = "random"
-        if recipe.objective.options["content"]["vgg"]["distance"] == "mse":  # random features are small, their squares smaller
-            options["objective.content.vgg.weight"] = "1e4"
-    return options
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -31,6 +31,11 @@ OBJECTIVES = {
         "discriminator": PATCH,
         "objective": "{name: esrgan, content: {l1: 1.0}, adversarial_weight: 0.1, batch_mean: global}",
     },
+    "batch norm": {
+        "generator": "{name: srresnet, width: 8, num_blocks: 1}",
+        "discriminator": "{name: patch, widths: [8, 12]}",
+        "objective": "{name: srgan, content: {mse: 1.0}, adversarial_weight: 0.1}",
+    },
     "channels last": {
         "generator": PLAIN,
         "discriminator": "none",
@@ -78,7 +83,7 @@ def jobs(shards: Path, runs: Path) -> list[dict]:
         job(shards, runs, objective, accumulate, optimizer)
         for objective in (*OBJECTIVES, *GUIDED)
         for accumulate in (1, 2)
-        if not (objective == "esrgan" and accumulate > 1)
+        if not (objective in ("esrgan", "batch norm") and accumulate > 1)  # statistics of a micro-batch
         for optimizer in (("sgd", "adam") if objective in OBJECTIVES else ("sgd",))
     ]
 

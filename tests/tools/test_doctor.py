@@ -54,6 +54,26 @@ def test_torchvision_of_another_build_is_one_line_and_not_a_traceback(tmp_path):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("nccl", "gloo", "status", "text"),
+    [
+        (None, None, "ok", "interfaces lo, eth0, ib0; NCCL_SOCKET_IFNAME not set, GLOO_SOCKET_IFNAME not set"),
+        ("ib", "eth0,ib0", "ok", "NCCL_SOCKET_IFNAME ib, GLOO_SOCKET_IFNAME eth0,ib0"),
+        ("^lo,eth", None, "ok", "NCCL_SOCKET_IFNAME ^lo,eth"),
+        ("=ib", None, "BROKEN", "NCCL_SOCKET_IFNAME==ib: no interface fits; there are lo, eth0, ib0"),
+        (None, "ib", "BROKEN", "GLOO_SOCKET_IFNAME=ib: no interface fits"),
+        ("^lo,eth,ib", None, "BROKEN", "no interface fits"),
+    ],
+)
+def test_network_interfaces_that_do_not_exist_are_named(monkeypatch, nccl, gloo, status, text):
+    """NCCL takes prefixes, gloo whole names."""
+    monkeypatch.setattr(doctor.socket, "if_nameindex", lambda: list(enumerate(["lo", "eth0", "ib0"])))
+    for name, value in (("NCCL_SOCKET_IFNAME", nccl), ("GLOO_SOCKET_IFNAME", gloo)):
+        monkeypatch.setenv(name, value or "")
+    finding = doctor.check_interfaces()
+    assert finding.status == status and text in finding.text
+
+
 @pytest.mark.slow
 def test_two_ranks_measure_their_bandwidth_and_one_prints(tmp_path):
     out, _ = run(2, "sr_dist.doctor", f"--runs={tmp_path}")

@@ -9,11 +9,14 @@ import torch
 from finished import finished
 from safetensors.torch import load_file
 
+from sr_dist.core import plugins
+from sr_dist.core.plugins import PACKAGES
 from sr_dist.data import data_checks
 from sr_dist.recipe import checks
 from sr_dist.recipe.labels import Labels
 from sr_dist.training import loop
 from sr_dist.training.build import set_up
+from sr_dist.training.networks import repeated_blocks
 
 GAN = {
     "generator": "{name: srresnet, width: 8, num_blocks: 1}",
@@ -78,6 +81,37 @@ def test_frozen_networks_of_the_loss_have_the_layout_of_the_trained_ones(layout,
         loop.advance(run, *next(iter(run.loader.steps(1))))
     finally:
         run.loader.close(), run.stop.close(), run.watchdog.close(), run.log.close()
+
+
+BLOCKS = {"generator": "{name: rrdb, num_blocks: 2, width: 8, growth: 4}"}
+
+
+@pytest.mark.parametrize("recomputed", ["none", "body.*.rdb1"])
+def test_a_compiled_body_trains_like_the_plain_network(recomputed, write_recipe):
+    """Each repeated block is compiled, and the code of the first serves all."""
+    path = write_recipe(steps=2)
+    plain = tensors(train(path, name="plain", **BLOCKS), 2)
+    torch._dynamo.utils.counters.clear()
+    options = {"checkpointing": recomputed} if recomputed != "none" else {}
+    compiled = tensors(train(path, name="compiled", compile="body", **BLOCKS, **options), 2)
+    assert compiled.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # generator and critic, twice each at most
+
+
+def test_the_largest_modules_that_repeat_are_compiled():
+    def names(kind, name, **options):
+        module, config = plugins.resolve(PACKAGES[kind], name, options, kind)
+        network = module.build(config, 4)
+        by_module = {module: path for path, module in network.named_modules()}
+        return [by_module[block] for block in repeated_blocks(network)]
+
+    assert names("generator", "rrdb", num_blocks=3, width=8, growth=4) == ["body.0", "body.1", "body.2"]
+    assert names("generator", "rrdb", num_blocks=1, width=8, growth=4) == ["body.0.rdb1", "body.0.rdb2", "body.0.rdb3"]
+    swinir = names("generator", "swinir", width=12, depths=(2, 2), heads=3, window=4)
+    assert len(swinir) >= 2 and all(name.startswith("layers.") for name in swinir)
+    assert names("generator", "srcnn") == [""]  # nothing repeats: the whole network
 
 
 @pytest.mark.parametrize("objective", ["srgan", "esrgan"])

@@ -3,8 +3,10 @@ import json
 import logging
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sr_dist.core import config, plugins, progress
 from sr_dist.core.lost_writes import LostWrites
@@ -97,9 +99,10 @@ class Time:
         self.now = 1000.0
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
-    def batches(self, waits):
+    def batches(self, clock, waits):
         for number, seconds in enumerate(waits, 1):
-            self.now += seconds
+            with clock.waiting():
+                self.now += seconds
             yield number
 
     def work(self, seconds):
@@ -110,7 +113,7 @@ def test_speed_and_waiting_by_hand(monkeypatch):
     """Each step waits 1 s and works 3 s: 8 images in 4 s, a quarter of it waiting."""
     watch, clock = Time(monkeypatch), Clock()
     rows = []
-    for step in clock.steps(watch.batches([1] * 9)):
+    for step in clock.steps(watch.batches(clock, [1] * 9)):
         watch.work(3)
         if step % 3 == 0:
             rows.append(clock.report(images_per_step=8))
@@ -121,7 +124,7 @@ def test_speed_and_waiting_by_hand(monkeypatch):
 def test_speed_is_that_since_the_last_report(monkeypatch):
     watch, clock = Time(monkeypatch), Clock()
     rows = []
-    for step in clock.steps(watch.batches([0] * 20)):
+    for step in clock.steps(watch.batches(clock, [0] * 20)):
         watch.work(1 if step <= 10 else 4)
         if step in (10, 19):
             rows.append(clock.report(images_per_step=4)["images_per_second"])
@@ -131,7 +134,7 @@ def test_speed_is_that_since_the_last_report(monkeypatch):
 
 def test_validation_and_saving_do_not_count(monkeypatch):
     watch, clock = Time(monkeypatch), Clock()
-    for step in clock.steps(watch.batches([1] * 7)):
+    for step in clock.steps(watch.batches(clock, [1] * 7)):
         watch.work(3)
         if step == 7:
             row = clock.report(images_per_step=8)
@@ -145,7 +148,7 @@ def test_validation_and_saving_do_not_count(monkeypatch):
 def test_the_first_step_can_be_reported(monkeypatch):
     """With log_every 1, or one step to go: 8 images took 4 s."""
     watch, clock = Time(monkeypatch), Clock()
-    for _ in clock.steps(watch.batches([1])):
+    for _ in clock.steps(watch.batches(clock, [1])):
         watch.work(3)
         row = clock.report(images_per_step=8)
         assert clock.remaining(10) == "0:00:40"
@@ -155,7 +158,7 @@ def test_the_first_step_can_be_reported(monkeypatch):
 @pytest.mark.parametrize(("steps", "text"), [(0, "0:00:00"), (25, "0:00:50"), (1800, "1:00:00"), (180_045, "100:01:30")])
 def test_the_time_left_is_at_the_average_speed(monkeypatch, steps, text):
     watch, clock = Time(monkeypatch), Clock()
-    for step in clock.steps(watch.batches([0.0] * 5)):
+    for step in clock.steps(watch.batches(clock, [0.0] * 5)):
         watch.work(2)
         if step in (2, 5):
             clock.report(images_per_step=1)
@@ -169,7 +172,7 @@ def test_the_items_pass_through_unchanged():
 def test_stragglers_show_in_the_ranks_own_time_not_in_the_step(monkeypatch):
     """A rank waits 1 s for data, goes forward twice for 2 s, and then waits 10 s for the others: 5 s a step are its own."""
     watch, clock = Time(monkeypatch), Clock()
-    for step in clock.steps(watch.batches([1] * 4)):
+    for step in clock.steps(watch.batches(clock, [1] * 4)):
         for _ in range(2):
             with clock.forward():
                 watch.work(2)
@@ -182,11 +185,60 @@ def test_stragglers_show_in_the_ranks_own_time_not_in_the_step(monkeypatch):
     assert step_time_spread([10.0]) == step_time_spread([0.0, 0.0]) == {}
 
 
+class AsynchronousDevice:
+    """Work that is queued begins when the work before is done. An event is reached when what was queued before it is done."""
+
+    def __init__(self, watch):
+        self.watch, self.idle_from = watch, 0.0
+
+    def queue(self, seconds):
+        self.idle_from = max(self.idle_from, self.watch.now) + seconds
+
+    def event(self, enable_timing):
+        assert enable_timing
+        return Moment(self)
+
+
+class Moment:
+    def __init__(self, device):
+        self.device = device
+
+    def record(self):
+        self.seconds = max(self.device.idle_from, self.device.watch.now)
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.seconds - self.seconds)
+
+
+@pytest.mark.parametrize(
+    ("disk", "device_seconds", "share"),
+    [(2, 10, 0.0), (2, 2, 0.0), (5, 2, 0.6), (5, 0, 1.0)],
+    ids=["the device is slow", "just in time", "the disk is slow", "nothing but the disk"],
+)
+def test_a_slow_device_is_no_slow_disk(monkeypatch, disk, device_seconds, share):
+    """Images arrive every `disk` seconds while the device works: only what it then lacks is waiting for data, wherever the host
+    stands still. The host stands still for the device at the end of each step, as a full queue of a GPU makes it do."""
+    watch = Time(monkeypatch)
+    device = AsynchronousDevice(watch)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(Event=device.event))
+    clock = Clock(torch.device("cuda"))
+    for step in clock.steps(watch.batches(clock, [disk] * 51)):
+        if step > 1:
+            watch.now = max(watch.now, device.idle_from)  # copies of this step's images drain the queue
+        with clock.forward():
+            device.queue(device_seconds)
+        if step in (1, 51):  # the first wait is for nothing but data
+            watch.now = max(watch.now, device.idle_from)
+            own, row = clock.own_seconds(), clock.report(images_per_step=1)
+    assert row["data_wait"] == pytest.approx(share, abs=0.03)  # the report emptied the queue: one more wait
+    assert own == pytest.approx(50 * max(disk, device_seconds), rel=0.03)
+
+
 def test_operations_per_second_where_they_are_known(monkeypatch):
     """2 images per second of 3e12 operations on 3 ranks: 2 TFLOP/s each, a tenth of what the device could do."""
     watch, clock = Time(monkeypatch), Clock()
     clock.work = Work(3e12, ranks=3, peak=20.0)
-    for _ in clock.steps(watch.batches([1])):
+    for _ in clock.steps(watch.batches(clock, [1])):
         watch.work(3)
         row = clock.report(images_per_step=8)
     assert row == pytest.approx({"images_per_second": 2.0, "data_wait": 0.25, "tflops": 2.0, "mfu": 0.1})

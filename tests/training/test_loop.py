@@ -15,6 +15,7 @@ from sr_dist.evaluation.metric_set import open_metrics
 from sr_dist.recipe import checks
 from sr_dist.training import loop, stop_request
 from sr_dist.training import run as run_module
+from sr_dist.training.batch_norm import GlobalBatchNorm
 from sr_dist.training.buffers import equal_on_all_ranks
 from sr_dist.training.build import set_up
 from sr_dist.training.stop_request import StopRequest
@@ -187,7 +188,7 @@ def test_the_stop_file_is_looked_for_once_a_second(tmp_path, monkeypatch):
 
 def test_buffers_are_broadcast_where_ranks_compute_different_ones():
     nn = torch.nn
-    plain, synchronized = (nn.Sequential(nn.Conv2d(1, 2, 1), norm(2)) for norm in (nn.BatchNorm2d, nn.SyncBatchNorm))
+    plain, synchronized = (nn.Sequential(nn.Conv2d(1, 2, 1), norm(2)) for norm in (nn.BatchNorm2d, GlobalBatchNorm))
     assert equal_on_all_ranks(nn.Conv2d(1, 2, 1)) and equal_on_all_ranks(synchronized) and not equal_on_all_ranks(plain)
     synchronized.register_buffer("constant", torch.ones(2), persistent=False)
     assert equal_on_all_ranks(synchronized)

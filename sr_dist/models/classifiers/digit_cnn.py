@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from sr_dist.core.config import Positive, Settings, Whole
 from sr_dist.core.contracts import Classifier
 from sr_dist.core.errors import UserError
-from sr_dist.core.launch_env import Launch
-from sr_dist.models import limits
 from sr_dist.recipe.sections import Recipe
 
 
@@ -38,7 +36,7 @@ class Config(Settings):
     form: Literal["author", "relu_first"] = "relu_first"
     """author is the order of layers in the study's public code."""
     norm: Literal["batch", "none"] = "batch"
-    """none runs on CPU ranks, and trains alike on any number of them."""
+    """none makes an image's result independent of the other images of its batch."""
 
 
 def build(config: Config) -> Classifier:
@@ -51,10 +49,6 @@ def check(config: Config, recipe: Recipe) -> None:
         raise UserError(
             f"classifier.size: the dense layer fits images of {config.size}, but data.crop is {recipe.data.crop}; make them equal"
         )
-
-
-def refuses(config: Config, launch: Launch) -> str | None:
-    return limits.batch_norm(launch) if config.norm == "batch" else None
 
 
 class DigitCNN(nn.Module):

@@ -14,8 +14,6 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from sr_dist.core.config import Positive, Settings, Whole
 from sr_dist.core.contracts import Classifier
-from sr_dist.core.launch_env import Launch
-from sr_dist.models import limits
 from sr_dist.models.imagenet import as_imagenet, load_published
 
 FILE = "resnet18-f37072fd.pth"
@@ -39,10 +37,6 @@ def build(config: Config) -> Classifier:
 def files(config: Config) -> list[str]:
     """The published files that training starts from."""
     return [FILE] if config.weights == "imagenet" else []
-
-
-def refuses(config: Config, launch: Launch) -> str | None:
-    return limits.batch_norm(launch)
 
 
 class ResNet18(ResNet):

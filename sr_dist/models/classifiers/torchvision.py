@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from sr_dist.core.config import Positive, Settings, Whole
 from sr_dist.core.contracts import Classifier
 from sr_dist.core.errors import nearest
-from sr_dist.core.launch_env import Launch
-from sr_dist.models import limits
 from sr_dist.models.imagenet import as_imagenet, load_published
 
 NAMES = published.list_models(module=published)
@@ -50,11 +48,6 @@ def files(config: Config) -> list[str]:
     """The published files that training starts from."""
     address = published.get_model_weights(config.arch).DEFAULT.url
     return [PurePosixPath(address).name] if config.weights == "imagenet" else []
-
-
-def refuses(config: Config, launch: Launch) -> str | None:
-    normed = any(isinstance(module, nn.BatchNorm2d) for module in Published(config).modules())
-    return limits.batch_norm(launch) if normed else None
 
 
 class Published(nn.Module):

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from sr_dist.core.batch import DiscriminatorOutput
 from sr_dist.core.config import Positive, Settings, Whole
 from sr_dist.core.contracts import Discriminator
-from sr_dist.core.launch_env import Launch
-from sr_dist.models import limits
 
 
 class Config(Settings):
@@ -23,15 +21,11 @@ class Config(Settings):
     widths: tuple[Positive, ...] = (64, 128, 256, 512)
     """Of the stages."""
     norm: Literal["batch", "none"] = "batch"
-    """none runs on CPU ranks, and trains alike on any number of them."""
+    """none makes an image's result independent of the other images of its batch."""
 
 
 def build(config: Config, scale: int) -> Discriminator:
     return PatchDiscriminator(config)
-
-
-def refuses(config: Config, launch: Launch) -> str | None:
-    return limits.batch_norm(launch) if config.norm == "batch" else None
 
 
 class PatchDiscriminator(nn.Module):

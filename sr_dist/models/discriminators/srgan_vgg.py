@@ -15,8 +15,6 @@ from sr_dist.core.batch import DiscriminatorOutput
 from sr_dist.core.config import Positive, Settings, Whole
 from sr_dist.core.contracts import Discriminator
 from sr_dist.core.errors import UserError
-from sr_dist.core.launch_env import Launch
-from sr_dist.models import limits
 from sr_dist.models.discriminators.patch import stages
 from sr_dist.recipe.sections import Recipe
 
@@ -27,7 +25,7 @@ class Config(Settings):
     """Of the first convolution; the last one has eight times as many channels."""
     features: Positive = 1024
     norm: Literal["batch", "none"] = "batch"
-    """none runs on CPU ranks, and trains alike on any number of them."""
+    """none makes an image's result independent of the other images of its batch."""
     crop: Positive = 96
     """The image size of the dense layer."""
     pooling: bool = False
@@ -45,10 +43,6 @@ def check(config: Config, recipe: Recipe) -> None:
             f"discriminator.crop: the dense layer fits images of {config.crop}, but data.crop is {recipe.data.crop}; "
             f"set discriminator.crop={recipe.data.crop} or discriminator.pooling=true"
         )
-
-
-def refuses(config: Config, launch: Launch) -> str | None:
-    return limits.batch_norm(launch) if config.norm == "batch" else None
 
 
 class SRGANDiscriminator(nn.Module):

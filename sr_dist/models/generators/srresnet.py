@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from sr_dist.core.config import Positive, Settings, Whole
 from sr_dist.core.contracts import Generator
 from sr_dist.core.errors import UserError
-from sr_dist.core.launch_env import Launch
-from sr_dist.models import limits
 
 DOUBLINGS = {2: 1, 4: 2, 8: 3}
 
@@ -40,10 +38,6 @@ def build(config: Config, scale: int) -> Generator:
     if scale not in DOUBLINGS:
         raise UserError(f"scale: the generator 'srresnet' enlarges by 2, 4 or 8, not {scale}")
     return SRResNet(config, scale)
-
-
-def refuses(config: Config, launch: Launch) -> str | None:
-    return limits.batch_norm(launch)
 
 
 class SRResNet(nn.Module):

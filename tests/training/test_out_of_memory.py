@@ -1,0 +1,116 @@
+"""A full GPU: the error names what fills the memory and the key to change."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sr_dist.core import launch_env
+from sr_dist.data import data_checks
+from sr_dist.recipe import checks
+from sr_dist.tools import memory_advice
+from sr_dist.training import out_of_memory as out_of_memory_module
+from sr_dist.training import train as training
+from sr_dist.training.out_of_memory import OutOfMemory
+from sr_dist.training.watchdog import Watchdog
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.2 GiB is free."
+
+
+class Full(torch.nn.Module):
+    """A generator that fills the memory in its third forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.calls = torch.nn.Parameter(torch.ones(1)), 0
+
+    def forward(self, lr):
+        self.calls += self.training
+        if self.calls > 2:
+            raise torch.OutOfMemoryError(FULL)
+        return torch.nn.functional.interpolate(lr * self.weight, scale_factor=2)
+
+
+def recipe_of(write_recipe, generator=None, **changes):
+    options = {"generator": generator} if generator else {}
+    return checks.complete(data_checks.load(write_recipe(**changes), options))
+
+
+def test_the_error_names_the_largest_users_and_what_to_change(write_recipe, monkeypatch):
+    recipe = recipe_of(write_recipe, name="full")
+    estimates = training.Estimates(memory=memory_advice.largest_users)
+    text = memory_advice.largest_users(recipe, 1)
+    monkeypatch.setattr("sr_dist.training.build.phase_network", lambda *_: Full())
+    with pytest.raises(OutOfMemory) as raised:
+        training.train(recipe, estimates)
+    lines = str(raised.value).splitlines()
+    assert lines[0] == f"out of memory in step 3: {FULL}"
+    assert lines[1:] == text.splitlines()
+    assert lines[1] == "largest users of a rank's memory (estimated):" and len(lines) == 6
+    assert f"OutOfMemory: {lines[0]}" in (recipe.folder / "log.txt").read_text()
+    assert (recipe.folder / "checkpoints" / "0000002").is_dir()  # what was saved stays
+
+
+def amounts(text: str) -> list[float]:
+    return [float(line.split()[0].replace(",", "")) for line in text.splitlines() if " MiB  " in line]
+
+
+def test_advice_costs_least_first(write_recipe):
+    """Smaller micro-batches, then recomputed activations, then bf16. With batch normalization the first changes results."""
+    small = {"generator": "{name: rrdb, num_blocks: 2, width: 8, growth: 4}", "data": {"crop": 32, "batch": 8}}
+    text = memory_advice.largest_users(recipe_of(write_recipe, **small), 1)
+    assert amounts(text) == sorted(amounts(text), reverse=True) and len(amounts(text)) == 3
+    assert "activations of 8 x 32 x 32 pixels" in text.splitlines()[1]
+    assert "least costly: --accumulate=2: about" in text and "the result stays the same" in text
+    one_image = memory_advice.largest_users(recipe_of(write_recipe, **small, accumulate=8), 1)
+    assert "least costly: --checkpointing=body.*: about" in one_image
+    recomputed = recipe_of(write_recipe, **small, accumulate=8, checkpointing=["body.*"])
+    assert "least costly: --precision=bf16: about" in memory_advice.largest_users(recomputed, 1)
+    last = recomputed.model_copy(update={"precision": "bf16"})
+    assert "least costly: a smaller --data.batch or --data.crop" in memory_advice.largest_users(last, 1)
+    normed = {**small, "generator": "{name: srresnet, num_blocks: 2, width: 8}"}
+    assert "--checkpointing=" in memory_advice.largest_users(recipe_of(write_recipe, **normed), 1)
+
+
+def test_states_that_fill_the_memory_are_divided_by_zero(write_recipe):
+    large = {"generator": "{name: srcnn, widths: [1024, 64]}", "data": {"crop": 8, "batch": 2}}
+    text = memory_advice.largest_users(recipe_of(write_recipe, **large), 2)
+    assert "states of the optimizers" in text.splitlines()[1] and "zero2.yaml" in text.splitlines()[-1]
+
+
+def test_a_gpu_leaves_a_snapshot_and_failures_hide_nothing(tmp_path, monkeypatch):
+    recipe = SimpleNamespace(folder=tmp_path)
+    run = SimpleNamespace(step=4, recipe=recipe, device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: open(path, "wb").close())
+
+    def fails(recipe, ranks):
+        raise RuntimeError("no estimate")
+
+    problem = out_of_memory_module.out_of_memory(run, torch.OutOfMemoryError(FULL), fails)
+    assert str(problem).splitlines() == [
+        f"out of memory in step 5: {FULL}",
+        f"what was in it: {tmp_path / 'oom-rank-000.pickle'}; open it in https://pytorch.org/memory_viz",
+    ]
+    assert (tmp_path / "oom-rank-000.pickle").exists()
+
+
+def test_the_flight_recorder_writes_into_the_run_folder(tmp_path, monkeypatch):
+    names = ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(names[0], "50")
+    monkeypatch.chdir(tmp_path)
+    launch_env.record_collectives(tmp_path / "runs" / "a")
+    values = [launch_env.os.environ[name] for name in names]
+    assert values == ["50", "1", str(tmp_path / "runs" / "a" / "nccl-rank-")]
+
+
+def test_a_rank_that_hangs_names_the_dumps_of_its_collectives(tmp_path, capsys):
+    (tmp_path / "nccl-rank-0").touch()
+    watchdog = Watchdog(tmp_path, 1, None)
+    watchdog.timeout = 60.0
+    watchdog._say_who()
+    assert f"the last collectives of NCCL: {tmp_path / 'nccl-rank-0'} (read them with torchfrtrace)" in capsys.readouterr().err
