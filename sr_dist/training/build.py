@@ -69,12 +69,13 @@ def set_up(recipe: Recipe) -> Run:
     ema.network.to(device)  # stays bare: only the trained networks are prepared
     engines = build_engines(accelerator, recipe, networks)
     ema.follow(engines[objective.phases[0]])
+    stop = StopRequest(recipe.folder)  # before the folder changes: what ends the run from here on leaves a marker
     run_id = claim_folder(recipe, saved)  # after everything that can be refused
     log = Log(recipe, ranks.is_first(), lost)
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
-        Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device.type == "cuda"), StopRequest(folder),
+        Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device.type == "cuda"), stop,
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         lost, begin_state(recipe, run_id, digest),
         power_emas=PowerEmas(engines[objective.phases[0]]) if recipe.ema.post_hoc else None,

@@ -39,10 +39,16 @@ def fit(run: Run) -> bool:
         if not run.state["validated"]:
             return False
         save_validated(run)
+    first = run.step + 1
+    if 1 < first <= recipe.steps and run.stop.agreed_at_start():  # a run that continues has a checkpoint already
+        run.writer.wait()
+        return False
     run.watchdog.beat("waiting for the first images")
-    for step, batches in run.clock.steps(run.loader.steps(run.step + 1)):
+    for step, batches in run.clock.steps(run.loader.steps(first)):
         result = advance(run, step, batches)
         run.log.advance(step)
+        if step == first and ranks.is_first():
+            run_folder.begin_steps(recipe.folder)
         stopping = run.stop.agreed()
         for batch in batches:
             run.trace.write(step, batch.keys)
