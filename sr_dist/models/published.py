@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sr_dist.core.errors import UserError, nearest, nearest_path
+from sr_dist.core.errors import UserError, nearest_path
 from sr_dist.models import pretrained
 from sr_dist.models.weights_files import PICKLES
 
@@ -24,5 +24,5 @@ def place(source: str, key: str) -> Path:
                 return pretrained.verified(folder / name, key)
     folders = pretrained.folders()
     files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in SUFFIXES]
-    near = nearest(source, [*(file.stem for file in files), *(str(file) for file in Path().iterdir())])
+    near = nearest_path(source, (file.stem for file in files))
     raise UserError(f"{key}: no run folder or weights file '{source}', nor is it in {' or '.join(map(str, folders))}{near}")

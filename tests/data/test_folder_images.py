@@ -139,7 +139,7 @@ def test_an_empty_folder_and_a_missing_one_are_refused_by_the_key(tmp_path, phot
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"^data: no images in '"):
         open_images(str(tmp_path / "empty"), key="data")
-    with pytest.raises(UserError, match=r"^data: no folder '.*'; did you mean 'empty'\?$"):
+    with pytest.raises(UserError, match=r"^data: no folder '.*'; did you mean '.*/empty'\?$"):
         open_images(str(tmp_path / "emty"), key="data")
 
 
