@@ -13,6 +13,7 @@ from torch import nn
 from sr_dist.core import config, plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.lost_writes import LostWrites
+from sr_dist.core.printable import plural
 from sr_dist.core.run_layout import RECIPE, TRACE
 from sr_dist.data.format import Shards
 from sr_dist.data.image_pairs import Batches
@@ -20,7 +21,7 @@ from sr_dist.data.images import open_images
 from sr_dist.data.loader import Loader, LoaderConfig, Start
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.select import portion_of
-from sr_dist.data.startup_report import startup_lines
+from sr_dist.data.startup_report import startup_lines, validation_lines
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.models.trained import match_tensors
@@ -216,11 +217,12 @@ def log_start(run: Run) -> None:
         run.log.info(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
     if run.metrics.extractor:
         run.log.info(f"validation's extractor: {run.metrics.extractor.name}, sha256 {run.metrics.extractor.weights_sha256}")
-    for line in startup_lines(run.loader):
+    own = validation_lines(recipe.data, len(run.validation.images.names)) if run.validation else ()
+    for line in (*startup_lines(run.loader), *own):
         run.log.info(line)
     run.log.info(
-        f"on {ranks.size()} {'rank' if ranks.size() == 1 else 'ranks'} ({run.device.type}), precision {recipe.precision}, "
-        f"{run.loader.accumulate} micro-batch(es) per step"
+        f"on {plural(ranks.size(), 'rank')} ({run.device.type}), precision {recipe.precision}, "
+        f"{plural(run.loader.accumulate, 'micro-batch', 'micro-batches')} per step"
     )
     if run.step:
         run.log.info(f"continuing after step {run.step}")

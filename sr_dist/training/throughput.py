@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from sr_dist.core.progress import three_digits
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.tracker import Row
 
@@ -128,20 +129,25 @@ class Clock:
         self._forwards.clear()
         return seconds + self._waited
 
-    def report(self, images_per_step: int) -> dict[str, float]:
-        """Columns of metrics.jsonl. Called within a step, which counts as done."""
+    def current(self, images_per_step: int) -> dict[str, float]:
+        """Columns of metrics.jsonl, so far. Called within a step, which counts as done."""
         self._count()
-        busy, waited, steps = max(self._busy, 1e-9), self._waited, max(self._steps, 1)
-        self._total_busy, self._total_steps = self._total_busy + busy, self._total_steps + self._steps
+        busy = max(self._busy, 1e-9)
+        speed = images_per_step * max(self._steps, 1) / busy
+        columns = {"images_per_second": speed, "data_wait": min(self._waited / busy, 1.0)}
+        return columns | self.work.at(speed) if self.work else columns
+
+    def report(self, images_per_step: int) -> dict[str, float]:
+        """The same; what is measured from here on counts for the next report."""
+        columns = self.current(images_per_step)
+        self._total_busy, self._total_steps = self._total_busy + self._busy, self._total_steps + self._steps
         self._busy = self._waited = 0.0
         self._steps = 0
-        speed = images_per_step * steps / busy
-        columns = {"images_per_second": speed, "data_wait": min(waited / busy, 1.0)}
-        return columns | self.work.at(speed) if self.work else columns
+        return columns
 
     def remaining(self, steps: int) -> str:
         """Time for so many steps at the average speed so far."""
-        seconds = int(steps * self._total_busy / max(self._total_steps, 1))
+        seconds = int(steps * (self._total_busy + self._busy) / max(self._total_steps + self._steps, 1))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
@@ -155,7 +161,7 @@ def progress_line(row: Row, last_step: int, remaining: str) -> str:
     """One status line from a row; absent columns are left out."""
     words = [
         f"step {row['step']:>{len(str(last_step))}}/{last_step}",
-        f"{row['images_per_second']:.1f} images/s",
+        f"{three_digits(row['images_per_second'])} images/s",
         f"data wait {100 * row['data_wait']:.0f} %",
         f"spread {row['step_time_spread']:.2f}" if "step_time_spread" in row else "",
         f"memory {row['memory_gb']:.1f} GB" if "memory_gb" in row else "",
