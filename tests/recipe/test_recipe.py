@@ -147,7 +147,7 @@ def test_a_split_on_the_command_line_takes_the_place_of_the_recipes_validation(w
     loaded = load(recipe, data__split="[0.75, 0.25]")
     assert (loaded.data.validation, loaded.data.split) == (None, (0.75, 0.25))
     assert capsys.readouterr().err == "note: data.split takes the place of the recipe's data.validation, 'nowhere'\n"
-    for options in ({}, {"data.split": "[]"}, {"data.validation": "elsewhere"}):
+    for options in ({}, {"data.split": "[]"}, {"data.validation": "nowhere_else"}):
         assert "no folder" in refused(options, data={"validation": "nowhere"})
     both = {"data.split": "[0.75, 0.25]", "data.validation": "x"}
     assert refused(both).endswith("say --data.validation=none")
