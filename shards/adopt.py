@@ -14,6 +14,7 @@ from shards.plan import tool_versions
 from shards.tar_scan import ScannedTar, scan_tar
 from shards.workers import in_processes
 from sr_dist.core.errors import UserError
+from sr_dist.core.printable import plural
 from sr_dist.core.progress import with_progress
 from sr_dist.data.format import FORMAT, MAGIC, URLS, Manifest, expanded, index_name, is_url, write_manifest
 
@@ -68,12 +69,13 @@ def temporary_folder(out: Path) -> Iterator[Path]:
 
 
 def print_summary(out: Path, manifest: Manifest, unlabelled: int, rejects: int, duplicates: int) -> None:
-    samples, shards = manifest.samples, len(manifest.shards)
-    print(f"{samples} samples in {shards} shards, {len(manifest.classes)} classes, smallest side {manifest.min_side}")
+    samples = manifest.samples
+    counts = f"{plural(samples, 'sample')} in {plural(len(manifest.shards), 'shard')}"
+    print(f"{counts}, {plural(len(manifest.classes), 'class', 'classes')}, smallest side {manifest.min_side}")
     if 0 < unlabelled < samples:
         print(f"{unlabelled} of the {samples} samples have no class")
     if rejects or duplicates:
-        print(f"{rejects} inputs are left out ({out / 'rejects.jsonl'}), {duplicates} samples have the bytes of another")
+        print(f"left out: {plural(rejects, 'input')} ({out / 'rejects.jsonl'}); samples with the bytes of another: {duplicates}")
 
 
 def tar_paths(patterns: Sequence[str]) -> list[Path]:

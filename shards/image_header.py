@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from sr_dist.core.errors import first_line
-from sr_dist.core.pixels import FORMATS, MAX_PIXELS, without_pillows_limit
+from sr_dist.core.pixels import FORMATS, MAX_PIXELS, reading_problem, without_pillows_limit
 from sr_dist.data.format import MODES
 
 STORED_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's name -> suffix of the member
@@ -83,7 +82,7 @@ def read_header(data: bytes) -> SourceImage:
     except UnidentifiedImageError:
         raise Rejected("not an image of a known format") from None
     except Exception as problem:  # damaged headers make Pillow raise errors of many types
-        raise Rejected(f"not an image: {first_line(problem)[:120]}") from None
+        raise Rejected(f"not an image: {reading_problem(problem)[:120]}") from None
     if animated:
         raise Rejected(f"a {kind} of several images")
     if orientation in (5, 6, 7, 8):

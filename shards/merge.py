@@ -16,6 +16,7 @@ from shards.writer import WrittenShard
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
 from sr_dist.core.json_text import parse_json
+from sr_dist.core.printable import plural
 from sr_dist.data.format import FORMAT, Index, Manifest, ShardEntry, index_name, index_rows, write_manifest
 
 
@@ -59,15 +60,17 @@ def build_manifest(plan: Plan, written: list[WrittenShard], entries: list[ShardE
 
 
 def print_summary(out: Path, manifest: Manifest, rejects: int, duplicates: int, dedupe: bool) -> None:
-    classes = f"{len(manifest.classes)} classes"
-    print(f"{manifest.samples} samples in {len(manifest.shards)} shards, {classes}, smallest side {manifest.min_side}: {out}")
+    counts = f"{plural(manifest.samples, 'sample')} in {plural(len(manifest.shards), 'shard')}"
+    print(f"{counts}, {plural(len(manifest.classes), 'class', 'classes')}, smallest side {manifest.min_side}: {out}")
     if converted := manifest.source.get("converted"):
         print("converted to PNG: " + ", ".join(f"{count} {reason}" for reason, count in converted.items()))
     if rejects:
-        print(f"{rejects} inputs were rejected; {out / 'rejects.jsonl'} lists the reasons")
+        print(
+            f"{plural(rejects, 'input')} {'was' if rejects == 1 else 'were'} rejected; {out / 'rejects.jsonl'} lists the reasons"
+        )
     if duplicates:
         action = "are left out" if dedupe else "stay in the shards; --dedupe leaves them out"
-        print(f"{duplicates} samples have the bytes of another ({out / 'duplicates.jsonl'}); they {action}")
+        print(f"samples with the bytes of another: {duplicates} ({out / 'duplicates.jsonl'}); they {action}")
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

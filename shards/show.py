@@ -22,7 +22,7 @@ from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.outputs import write_output
 from sr_dist.core.passwords import without_passwords
 from sr_dist.core.pixels import open_image
-from sr_dist.core.printable import printable
+from sr_dist.core.printable import plural, printable
 from sr_dist.data.format import MODES, Index, ShardError, Shards, attribute_values, open_shards
 
 LARGEST_IMAGE, LINE_HEIGHT = 160, 16  # pixels of an image, and of the line of text below it
@@ -67,8 +67,9 @@ def summary(shards: Shards) -> str:
     manifest = shards.manifest
     width, height, mode, label, attributes = columns_of(shards, "width", "height", "mode", "class", "attributes")
     modes = ", ".join(f"{MODES[number]} {count}" for number, count in sorted(Counter(mode.tolist()).items()))
+    size = sum(shard.bytes for shard in manifest.shards) / 2**20
     lines = [
-        f"{manifest.samples} samples in {len(manifest.shards)} shards, {sum(s.bytes for s in manifest.shards) / 2**20:.1f} MiB",
+        f"{plural(manifest.samples, 'sample')} in {plural(len(manifest.shards), 'shard')}, {size:.1f} MiB",
         f"width {width.min()} to {width.max()}, height {height.min()} to {height.max()}, modes: {modes}",
     ]
     if manifest.scale:

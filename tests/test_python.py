@@ -208,8 +208,8 @@ def test_options_are_checked(sr, place):
         sr(place / "photo.png", tile=0)
     with pytest.raises(UserError, match=r"^device: 'cuda:9' does not exist on this machine"):
         sr_dist.load(place / "runs" / "x", device="cuda:9")
-    with pytest.raises(UserError, match=r"^source: no run folder or weights file '.*runs/y'.*did you mean '.*runs/x'"):
-        sr_dist.load(place / "runs" / "y")
+    with pytest.raises(UserError, match=r"^source: no run folder or weights file '.*runs/xx'.*did you mean '.*runs/x'"):
+        sr_dist.load(place / "runs" / "xx")
     with pytest.raises(UserError, match=r"^out: 'b.png' is one file, and these are 2 images"):
         sr(["a.png", "b.png"], out="b.png")
     with pytest.raises(UserError, match=r"^protokol: unknown key; did you mean 'protocol'"):

@@ -7,10 +7,21 @@ import os
 import signal
 import threading
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sr_dist.core import launch_env
 
 POLL, GRACE = 1.0, 8.0  # seconds between two looks at the launcher, and seconds in which a rank may save after its end
+
+
+@contextmanager
+def without_count_of_cores() -> Iterator[None]:
+    """Around making a DataLoader and its iterator, both of which warn of more workers than cores. The log says it once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 def end_with_parent() -> None:

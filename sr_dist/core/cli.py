@@ -36,6 +36,7 @@ EXIT_CODES = {
     1: "anything else: a failure; images that could not be read; problems in shards; something that `doctor` calls BROKEN",
     2: "a mistake in the command or the recipe, which one line on stderr names; nothing was changed",
     130: "Ctrl-C before training began, or a second one",
+    143: "SIGTERM before training began (128 + 15, as shells count it); the run folder is as it was",
 }  # fmt: skip
 KINDS: dict[object, str] = {int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH", tuple: "A,B", dict: "{KEY: VALUE}"}
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, nearest, nearest_path
 from sr_dist.core.files import read_regular
 from sr_dist.core.passwords import tree_without_passwords
 
@@ -131,8 +131,8 @@ def read(path: str | Path) -> Tree:
     try:
         tree = parse(read_regular(path, LARGEST, "a recipe").decode())
     except FileNotFoundError:
-        names = [str(folder / p.name) for folder in {path.parent, Path("configs")} for p in folder.glob("*.yaml")]
-        raise UserError(f"no recipe '{path}'{nearest(str(path), names)}") from None
+        files = [file for folder in (Path("configs"), path.parent) for file in folder.glob("*.yaml")]
+        raise UserError(f"no recipe '{path}'{nearest_path(path, among=files)}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"'{path}' cannot be read: {problem}") from None
     except ValueError as mistake:

@@ -11,6 +11,7 @@ from sr_dist.core.printable import printable
 
 LONGEST_MESSAGE = 1600  # characters of the beginning of a message; of a longer one also the end
 LONGEST_NAME = 200  # characters of a name that is compared with others; the time grows with the square
+NEAR_PATH = 0.6  # of 1; short names that have little in common reach 0.57
 
 
 class UserError(ValueError):
@@ -35,10 +36,13 @@ def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
     return f"; choose from {', '.join(allowed)}" if allowed else ""
 
 
-def nearest_path(path: str | Path, others: Iterable[str] = ()) -> str:
-    """The same for a path that does not exist: what lies in its folder, and other words that are allowed."""
-    parent = Path(path).parent
-    return nearest(str(path), [*others, *(str(p) for p in parent.glob("*"))] if parent.is_dir() else others)
+def nearest_path(path: str | Path, others: Iterable[str] = (), among: Iterable[Path] | None = None) -> str:
+    """The same for a path that does not exist: a path whose last name is close, `among` those of its folder if none are given,
+    or one of the other words that are allowed. Folders in common make no paths close, and there is no list to choose from."""
+    path = Path(path)
+    by_name = {p.name: p for p in (path.parent.glob("*") if among is None else among) if not p.name.startswith(".")}
+    close = difflib.get_close_matches(path.name[:LONGEST_NAME], sorted(by_name), n=1, cutoff=NEAR_PATH)
+    return f"; did you mean '{by_name[close[0]]}'?" if close else nearest(str(path), others)
 
 
 def first_line(problem: BaseException) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from PIL import Image, ImageFile
+
+from sr_dist.core.errors import first_line
 
 MAX_PIXELS = 200_000_000
 # Of all of Pillow's formats, whatever a file is called: reading an EPS runs Ghostscript, so a program, on it.
@@ -35,6 +37,15 @@ def open_image(file: Path | IO[bytes]) -> ImageFile.ImageFile:
         image.close()
         raise
     return image
+
+
+def reading_problem(problem: BaseException, file: Path | None = None) -> str:
+    """What is wrong with an image, in words for the owner of the file. Decoders have words of their own for it."""
+    with suppress(OSError):
+        if file and not file.stat().st_size:
+            return "it is empty (0 bytes)"
+    text = first_line(problem)
+    return f"its data are cut short ({text})" if "truncated" in text.lower() else text
 
 
 def check_pixels(width: int, height: int) -> None:

@@ -10,3 +10,8 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def printable(text: str, keep: str = "") -> str:
     r"""The text with its control characters written out (`\x1b`), except those to keep."""
     return CONTROLS.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)
+
+
+def plural(number: int, noun: str, many: str = "") -> str:
+    """`1 image`, `2 images`, `1,000 classes`."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"

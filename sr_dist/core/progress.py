@@ -53,7 +53,7 @@ class Progress:
         rate = (self._done - self._before) / max(time.monotonic() - self._start, 1e-9)
         left = int((self._total - self._done) / rate) if rate else 0
         time_left = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}" if left >= 3600 else f"{left // 60}:{left % 60:02d}"
-        speed = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+        speed = three_digits(rate)
         text = f"{self._done} of {self._total} {self._unit}s, {speed} {self._unit}s/s, {time_left} left"
         return f"{self._about}: {text}" if self._about else text
 
@@ -66,6 +66,11 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def three_digits(rate: float) -> str:
+    """A speed: slow ones have as many digits as fast ones."""
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def print_line(text: str) -> None:

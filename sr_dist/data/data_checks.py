@@ -16,10 +16,14 @@ from sr_dist.recipe import checks
 from sr_dist.recipe.labels import labels_of
 from sr_dist.recipe.sections import AUTO, Augment, Data, Recipe
 
+WITHOUT_VALIDATION = (
+    "--data.validation=none trains without, and with --data.split=[0.9,0.1] a tenth of data.train is the validation set"
+)
+
 
 def load(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """A recipe file and `--key.sub=value` overrides -> settings whose sections, names and data fit together."""
-    recipe = _with_generator(checks.read_recipe(path, overrides))
+    recipe = _with_generator(checks.read_recipe(path, overrides), Path(path).stem)
     first = open_training_sets(recipe.data)[0]
     recipe = _with_outputs(_with_classes(recipe, first), first)
     check_data(recipe)
@@ -29,7 +33,7 @@ def load(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
 
 def load_without_data(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """The same where the shards may be on another machine: enough to build the networks. Only class counts need shards."""
-    recipe = _with_generator(checks.read_recipe(path, overrides))
+    recipe = _with_generator(checks.read_recipe(path, overrides), Path(path).stem)
     if recipe.classifier:
         key, count = "classifier.outputs", _outputs(recipe)
     else:
@@ -43,13 +47,13 @@ def load_without_data(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
         raise UserError(f"{key}: manifest, but {problem}; --{key}=N does without shards") from None
 
 
-def _with_generator(recipe: Recipe) -> Recipe:
+def _with_generator(recipe: Recipe, name: str) -> Recipe:
     """`generator: auto` becomes the network of the weights that it starts from."""
     if not recipe.generator or recipe.generator.name != AUTO:
         return recipe
     from sr_dist.models import auto  # reads weights, so it loads torch, which other recipes do later
 
-    return auto.resolved(recipe)
+    return auto.resolved(recipe, name)
 
 
 def _with_classes(recipe: Recipe, shards: Shards) -> Recipe:
@@ -114,11 +118,18 @@ def _check_validation(source: str, data: Data, scale: int) -> None:
     """Shards are checked here; a folder of images is checked when it is opened."""
     if Path(source).is_dir() and not (Path(source) / "manifest.json").is_file():
         return
-    manifest = open_shards(source, "data.validation", cache_for(data)).manifest
+    manifest = _open_validation(source, data).manifest
     if manifest.scale and manifest.scale != scale:
         raise UserError(f"data.validation: the LR stored in '{source}' is {manifest.scale} times smaller, and scale is {scale}")
     if manifest.min_side < scale:
         raise UserError(f"data.validation: '{source}' has an image with a side of {manifest.min_side}, below the scale {scale}")
+
+
+def _open_validation(source: str, data: Data) -> Shards:
+    try:
+        return open_shards(source, "data.validation", cache_for(data))
+    except UserError as problem:
+        raise UserError(f"{problem}; {WITHOUT_VALIDATION}") from None
 
 
 def check_shards(source: str, shards: Shards, data: Data, scale: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sr_dist.core.errors import UserError, first_line, nearest_path
 from sr_dist.core.files import IMAGE_SUFFIXES, images_below, sha256
-from sr_dist.core.pixels import open_image
+from sr_dist.core.pixels import open_image, reading_problem
 from sr_dist.data.reader import decode, to_tensor
 
 GREY = ("1", "L", "LA", "I;16", "I;16B", "I")
@@ -165,7 +165,7 @@ def _opened(path: Path, problem: str) -> Iterator[ImageFile.ImageFile]:
     try:
         with open_image(path) as image:
             yield image
-    except UnidentifiedImageError:
-        raise UserError(f"'{path}' {problem}") from None
     except Exception as error:  # decoders raise many kinds of errors
-        raise UserError(f"'{path}' {problem}: {first_line(error)}") from None
+        reason = reading_problem(error, path)
+        known = not isinstance(error, UnidentifiedImageError) or reason != first_line(error)
+        raise UserError(f"'{path}' {problem}{f': {reason}' if known else ''}") from None

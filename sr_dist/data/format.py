@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import Field
 
 from sr_dist.core.config import Positive, Settings, typed
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, nearest, nearest_path
 from sr_dist.core.files import open_regular, read_regular, write_whole
 from sr_dist.core.json_text import parse_json
 from sr_dist.core.printable import CONTROLS
@@ -331,7 +331,8 @@ def open_shards(source: str, key: str = "shards") -> Shards:
         return _some_shards(source, key)
     folder = Path(source)
     if not folder.is_dir():
-        raise ShardError(f"{key}: no folder '{source}'{_nearest_folder(folder)}")
+        folders = [path for path in folder.parent.glob("*") if os.path.isdir(path)]
+        raise ShardError(f"{key}: no folder '{source}'{nearest_path(folder, among=folders)}")
     return Shards(folder, read_manifest(folder, key))
 
 
@@ -425,8 +426,3 @@ def attribute_values(column: np.ndarray, attributes: int) -> np.ndarray:
     """The `attributes` column of an index as (samples, attributes) of 0 and 1."""
     raw = np.frombuffer(column.tobytes(), np.uint8).reshape(len(column), column.dtype.itemsize)
     return np.unpackbits(raw, axis=1, bitorder="little")[:, :attributes]
-
-
-def _nearest_folder(path: Path) -> str:
-    parent = path.parent
-    return nearest(path.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""

@@ -20,6 +20,8 @@ from sr_dist.data.remote.cache import Cache
 from sr_dist.data.remote.sources import is_remote, open_shards
 from sr_dist.data.select import Portion, portion_rows
 
+FEW_IMAGES = 10  # fewer say little about others
+
 
 class Images(Protocol):
     """A sorted list of images. Names and sizes are known without decoding."""

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from sr_dist.core import launch_env, ranks
 from sr_dist.core.batch import Batch
-from sr_dist.core.child_processes import end_with_parent
+from sr_dist.core.child_processes import end_with_parent, without_count_of_cores
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.lost_writes import LostWrites
@@ -132,16 +132,17 @@ class Loader:
         begin = self.position_after(first - 1)
         self._fetch_log.start(first, begin / self.samples)
         shared = self._shared_batches()
-        batches = DataLoader(
-            replace(self.source, shared=shared),
-            sampler=self._positions(begin, self.config.steps - first + 1),
-            batch_size=None,  # a "sample" of the DataLoader is a whole micro-batch
-            collate_fn=_unchanged,
-            num_workers=self.data.workers,
-            prefetch_factor=self._prefetch_factor if self.data.workers else None,
-            worker_init_fn=_set_up_worker,
-        )
-        self._batches = iter(batches)
+        with without_count_of_cores():
+            batches = DataLoader(
+                replace(self.source, shared=shared),
+                sampler=self._positions(begin, self.config.steps - first + 1),
+                batch_size=None,  # a "sample" of the DataLoader is a whole micro-batch
+                collate_fn=_unchanged,
+                num_workers=self.data.workers,
+                prefetch_factor=self._prefetch_factor if self.data.workers else None,
+                worker_init_fn=_set_up_worker,
+            )
+            self._batches = iter(batches)
         self._prefetcher = self._start_prefetcher(begin)  # a thread, so it starts after the workers are forked
         for step in range(first, self.config.steps + 1):
             self._step = step

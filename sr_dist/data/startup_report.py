@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
-from sr_dist.core import ranks
+from sr_dist.core import launch_env, ranks
+from sr_dist.core.printable import plural
 from sr_dist.data.crops import DataSet
+from sr_dist.data.images import FEW_IMAGES
 from sr_dist.data.loader import Loader
 from sr_dist.data.remote.cache import Cache
 from sr_dist.data.remote.sources import RemoteShards
 from sr_dist.data.select import short_groups
+from sr_dist.recipe.sections import Data
 
 SAME_FILES = "they read the same files at the same time, which slows down a network disk, but not a local one"
 
@@ -26,18 +30,29 @@ def startup_lines(loader: Loader) -> Iterator[str]:
     num_shards, num_workers = sum(map(_num_shards, data_sets)), ranks.size() * max(loader.data.workers, 1)
     if num_shards < num_workers:
         effect = "most of them wait until the first shards are fetched" if loader.remote else SAME_FILES
-        yield f"warning: {num_shards} shards for {num_workers} workers: {effect}; shards.build --per_shard makes more shards"
+        counts = f"{plural(num_shards, 'shard')} for {num_workers} workers"
+        yield f"warning: {counts}: {effect}; shards.build --per_shard makes more shards"
+    workers, cores = launch_env.num_local_ranks() * loader.data.workers, len(os.sched_getaffinity(0))
+    if workers > cores:
+        yield f"warning: data.workers: {plural(workers, 'worker')} on {plural(cores, 'core')}; fewer may be faster"
     caches = [data_set.reader.shards.cache for data_set in data_sets if isinstance(data_set.reader.shards, RemoteShards)]
     if caches:
         yield from _cache_lines(loader, caches[0])
+
+
+def validation_lines(data: Data, images: int) -> Iterator[str]:
+    source = f"part 2 of data.train, split {list(data.split)}" if data.split else f"'{data.validation}'"
+    yield f"validation: {plural(images, 'image')}, {source}"
+    if images < FEW_IMAGES:
+        yield f"warning: validation has fewer than {FEW_IMAGES} images: small differences of its numbers are chance"
 
 
 def _epochs(loader: Loader, source: str, data_set: DataSet, weight: int) -> str:
     total, steps, batch = sum(loader.source.mix.weights), loader.config.steps, loader.data.batch
     share = f" of '{source}', {weight} of {total} images" if len(loader.source.data_sets) > 1 else ""
     return (
-        f"{data_set.order.samples:,} samples in {_num_shards(data_set):,} shards{share}; {steps:,} steps of "
-        f"{batch} are {steps * batch * weight / total / data_set.order.samples:.1f} epochs"
+        f"{plural(data_set.order.samples, 'sample')} in {plural(_num_shards(data_set), 'shard')}{share}; "
+        f"{plural(steps, 'step')} of {batch} are {steps * batch * weight / total / data_set.order.samples:.1f} epochs"
     )
 
 
@@ -55,7 +70,7 @@ def _bytes_to_read(loader: Loader) -> str:
 def _cache_lines(loader: Loader, cache: Cache) -> Iterator[str]:
     data_sets, num_nodes = loader.source.data_sets, len(set(loader.node_of))
     window = sum(_num_bytes(data_set) * min(data_set.window / data_set.order.samples, 1) for data_set in data_sets)
-    yield f"data: shards are fetched to '{cache.folder}', up to {cache.limit / 1e9:g} GB, on {num_nodes} node(s)"
+    yield f"data: shards are fetched to '{cache.folder}', up to {cache.limit / 1e9:g} GB, on {plural(num_nodes, 'node')}"
     if min(2 * window, sum(map(_num_bytes, data_sets))) > cache.limit:
         yield (
             f"warning: data.cache_gb: {cache.limit / 1e9:g} holds less than two windows (data.window) of shards, "

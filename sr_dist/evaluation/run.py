@@ -18,10 +18,11 @@ from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.files import InUse, lock_file
 from sr_dist.core.passwords import without_passwords
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.core.printable import plural
 from sr_dist.core.version import __version__
 from sr_dist.data.folder_images import LRFolder
 from sr_dist.data.image_pairs import MOST_PIXELS, Batches
-from sr_dist.data.images import Images, ShardImages, contents_of, open_images
+from sr_dist.data.images import FEW_IMAGES, Images, ShardImages, contents_of, open_images
 from sr_dist.data.select import Portion
 from sr_dist.evaluation.classifiers.classifier_answers import NamedClassifier
 from sr_dist.evaluation.distances.extractor import open_extractor
@@ -181,8 +182,8 @@ def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOpt
         finished: dict[str, report.Report] = {}
         try:
             for one, results in zip(scored, partial, strict=True):
-                if one.name and ranks.is_first():
-                    print(f"{one.name}: {len(one.batches.images.names)} images", flush=True)
+                if ranks.is_first():
+                    print_count(one)
                 references = open_references(options.cache, one.options.batch, one.facts)
                 scores = score(one.methods, one.batches, Scoring(
                     rules, metrics, places.device, one.options.workers, partial_results=results, references=references,
@@ -203,6 +204,14 @@ def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOpt
         for results in partial:
             results.remove()
     return folder
+
+
+def print_count(one: ScoredSet) -> None:
+    """How many images are scored, and whether they are few."""
+    count = len(one.batches.images.names)
+    print(f"{one.name}: {plural(count, 'image')}" if one.name else plural(count, "image"), flush=True)
+    if count < FEW_IMAGES:
+        print(f"warning: fewer than {FEW_IMAGES} images: intervals over so few are wide, and differences within them are chance")
 
 
 def write_report(

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sr_dist.core.errors import first_line
-from sr_dist.core.pixels import open_image
+from sr_dist.core.pixels import open_image, reading_problem
 
 ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
 # Description, maker, model, resolution, software, date, artist, rating, copyright. In a TIFF other tags lay out its pixels.
@@ -52,7 +52,7 @@ def read(path: Path) -> ImageFile:
     except ImageFileError:
         raise
     except Exception as problem:  # decoders raise many kinds of errors
-        raise ImageFileError(first_line(problem)) from None
+        raise ImageFileError(reading_problem(problem, path)) from None
 
 
 def refuse_frames(image: Image.Image) -> None:

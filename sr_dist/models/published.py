@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sr_dist.core import catalogue
-from sr_dist.core.errors import UserError, nearest, nearest_path
+from sr_dist.core.errors import UserError, nearest_path
 from sr_dist.models import pretrained
 from sr_dist.models.weights_formats import READ
 
@@ -29,5 +29,5 @@ def place(source: str, key: str, others: Iterable[str] = ()) -> Path:
         raise pretrained.MissingWeights(f"{key}: the weights '{source}' are missing; {catalogue.advice(source)} fetches them")
     folders = pretrained.folders()
     files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in READ]
-    near = nearest(source, [*others, *(file.stem for file in files), *(str(file) for file in Path().iterdir())])
+    near = nearest_path(source, [*others, *(file.stem for file in files)])
     raise UserError(f"{key}: no run folder or weights file '{source}', nor is it in {' or '.join(map(str, folders))}{near}")

@@ -24,6 +24,7 @@ from sr_dist.models.frozen_classifier import FrozenClassifier
 from sr_dist.models.metadata import METADATA, build_for, named_in_recipe, read_metadata
 from sr_dist.models.post_hoc_ema import one_of_both
 from sr_dist.models.weights_files import Tensors, bare_names
+from sr_dist.recipe import shipped
 from sr_dist.recipe.labels import Labels
 
 
@@ -271,7 +272,8 @@ def load_starting_weights(
         return f"{kind} starts from {file}: {load_partially(network, tensors, file, key)}{note}"
     match = match_tensors(network.state_dict(), tensors)
     if scale and not match.complete and scale != (own := getattr(network, "scale", scale)):
-        raise UserError(f"{key}: '{file}' does not fit: it enlarges by {scale}, and the recipe's scale is {own}{note}")
+        other = shipped.of_scale(f"rrdb_psnr_x{own}", scale) if section["name"] == "rrdb" else ""
+        raise UserError(f"{key}: '{file}' does not fit: it enlarges by {scale}, and the recipe's scale is {own}{note}{other}")
     if different and not match.complete:
         raise UserError(f"{key}: '{file}' does not fit: {match}{note}; paste {flags(kind, different)}{auto}")
     load_strictly(network, tensors, file, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,22 @@ from sr_dist.recipe.sections import AUTO, Mode, Part, Recipe
 
 def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """Reads a recipe (a path, or a name of the package's), sets `--key.sub=value` overrides and checks it without its data."""
-    recipe = with_launchers_precision(config.typed(Recipe, config.override(config.read(shipped.locate(path)), overrides)))
+    tree = config.read(shipped.locate(path))
+    recipe = with_launchers_precision(config.typed(Recipe, config.override(tree, with_split(tree, overrides))))
     check_names(recipe)
     check_agreement(recipe)
     return recipe
+
+
+def with_split(tree: config.Tree, overrides: Mapping[str, str]) -> Mapping[str, str]:
+    """A `data.split` on the command line takes the place of the validation set that only the recipe's file names."""
+    data = tree.get("data")
+    stated = data.get("validation") if isinstance(data, dict) else None
+    if stated in (None, "", "none") or "data.validation" in overrides or not config.parse_list(overrides.get("data.split")):
+        return overrides
+    if launch_env.prints_mistakes():
+        print(f"note: data.split takes the place of the recipe's data.validation, '{stated}'", file=sys.stderr, flush=True)
+    return {**overrides, "data.validation": "none"}
 
 
 def with_launchers_precision(recipe: Recipe) -> Recipe:

@@ -169,7 +169,7 @@ class Data(Settings):
         if self.balance and (self.select or len(self.balance) > 1):
             raise ValueError("balance takes one attribute and excludes select; select alone takes any number of groups")
         if self.split and self.validation:
-            raise ValueError("validation: with a split, validation is the second part of data.train; leave one of them out")
+            raise ValueError("validation: with a split, validation is the second part of data.train; say --data.validation=none")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sr_dist.core.errors import UserError, nearest
@@ -32,6 +33,12 @@ def locate(recipe: str | Path) -> Path:
     if path.stem in names() and not path.exists():
         raise UserError(f"no file '{name}'; the recipe of the package is called '{path.stem}'")
     return path
+
+
+def of_scale(name: str, scale: int) -> str:
+    """The end of a message about another scale: the recipe that is the same at that scale, if there is one."""
+    other = re.sub(r"_x\d+(?=_|$)", f"_x{scale}", name)
+    return f"; the recipe {other} has that scale" if other != name and other in names() else ""
 
 
 def title(name: str) -> str:

@@ -169,13 +169,17 @@ def draw_column(axes: Axes, column: str, runs: Sequence[RunMetrics]) -> None:
         colour, gid = COLOURS[number % len(COLOURS)], f"{column}--run{number}"
         finite += [value for value in values if math.isfinite(value)]
         if column.startswith("validation/"):
-            axes.plot(images, values, "o-", color=colour, markersize=3, linewidth=1.4, gid=gid)
+            axes.plot(images, values, "o-", color=colour, markersize=3 if len(values) > 1 else 6, linewidth=1.4, gid=gid)
+            if len(values) == 1 and math.isfinite(values[0]):  # one point says little by its height alone
+                axes.annotate(f"{values[0]:.4g}", (images[0], values[0]), (6, 4), textcoords="offset points", color=colour)
         elif len(values) < 2 * SPANS or column.startswith(NOT_NOISY):
             axes.plot(images, values, color=colour, linewidth=1.3, gid=gid, marker="." if len(values) < 3 else "")
         else:
             axes.plot(images, values, color=colour, linewidth=0.6, alpha=0.3, gid=f"raw-{gid}")
             axes.plot(images, smooth(values), color=colour, linewidth=1.6, gid=gid)
     format_axes(axes, column, finite)
+    if len(runs) > 1:  # also where a run starts from the weights of another
+        axes.set_xlabel("images seen by each run, from its own 0")
 
 
 def format_axes(axes: Axes, column: str, values: list[float]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from sr_dist.core import config, launch_env, plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.lost_writes import LostWrites
+from sr_dist.core.printable import plural
 from sr_dist.core.run_layout import RECIPE, TRACE
 from sr_dist.data.format import Shards
 from sr_dist.data.image_pairs import Batches
@@ -20,7 +21,7 @@ from sr_dist.data.images import open_images
 from sr_dist.data.loader import Loader, LoaderConfig, Start
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.select import portion_of
-from sr_dist.data.startup_report import startup_lines
+from sr_dist.data.startup_report import startup_lines, validation_lines
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.models.trained import match_tensors
@@ -70,12 +71,13 @@ def set_up(recipe: Recipe) -> Run:
     ema.network.to(device)  # stays bare: only the trained networks are prepared
     engines = build_engines(accelerator, recipe, networks)
     ema.follow(engines[objective.phases[0]])
+    stop = StopRequest(recipe.folder)  # before the folder changes: what ends the run from here on leaves a marker
     run_id = claim_folder(recipe, saved)  # after everything that can be refused
     log = Log(recipe, ranks.is_first(), lost)
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
-        Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device), StopRequest(folder),
+        Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device), stop,
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         lost, begin_state(recipe, run_id, digest),
         power_emas=PowerEmas(engines[objective.phases[0]]) if recipe.ema.post_hoc else None,
@@ -216,11 +218,12 @@ def log_start(run: Run) -> None:
         run.log.info(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
     if run.metrics.extractor:
         run.log.info(f"validation's extractor: {run.metrics.extractor.name}, sha256 {run.metrics.extractor.weights_sha256}")
-    for line in startup_lines(run.loader):
+    own = validation_lines(recipe.data, len(run.validation.images.names)) if run.validation else ()
+    for line in (*startup_lines(run.loader), *own):
         run.log.info(line)
     run.log.info(
-        f"on {ranks.size()} {'rank' if ranks.size() == 1 else 'ranks'} ({run.device.type}), precision {recipe.precision}, "
-        f"{run.loader.accumulate} micro-batch(es) per step"
+        f"on {plural(ranks.size(), 'rank')} ({run.device.type}), precision {recipe.precision}, "
+        f"{plural(run.loader.accumulate, 'micro-batch', 'micro-batches')} per step"
     )
     if run.step:
         run.log.info(f"continuing after step {run.step}")

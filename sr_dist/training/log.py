@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from sr_dist.core.run_layout import LOG, METRICS, TRACE
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.samples import SampleSheet
 from sr_dist.training.tracker import Row, Tracker, tracker_openers
+
+SILENCE = 30.0  # seconds after which a line is due where no progress bar is seen
 
 logger = logging.getLogger("sr_dist")
 
@@ -32,6 +35,7 @@ class Log:
         self._progress: Progress | None = None
         self._artifacts = recipe.log.artifacts
         self._trackers: list[Tracker] = []
+        self._stepped, self._spoke = False, time.monotonic()
         self._handlers: list[logging.Handler] = []
         self._propagated = logger.propagate
         logger.setLevel(logging.INFO)
@@ -51,7 +55,15 @@ class Log:
         logger.addHandler(handler)
 
     def info(self, text: str) -> None:
+        self._spoke = time.monotonic()
         logger.info(text)
+
+    def is_line_due(self) -> bool:
+        """After the first step of the process, and after SILENCE: whether a line should show that it works. On a terminal the
+        progress bar does."""
+        first, self._stepped = not self._stepped, True
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        return self.first and not on_terminal and (first or time.monotonic() - self._spoke >= SILENCE)
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to this step. It appears with the first step, and only on a terminal."""

@@ -12,6 +12,7 @@ import torch
 
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch
+from sr_dist.core.printable import plural
 from sr_dist.core.run_layout import DONE, PREEMPTED, SAMPLES
 from sr_dist.data.image_pairs import Batches
 from sr_dist.data.order import NOISE, draw
@@ -40,16 +41,25 @@ def fit(run: Run, profile: Span | None = None) -> bool:
         if not run.state["validated"]:
             return False
         save_validated(run)
+    first = run.step + 1
+    if 1 < first <= recipe.steps and run.stop.agreed_at_start():  # a run that continues has a checkpoint already
+        run.writer.wait()
+        return False
     run.watchdog.beat("waiting for the first images")
-    for step, batches in run.clock.steps(profiled(profile, run, run.loader.steps(run.step + 1, run.clock.waiting))):
+    for step, batches in run.clock.steps(profiled(profile, run, run.loader.steps(first, run.clock.waiting))):
         result = advance(run, step, batches)
         run.log.advance(step)
+        if step == first and ranks.is_first():
+            run_folder.begin_steps(recipe.folder)
         stopping = run.stop.agreed()
         for batch in batches:
             run.trace.write(step, batch.keys)
 
+        line_is_due = run.log.is_line_due()
         if due(recipe, recipe.log_every, step):
             report(run, result)
+        elif line_is_due:
+            show_progress(run, result)
         with run.clock.paused():
             validating = due(recipe, recipe.validate_every, step)
             saved = stopping or due(recipe, recipe.save_every, step)
@@ -142,6 +152,14 @@ def report(run: Run, result: StepResult) -> None:
     run.log.info(progress_line(row, recipe.steps, run.clock.remaining(recipe.steps - run.step)))
 
 
+def show_progress(run: Run, result: StepResult) -> None:
+    """A line between reports, of this rank's own numbers. The first rank calls."""
+    for loss in result.losses.values():
+        loss.item()  # waits until the device has finished the step
+    row = {"step": run.step, **run.clock.current(run.recipe.data.batch)}
+    run.log.info(progress_line(row, run.recipe.steps, run.clock.remaining(run.recipe.steps - run.step)))
+
+
 def validate(run: Run) -> bool:
     """Scores the generator with averaged weights (EMA) on the validation images. Returns True if it is the best so far.
     `run.state["validated"]` becomes True unless the run is asked to stop before. All ranks must call."""
@@ -168,7 +186,7 @@ def validate(run: Run) -> bool:
     run.state["validated"] = True
     row = {f"validation/{name}": value for name, value in result.metrics.items()}
     run.log.row({"step": run.step, "images": run.images, **row})
-    run.log.info(f"step {run.step} validation of {result.images} images: {result.text}")
+    run.log.info(f"step {run.step} validation of {plural(result.images, 'image')}: {result.text}")
     run.log.samples(sheet, result.rows)
     return record_best(run, result.metrics)
 
@@ -236,7 +254,7 @@ def finish(run: Run, done: bool) -> None:
     ranks.on_first(lambda: run_folder.mark(run.recipe.folder, DONE if done else PREEMPTED, f"step {run.step}"))
     reason = f" ({run.stop.reason})" if run.stop.reason else ""
     if done:
-        run.log.info(f"done after {run.step} steps")
+        run.log.info(f"done after {plural(run.step, 'step')}")
     else:
         run.log.preempted(f"stopped after step {run.step}{reason}; the same command continues")
     close(run, code=0 if done else 1)

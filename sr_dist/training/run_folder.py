@@ -132,9 +132,23 @@ def open_folder(folder: Path, recipe: Recipe, num_ranks: int, saved: Checkpoint 
     write_whole(folder / RECIPE, config.text(recipe).encode())
     write_json(folder / ENVIRONMENT, environment(num_ranks))
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
-    for name in (DONE, PREEMPTED, STOP):  # last: what fails above, as on a full disk, leaves a run that is done as it was
-        (folder / name).unlink(missing_ok=True)
+    _open_markers(folder, saved)  # last: what fails above, as on a full disk, leaves a run that is done as it was
     return identity
+
+
+def _open_markers(folder: Path, saved: Checkpoint | None) -> None:
+    """A run that continues is PREEMPTED until its first step is done: it may be ended before, and then it is that again."""
+    (folder / STOP).unlink(missing_ok=True)
+    if saved and (folder / DONE).exists():
+        os.replace(folder / DONE, folder / PREEMPTED)
+    elif not saved:
+        for name in (DONE, PREEMPTED):
+            (folder / name).unlink(missing_ok=True)
+
+
+def begin_steps(folder: Path) -> None:
+    """After the first step. The first rank calls."""
+    (folder / PREEMPTED).unlink(missing_ok=True)
 
 
 def _identity(folder: Path, saved: Checkpoint | None) -> tuple[str, int]:
@@ -204,6 +218,7 @@ def mark(folder: Path, name: str, text: str) -> None:
     """Writes the marker that scripts wait for: DONE or PREEMPTED."""
     with writing(folder):
         write_whole(folder / name, (text + "\n").encode())
+        (folder / (PREEMPTED if name == DONE else DONE)).unlink(missing_ok=True)
 
 
 def drop_later_rows(path: Path, step: int, validated: bool = True) -> None:

@@ -39,6 +39,11 @@ class StopRequest:
             self.reason = STOP
         return self._vote.submit(self.reason is not None)
 
+    def agreed_at_start(self) -> bool:
+        """The same before the first step, when there is no step to overlap the vote with. All ranks must call."""
+        self.agreed()
+        return self._vote.result()
+
     def pending(self) -> bool:
         """Whether this rank received a request; for work that ranks can abandon by agreement."""
         return self.reason is not None or self._file_exists()

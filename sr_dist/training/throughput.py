@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from sr_dist.core.progress import three_digits
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.tracker import Row
 
@@ -143,21 +144,26 @@ class Clock:
         """
         return self._seconds(self._waits) + self._seconds(self._forwards)
 
-    def report(self, images_per_step: int) -> dict[str, float]:
-        """Columns of metrics.jsonl. Called within a step, which counts as done and which the device must have finished."""
+    def current(self, images_per_step: int) -> dict[str, float]:
+        """Columns of metrics.jsonl, so far. Called within a step, which counts as done and which the device must have finished."""
         self._count()
         busy, waited, steps = max(self._busy, 1e-9), self._seconds(self._waits), max(self._steps, 1)
-        self._total_busy, self._total_steps = self._total_busy + busy, self._total_steps + self._steps
-        self._busy, self._steps = 0.0, 0
-        self._waits.clear()
-        self._forwards.clear()
         speed = images_per_step * steps / busy
         columns = {"images_per_second": speed, "data_wait": min(waited / busy, 1.0)}
         return columns | self.work.at(speed) if self.work else columns
 
+    def report(self, images_per_step: int) -> dict[str, float]:
+        """The same; what is measured from here on counts for the next report."""
+        columns = self.current(images_per_step)
+        self._total_busy, self._total_steps = self._total_busy + self._busy, self._total_steps + self._steps
+        self._busy, self._steps = 0.0, 0
+        self._waits.clear()
+        self._forwards.clear()
+        return columns
+
     def remaining(self, steps: int) -> str:
         """Time for so many steps at the average speed so far."""
-        seconds = int(steps * self._total_busy / max(self._total_steps, 1))
+        seconds = int(steps * (self._total_busy + self._busy) / max(self._total_steps + self._steps, 1))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
@@ -171,7 +177,7 @@ def progress_line(row: Row, last_step: int, remaining: str) -> str:
     """One status line from a row; absent columns are left out."""
     words = [
         f"step {row['step']:>{len(str(last_step))}}/{last_step}",
-        f"{row['images_per_second']:.1f} images/s",
+        f"{three_digits(row['images_per_second'])} images/s",
         f"data wait {100 * row['data_wait']:.0f} %",
         f"spread {row['step_time_spread']:.2f}" if "step_time_spread" in row else "",
         f"memory {row['memory_gb']:.1f} GB" if "memory_gb" in row else "",

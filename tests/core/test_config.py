@@ -10,7 +10,8 @@ from pydantic import Field
 
 from sr_dist.core import config
 from sr_dist.core.config import Absent, Names, Settings
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, nearest, nearest_path
+from sr_dist.data.format import open_shards
 
 
 class Inner(Settings):
@@ -182,6 +183,23 @@ def test_nearest_names_the_closest_or_all_or_nothing():
     assert nearest("srugen", ["srugan", "rrdb"]) == "; did you mean 'srugan'?"
     assert nearest("zzz", ["b", "a", "a"]) == "; choose from a, b"
     assert nearest("zzz", []) == ""
+
+
+def test_a_near_path_is_close_in_its_last_name_and_whole(tmp_path, monkeypatch):
+    """'/nope' is not nearly 'opt', however few letters both have; folders in common bring nothing nearer."""
+    for name in ("opt", "mine", "photos", ".mime"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    data = tmp_path / "data"
+    assert nearest_path(data / "photo") == f"; did you mean '{data}/photos'?"
+    assert nearest_path(data / "mime") == f"; did you mean '{data}/mine'?"
+    assert nearest_path(data / "nope") == nearest_path(tmp_path / "no" / "photos") == ""
+    assert nearest_path(data / "nope", ["bicubic"]) == "; choose from bicubic"
+    assert nearest_path(data / "bicubik", ["bicubic", "nearest"]).endswith("choose from bicubic, nearest")
+    monkeypatch.chdir(data)
+    assert nearest_path("photo") == "; did you mean 'photos'?"
+    assert nearest_path("bicubik", ["bicubic", "nearest"]) == "; did you mean 'bicubic'?"
+    with pytest.raises(UserError, match=rf"^data\.train: no folder '{data}/nope'$"):
+        open_shards(f"{data}/nope", "data.train")
 
 
 # ----------------------------------------------------------------------------------------------------------- round trip

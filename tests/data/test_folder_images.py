@@ -108,6 +108,17 @@ def test_a_file_that_is_cut_short_is_a_users_mistake_that_names_it(save, suffix)
         scored(save.folder)
 
 
+def test_an_empty_file_and_one_that_ends_early_are_named_in_words_of_ours(save):
+    save("a.png", 32, 32)
+    path = save.folder / "a.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"a\.png' .*: its data are cut short \("):
+        scored(save.folder)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.png' is not an image that can be read: it is empty \(0 bytes\)$"):
+        scored(save.folder)
+
+
 def test_a_text_with_an_images_name_is_a_users_mistake_that_names_it(save):
     (save.folder / "a.png").write_text("no image")
     with pytest.raises(UserError, match=r"a\.png' is not an image"):
@@ -139,7 +150,7 @@ def test_an_empty_folder_and_a_missing_one_are_refused_by_the_key(tmp_path, phot
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"^data: no images in '"):
         open_images(str(tmp_path / "empty"), key="data")
-    with pytest.raises(UserError, match=r"^data: no folder '.*'; did you mean 'empty'\?$"):
+    with pytest.raises(UserError, match=r"^data: no folder '.*'; did you mean '.*/empty'\?$"):
         open_images(str(tmp_path / "emty"), key="data")
 
 

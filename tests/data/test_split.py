@@ -106,7 +106,7 @@ def test_a_balance_is_a_selection_with_and_without(tmp_path):
     [
         ({"split": [0.7, 0.2]}, "are not two or three shares with the sum 1"),
         ({"split": [0.25] * 4}, "are not two or three shares with the sum 1"),
-        ({"split": [0.5, 0.5], "validation": "y"}, "the second part of data.train; leave one of them out"),
+        ({"split": [0.5, 0.5], "validation": "y"}, "the second part of data.train; say --data.validation=none"),
         ({"balance": {"a": [1, 2], "b": [1, 2]}}, "balance takes one attribute"),
         ({"balance": {"a": [1, 2]}, "select": {"b": 1}}, "balance takes one attribute and excludes select"),
     ],

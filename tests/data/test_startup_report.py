@@ -7,12 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from sr_dist.data.format import Manifest, ShardEntry, Shards
+from sr_dist.data import startup_report
+from sr_dist.data.format import Manifest, ShardEntry, Shards, open_shards
 from sr_dist.data.loader import Loader, LoaderConfig
 from sr_dist.data.remote.cache import Cache
 from sr_dist.data.remote.sources import RemoteShards
-from sr_dist.data.startup_report import startup_lines
+from sr_dist.data.startup_report import startup_lines, validation_lines
 from sr_dist.recipe.sections import Data
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch):
+    """Of the machine; a test may change the number."""
+    numbers = list(range(4))
+    monkeypatch.setattr(startup_report.os, "sched_getaffinity", lambda process: set(numbers))
+    return numbers
 
 
 def shards(count: int, samples: int, size: int, remote: Cache | None = None) -> Shards:
@@ -40,22 +49,44 @@ def test_a_mix_reports_the_epochs_of_each_data_set():
     """2,000 of 3,000 images from 500 samples, 1,000 from 250; three quarters of an image are 4 KB, ..."""
     mixed = lines(shards(2, 250, 1_000_000), shards(1, 250, 250_000), weights=(2, 1))
     assert mixed[0] == "data: 500 samples in 2 shards of 'set0', 2 of 3 images; 60 steps of 50 are 4.0 epochs"
-    assert mixed[1] == "data: 250 samples in 1 shards of 'set1', 1 of 3 images; 60 steps of 50 are 4.0 epochs"
+    assert mixed[1] == "data: 250 samples in 1 shard of 'set1', 1 of 3 images; 60 steps of 50 are 4.0 epochs"
     assert mixed[2] == "data: 0.15 MB to read per step, 2.2 MB per epoch; 100 images/s need 0.3 MB/s"  # 3 KB per image
 
 
-@pytest.mark.parametrize(("count", "warned"), [(2, False), (1, True)])
-def test_fewer_shards_than_workers_cause_a_warning(count, warned):
-    assert any(line.startswith(f"warning: {count} shards for 2 workers: ") for line in lines(shards(count, 9, 9))) == warned
+@pytest.mark.parametrize(("count", "words", "warned"), [(2, "2 shards", False), (1, "1 shard", True)])
+def test_fewer_shards_than_workers_cause_a_warning(count, words, warned):
+    assert any(line.startswith(f"warning: {words} for 2 workers: ") for line in lines(shards(count, 9, 9))) == warned
 
 
 def test_a_cache_that_is_too_small_for_the_window_causes_a_warning():
     small, large = Cache(Path("/c"), 3_000_000), Cache(Path("/c"), 30_000_000)
     assert lines(shards(9, 100, 1_000_000, small), window=200)[-1].startswith("warning: data.cache_gb: 0.003 holds")
     last = lines(shards(9, 100, 1_000_000, large), window=200)[-1]
-    assert last == "data: shards are fetched to '/c', up to 0.03 GB, on 1 node(s)"
+    assert last == "data: shards are fetched to '/c', up to 0.03 GB, on 1 node"
 
 
 def test_shards_whose_samples_will_be_replaced_are_listed():
     report = lines(shards(3, 9, 9), on_corrupt="substitute", workers=0)
     assert len([line for line in report if line.startswith("warning: the shard 'a-") and "will be replaced" in line]) == 3
+
+
+def test_more_workers_than_cores_cause_one_warning_of_ours(cores, photo_shards, recwarn):
+    warning = "warning: data.workers: 5 workers on 4 cores; fewer may be faster"
+    assert lines(shards(9, 9, 9), workers=5)[-1] == warning
+    assert not any("cores" in line for line in lines(shards(9, 9, 9), workers=4))
+    cores[:] = [0]
+    assert "2 workers on 1 core; " in lines(shards(9, 9, 9), workers=2)[-1]
+    settings = Data(train=str(photo_shards), crop=16, batch=4, workers=2)
+    config = LoaderConfig(settings, seed=0, scale=2, accumulate=1, steps=1, channels=3)
+    loader = Loader([open_shards(str(photo_shards))], config, lambda hr, seeds: hr, torch.device("cpu"))
+    assert len(list(loader.steps(1))) == 1
+    loader.close()
+    assert not [warning for warning in recwarn if "worker" in str(warning.message)]
+
+
+def test_the_validation_images_are_counted_and_few_of_them_cause_a_warning():
+    data = {"train": "x", "crop": 16, "batch": 4}
+    assert list(validation_lines(Data(**data, validation="y"), 10)) == ["validation: 10 images, 'y'"]
+    few = list(validation_lines(Data(**data, split=[0.9, 0.1]), 1))
+    assert few[0] == "validation: 1 image, part 2 of data.train, split [0.9, 0.1]"
+    assert few[1].startswith("warning: validation has fewer than 10 images")

@@ -78,11 +78,11 @@ def test_a_new_user_trains_tunes_evaluates_and_enlarges(users_folder):
     readme = [words for words in commands_of(ROOT / "README.md") if words[0] != "sr_dist"]
     assert [words for words in readme if words not in walk] == []
     told = [words for words in walk if words[0] in ("shards.build", "sr_dist.train", "sr_dist.evaluate", "sr_dist.upscale")]
-    assert len(told) <= 12
+    assert len(told) <= 14
     for module, *words in walk:
         processes.run(0, module, *shortened(module, words), cwd=users_folder)
     runs = {path.parent.name for path in (users_folder / "runs").glob("*/DONE")}
-    assert runs == {"rrdb_psnr_x4", "esrgan_x4", "tuned_pixel", "tuned"}
+    assert runs == {"rrdb_psnr_x4", "esrgan_x4", "try_pixel", "try_gan", "tuned_pixel", "tuned"}
     report = json.loads(next((users_folder / PUBLISHED).parent.glob("**/report.json")).read_text())
     assert report["n"] > 0 and (users_folder / "tuned.pth").is_file()
     assert {Image.open(path).size for path in (users_folder / "after").rglob("*.png")} == {(160, 528), (512, 528)}

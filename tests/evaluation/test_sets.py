@@ -109,6 +109,7 @@ def test_the_same_sets_again_replace_the_report_and_fewer_do_not(reports, two_se
         ("sr_dist.evaluate", [*words, f"--data=a={two_sets}/a"]),
     ])  # fmt: skip
     assert same.code == fewer.code == 0, same.err + fewer.err
+    assert "a: 3 images\nwarning: fewer than 10 images: " in same.out
     assert "is now in" not in same.out and "is now in" in fewer.out
     (reports / "both").rename(reports / "fewer")
     (reports / "both-2").rename(reports / "both")

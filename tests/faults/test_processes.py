@@ -89,6 +89,44 @@ def test_ctrl_c_at_start_up_is_one_line():
     assert err == "interrupted\n"
 
 
+@pytest.fixture(scope="module")
+def two_steps(photo_shards, tmp_path_factory) -> Path:
+    runs = tmp_path_factory.mktemp("two_steps")
+    run(0, "sr_dist.train", *words(photo_shards, runs, steps=2))
+    return runs / "run"
+
+
+@pytest.mark.parametrize(
+    ("signal_name", "function", "marker", "code"),
+    [
+        ("SIGTERM", "check_fits", "DONE", -signal.SIGTERM),  # the folder is as it was
+        ("SIGTERM", "claim_folder", "DONE", 0),
+        ("SIGUSR1", "log_start", "PREEMPTED", 0),
+        ("SIGKILL", "resume", "PREEMPTED", -signal.SIGKILL),
+    ],
+)
+def test_a_continued_run_that_is_ended_before_its_first_step_keeps_a_marker(
+    signal_name, function, marker, code, two_steps, photo_shards, tmp_path
+):
+    """A run that was done and is extended, or one that was stopped."""
+    folder = shutil.copytree(two_steps, tmp_path / "run")
+    os.rename(folder / "DONE", folder / marker)
+    process = start(0, "ended_early", signal_name, function, *words(photo_shards, tmp_path), cwd=FOLDER)
+    out, _ = finish_with(code, process)
+    final = "PREEMPTED" if function != "check_fits" else marker
+    assert [name for name in ("DONE", "PREEMPTED") if (folder / name).exists()] == [final]
+    assert (folder / final).read_text() == "step 2\n"
+    assert (f"stopped after step 2 ({signal_name}); the same command continues" in out) == (code == 0)
+    assert last_step(folder) == 2
+
+
+def test_a_run_at_its_last_step_is_done_again_whatever_comes_at_start_up(two_steps, photo_shards, tmp_path):
+    folder = shutil.copytree(two_steps, tmp_path / "run")
+    command = words(photo_shards, tmp_path, steps=2)
+    finish_with(0, start(0, "ended_early", "SIGTERM", "log_start", *command, cwd=FOLDER))
+    assert (folder / "DONE").exists() and not (folder / "PREEMPTED").exists()
+
+
 # ---- ranks end with their launcher
 
 

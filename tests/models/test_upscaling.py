@@ -348,6 +348,8 @@ def test_unreadable_files_are_listed_and_the_others_upscaled(folder, bicubic, tm
     assert [line.split("'")[1].removeprefix(f"{folder}/") for line in lines[:-1]] == [
         "cut.png", "deep/cut16.png", "deep/spoilt16.png", "empty.jpg",
     ]  # fmt: skip
+    assert "empty.jpg" in lines[-2] and lines[-2].endswith("it is empty (0 bytes)")
+    assert "its data are cut short (" in lines[0]
     assert lines[-1] == f"3 of 7 images enlarged by 2 with bicubic: {tmp_path / 'out'}"
     assert len([p for p in (tmp_path / "out").rglob("*") if p.is_file()]) == 3  # and no incomplete file
 

@@ -135,8 +135,26 @@ def test_a_crop_where_no_multiple_of_the_scale_fits_says_so(refused, make_photo,
 
 def test_a_missing_folder_of_shards_offers_its_neighbour(refused, photo_shards):
     wrong = str(photo_shards.with_name("photo"))
-    assert refused({"data.train": wrong}) == f"data.train: no folder '{wrong}'; did you mean 'photos'?"
-    assert refused({"data.validation": wrong}) == f"data.validation: no folder '{wrong}'; did you mean 'photos'?"
+    assert refused({"data.train": wrong}) == f"data.train: no folder '{wrong}'; did you mean '{photo_shards}'?"
+    refusal = refused({"data.validation": wrong})
+    assert refusal.startswith(f"data.validation: no folder '{wrong}'; did you mean '{photo_shards}'?; --data.validation=none ")
+    assert "--data.split=[0.9,0.1]" in refusal
+
+
+def test_a_split_on_the_command_line_takes_the_place_of_the_recipes_validation(write_recipe, refused, capsys):
+    """What only the file says gives way, also if it does not exist; what the command line or the file says twice does not."""
+    recipe = write_recipe(data={"validation": "nowhere"})
+    loaded = load(recipe, data__split="[0.75, 0.25]")
+    assert (loaded.data.validation, loaded.data.split) == (None, (0.75, 0.25))
+    assert capsys.readouterr().err == "note: data.split takes the place of the recipe's data.validation, 'nowhere'\n"
+    for options in ({}, {"data.split": "[]"}, {"data.validation": "nowhere_else"}):
+        assert "no folder" in refused(options, data={"validation": "nowhere"})
+    both = {"data.split": "[0.75, 0.25]", "data.validation": "x"}
+    assert refused(both).endswith("say --data.validation=none")
+    assert refused({}, data={"split": [0.75, 0.25], "validation": "x"}).endswith("say --data.validation=none")
+    assert capsys.readouterr().err == ""
+    assert load(recipe, data__split="[0.75, 0.25]", data__validation="none").data.validation is None
+    assert capsys.readouterr().err == ""
 
 
 def test_a_shard_that_was_cut_short_is_refused_before_training(refused, photo_shards, tmp_path):

@@ -71,7 +71,7 @@ def test_two_nodes_train_like_one_process_and_each_fetches_a_part_of_the_shards(
     assert sent.keys() == {path.name for path in small_shards.glob("*.tar")}
     assert sum(sent.values()) < 2 * 0.9 * total
     text = (folder / "log.txt").read_text()
-    assert "on 2 node(s)" in text
+    assert "on 2 nodes" in text
     assert "fetched from epoch 0.00 to 1.00: node-000 " in text
     assert ", node-001 " in text
 

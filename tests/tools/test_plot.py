@@ -100,6 +100,19 @@ def test_the_legend_shows_names_unchanged(tmp_path, figures):
         assert len({line.get_color() for line in legend.get_lines()}) == 4
 
 
+def test_a_single_validation_is_a_point_with_its_value_and_runs_begin_at_their_own_zero(tmp_path, figures):
+    one, other = write_run(tmp_path / "pixel"), write_run(tmp_path / "gan")
+    plot(Plot(runs=(one,)))
+    axes = next(axes for figure in figures for axes in figure.axes if axes.get_title(loc="left") == "psnr y")
+    assert [text.get_text() for text in axes.texts] == ["30"]
+    assert axes.get_lines()[0].get_markersize() == 6
+    assert axes.get_xlabel() == "images seen"
+    figures.clear()
+    plot(Plot(runs=(one, other), out=str(tmp_path / "out")))
+    labels = {axes.get_xlabel() for figure in figures for axes in figure.axes if axes.get_title(loc="left")}
+    assert labels == {"images seen by each run, from its own 0"}
+
+
 def test_a_constant_curve_is_not_cut_by_the_frame(tmp_path, figures):
     """Memory hardly changes. Its axis begins at 0 and has room above the curve."""
     folder = tmp_path / "mine"

@@ -113,8 +113,16 @@ def test_another_scale_is_named(write_recipe, foreign):
     recipe = write_recipe(generator={"name": "rrdb", "widths": None}, init={"generator": str(path)})
     tree = config.read(recipe) | {"generator": {**RRDB}}
     recipe.write_text(config.yaml.safe_dump(tree))
-    with pytest.raises(UserError, match=r"does not fit: it enlarges by 4, and the recipe's scale is 2$"):
+    message = r"does not fit: it enlarges by 4, and the recipe's scale is 2; the recipe rrdb_psnr_x4 has that scale$"
+    with pytest.raises(UserError, match=message):
         build.phase_network(loaded(recipe), "generator", False, [])
+
+
+def test_auto_names_the_recipe_of_the_files_scale(foreign, photo_shards):
+    path, _ = foreign
+    options = {"data.train": str(photo_shards), "data.validation": "none", "generator": "auto", "init.generator": str(path)}
+    with pytest.raises(UserError, match=r"^scale: 2, but .* say --scale=4; the recipe rrdb_psnr_x4 has that scale$"):
+        data_checks.load("rrdb_psnr_x2", {**options, "name": "tuned"})
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from sr_dist.core import config, plugins, progress
 from sr_dist.core.lost_writes import LostWrites
 from sr_dist.recipe.sections import Recipe
+from sr_dist.training import log as log_module
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.throughput import Clock, Work, progress_line, step_time_spread
 
@@ -130,6 +131,17 @@ def test_speed_is_that_since_the_last_report(monkeypatch):
             rows.append(clock.report(images_per_step=4)["images_per_second"])
     assert rows[0] == pytest.approx(4.0)
     assert 1.0 <= rows[1] < 1.2  # 4 images in 4 s; the step of the report before may count to either
+
+
+def test_the_speed_so_far_takes_nothing_from_the_next_report(monkeypatch):
+    watch, clock = Time(monkeypatch), Clock()
+    for step in clock.steps(watch.batches([1] * 4)):
+        watch.work(3)
+        if step == 1:
+            assert clock.current(images_per_step=8) == pytest.approx({"images_per_second": 2.0, "data_wait": 0.25})
+            assert clock.remaining(10) == "0:00:40"
+        if step == 4:
+            assert clock.report(images_per_step=8) == pytest.approx({"images_per_second": 2.0, "data_wait": 0.25})
 
 
 def test_validation_and_saving_do_not_count(monkeypatch):
@@ -301,6 +313,36 @@ def test_without_a_terminal_only_lines_are_printed(tmp_path, monkeypatch):
     log.close()
     assert [line.split(" ", 2)[2] for line in screen.getvalue().splitlines()] == ["line 1", "line 2"]
     assert "\r" not in screen.getvalue()
+
+
+def test_without_a_terminal_a_line_is_due_after_the_first_step_and_after_silence(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+    screen = Screen(tty=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    log = Log(recipe(tmp_path), first=True, lost=LostWrites())
+    due = []
+    for seconds in (1, 10, 29, 31, 45, 62):  # nothing is said but by the lines that are due
+        now[0] = 100.0 + seconds
+        due.append(log.is_line_due())
+        if due[-1]:
+            log.info("a line")
+    assert due == [True, False, False, True, False, True]
+    now[0] += 29
+    log.info("another line")
+    now[0] += 29
+    assert not log.is_line_due()
+    screen.isatty = lambda: True
+    now[0] += 99
+    assert not log.is_line_due()
+    assert not Log(recipe(tmp_path), first=False, lost=LostWrites()).is_line_due()
+    log.close()
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.0123, "0.0123"), (1.0, "1"), (8.76, "8.76"), (123.4, "123")])
+def test_slow_speeds_have_digits_too(rate, text):
+    line = progress_line({"step": 1, "images_per_second": rate, "data_wait": 0.0}, 9, "0:00:08")
+    assert line == f"step 1/9  {text} images/s  data wait 0 %  left 0:00:08"
 
 
 # ---- trackers

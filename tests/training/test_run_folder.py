@@ -91,7 +91,8 @@ def test_the_recipe_in_the_folder_is_complete_and_loads(tmp_path):
 def test_old_markers_are_removed_and_the_environment_is_written(tmp_path):
     for name in ("DONE", "PREEMPTED", "STOP"):
         run_folder.mark(tmp_path, name, "step 3")
-    assert (tmp_path / "DONE").read_text() == "step 3\n"
+        assert (tmp_path / name).read_text() == "step 3\n"
+    assert not (tmp_path / "DONE").exists()  # one marker at a time
     run_folder.open_folder(tmp_path, recipe(), num_ranks=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "environment.json", "recipe.yaml", "run.json"]
     environment = json.loads((tmp_path / "environment.json").read_text())
