@@ -270,7 +270,8 @@ def load_starting_weights(
     if partial:
         return f"{kind} starts from {file}: {load_partially(network, tensors, file, key)}{note}"
     match = match_tensors(network.state_dict(), tensors)
-    if scale and not match.complete and scale != (own := getattr(network, "scale", scale)):
+    own = getattr(network, "factor", getattr(network, "scale", scale))  # a network of spandrel may have its own `scale`
+    if scale and not match.complete and scale != own:
         raise UserError(f"{key}: '{file}' does not fit: it enlarges by {scale}, and the recipe's scale is {own}{note}")
     if different and not match.complete:
         raise UserError(f"{key}: '{file}' does not fit: {match}{note}; paste {flags(kind, different)}{auto}")
