@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sr_dist.core.errors import first_line
 from sr_dist.core.pixels import open_image
+from sr_dist.core.progress import print_line
 
 ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
 # Description, maker, model, resolution, software, date, artist, rating, copyright. In a TIFF other tags lay out its pixels.
@@ -25,6 +26,8 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".ti
 OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_lzw"},
 }  # fmt: skip
+
+JPEG_BYTES = {"exif": 65_533, "profile": 255 * 65_519}  # one segment, and as many as their numbers count
 
 
 class ImageFileError(Exception):
@@ -149,6 +152,18 @@ def _oriented(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
     return np.ascontiguousarray(array)
+
+
+def fitting(image: ImageFile, target: Path) -> ImageFile:
+    """Without the metadata that are too large for the format, of which a line is printed."""
+    if FORMATS.get(target.suffix.lower()) != "JPEG":
+        return image
+    for name, most in JPEG_BYTES.items():
+        if (size := len(getattr(image, name) or b"")) > most:
+            title = {"exif": "EXIF", "profile": "colour profile"}[name]
+            print_line(f"note: '{target}': its {title} of {size} bytes is left out: a JPEG holds {most}")
+            image = replace(image, **{name: None})
+    return image
 
 
 def encode(image: ImageFile, suffix: str) -> bytes:

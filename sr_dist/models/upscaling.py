@@ -58,7 +58,7 @@ def upscale(upscaler: Upscaler, pairs: Pairs) -> Enlarged:
             try:
                 if path.suffix.lower() in MOVING[2:]:
                     raise ImageFileError("it is a film, and only still images are enlarged; write its frames to a folder first")
-                large = upscaler.image_file(image_files.read(path))
+                large = image_files.fitting(upscaler.image_file(image_files.read(path)), target)
                 write_output(target, image_files.encode(large, target.suffix), "OUTPUT")
             except ImageFileError as problem:
                 failed += 1
