@@ -36,7 +36,11 @@ def locate(recipe: str | Path) -> Path:
 
 def title(name: str) -> str:
     """The first sentence of a recipe's header."""
-    return header(name).partition(". ")[0].partition(".\n")[0].removesuffix(".").replace("\n", " ")
+    return first_sentence(header(name))
+
+
+def first_sentence(text: str) -> str:
+    return text.replace("\n", " ").partition(". ")[0].removesuffix(".")
 
 
 def header(name: str) -> str:
