@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Annotated
 
 from sr_dist.core import cli
-from sr_dist.core.cli import Word
+from sr_dist.core.cli import WIDTH, Word
 from sr_dist.core.config import Settings
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.recipe import shipped
 
 FOLDERS = ("shards", "sr_dist")
-WIDTH = 128  # of a line
 
 
 class Overview(Settings):
@@ -73,11 +72,7 @@ def commands() -> Iterator[tuple[str, str]]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
                 settings = next(node for node in tree.body if isinstance(node, ast.ClassDef))
-                yield f"{package}.{path.stem}", first_sentence(ast.get_docstring(settings) or "")
-
-
-def first_sentence(docstring: str) -> str:
-    return docstring.replace("\n", " ").partition(". ")[0].removesuffix(".")
+                yield f"{package}.{path.stem}", shipped.first_sentence(ast.get_docstring(settings) or "")
 
 
 if __name__ == "__main__":

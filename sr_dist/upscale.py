@@ -14,12 +14,11 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Absent, OptionalPositive, Settings
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import check_exists
+from sr_dist.core.files import IMAGE_SUFFIXES, SHORT_SUFFIXES, check_exists
 from sr_dist.core.outputs import is_folder
 from sr_dist.models import published
 
 SOURCE = "RUN_OR_WEIGHTS"
-EXTENSIONS = ("png", "jpg", "webp", "tif", "bmp")
 
 
 def _parse_tile(value: Any) -> Any:
@@ -113,15 +112,15 @@ def check(options: Upscale) -> None:
     source, out = Path(options.input), Path(options.output)
     if not source.exists() and not any(sign in options.input for sign in "*?["):
         check_exists(options.input, "INPUT")
-    suffix = out.suffix.lower().lstrip(".").replace("jpeg", "jpg").replace("tiff", "tif")
+    suffix = SHORT_SUFFIXES.get(out.suffix.lower(), out.suffix.lower())
     if not source.is_file():
         if out.exists() and not out.is_dir():
             raise UserError(
                 f"OUTPUT: '{out}' is a file, but INPUT is {'a folder' if source.is_dir() else 'a pattern'}; name a folder"
             )
-    elif not is_folder(options.output) and suffix not in EXTENSIONS:
-        raise UserError(f"OUTPUT: '{out}' has no suffix of an image ({', '.join('.' + name for name in EXTENSIONS)})")
-    elif not is_folder(options.output) and options.extension not in (None, "auto", suffix):
+    elif not is_folder(options.output) and suffix not in IMAGE_SUFFIXES:
+        raise UserError(f"OUTPUT: '{out}' has no suffix of an image ({', '.join(IMAGE_SUFFIXES)})")
+    elif not is_folder(options.output) and options.extension not in (None, "auto", suffix[1:]):
         key = "format" if options.ext is None else "ext"
         raise UserError(f"{key}: {options.extension}, but OUTPUT is '{out}'; leave one of them out")
 

@@ -17,7 +17,11 @@ from typing import IO, Any
 
 from sr_dist.core.errors import UserError, nearest_path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_FORMATS = {
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
+IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
+SHORT_SUFFIXES = {".jpeg": ".jpg", ".tiff": ".tif"}  # other names of a format
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some clusters mount Lustre and NFS without locks
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from sr_dist.core import config
 from sr_dist.core.errors import UserError
 from sr_dist.core.run_layout import RECIPE, checkpoint_steps
-from sr_dist.models import trained
-from sr_dist.models.metadata import named_in_recipe
+from sr_dist.models import trained, weights_files
+from sr_dist.models.metadata import METADATA, named_in_recipe
 from sr_dist.recipe import checks, shipped
 from sr_dist.recipe.sections import AUTO, Part, Recipe
 
@@ -40,7 +40,8 @@ def recorded_section(recipe: Recipe) -> dict[str, Any] | None:
 def section_of_weights(path: str, scale: int, name: str = "") -> dict[str, Any]:
     """The generator's section as a recipe would have it, complete."""
     place, file = trained.locate(path, KEY)
-    tensors, metadata = trained.read(file, KEY)
+    header = weights_files.header(file, KEY)  # the weights may be large, and are read when the network is built
+    tensors, metadata = ({}, header) if METADATA in header else trained.read(file, KEY)
     description = trained.describe(tensors, metadata, file, KEY, named_in_recipe(place))
     if description.scale not in (None, scale):
         other = shipped.of_scale(name, description.scale)

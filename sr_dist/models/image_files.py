@@ -15,16 +15,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sr_dist.core.errors import first_line
+from sr_dist.core.files import IMAGE_FORMATS as FORMATS
 from sr_dist.core.pixels import open_image, reading_problem
+from sr_dist.core.progress import print_line
 
 ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
 # Description, maker, model, resolution, software, date, artist, rating, copyright. In a TIFF other tags lay out its pixels.
 DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x4746, 0x4749, 0x8298)
 STALE = (0xA002, 0xA003, 0xA005)  # width, height, and a table of offsets, in the table of the camera
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "TIFF": {"compression": "tiff_lzw"},
 }  # fmt: skip
+
+JPEG_BYTES = {"exif": 65_533, "profile": 255 * 65_519}  # one segment, and as many as their numbers count
+TITLES = {"exif": "EXIF", "profile": "colour profile"}
 
 
 class ImageFileError(Exception):
@@ -149,6 +153,18 @@ def _oriented(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         array = array[::-1]
     return np.ascontiguousarray(array)
+
+
+def fitting(image: ImageFile, target: Path) -> ImageFile:
+    """Without the metadata that are too large for the format, of which a line is printed."""
+    if FORMATS.get(target.suffix.lower()) != "JPEG":
+        return image
+    large = {name for name, most in JPEG_BYTES.items() if len(getattr(image, name) or b"") > most}
+    for name in sorted(large):
+        size = len(getattr(image, name))
+        print_line(f"note: '{target}': its {TITLES[name]} of {size} bytes is left out: a JPEG holds {JPEG_BYTES[name]}")
+    image = replace(image, exif=None) if "exif" in large else image
+    return replace(image, profile=None) if "profile" in large else image
 
 
 def encode(image: ImageFile, suffix: str) -> bytes:

@@ -271,7 +271,8 @@ def load_starting_weights(
     if partial:
         return f"{kind} starts from {file}: {load_partially(network, tensors, file, key)}{note}"
     match = match_tensors(network.state_dict(), tensors)
-    if scale and not match.complete and scale != (own := getattr(network, "scale", scale)):
+    own = getattr(network, "factor", getattr(network, "scale", scale))  # a network of spandrel may have its own `scale`
+    if scale and not match.complete and scale != own:
         other = shipped.of_scale(f"rrdb_psnr_x{own}", scale) if section["name"] == "rrdb" else ""
         raise UserError(f"{key}: '{file}' does not fit: it enlarges by {scale}, and the recipe's scale is {own}{note}{other}")
     if different and not match.complete:

@@ -160,5 +160,5 @@ def checked_tile(tile: Any) -> Tile:
 
 
 def _written(image: ImageFile, out: Path) -> Path:
-    write_output(out, image_files.encode(image, out.suffix), "out")
+    write_output(out, image_files.encode(image_files.fitting(image, out), out.suffix), "out")
     return out

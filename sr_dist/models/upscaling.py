@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import IMAGE_SUFFIXES, files_below, images_below
+from sr_dist.core.files import IMAGE_SUFFIXES, SHORT_SUFFIXES, files_below, images_below
 from sr_dist.core.outputs import is_folder, write_output
 from sr_dist.core.progress import Progress, print_line
 from sr_dist.models import image_files
@@ -19,8 +19,8 @@ from sr_dist.models.upscaler import Upscaler
 
 Pairs = list[tuple[Path, Path]]  # (image to read, image to write)
 AUTO = "auto"
-WRITTEN = {".jpeg": ".jpg", ".tiff": ".tif"}  # other names of a format
-MOVING = (".gif", ".apng", ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+FILMS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+MOVING = (".gif", ".apng", *FILMS)
 WILDCARDS = "*?["
 
 
@@ -33,7 +33,7 @@ class Naming:
 
     def of(self, path: Path) -> Path:
         own = path.suffix.lower()
-        ending = WRITTEN.get(own, own) if self.ext == AUTO else f".{self.ext}"
+        ending = SHORT_SUFFIXES.get(own, own) if self.ext == AUTO else f".{self.ext}"
         return path.with_name(f"{path.stem}{self.suffix}{ending}")
 
 
@@ -56,9 +56,9 @@ def upscale(upscaler: Upscaler, pairs: Pairs) -> Enlarged:
     with Progress(len(own), shown=ranks.is_first()) as progress:
         for path, target in own:
             try:
-                if path.suffix.lower() in MOVING[2:]:
+                if path.suffix.lower() in FILMS:
                     raise ImageFileError("it is a film, and only still images are enlarged; write its frames to a folder first")
-                large = upscaler.image_file(image_files.read(path))
+                large = image_files.fitting(upscaler.image_file(image_files.read(path)), target)
                 write_output(target, image_files.encode(large, target.suffix), "OUTPUT")
             except ImageFileError as problem:
                 failed += 1

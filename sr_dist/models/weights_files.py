@@ -37,6 +37,11 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # o
 COUNTERS = {"n_averaged", "step_counter", "steps"}  # counters of moving averages and frameworks
 
 
+def header(file: Path, key: str) -> dict[str, str]:
+    """The metadata of a .safetensors, without its tensors; empty for other files."""
+    return _safetensors(file, key, names=())[1] if file.suffix == ".safetensors" and file.is_file() else {}
+
+
 def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
     """Tensors under their names in the file, and the file's metadata."""
     if file.is_dir():
@@ -50,12 +55,14 @@ def read(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
     raise UserError(f"{key}: '{file}' does not have the suffix of a weights file (.safetensors, {', '.join(PICKLES)})")
 
 
-def _safetensors(file: Path, key: str) -> tuple[Tensors, dict[str, str]]:
+def _safetensors(file: Path, key: str, names: tuple[str, ...] | None = None) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of these names, or all, and the metadata."""
     from safetensors import SafetensorError, safe_open  # with torch, seconds
 
     try:
         with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in (opened.keys() if names is None else names)}
+            return tensors, opened.metadata() or {}
     except (SafetensorError, OSError) as problem:
         raise UserError(f"{key}: '{file}' is not a complete .safetensors file: {problem}") from None
 

@@ -43,7 +43,11 @@ def of_scale(name: str, scale: int) -> str:
 
 def title(name: str) -> str:
     """The first sentence of a recipe's header."""
-    return header(name).partition(". ")[0].partition(".\n")[0].removesuffix(".").replace("\n", " ")
+    return first_sentence(header(name))
+
+
+def first_sentence(text: str) -> str:
+    return text.replace("\n", " ").partition(". ")[0].removesuffix(".")
 
 
 def header(name: str) -> str:

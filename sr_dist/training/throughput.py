@@ -145,7 +145,7 @@ class Clock:
         return self._seconds(self._waits) + self._seconds(self._forwards)
 
     def current(self, images_per_step: int) -> dict[str, float]:
-        """Columns of metrics.jsonl, so far. Called within a step, which counts as done and which the device must have finished."""
+        """Columns of metrics.jsonl, so far. Called within a step, which counts as done; the device must have finished it."""
         self._count()
         busy, waited, steps = max(self._busy, 1e-9), self._seconds(self._waits), max(self._steps, 1)
         speed = images_per_step * steps / busy

@@ -16,7 +16,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.export import Export
 from sr_dist.export import export as command
-from sr_dist.models import trained
+from sr_dist.models import export, trained
 from sr_dist.models.metadata import generator_metadata
 
 SECTIONS = {
@@ -146,6 +146,29 @@ def test_onnx_takes_images_of_any_size(case, make_run, tmp_path):
         lr = images(case, *size)
         (actual,) = session.run(["sr"], {"lr": lr.numpy()})
         torch.testing.assert_close(torch.from_numpy(actual), ema(lr), atol=1e-5, rtol=1e-5)
+
+
+class Reflecting(torch.nn.Module):
+    """Decides by the size of its input, as many published networks do: the graph has the branch of the image that was traced."""
+
+    def forward(self, lr):
+        small = lr.shape[-1] < 3 or lr.shape[-2] < 3
+        edge = torch.nn.functional.pad(lr, (2, 2, 2, 2), mode="replicate" if small else "reflect")
+        large = torch.nn.functional.avg_pool2d(edge, 5, 1)
+        return torch.nn.functional.interpolate(large, scale_factor=2, mode="nearest")
+
+
+def test_a_graph_that_runs_at_one_size_only_is_refused_with_what_works(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    generator = trained.TrainedGenerator("made", None, 2, Reflecting().eval(), tmp_path / "a.pth", "", {"name": "reflecting"})
+    message = (
+        r"^OUT: onnxruntime cannot run the ONNX graph of 'reflecting' on 3 x 3 x 1 x 1 \(InvalidArgument\); "
+        r"write a \.safetensors or \.pth$"
+    )
+    with pytest.raises(UserError, match=message):
+        export.write(generator, None, tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_the_error_about_onnx_names_the_packages_to_install(make_run, tmp_path, monkeypatch):

@@ -159,6 +159,16 @@ def test_scales_and_launches_that_a_network_does_not_support_are_refused():
     assert generator.refuses(config, Launch()) is None
 
 
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("name", ["SPAN", "SAFMN"])
+def test_starting_weights_of_another_scale_are_refused_as_such(name, stated, tmp_path):
+    tensors, file = build(name, 4).state_dict(), tmp_path / "x.safetensors"
+    save_file(tensors, file, generator_metadata(trained.complete(section(name), "generator"), 4) if stated else None)
+    whole = trained.complete(section(name), "generator")
+    with pytest.raises(UserError, match=r"^init\.generator: '.*' does not fit: it enlarges by 4, and the recipe's scale is 2"):
+        trained.load_starting_weights(build(name, 2), whole, str(file), "generator", "init.generator")
+
+
 def test_options_from_a_recipe_are_text():
     network = trained.build(
         PACKAGES["generator"],

@@ -8,7 +8,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from test_upscaling import bicubic, enlarged, folder, nearly, pixels, run  # noqa: F401 - fixtures
 from torch import nn
 
@@ -129,6 +129,26 @@ def test_tags_that_lay_out_a_tiff_stay_in_it(bicubic):  # noqa: F811
 def test_damaged_exif_loses_no_image(bicubic, tmp_path):  # noqa: F811
     Image.new("RGB", (12, 8)).save("a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + bytes(7))
     assert run(bicubic, "a.jpg", "b.jpg") and (tmp_path / "b.jpg").exists()
+
+
+def test_exif_that_does_not_fit_is_left_out_and_named(bicubic, capsys):  # noqa: F811
+    """A JPEG has one segment of 64 KB for EXIF; a PNG may have more."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x010E] = "Maker", "x" * 70_000
+    Image.new("RGB", (12, 8), (9, 90, 200)).save("a.png", exif=exif)
+    assert run(bicubic, "a.png", "b.jpg") and run(bicubic, "a.png", "c.png")
+    assert "note: 'b.jpg': its EXIF of " in (out := capsys.readouterr().out) and "c.png': its EXIF" not in out
+    with Image.open("b.jpg") as jpeg, Image.open("c.png") as png:
+        assert jpeg.size == (24, 16) and not jpeg.getexif()
+        assert png.getexif()[0x010E] == "x" * 70_000
+
+
+def test_a_large_profile_is_split_over_segments_of_a_jpeg(bicubic, capsys):  # noqa: F811
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() + bytes(200_000)
+    Image.new("RGB", (12, 8), (9, 90, 200)).save("a.png", icc_profile=profile)
+    assert run(bicubic, "a.png", "b.jpg") and "note: 'b.jpg'" not in capsys.readouterr().out
+    with Image.open("b.jpg") as image:
+        assert image.info["icc_profile"] == profile
 
 
 # ---- scale and precision

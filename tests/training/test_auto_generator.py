@@ -65,6 +65,15 @@ def test_metadata_keep_options_that_no_tensor_shows(write_recipe, tmp_path):
     assert {"name": recipe.generator.name, **recipe.generator.options} == section
 
 
+def test_metadata_are_read_without_the_weights(write_recipe, tmp_path, monkeypatch):
+    """The weights may be of several GB, and every rank completes the recipe."""
+    network = trained.build(PACKAGES["generator"], RRDB, 2, "generator")
+    save_file(network.state_dict(), tmp_path / "own.safetensors", generator_metadata(trained.complete(RRDB, "generator"), 2))
+    monkeypatch.setattr("sr_dist.models.weights_files.read", lambda *_: pytest.fail("the tensors were read"))
+    recipe = loaded(write_recipe(generator="auto", init={"generator": str(tmp_path / "own.safetensors")}))
+    assert (recipe.generator.name, recipe.generator.options["growth"]) == ("rrdb", 4)
+
+
 def test_what_auto_cannot_know_is_refused(write_recipe, foreign, tmp_path):
     path, _ = foreign
     for changes, message in (

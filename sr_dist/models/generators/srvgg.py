@@ -1,7 +1,7 @@
 """SRVGGNetCompact, the small network of Real-ESRGAN: plain convolutions on LR and one pixel shuffle, added to the LR image that
 is enlarged by nearest neighbour.
 
-    realesr-general-x4v3     width 64, 32 convolutions   1,213,296 numbers
+    realesr-general-x4v3     width 64, 32 convolutions   1,213,296 parameters
     realesr-animevideov3     width 64, 16 convolutions     621,424
 
 Tensors, as in the authors' files: body.{i}, convolutions at even numbers and activations (PReLU) at odd ones.
