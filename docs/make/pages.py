@@ -350,7 +350,16 @@ FAMILIES = {  # page -> its title, and patterns of recipes
     "pixel": ("Pixel losses", ("srcnn_*", "srresnet_*", "rrdb_*", "realesrnet_*", "swinir_x4")),
     "gan": (
         "GANs",
-        ("srgan_x*", "srgan_vgg22_*", "srgan_mse_x4", "esrgan_x*", "esrgan_finetune_*", "realesrgan_*", "swinir_gan_*"),
+        (
+            "srgan_x*",
+            "srgan_vgg22_*",
+            "srgan_mse_x4",
+            "esrgan_x*",
+            "r3gan_*",
+            "esrgan_finetune_*",
+            "realesrgan_*",
+            "swinir_gan_*",
+        ),
     ),
     "srugan": ("SR-UGAN and ImageNet", ("demo*", "srugan_*", "imagenet_*")),
     "digits": ("Digits", ("*mnist*", "classifier_digits")),

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sr_dist.core.keyed_random import Draws
 from sr_dist.core.resize import full_precision
-from sr_dist.data.keyed_random import Draws
 from sr_dist.recipe.sections import Augment
 
 

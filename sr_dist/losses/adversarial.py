@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sr_dist.core import ranks
-from sr_dist.core.launch_env import Launch
 
 
 def bce_real(logits: Tensor) -> Tensor:
@@ -75,25 +73,18 @@ def relative(logits: Tensor, others: Tensor, over: Literal["global", "local"]) -
     return logits.float() - mean
 
 
+def image_logits(logits: Tensor, images: int) -> Tensor:
+    """(B,): the mean of each image's patches."""
+    return logits.float().reshape(images, -1).mean(1)
+
+
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """E[|dC(x)/dx|^2] on real images x, which must require gradients. C is the mean over an image's patches.
 
     It differentiates a gradient (a double backward).
     """
-    (gradient,) = torch.autograd.grad(logits.float().reshape(len(images), -1).mean(1).sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(image_logits(logits, len(images)).sum(), images, create_graph=True)
     return gradient.float().square().sum((1, 2, 3)).mean()
-
-
-def differentiable_twice(needed: bool) -> AbstractContextManager[None]:
-    """Around the forward pass for `r1_penalty`: compiled code has no double backward, so the network runs uncompiled."""
-    return torch.compiler.set_stance("force_eager") if needed else nullcontext()
-
-
-def r1_refuses(weight: float, launch: Launch) -> str | None:
-    """Why a recipe with this weight cannot run, or None: ZeRO partitions gradients as they arrive."""
-    if weight and launch.stage:
-        return f"r1_weight: its double backward does not run under ZeRO (stage {launch.stage}); use DDP or r1_weight=0"
-    return None
 
 
 def class_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:

@@ -17,12 +17,15 @@ from sr_dist.core.files import check_exists
 
 
 def load(path: Path, key: str) -> nn.Module:
-    """The network of a file, on the CPU. `key` names the option in errors and in the note that foreign code runs."""
+    """The network of a file, on torch's default device: the CPU, or meta where operations are counted.
+
+    `key` names the option in errors and in the note that foreign code runs.
+    """
     check_exists(str(path), key)
     plugins.note_foreign_code(key, path)
     try:
         with without_deprecation():
-            return torch.jit.load(str(path), map_location="cpu")
+            return torch.jit.load(str(path), map_location=torch.empty(0).device)
     except Exception as problem:  # torch's readers raise errors of many types
         raise UserError(f"{key}: '{path}' is not a TorchScript file: {first_line(problem)}") from None
 

@@ -9,30 +9,29 @@
 Both terms of L_G have a gradient; that of the first passes through E[C(f)]. VGG5.4 is the mean absolute difference of features
 before activation. E[C] is the mean over the global batch (`batch_mean: global`) or over each rank's images (`local`, as peers
 do). It cannot span micro-batches, so `global` excludes accumulation. `halved: true` halves L_D and the adversarial term, as peers
-do and the paper does not. `r1_weight` is as in srgan.
+do and the paper does not. `r1_weight`, `r1_every` and `r1_noise` are as in srgan.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch, Terms
-from sr_dist.core.config import Settings
 from sr_dist.core.contracts import Discriminator, Phase
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
-from sr_dist.losses.adversarial import bce_fake, bce_real, differentiable_twice, r1_penalty, r1_refuses, relative
+from sr_dist.losses.adversarial import bce_fake, bce_real, relative
 from sr_dist.losses.content_terms import ContentTerms
+from sr_dist.losses.gradient_penalty import R1Config, penalized, refuses_exact
 from sr_dist.recipe.checks import refuse_classes
 from sr_dist.recipe.sections import Recipe
 from sr_dist.recipe.weights import Weight, weight_at
 
 
-class Config(Settings):
+class Config(R1Config):
     content: dict[str, Any] = {
         "vgg": {"weight": 1.0, "layers": "conv5_4", "activated": False, "distance": "l1", "divide": 1.0},
         "l1": 1e-2,
@@ -44,8 +43,6 @@ class Config(Settings):
     """The images of E[C]: those of all ranks, or of each rank."""
     halved: bool = False
     """Halve the adversarial terms, as peers do."""
-    r1_weight: Annotated[float, Field(ge=0)] = 0.0
-    """The weight of the R1 penalty."""
 
 
 def check(config: Config, recipe: Recipe) -> None:
@@ -65,7 +62,7 @@ def check(config: Config, recipe: Recipe) -> None:
 
 
 def refuses(config: Config, launch: Launch) -> str | None:
-    return r1_refuses(config.r1_weight, launch)
+    return refuses_exact(config, launch, config.r1_weight)
 
 
 class Objective(nn.Module):
@@ -91,14 +88,12 @@ class Objective(nn.Module):
         }
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
-        hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
-        with differentiable_twice(self.config.r1_weight > 0):
-            real = discriminator(hr).logits
+        (real, _), r1 = penalized(discriminator, batch.hr, batch, self.config.r1_weight, self.config)
         fake, over = discriminator(sr).logits, self.config.batch_mean
         terms: Terms = {
             "real": self.factor * bce_real(relative(real, fake, over)),
             "fake": self.factor * bce_fake(relative(fake, real, over)),
         }
-        if self.config.r1_weight:
-            terms["r1"] = self.config.r1_weight * r1_penalty(real, hr)
+        if r1 is not None:
+            terms["r1"] = r1
         return terms

@@ -9,36 +9,34 @@ replaces the adversarial terms:
     least_squares   discriminator  E[(C(hr) - 1)^2] + E[C(sr)^2]                   generator  E[(C(sr) - 1)^2]
     hinge           discriminator  E[max(0, 1 - C(hr))] + E[max(0, 1 + C(sr))]     generator  -E[C(sr)]
 
-`r1_weight` adds that multiple of E[|dC(hr)/dhr|^2] to the discriminator's loss in every step (gamma / 2 of the R1 paper).
+`r1_weight` adds that multiple of E[|dC(hr)/dhr|^2] to the discriminator's loss (gamma / 2 of the R1 paper): in every step, or in
+every k-th step k times as strong (`r1_every`); exact, or approximated with noise (`r1_noise`), which also runs under ZeRO.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch, Terms
-from sr_dist.core.config import Settings
 from sr_dist.core.contracts import Discriminator, Phase
 from sr_dist.core.launch_env import Launch
-from sr_dist.losses.adversarial import FORMS, FormName, differentiable_twice, r1_penalty, r1_refuses
+from sr_dist.losses.adversarial import FORMS, FormName
 from sr_dist.losses.content_terms import ContentTerms
+from sr_dist.losses.gradient_penalty import R1Config, penalized, refuses_exact
 from sr_dist.recipe.checks import refuse_classes
 from sr_dist.recipe.sections import Recipe
 from sr_dist.recipe.weights import Weight, weight_at
 
 
-class Config(Settings):
+class Config(R1Config):
     content: dict[str, Any] = {"vgg": {"weight": 1.0, "layers": "conv5_4"}}
     """Content terms with weights."""
     form: FormName = "standard"
     """The form of the adversarial terms."""
     adversarial_weight: Weight = 1e-3
     """A number, or numbers by step."""
-    r1_weight: Annotated[float, Field(ge=0)] = 0.0
-    """The weight of the R1 penalty."""
 
 
 def check(config: Config, recipe: Recipe) -> None:
@@ -46,7 +44,7 @@ def check(config: Config, recipe: Recipe) -> None:
 
 
 def refuses(config: Config, launch: Launch) -> str | None:
-    return r1_refuses(config.r1_weight, launch)
+    return refuses_exact(config, launch, config.r1_weight)
 
 
 class Objective(nn.Module):
@@ -69,11 +67,9 @@ class Objective(nn.Module):
         }
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
-        hr = batch.hr.detach().requires_grad_(self.config.r1_weight > 0)
-        with differentiable_twice(self.config.r1_weight > 0):
-            real = discriminator(hr).logits
+        (real, _), r1 = penalized(discriminator, batch.hr, batch, self.config.r1_weight, self.config)
         fake = discriminator(sr).logits
         terms: Terms = {"real": self.form.real(real), "fake": self.form.fake(fake)}
-        if self.config.r1_weight:
-            terms["r1"] = self.config.r1_weight * r1_penalty(real, hr)
+        if r1 is not None:
+            terms["r1"] = r1
         return terms

@@ -10,7 +10,7 @@ D = sigmoid(logits) is the discriminator's real-or-fake output, K its class logi
 L_content is the weighted sum of the terms in `content`. The paper sums over samples; E is the mean over the global batch; the
 paper's class_weight is 1. `generator_class_weight` adds CE(K(sr), y) to the generator's loss, as the author's later code does
 (1e-3) and the paper does not. The accuracies of K(hr) and K(sr) are logged. Without a class head there is no L_C. Samples without
-a label (-1) add zero to its means and count as wrong in the accuracies.
+a label (-1) add zero to its means and count as wrong in the accuracies. `r1_weight`, `r1_every` and `r1_noise` are as in srgan.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch, Reading, Terms
-from sr_dist.core.config import Settings
 from sr_dist.core.contracts import Discriminator, Phase
+from sr_dist.core.launch_env import Launch
 from sr_dist.losses.adversarial import bce_fake, bce_real, class_cross_entropy
 from sr_dist.losses.classification import accuracy
 from sr_dist.losses.content_terms import ContentTerms
+from sr_dist.losses.gradient_penalty import R1Config, penalized, refuses_exact
 from sr_dist.recipe.weights import Weight, weight_at
 
 
-class Config(Settings):
+class Config(R1Config):
     content: dict[str, Any] = {"mse": {"weight": 1.0, "range": "-1..1"}, "vgg": {"weight": 1.0, "layers": "conv5_4"}}
     """Content terms with weights."""
     adversarial_weight: Weight = 1e-3
@@ -37,6 +38,10 @@ class Config(Settings):
     """The weight of L_C in the discriminator's loss."""
     generator_class_weight: float = 0.0
     """The weight of CE(K(sr), y) in the generator's loss."""
+
+
+def refuses(config: Config, launch: Launch) -> str | None:
+    return refuses_exact(config, launch, config.r1_weight)
 
 
 class Objective(nn.Module):
@@ -60,11 +65,14 @@ class Objective(nn.Module):
         return terms
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Batch, sr: Tensor) -> Terms:
-        real, fake = discriminator(batch.hr), discriminator(sr)
+        real, r1 = penalized(discriminator, batch.hr, batch, self.config.r1_weight, self.config)
+        fake = discriminator(sr)
         terms: Terms = {"real": bce_real(real.logits), "fake": bce_fake(fake.logits)}
         if real.class_logits is not None and fake.class_logits is not None:
             terms["class_real"] = self.config.class_weight * class_cross_entropy(real.class_logits, batch.label)
             terms["class_fake"] = self.config.class_weight * class_cross_entropy(fake.class_logits, batch.label)
             terms["accuracy_real"] = Reading(accuracy(real.class_logits, batch.label))
             terms["accuracy_fake"] = Reading(accuracy(fake.class_logits, batch.label))
+        if r1 is not None:
+            terms["r1"] = r1
         return terms

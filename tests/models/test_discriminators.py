@@ -5,10 +5,13 @@ import torch
 
 from sr_dist.core import plugins
 from sr_dist.core.batch import DiscriminatorOutput
+from sr_dist.core.errors import UserError
+from sr_dist.models import torchscript
 
 PACKAGE = "sr_dist.models.discriminators"
 SMALL = {
     "acgan": {"widths": (8, 8, 12), "features": 16},
+    "features": {"arch": "squeezenet1_1", "layers": ("features.0", "features.4"), "backbone": "random", "width": 8, "size": 64},
     "patch": {"widths": (8, 12)},
     "srgan_vgg": {"width": 8, "features": 16, "pooling": True},
     "unet_sn": {"width": 8},
@@ -116,3 +119,77 @@ def test_acgan_has_the_reference_dimensions():
     with torch.device("meta"):
         discriminator = module.build(config, 2)
     assert sum(p.numel() for p in discriminator.parameters()) == expected == 16_447_273
+
+
+# ---- features
+
+
+class Maps(torch.nn.Module):
+    """Two maps of known numbers: the image, and its mean of 2 x 2 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, images):
+        return images * self.scale, torch.nn.functional.avg_pool2d(images * self.scale, 2)
+
+
+class Rows(torch.nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+def scripted(path, network):
+    with torchscript.without_deprecation():
+        torch.jit.trace(network, torch.rand(2, 3, 16, 16)).save(str(path))
+    return {"model": str(path), "size": None}
+
+
+@pytest.fixture
+def critic(tmp_path):
+    return build("features", **scripted(tmp_path / "maps.pt", Maps()))
+
+
+def test_every_head_counts_the_same_in_the_mean_of_the_logits(critic):
+    images = torch.rand(2, 3, 16, 12)
+    heads = [head(features).mean() for head, features in zip(critic.heads, Maps()(images), strict=True)]
+    torch.testing.assert_close(critic(images).logits.mean(), torch.stack(heads).mean())
+
+
+def test_the_frozen_network_is_neither_trained_nor_saved_and_moves_along(critic):
+    names = [*critic.state_dict(), *dict(critic.named_parameters())]
+    assert names and all(name.startswith("heads.") for name in names)
+    critic.train()
+    images = torch.rand(2, 3, 16, 12, requires_grad=True)
+    total(critic(images)).backward()
+    (frozen,) = critic._frozen
+    assert images.grad.abs().max() > 0 and not frozen.training
+    assert all(not p.requires_grad and p.grad is None for p in frozen.parameters())
+    assert {p.dtype for p in critic.to(torch.float64)._frozen[0].parameters()} == {torch.float64}
+
+
+def test_random_backbones_are_the_same_in_every_process_and_leave_the_random_state_alone():
+    """No checkpoint has them, so ranks and resumed runs draw them again."""
+    first, second = build("features"), (torch.manual_seed(5), build("features"))[1]
+    assert all(a.equal(b) for a, b in zip(first._frozen[0].parameters(), second._frozen[0].parameters(), strict=True))
+    assert first.heads[0][0].weight.equal(second.heads[0][0].weight)  # `build` sets the seed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "vgg61"}, r"^discriminator\.arch: torchvision has no network 'vgg61'; did you mean 'vgg"),
+        ({"layers": ("features.99",)}, r"^discriminator\.layers: squeezenet1_1 has no module 'features\.99'"),
+        ({"layers": ()}, r"^discriminator\.layers: names no module"),
+        ({"model": "none.pt"}, r"^discriminator\.model: "),
+    ],
+)
+def test_wrong_frozen_networks_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        build("features", **options)
+
+
+def test_a_model_that_makes_no_feature_maps_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^discriminator\.model: '.*' returns \(1, 3\) for 1 images, not feature maps"):
+        build("features", **scripted(tmp_path / "rows.pt", Rows()))

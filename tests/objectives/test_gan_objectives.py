@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,6 +87,7 @@ CASES = [
     ("esrgan", {"batch_mean": "local"}, relativistic, 5e-3, 1),
     ("esrgan", {"halved": True}, relativistic, 5e-3, 0.5),
 ]
+PENALIZED = ["srgan", "esrgan", "srugan", "r3gan"]
 
 
 def logits(discriminator: nn.Module, images: Tensor) -> list[Tensor]:
@@ -141,16 +144,103 @@ def test_both_terms_of_the_relativistic_generator_loss_have_a_gradient():
 
 
 @pytest.mark.parametrize("patches", [False, True])
-@pytest.mark.parametrize("name", ["srgan", "esrgan"])
+def test_r3gan_pairs_every_restored_image_with_its_own_hr(patches):
+    (batch, sr), discriminator = a_batch(), Discriminator(patches)
+    loss = objective("r3gan", adversarial_weight=0.3, r1_weight=0, r2_weight=0)
+    pairs = list(zip(logits(discriminator, batch.hr), logits(discriminator, sr), strict=True))
+    adversarial = 0.3 * average([-torch.log(probability(fake - real)) for real, fake in pairs])
+    terms = loss.generator_loss(discriminator, batch, sr)
+    assert set(terms) == {"mse", "adversarial"}
+    for actual, expected in zip(
+        torch.autograd.grad(terms["adversarial"], sr), torch.autograd.grad(adversarial, sr, retain_graph=True), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-9)
+    terms = loss.discriminator_loss(discriminator, batch, sr.detach())
+    expected = average([-torch.log(probability(real - fake)) for real, fake in pairs])
+    assert set(terms) == {"paired"} and terms["paired"].item() == pytest.approx(expected.item(), rel=1e-6)
+    gradient, expected_gradient = (
+        torch.autograd.grad(value, discriminator.conv.weight)[0] for value in (terms["paired"], expected)
+    )
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
+
+
+def squared_gradients(discriminator: nn.Module, images: Tensor) -> Tensor:
+    """The mean over images of |dC/dx|^2, one image at a time."""
+    norms = []
+    for image in images:
+        x = image[None].detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(discriminator(x).logits.mean(), x, create_graph=True)
+        norms.append((gradient**2).sum())
+    return average(norms)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+def test_r2_is_the_squared_norm_of_the_discriminators_gradient_on_restored_images(patches):
+    (batch, sr), discriminator = a_batch(), Discriminator(patches)
+    terms = objective("r3gan", r1_weight=5.0, r2_weight=2.0).discriminator_loss(discriminator, batch, sr.detach())
+    for actual, expected in (
+        (terms["r1"], 5 * squared_gradients(discriminator, batch.hr)),
+        (terms["r2"], 2 * squared_gradients(discriminator, sr)),
+    ):
+        gradient, expected_gradient = (
+            torch.autograd.grad(value, discriminator.conv.weight, retain_graph=True)[0] for value in (actual, expected)
+        )
+        assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0, 0.01])
+@pytest.mark.parametrize("name", PENALIZED)
+def test_a_lazy_penalty_acts_in_every_third_step_three_times_as_strong(name, noise):
+    (batch, sr), discriminator = a_batch(), Discriminator()
+    every_step, lazy = (objective(name, r1_weight=5.0, r1_every=every, r1_noise=noise) for every in (1, 3))
+    for step in range(1, 7):
+        at = dataclasses.replace(batch, step=step)
+        own, whole = (loss.discriminator_loss(discriminator, at, sr.detach()) for loss in (lazy, every_step))
+        assert ("r1" in own) == (step in (3, 6))
+        if "r1" in own:
+            assert own["r1"].item() == pytest.approx(3 * whole["r1"].item(), rel=1e-6)
+        first = next(iter(own))  # the other terms stay as they are
+        assert own[first].item() == pytest.approx(whole[first].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+def test_penalties_approximated_with_noise_are_the_exact_ones_on_average(patches):
+    """Over 500 draws of 4 images; (g n)^2 deviates by sqrt(2) |g|^2, so the mean by about 3 percent."""
+    (batch, sr), discriminator = a_batch(), Discriminator(patches)
+    loss = objective("r3gan", r1_weight=1.0, r2_weight=1.0, r1_noise=1e-3)
+    exact = {"r1": squared_gradients(discriminator, batch.hr), "r2": squared_gradients(discriminator, sr)}
+    draws = [loss.discriminator_loss(discriminator, dataclasses.replace(batch, step=step), sr.detach()) for step in range(500)]
+    for name, expected in exact.items():
+        mean = average([terms[name] for terms in draws])
+        assert mean.item() == pytest.approx(expected.item(), rel=0.1)
+        gradient, expected_gradient = (
+            torch.autograd.grad(value, discriminator.conv.weight, retain_graph=True)[0].flatten() for value in (mean, expected)
+        )
+        assert torch.cosine_similarity(gradient, expected_gradient, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("name", PENALIZED)
+def test_the_noise_belongs_to_the_sample_and_the_step(name):
+    """Halves of a batch have the penalty of the whole; another step has another one."""
+    (batch, sr), discriminator = a_batch(), Discriminator()
+    loss = objective(name, r1_weight=5.0, r1_noise=0.01)
+
+    def r1(step: int, part: slice) -> float:
+        own = Batch(batch.lr[part], batch.hr[part], batch.label[part], batch.keys[part], step=step)
+        return loss.discriminator_loss(discriminator, own, sr.detach()[part])["r1"].item()
+
+    whole, halves = r1(1, slice(None)), [r1(1, slice(0, 2)), r1(1, slice(2, 4))]
+    assert sum(halves) / 2 == pytest.approx(whole, rel=1e-5)
+    assert halves[0] != pytest.approx(halves[1], rel=1e-3) and r1(2, slice(None)) != pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+@pytest.mark.parametrize("name", PENALIZED)
 def test_r1_is_the_squared_norm_of_the_discriminators_gradient_on_real_images(name, patches):
     (batch, sr), discriminator = a_batch(), Discriminator(patches)
     terms = objective(name, r1_weight=5.0).discriminator_loss(discriminator, batch, sr.detach())
-    norms = []
-    for image in batch.hr:
-        x = image[None].clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(discriminator(x).logits.mean(), x, create_graph=True)
-        norms.append((gradient**2).sum())
-    expected = 5 * average(norms)
+    expected = 5 * squared_gradients(discriminator, batch.hr)
     assert terms["r1"].item() == pytest.approx(expected.item(), rel=1e-6)
     gradient, expected_gradient = (
         torch.autograd.grad(value, discriminator.conv.weight, retain_graph=True)[0] for value in (terms["r1"], expected)
@@ -159,12 +249,19 @@ def test_r1_is_the_squared_norm_of_the_discriminators_gradient_on_real_images(na
     assert not batch.hr.requires_grad
 
 
-@pytest.mark.parametrize("name", ["srgan", "esrgan"])
-def test_r1_is_refused_under_zero(name):
+@pytest.mark.parametrize("name", PENALIZED)
+def test_exact_r1_is_refused_under_zero_and_approximated_r1_is_not(name):
     module, config = plugins.resolve("sr_dist.objectives", name, {"r1_weight": "5"}, "objective")
     assert module.refuses(config, Launch(ranks=8, cuda=True)) is None
     assert "double backward" in module.refuses(config, Launch("deepspeed", 1, ranks=8, cuda=True))
-    assert module.refuses(module.Config(), Launch("deepspeed", 3, ranks=8, cuda=True)) is None
+    assert "r1_noise" in module.refuses(config, Launch("deepspeed", 1, ranks=8, cuda=True))
+    for free in ({"r1_weight": 5, "r1_noise": 0.01}, {"r1_weight": 0} | ({"r2_weight": 0} if name == "r3gan" else {})):
+        assert module.refuses(module.Config(**free), Launch("deepspeed", 3, ranks=8, cuda=True)) is None
+
+
+def test_exact_r2_is_refused_under_zero():
+    module, config = plugins.resolve("sr_dist.objectives", "r3gan", {"r1_weight": "0", "r2_weight": "1"}, "objective")
+    assert module.refuses(config, Launch("deepspeed", 1, ranks=8, cuda=True)).startswith("r2_weight: ")
 
 
 def test_defaults_are_the_papers():

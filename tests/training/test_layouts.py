@@ -124,3 +124,23 @@ def test_r1_trains_compiled_networks_as_plain_ones(objective, write_recipe):
     )
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("r1_noise", ["0", "0.1"])
+def test_a_discriminator_on_frozen_features_resumes_to_the_same_bits(r1_noise, write_recipe):
+    """Checkpoints have its heads alone; the frozen network is drawn again. Exact and approximated R1 pass through it."""
+    frozen = "arch: squeezenet1_1, layers: [features.0, features.4], backbone: random, size: 64"
+    penalty = f"r1_weight: 1, r1_every: 2, r1_noise: {r1_noise}"
+    options = {
+        "discriminator": f"{{name: features, {frozen}, width: 8}}",
+        "objective": f"{{name: srgan, content: {{mse: 1.0}}, adversarial_weight: 0.1, {penalty}}}",
+    }
+    path = write_recipe(steps=4, save_every=2)
+    whole = tensors(train(path, name="whole", **options))
+    train(path, name="parts", steps="2", **options)
+    resumed = tensors(train(path, name="parts", **options))
+    critic = {name for name in whole if name.startswith("discriminator/")}
+    assert critic and all(name.startswith("discriminator/heads.") for name in critic)
+    assert [name for name in whole if not whole[name].equal(resumed[name])] == []
+    start = tensors(train(path, name="parts2", steps="2", **options), 2)
+    assert all(not whole[name].equal(start[name]) for name in critic)  # every head trains

@@ -31,10 +31,10 @@ from sr_dist.core.colour import luma
 from sr_dist.core.config import Fraction, Settings
 from sr_dist.core.constants import once
 from sr_dist.core.contracts import Degradation
+from sr_dist.core.keyed_random import Draws
 from sr_dist.core.resize import rounded
 from sr_dist.core.sharpen import sharpened
 from sr_dist.data.jpeg_compression import jpeg
-from sr_dist.data.keyed_random import Draws
 
 NUM_MODES = 3  # area, bilinear and bicubic, with equal probability
 
