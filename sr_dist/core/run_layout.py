@@ -19,6 +19,7 @@ TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = "trace", "substituted", "fet
 STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
 CHECKPOINT_FORMAT = 1  # of both; 0.1.0 wrote none
 POST_HOC = "post_hoc"  # the folder of power-function averages, of runs with ema.post_hoc
+REPLAY, REPLAY_RESULT = "replay", "replay.json"  # the folder of replays, and the result of one
 DONE, PREEMPTED, STOP = "DONE", "PREEMPTED", "STOP"  # markers
 
 
@@ -39,6 +40,7 @@ FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "samples/STEP.png": "LR, bicubic, SR and HR of the first validation images",
     "eval/": "reports",
     "curves/": "the images and the page of `sr_dist.plot`",
+    "replay/A-B/": "steps that `sr_dist.replay` ran again: `replay.json`, its own `metrics.jsonl`, and `probes/`",
     "trace/rank-N.jsonl": "the keys of every micro-batch (`data.trace`)",
     "substituted/rank-N.jsonl": "unreadable samples and those that took their place (`data.on_corrupt: substitute`)",
     "fetched/node-N.jsonl": "every fetch of a remote shard",
