@@ -79,8 +79,8 @@ def replay(recipe: Recipe, request: Request) -> int:
         code = _replay(run, request, recorded, start)
     except Exception as caught:
         run.log.close(code=1)
-        problem = run.loader.describe_failure(caught)
-        raise problem from caught if problem is not caught else None
+        failure = run.loader.describe_failure(caught)
+        raise failure from caught if failure is not caught else None
     finally:
         run.loader.close()
     close(run, code)
