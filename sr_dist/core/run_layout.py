@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ STATE, MANIFEST = "state.json", "manifest.json"  # of a checkpoint
 CHECKPOINT_FORMAT = 1  # of both; 0.1.0 wrote none
 POST_HOC = "post_hoc"  # the folder of power-function averages, of runs with ema.post_hoc
 COLLECTIVES = "nccl-rank-"  # with a rank: what NCCL's flight recorder writes
+REPLAY, REPLAY_RESULT = "replay", "replay.json"  # the folder of replays, and the result of one
 DONE, PREEMPTED, STOP = "DONE", "PREEMPTED", "STOP"  # markers
 
 
 FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "recipe.yaml": "the resolved recipe, defaults included",
-    "run.json": "the id of the run, which its checkpoints and reports share",
+    "run.json": "the id of the run, which its checkpoints share; digest of the recipe, versions, `parent` of a fork",
     "environment.json": "versions, commit, command and machine of the newest start",
     "log.txt": "the log, for people",
     "metrics.jsonl": "the record: a JSON object per line",
@@ -47,6 +49,7 @@ FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "samples/STEP.png": "LR, bicubic, SR and HR of the first validation images",
     "eval/": "reports",
     "curves/": "the images and the page of `sr_dist.plot`",
+    "replay/A-B/": "steps that `sr_dist.replay` ran again: `replay.json`, its own `metrics.jsonl`, and `probes/`",
     "trace/rank-N.jsonl": "the keys of every micro-batch (`data.trace`)",
     "substituted/rank-N.jsonl": "unreadable samples and those that took their place (`data.on_corrupt: substitute`)",
     "fetched/node-N.jsonl": "every fetch of a remote shard",
@@ -73,12 +76,15 @@ def run_id(run: Path) -> str | None:
 
 
 def run_record(run: Path) -> dict[str, Any]:
-    """run.json: `id`, and `unnamed_until`, the last step whose checkpoint may lack the id because 0.2.0 wrote it."""
+    """run.json: `id`, `unnamed_until` (the last step whose checkpoint may lack the id because 0.2.0 wrote it), and `parent`, the
+    id and the step of the checkpoint from which the run was forked, or None."""
     path = run / RUN
     try:
         record = read_json(path)
         refuse_unknown(record, RUN_FORMAT, path, "name")
-        return {"id": str(record["id"]), "unnamed_until": int(record["unnamed_until"])}
+        parent = record.get("parent")
+        parent = parent and {"id": str(parent["id"]), "step": int(parent["step"])}
+        return {"id": str(record["id"]), "unnamed_until": int(record["unnamed_until"]), "parent": parent}
     except UserError:
         raise
     except OSError as problem:
@@ -89,8 +95,25 @@ def run_record(run: Path) -> dict[str, Any]:
         ) from None
 
 
-def write_run_record(run: Path, identity: str, unnamed_until: int = 0) -> None:
-    write_json(run / RUN, {**stamp(RUN_FORMAT), "id": identity, "unnamed_until": unnamed_until})
+def write_run_record(run: Path, identity: str, unnamed_until: int = 0, **more: Any) -> None:
+    write_json(run / RUN, {**stamp(RUN_FORMAT), "id": identity, "unnamed_until": unnamed_until, **more})
+
+
+def parent_of(run: Path) -> dict[str, Any] | None:
+    """The id of the run from which this one was forked, and the step."""
+    return run_record(run)["parent"] if (run / RUN).exists() else None
+
+
+def parent_folder(run: Path) -> Path | None:
+    """The folder of that run, if it is beside this one."""
+    parent = parent_of(run)
+    if parent is None:
+        return None
+    for path in sorted(run.absolute().parent.glob(f"*/{RUN}")):
+        with suppress(UserError):  # of another run, that is damaged
+            if run_id(path.parent) == parent["id"]:
+                return path.parent
+    return None
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

@@ -21,7 +21,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.json_text import parse_json
 from sr_dist.core.outputs import make_folder, write_output
-from sr_dist.core.run_layout import METRICS
+from sr_dist.core.run_layout import METRICS, parent_folder, parent_of
 from sr_dist.recipe.columns import better_direction
 from sr_dist.training.tracker import Row
 
@@ -93,7 +93,15 @@ def read_metrics(folder: Path, name: str) -> RunMetrics:
     rows = [parse_row(line, f"line {i} of '{path}'") for i, line in enumerate(lines, 1)]
     with suppress(UserError):
         rows.append(parse_row(last, "the last line"))
-    return RunMetrics(name, tuple(rows))
+    return RunMetrics(name, (*parent_rows(folder), *rows))
+
+
+def parent_rows(folder: Path) -> tuple[Row, ...]:
+    """The rows of a fork's parent up to the fork, and those of its parents."""
+    parent, place = parent_of(folder), parent_folder(folder)
+    if not parent or not place or not (place / METRICS).is_file():
+        return ()
+    return tuple(row for row in read_metrics(place, place.name).rows if row["step"] <= parent["step"])
 
 
 def parse_row(line: bytes, place: str) -> Row:

@@ -102,6 +102,17 @@ def amend(run: Path, step: int, state: Mapping[str, Any]) -> None:
         _describe(folder, step, state, entries)
 
 
+def copy(saved: Checkpoint, run: Path, state: Mapping[str, Any]) -> None:
+    """Copies a checkpoint into the folder of a new run, with that run's state."""
+    folder = checkpoint_folder(run, saved.step)
+    folder.mkdir(parents=True)
+    for path in saved.folder.glob("*.safetensors"):
+        shutil.copyfile(path, folder / path.name)
+        sync(folder / path.name)
+    entries = read_json(saved.folder / MANIFEST)["files"]
+    _describe(folder, saved.step, state, {name: entry for name, entry in entries.items() if name != STATE})
+
+
 @contextmanager
 def _replacing(run: Path, step: int, state: Mapping[str, Any]) -> Iterator[Path]:
     """A temporary folder that becomes the checkpoint. No folder above is created: a run whose folder was removed has ended, and

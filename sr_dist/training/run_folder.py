@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import secrets
@@ -34,6 +36,7 @@ from sr_dist.core.run_layout import (
     checkpoint_folder,
     checkpoint_state,
     checkpoint_steps,
+    parent_of,
     run_id,
     run_record,
     write_run_record,
@@ -128,9 +131,15 @@ def open_folder(folder: Path, recipe: Recipe, num_ranks: int, saved: Checkpoint 
     """Writes recipe, environment and the id of the run, and returns the id. The first rank calls."""
     folder.mkdir(parents=True, exist_ok=True)
     identity, unnamed_until = _identity(folder, saved)
-    write_run_record(folder, identity, unnamed_until)
-    write_whole(folder / RECIPE, config.text(recipe).encode())
-    write_json(folder / ENVIRONMENT, environment(num_ranks))
+    text, about = config.text(recipe).encode(), environment(num_ranks)
+    more = {
+        "recipe": _digest(recipe),
+        "versions": about["packages"],
+        "parent": parent_of(folder) if saved else None,
+    }
+    write_run_record(folder, identity, unnamed_until, **more)
+    write_whole(folder / RECIPE, text)
+    write_json(folder / ENVIRONMENT, about)
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     _open_markers(folder, saved)  # last: what fails above, as on a full disk, leaves a run that is done as it was
     return identity
@@ -149,6 +158,12 @@ def _open_markers(folder: Path, saved: Checkpoint | None) -> None:
 def begin_steps(folder: Path) -> None:
     """After the first step. The first rank calls."""
     (folder / PREEMPTED).unlink(missing_ok=True)
+
+
+def _digest(recipe: Recipe) -> str:
+    """Of the keys that may not change in a run."""
+    fixed = resume_rules.part_of(config.parse(config.text(recipe)), free=False)
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def _identity(folder: Path, saved: Checkpoint | None) -> tuple[str, int]:

@@ -68,7 +68,9 @@ def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
     """Also after a requeue, which writes another file of the same run."""
     settings = recipe(tmp_path)
     (tmp_path / "a run" / "environment.json").write_text('{"commit": "c0ffee", "ranks": 2}')
-    (tmp_path / "a run" / "run.json").write_text('{"format": 1, "sr_dist": "0.2.0", "id": "5eed", "unnamed_until": 0}')
+    (tmp_path / "a run" / "run.json").write_text(
+        '{"format": 1, "sr_dist": "0.2.0", "id": "5eed", "unnamed_until": 0, "parent": {"id": "c0ffee0000", "step": 7}}'
+    )
     for step in (1, 2):
         tracker = WandbTracker(settings, print)
         tracker.row({"step": step, "images": 4 * step, "loss/l1": 1.0})
@@ -82,6 +84,8 @@ def test_the_run_has_one_id_the_recipe_and_the_commit(tmp_path):
     assert about["data"]["batch"] == 4
     assert about["environment"] == {"commit": "c0ffee", "ranks": 2}
     assert about["run_id"] == "5eed"
+    assert about["parent"] == {"id": "c0ffee0000", "step": 7}
+    assert list(runs[0].tags) == ["fork of c0ffee00 at 7"]
     assert [row["step"] for row in history(tmp_path / "a run")] == [1, 2]
 
 

@@ -19,7 +19,7 @@ from PIL.Image import Image
 from sr_dist.core import config
 from sr_dist.core.errors import first_line
 from sr_dist.core.json_text import parse_json, read_json
-from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID, run_id
+from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID, parent_of, run_id
 from sr_dist.recipe.columns import better_direction
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.tracker import Row
@@ -132,12 +132,14 @@ class WandbTracker:
         if not id_file.is_file():
             id_file.write_text(uuid.uuid4().hex[:12] + "\n")
         environment = read_json(about) if about.is_file() else {}
-        more = {"environment": environment, "run_id": run_id(self._folder)}
+        parent = parent_of(self._folder)
+        more = {"environment": environment, "run_id": run_id(self._folder), "parent": parent}
         timeout = float(os.environ.get("WANDB_INIT_TIMEOUT", START))
         wandb.teardown()  # a failed attempt would hold the id
         run = wandb.init(
             project=recipe.log.project, name=recipe.name, dir=str(self._folder), mode=mode,
             id=id_file.read_text().strip(), resume="allow", config={**config.plain(recipe), **more},
+            tags=[f"fork of {parent['id'][:8]} at {parent['step']}"] if parent else None,
             settings=wandb.Settings(init_timeout=timeout, finish_timeout=FINISH, silent=True),
         )  # fmt: skip
         self._next = run._starting_step  # `run.step` says 0 until the first row
