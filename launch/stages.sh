@@ -1,14 +1,24 @@
 #!/usr/bin/env bash
 # Two-stage training: runs A, then B with A's weights. Skips a stage that is DONE and continues one that was interrupted.
-#   bash launch/stages.sh A.yaml B.yaml [--key=value ...]     both stages get the keys
+#   bash launch/stages.sh A.yaml B.yaml [--key=value ...]                          both stages get the keys
+#   bash launch/stages.sh A.yaml [--key=value ...] -- B.yaml [--key=value ...]     each has its own
 # LAUNCH has the options of `accelerate launch`, such as LAUNCH="--config_file launch/accelerate/ddp_node.yaml".
 set -euo pipefail
-[ $# -ge 2 ] || { echo "error: usage: stages.sh A.yaml B.yaml [--key=value ...]" >&2; exit 2; }
+usage() { echo "error: usage: stages.sh A.yaml B.yaml [--key=value ...], or A.yaml [--key=value ...] -- B.yaml [--key=value ...]" >&2; exit 2; }
+[ $# -ge 2 ] || usage
 python=("${SR_DIST_PYTHON:-python}")
 . "$(dirname "$0")/run_folder.sh"
-first=$1 second=$2
-shift 2
-for option in "$@"; do
+first=("$1") second=()
+shift
+if [[ " $* " == *" -- "* ]]; then
+  while [ "$1" != -- ]; do first+=("$1"); shift; done
+  second=("${@:2}")
+else
+  second=("$@")
+  first+=("${@:2}")
+fi
+[ ${#second[@]} -gt 0 ] && [[ ${first[0]} != -* && ${second[0]} != -* ]] || usage
+for option in "${first[@]:1}" "${second[@]:1}"; do
   case $option in
     --dry_run*) echo "error: $option: the second stage needs the weights of the first; try each recipe by itself" >&2; exit 2 ;;
     --name=*|--init.generator=*) echo "error: $option: each stage has its own; change it in the recipe" >&2; exit 2 ;;
@@ -27,5 +37,5 @@ stage() {  # RECIPE [--key=value ...]: sets `run`
   [ -e "$run/DONE" ] || { echo "$run was stopped before its last step; the same command continues it" >&2; exit 1; }
 }
 
-stage "$first" "$@"
-stage "$second" "$@" --init.generator="$run"
+stage "${first[@]}"
+stage "${second[@]}" --init.generator="$run"

@@ -53,14 +53,14 @@ def fork(options: Fork) -> None:
     recipe = data_checks.load(folder / RECIPE, {**options.overrides, **fixed})
 
     from sr_dist.recipe import checks  # these load torch, which the checks above do without
-    from sr_dist.tools import flops
+    from sr_dist.tools import flops, memory_advice
     from sr_dist.training import forks
     from sr_dist.training import train as training
 
     recipe = checks.complete(recipe)
-    checks.check_launch(recipe, launch_env.launch(recipe.compile))
+    checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     forks.create(folder, options.step, recipe)
-    training.train(recipe, flops.per_image_once)
+    training.train(recipe, training.Estimates(flops.per_image_once, memory_advice.largest_users))
 
 
 def check(options: Fork) -> None:

@@ -156,6 +156,45 @@ def test_two_stages_refuse_dry_run(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: --dry_run: ") and not done.stdout
 
 
+STAGE_STUB = """
+if [ "$1" = -c ]; then mkdir -p "{0}/$3"; touch "{0}/$3/STARTED"; echo "{0}/$3"; exit; fi
+while [ "$1" != sr_dist.train ]; do shift; done
+shift; echo "$@" >> "{0}/received"; touch "{0}/$1/DONE"
+"""
+
+
+def stages(folder, *words):
+    """Runs stages.sh with a Python that writes what each training receives: -> the result, the lines."""
+    stub(folder, "python", STAGE_STUB.format(folder))
+    variables = {**with_stubs(folder), "SR_DIST_PYTHON": str(folder / "stubs" / "python")}
+    done = subprocess.run(["bash", "launch/stages.sh", *words], cwd=ROOT, env=variables, capture_output=True, text=True)
+    lines = (folder / "received").read_text().splitlines() if (folder / "received").exists() else []
+    return done, lines
+
+
+def test_two_stages_share_keys_or_have_their_own(tmp_path):
+    done, lines = stages(tmp_path, "a", "b", "--seed=1", "--data.crop=8")
+    assert done.returncode == 0, done.stderr
+    same = "--seed=1 --data.crop=8"
+    assert lines == [f"a {same}", f"b {same} --init.generator={tmp_path}/a"]
+    done, lines = stages(tmp_path, "c", "--seed=1", "--", "d", "--seed=2", "--data.crop=8")
+    assert done.returncode == 0, done.stderr
+    assert lines[2:] == ["c --seed=1", f"d --seed=2 --data.crop=8 --init.generator={tmp_path}/c"]
+    assert stages(tmp_path, "e", "--", "f")[1][4:] == ["e", f"f --init.generator={tmp_path}/e"]
+
+
+@pytest.mark.parametrize("words", [["a"], ["a", "--seed=1"], ["a", "--seed=1", "--"], ["--", "b"], ["a", "--", "--seed=1"]])
+def test_two_stages_need_two_recipes(words, tmp_path):
+    done, lines = stages(tmp_path, *words)
+    assert done.returncode == 2 and done.stderr.startswith("error: usage: ") and done.stderr.count("\n") == 1 and not lines
+
+
+def test_keys_of_one_stage_are_refused_too(tmp_path):
+    for words in (["a", "--name=x", "--", "b"], ["a", "--", "b", "--dry_run"], ["a", "--", "b", "--init.generator=x"]):
+        done, lines = stages(tmp_path, *words)
+        assert done.returncode == 2 and words[1 if words[1] != "--" else 3].split("=")[0] in done.stderr and not lines
+
+
 def test_newest_versions_are_installed_without_upper_bounds():
     """deepspeed>=0.19.8,<0.20 -> deepspeed>=0.19.8: a version below stays, a version above is allowed."""
     result = subprocess.run(["bash", "launch/newest.sh", "--dry_run"], cwd=ROOT, capture_output=True, text=True)

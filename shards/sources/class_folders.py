@@ -8,6 +8,8 @@ from shards.items import Files, Listing, image_names
 from sr_dist.core.config import Settings
 from sr_dist.core.errors import UserError
 
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
 
 class Config(Settings):
     pass
@@ -18,6 +20,12 @@ def listing(root: str, config: Config) -> Listing:
     classes = sorted({name.split("/", 1)[0] for name in names})
     if not classes:
         raise UserError(f"INPUT: '{root}' has no folders with images in them; the source 'folder' takes images without classes")
+    if set(map(str.lower, classes)) <= PARTS:
+        print(
+            f"note: the classes of '{root}' are {', '.join(classes)}, which are parts of a data set; "
+            f"INPUT='{root}/{classes[0]}' has the classes below it",
+            flush=True,
+        )
     number = {name: i for i, name in enumerate(classes)}
     labels = np.fromiter((number[name.split("/", 1)[0]] for name in names), np.int32, len(names))
     return Listing(Files(root, names, labels), classes)

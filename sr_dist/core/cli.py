@@ -117,6 +117,8 @@ def parse(settings: type[SettingsType], words: Words, options: Options) -> Setti
     """Words and options -> settings."""
     fields = _by_option(settings)
     names = _word_names(fields)
+    if len(words) > len(names) and (listed := [word for word in names.values() if "[," in word]):
+        raise UserError(f"'{words[len(names)]}' is one word too many; {listed[0]}: separate several with commas, without spaces")
     check_words(words, *(word for name, word in names.items() if fields[name].is_required()), most=len(names))
     values: dict[str, Any] = dict(zip(names, words, strict=False))
     overrides = next((name for name, field in fields.items() if _marker(field, Overrides)), None)

@@ -7,7 +7,9 @@ Every value is read as text, from files and from the command line, and is typed 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -52,8 +54,16 @@ def parse_section(value: Any) -> Any:
         raise ValueError(f"'{value}' is not a section in YAML's short form, such as {{a: 1, b: 2}}") from None
 
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+def _parse_exponent(value: Any) -> Any:
+    """`1e5` and `2.5e3`, where they are whole numbers."""
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", value.strip()):
+        number = Decimal(value.strip())
+        return int(number) if number == number.to_integral_value() else value
+    return value
+
+
+Positive = Annotated[int, Field(gt=0), BeforeValidator(_parse_exponent)]
+NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_parse_exponent)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literal[1, 3]
 Absent = BeforeValidator(_parse_none)  # Annotated[int | None, Absent]: `none`, `null` and empty text mean None
@@ -196,6 +206,8 @@ def _one_line(model: type[BaseModel], problem: ValidationError, section: str) ->
     key = ".".join([section, *path] if section else path)[:LONGEST_INPUT]
     if unknown:
         inner = _model_at(model, path[:-1])
+        if near := sorted(_deeper_keys(inner, path[-1]), key=len):
+            return f"{key}: unknown key; did you mean '{key.removesuffix(path[-1])}{near[0]}'?"
         return f"{key}: unknown key{nearest(path[-1], inner.model_fields, key.removesuffix(path[-1]))}"
     if first["type"] == "missing":
         return f"{key}: this key is missing"
@@ -212,6 +224,17 @@ def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
     return model
+
+
+def _deeper_keys(model: type[BaseModel], name: str) -> Iterator[str]:
+    """Keys of the sections of a model that have this name, or these initials: `lr` is `optimizer.learning_rate`."""
+    for field, info in model.model_fields.items():
+        for section in _members(info.annotation):
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                initials = {"".join(word[:1] for word in key.split("_")): key for key in section.model_fields if "_" in key}
+                last = name if name in section.model_fields else initials.get(name)
+                if last:
+                    yield f"{field}.{last}"
 
 
 def _members(annotation: Any) -> Iterator[Any]:

@@ -108,7 +108,9 @@ def check(package: str, name: str, given: Mapping[str, Any], key: str) -> None:
     for option in given:
         if known is not None and option not in known:
             own = "weight" if ".content." in key else "name"  # the key beside the part's own options
-            raise UserError(f"{key}.{option}: unknown key{nearest(option, [own, *known])}")
+            near = nearest(option, [own, *known])
+            whole = f"; --{key}='{{name: {name}}}' takes the place of the recipe's whole section" if own == "name" else ""
+            raise UserError(f"{key}.{option}: unknown key{near}{whole if near.startswith('; choose') else ''}")
 
 
 def resolve(package: str, name: str, given: Mapping[str, Any], key: str) -> tuple[ModuleType, Any]:

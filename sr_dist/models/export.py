@@ -3,7 +3,7 @@
 .safetensors   the EMA under our names, with metadata that names the generator and the scale
 .pth           {params: the raw weights, params_ema: the EMA}, of a weights file {params}; rrdb and msrresnet have
                BasicSR's names; options that no tensor shows are JSON under sr_dist
-.onnx          the EMA as a graph, (B, C, h, w) named `lr` -> `sr`, for any B, h and w
+.onnx          the EMA as a graph, (B, C, h, w) named `lr` -> `sr`, for any B (batch), h (height), w (width)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from sr_dist.models.weights_files import Tensors
 TEST_SIZES = ((2, 24, 20), (1, 17, 31), (3, 1, 1))  # images, height and width on which an exported graph is compared
 TOLERANCE = 1e-4
 OTHERS = "write a .safetensors or .pth"
+AXES = {0: "batch", 2: "height", 3: "width"}  # of an ONNX graph
 
 
 def export(source: str, out: Path, scale: int | None = None) -> str:
@@ -93,8 +95,22 @@ def _onnx(generator: TrainedGenerator, raw: Tensors | None) -> tuple[bytes, str]
             f"OUT: torch cannot write '{name}' as ONNX for any size ({type(problem).__name__}); {OTHERS}"
         ) from problem
     assert program is not None
-    content = program.model_proto.SerializeToString()
+    model = program.model_proto
+    name_axes(model.graph, generator.scale)
+    content = model.SerializeToString()
     return content, f"within {_difference(content, generator):.0e} of torch in onnxruntime at {len(TEST_SIZES)} sizes"
+
+
+def name_axes(graph: Any, scale: int) -> None:
+    """Names the axes of any size. torch calls them s75 or s40, and those of the output by how they were computed."""
+    axes = graph.input[0].type.tensor_type.shape.dim
+    names = {axes[axis].dim_param: name for axis, name in AXES.items() if axes[axis].dim_param}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), axis.dim_param)
+    sides = graph.output[0].type.tensor_type.shape.dim
+    sides[2].dim_param, sides[3].dim_param = (f"{scale}*{AXES[axis]}" if scale > 1 else AXES[axis] for axis in (2, 3))
 
 
 @contextlib.contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.run_layout import RECIPE
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SCHEMA = "schema.json"  # beside the recipes, for editors
@@ -28,6 +30,8 @@ def locate(recipe: str | Path) -> Path:
         return path
     if name in names():
         return folder() / f"{name}.yaml"
+    if path.is_dir():
+        raise UserError(_instead_of(path))
     if "/" not in name and not path.suffix and not path.exists():
         raise UserError(f"no recipe '{name}'{nearest(name, names())}")
     if path.stem in names() and not path.exists():
@@ -39,6 +43,15 @@ def of_scale(name: str, scale: int) -> str:
     """The end of a message about another scale: the recipe that is the same at that scale, if there is one."""
     other = re.sub(r"_x\d+(?=_|$)", f"_x{scale}", name)
     return f"; the recipe {other} has that scale" if other != name and other in names() else ""
+
+
+def _instead_of(folder: Path) -> str:
+    """What to do where a folder was named as a recipe."""
+    if not (folder / RECIPE).is_file():
+        return f"RECIPE: '{folder}' is a folder; name a YAML file"
+    own = folder.resolve()
+    command = f"{shlex.quote(str(folder / RECIPE))} --runs={shlex.quote(str(folder.parent))} --name={shlex.quote(own.name)}"
+    return f"RECIPE: '{folder}' is a run folder; its recipe continues it: {command}"
 
 
 def title(name: str) -> str:

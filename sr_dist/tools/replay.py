@@ -60,7 +60,7 @@ class Difference(NamedTuple):
 def replay(recipe: Recipe, request: Request) -> int:
     """Replays in the folder of `recipe`, which is the run's under another name. Returns the exit code. All ranks must call."""
     recipe = checks.complete(recipe)
-    checks.check_launch(recipe, launch_env.launch(recipe.compile))
+    checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     check_probes(request.probes, recipe)
     recorded = records(request.run / METRICS, request.first, request.last)
     if not recorded:

@@ -142,6 +142,9 @@ def test_onnx_takes_images_of_any_size(case, make_run, tmp_path):
     run, _, ema = make_run(case)
     assert "of torch in onnxruntime at 3 sizes" in written(run, tmp_path / "out.onnx")
     session = ort.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
+    scale = SECTIONS[case][1]
+    assert session.get_inputs()[0].shape[::2] == ["batch", "height"] and session.get_inputs()[0].shape[3] == "width"
+    assert [str(side) for side in session.get_outputs()[0].shape[2:]] == [f"{scale}*height", f"{scale}*width"]
     for size in ((5, 7), (16, 12), (1, 1), (40, 3)):
         lr = images(case, *size)
         (actual,) = session.run(["sr"], {"lr": lr.numpy()})
