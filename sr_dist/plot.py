@@ -52,10 +52,11 @@ def check(options: Plot) -> None:
         if not record.is_file():
             raise UserError(f"RUN: '{run}' is not a run folder: it has no metrics.jsonl")
         try:
-            content = record.read_bytes()
+            with open(record, "rb") as file:
+                has_rows = any(line.strip() for line in file)  # reads to the first row
         except OSError as problem:
             raise UserError(f"RUN: '{record}' cannot be read: {problem.strerror}") from None
-        if not content.strip():
+        if not has_rows:
             raise UserError(f"RUN: '{run}' has no rows yet; the first one is written at step log_every of its recipe")
     if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"out: '{options.out}' is a file; the curves need a folder")

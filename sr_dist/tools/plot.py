@@ -88,11 +88,14 @@ def plot_runs(folders: Sequence[str], out: Path) -> None:
 
 def read_metrics(folder: Path, name: str) -> RunMetrics:
     """Skips a last line that is still being written."""
-    path = folder / METRICS
-    *lines, last = path.read_bytes().split(b"\n")
-    rows = [parse_row(line, f"line {i} of '{path}'") for i, line in enumerate(lines, 1)]
-    with suppress(UserError):
-        rows.append(parse_row(last, "the last line"))
+    path, rows = folder / METRICS, []
+    with open(path, "rb") as file:
+        for i, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                rows.append(parse_row(line, f"line {i} of '{path}'"))
+            else:
+                with suppress(UserError):
+                    rows.append(parse_row(line, "the last line"))
     return RunMetrics(name, (*parent_rows(folder), *rows))
 
 

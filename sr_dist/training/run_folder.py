@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -48,6 +49,7 @@ from sr_dist.training.checkpoint import Checkpoint, finish_renames
 from sr_dist.training.power_ema import drop_later_snapshots
 
 LIBRARIES = ("torch", "torchvision", "accelerate", "deepspeed", "webdataset", "numpy", "pillow", "safetensors")
+BLOCK = 1 << 16  # bytes of a file of rows that are read at once
 
 
 def claim(folder: Path) -> IO[str] | None:
@@ -240,24 +242,54 @@ def drop_later_rows(path: Path, step: int, validated: bool = True) -> None:
     """Removes the rows of steps after a checkpoint, and lines that are no rows, such as an incomplete last one; where the
     checkpoint was saved before its validation, also the row of that.
 
-    Reads line by line, because a long run has millions. Where all lines to remove are at the end the file is cut, which needs no
-    space on the disk.
+    Rows are in the order of their steps, and a crash damages the end. So lines are read from the end, until BLOCK bytes of them
+    stay: a long run has millions. Damage before that remains, and readers skip or name it. Where all lines to remove are at the
+    end the file is cut, which needs no space on the disk.
     """
     if not path.is_file():
         return
     stays = partial(_stays, step=step, validated=validated)
-    end = 0  # of the rows that stay and have no other line before them
     with open(path, "rb+") as file:
-        lines = iter(file)
-        for line in lines:
-            if not stays(line):
-                break
-            end += len(line)
-        if not any(stays(line) for line in lines):
+        end, first_removed = _lines_to_remove(file, stays)
+        if first_removed is None:
             file.truncate(end)
             _end_last_line(file)
             return
-    _rewrite(path, stays)
+    _rewrite(path, stays, first_removed)
+
+
+def _lines_to_remove(file: IO[bytes], stays: Callable[[bytes], bool]) -> tuple[int, int | None]:
+    """The end of the last line that stays, and the offset of the first line to remove before it, if there is one."""
+    end, first_removed, checked = 0, None, 0
+    for begin, line in lines_from_end(file):
+        if stays(line):
+            end = end or begin + len(line)
+            checked += len(line)
+            if checked >= BLOCK:
+                break
+        else:
+            first_removed, checked = begin if end else None, 0
+    return end, first_removed
+
+
+def lines_from_end(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, the last one first, with the offset of each. Reads BLOCK bytes at a time."""
+    begin = file.seek(0, os.SEEK_END)
+    pieces: list[bytes] = []  # the end of a line whose beginning is not read yet, last piece first
+    while begin:
+        size = min(BLOCK, begin)
+        begin -= size
+        file.seek(begin)
+        piece = file.read(size)
+        whole = piece.find(b"\n") + 1 if begin else 0  # where the first line begins that is in this piece as a whole
+        if begin and not whole:
+            pieces.append(piece)
+            continue
+        end = begin + size + sum(map(len, pieces))
+        for line in reversed(list(io.BytesIO(b"".join([piece[whole:], *reversed(pieces)])))):
+            end -= len(line)
+            yield end, line
+        pieces = [piece[:whole]]
 
 
 def _end_last_line(file: IO[bytes]) -> None:
@@ -268,10 +300,13 @@ def _end_last_line(file: IO[bytes]) -> None:
             file.write(b"\n")
 
 
-def _rewrite(path: Path, stays: Callable[[bytes], bool]) -> None:
+def _rewrite(path: Path, stays: Callable[[bytes], bool], begin: int) -> None:
+    """Removes lines after the first `begin` bytes, which are copied."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(path, "rb") as source, open(temporary, "wb") as target:
+            for size in (min(BLOCK, begin - low) for low in range(0, begin, BLOCK)):
+                target.write(source.read(size))
             target.writelines(line.rstrip(b"\n") + b"\n" for line in source if stays(line))
             target.flush()
             os.fsync(target.fileno())

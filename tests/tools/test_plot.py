@@ -212,3 +212,19 @@ def test_a_damaged_row_is_named(tmp_path, line):
         file.write("\n" + line + "\n")
     with pytest.raises(UserError, match=r"^RUN: line 8 of '.*mine/metrics.jsonl' is not a row of metrics"):
         plot(Plot(runs=(run,)))
+
+
+def test_the_check_reads_no_more_than_the_first_rows(tmp_path):
+    """Of a file of 4 MB, by the kernel's count. The whole of it was read, and once more to draw."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "images": 8, "loss/l1": 0.5}\n' * 100_000)
+    before = bytes_read()
+    check(Plot(runs=(str(folder),)))
+    assert bytes_read() - before < 1_000_000
+
+
+def bytes_read():
+    """What this process has read so far."""
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])

@@ -1,14 +1,19 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sr_dist.core import config, files
 from sr_dist.core.errors import UserError
+from sr_dist.core.json_text import parse_json
 from sr_dist.core.version import __version__
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training import run_folder
@@ -197,3 +202,56 @@ def test_other_rows_do_not_change(tmp_path):
 def test_an_absent_file_is_fine(tmp_path):
     run_folder.drop_later_rows(tmp_path / "metrics.jsonl", 3)
     assert list(tmp_path.iterdir()) == []
+
+
+def bytes_read() -> int:
+    """What this process has read so far, by the kernel's count."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+
+def test_rows_are_dropped_with_the_same_work_in_a_longer_file(tmp_path, monkeypatch):
+    """10 rows of 39 bytes are dropped, and 64 KiB before them are checked, whether the file has 10,000 or 40,000 rows."""
+    parsed = []
+    monkeypatch.setattr(run_folder, "parse_json", lambda line: parsed.append(line) or parse_json(line))
+    work = {}
+    for count in (10_000, 40_000):
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text("".join(f'{{"step": {step:7d}, "loss/l1": 0.123456}}\n' for step in range(count)))
+        parsed.clear()
+        before = bytes_read()
+        run_folder.drop_later_rows(path, count - 11)
+        work[count] = len(parsed)
+        assert bytes_read() - before < 3 * run_folder.BLOCK
+        assert path.read_text().count("\n") == count - 10
+    assert work[10_000] == work[40_000] == 10 + -(-run_folder.BLOCK // 39)
+
+
+@given(
+    st.lists(st.integers(0, 9), max_size=40),
+    st.lists(st.binary(max_size=9), max_size=4),
+    st.integers(0, 9),
+    st.sampled_from([1, 7, 64, 999]),
+)
+def test_rows_that_stay_are_those_of_a_filter(tmp_path_factory, steps, damage, step, block):
+    """Rows in order, then whatever a crash left, in blocks of any size."""
+    path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"
+    whole = [json.dumps({"step": number, "x": "y" * number}).encode() + b"\n" for number in sorted(steps)]
+    torn = [b"\x00" + line.replace(b"\n", b"") + b"\n" for line in damage]
+    path.write_bytes(b"".join([*whole, *torn]) + b'{"step": 1')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "BLOCK", block)
+        with open(path, "rb") as file:
+            lines = list(run_folder.lines_from_end(file))
+        data = path.read_bytes()
+        assert b"".join(line for _, line in reversed(lines)) == data
+        assert all(data.startswith(line, begin) for begin, line in lines)
+        run_folder.drop_later_rows(path, step)
+    assert path.read_bytes() == b"".join(line for line in whole if json.loads(line)["step"] <= step)
+
+
+def test_damage_between_rows_is_removed_without_a_look_at_the_lines_before(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(rows(1) + "not looked at\n" + rows(*[2] * 5) + "damaged\n" + rows(3, 4))
+    monkeypatch.setattr(run_folder, "BLOCK", 60)
+    run_folder.drop_later_rows(path, 3)
+    assert path.read_text() == rows(1) + "not looked at\n" + rows(*[2] * 5, 3)

@@ -135,6 +135,21 @@ def test_images_and_tables_arrive_complete(tmp_path):
         assert cell.getpixel((0, 0)) == (0, 0, 255)
 
 
+def test_only_rows_with_values_to_remember_are_parsed(tmp_path, monkeypatch):
+    """1,000 rows of losses, two validations, one of them damaged, and the last count: three of the lines are parsed."""
+    parsed = []
+    monkeypatch.setattr("sr_dist.training.trackers.wandb.parse_json", lambda line: parsed.append(line) or json.loads(line))
+    settings = recipe(tmp_path)
+    rows = [{"step": step, "loss/l1": 0.5, "skipped/generator": step // 500} for step in range(1, 1001)]
+    lines = [json.dumps(row) for row in rows]
+    lines[300:300] = ['{"step": 300, "validation/psnr_y": 31.0}', '{"step": 300, "validation/psnr_y": ']
+    (tmp_path / "a run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    tracker = WandbTracker(settings, print)
+    tracker.close(0)
+    assert (tracker._best, tracker._skipped) == ({"psnr_y": 31.0}, {"skipped/generator": 2})
+    assert len(parsed) == 3
+
+
 def test_alerts_about_skipped_updates_and_about_a_stop(tmp_path):
     """An alert for each increase, and none for updates skipped before a requeue."""
     settings = recipe(tmp_path)

@@ -11,6 +11,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,7 +175,22 @@ class WandbTracker:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Row by row: a long run has millions."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            yield from map(parse_json, file)
+    """The rows with a validation, and the last one with counts of skipped updates. The others are not parsed, because a long run
+    has millions; damaged ones are left out."""
+    if not path.is_file():
+        return
+    counts = b""
+    with open(path, "rb") as file:
+        for line in file:
+            if b'"validation/' in line:
+                yield from _parsed(line)
+            if b'"skipped/' in line:
+                counts = line
+    yield from _parsed(counts)
+
+
+def _parsed(line: bytes) -> Iterator[dict[str, Any]]:
+    with suppress(ValueError):
+        row = parse_json(line)
+        if isinstance(row, dict) and "step" in row:
+            yield row
