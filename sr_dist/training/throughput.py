@@ -144,22 +144,21 @@ class Clock:
         """
         return self._seconds(self._waits) + self._seconds(self._forwards)
 
-    def current(self, images_per_step: int) -> dict[str, float]:
-        """Columns of metrics.jsonl, so far. Called within a step, which counts as done; the device must have finished it."""
+    def speed(self, images_per_step: int) -> float:
+        """Images/s since the last report. Called within a step, which counts as done."""
         self._count()
-        busy, waited, steps = max(self._busy, 1e-9), self._seconds(self._waits), max(self._steps, 1)
-        speed = images_per_step * steps / busy
-        columns = {"images_per_second": speed, "data_wait": min(waited / busy, 1.0)}
-        return columns | self.work.at(speed) if self.work else columns
+        return images_per_step * max(self._steps, 1) / max(self._busy, 1e-9)
 
     def report(self, images_per_step: int) -> dict[str, float]:
-        """The same; what is measured from here on counts for the next report."""
-        columns = self.current(images_per_step)
-        self._total_busy, self._total_steps = self._total_busy + self._busy, self._total_steps + self._steps
+        """Columns of metrics.jsonl. Called within a step, which counts as done and which the device must have finished."""
+        speed = self.speed(images_per_step)
+        busy, waited = max(self._busy, 1e-9), self._seconds(self._waits)
+        self._total_busy, self._total_steps = self._total_busy + busy, self._total_steps + self._steps
         self._busy, self._steps = 0.0, 0
         self._waits.clear()
         self._forwards.clear()
-        return columns
+        columns = {"images_per_second": speed, "data_wait": min(waited / busy, 1.0)}
+        return columns | self.work.at(speed) if self.work else columns
 
     def remaining(self, steps: int) -> str:
         """Time for so many steps at the average speed so far."""
@@ -178,7 +177,7 @@ def progress_line(row: Row, last_step: int, remaining: str) -> str:
     words = [
         f"step {row['step']:>{len(str(last_step))}}/{last_step}",
         f"{three_digits(row['images_per_second'])} images/s",
-        f"data wait {100 * row['data_wait']:.0f} %",
+        f"data wait {100 * row['data_wait']:.0f} %" if "data_wait" in row else "",
         f"spread {row['step_time_spread']:.2f}" if "step_time_spread" in row else "",
         f"memory {row['memory_gb']:.1f} GB" if "memory_gb" in row else "",
         f"{row['tflops']:.3g} TFLOP/s" if "tflops" in row else "",

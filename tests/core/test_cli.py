@@ -217,7 +217,7 @@ def test_mistakes_end_with_2_and_one_line_and_load_nothing_heavy(run_fresh, writ
     mistakes = [
         ("sr_dist.train", [tiny, "--generator.nam=x"], ["generator.nam: unknown key", "'name'"]),
         ("sr_dist.train", [tiny, "--generator.name=srugun"], ["generator.name: ", "'srugan'"]),
-        ("sr_dist.train", [tiny, "--data.train=" + str(photo_shards) + "s"], ["data.train: ", "'photos'"]),
+        ("sr_dist.train", [tiny, "--data.train=" + str(photo_shards) + "s"], ["data.train: ", f"did you mean '{photo_shards}'?"]),
         ("sr_dist.train", [tiny, "--data.crop=31"], ["data.crop: 31 ", "30 and 32"]),
         ("sr_dist.train", [tiny, "--data.crop=64"], ["data.crop: 64 ", "32"]),
         ("sr_dist.train", [gan], ["discriminator.classes: 7", "3"]),

@@ -107,7 +107,7 @@ def test_every_discriminator_learns_from_real_and_fake(name, classes):
     assert terms and all(value.ndim == 0 and value.isfinite() for value in terms.values())
     sum(terms.values()).backward()
     heads = [discriminator.real, *([discriminator.classes] if "class_real" in terms else [])]
-    assert all(p.grad.abs().max() > 0 for head in heads for p in head.parameters())
+    assert all(head.weight.grad.abs().max() > 0 for head in heads)  # a bias has no part in the difference of two logits
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "discriminator" in with_small_content(n).phases])

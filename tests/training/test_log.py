@@ -135,10 +135,10 @@ def test_speed_is_that_since_the_last_report(monkeypatch):
 
 def test_the_speed_so_far_takes_nothing_from_the_next_report(monkeypatch):
     watch, clock = Time(monkeypatch), Clock()
-    for step in clock.steps(watch.batches([1] * 4)):
+    for step in clock.steps(watch.batches(clock, [1] * 4)):
         watch.work(3)
         if step == 1:
-            assert clock.current(images_per_step=8) == pytest.approx({"images_per_second": 2.0, "data_wait": 0.25})
+            assert clock.speed(images_per_step=8) == pytest.approx(2.0)
             assert clock.remaining(10) == "0:00:40"
         if step == 4:
             assert clock.report(images_per_step=8) == pytest.approx({"images_per_second": 2.0, "data_wait": 0.25})
