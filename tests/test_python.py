@@ -179,6 +179,16 @@ def test_a_path_can_become_a_file(sr, place):
         assert np.array_equal(np.asarray(image), np.asarray(sr(place / "photo.png")))
 
 
+@pytest.mark.parametrize("kind", [np.asarray, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255])
+def test_pixels_in_memory_can_become_a_file(sr, place, kind):
+    with Image.open(place / "photo.png") as photo:
+        result = sr(kind(photo), out=place / "memory.png")
+    with Image.open(result) as image:
+        assert np.array_equal(np.asarray(image), np.asarray(sr(place / "photo.png")))
+    with pytest.raises(UserError, match=r"^out: '.*many.png' is one file, and these are 2 images; leave out away"):
+        sr(torch.rand(2, 3, 6, 6), out=place / "many.png")
+
+
 def test_a_grey_image_is_the_luma_of_the_colour_network(place, sr):
     grey = torch.rand(1, 6, 6)
     torch.testing.assert_close(sr(grey), luma(bicubic(grey[None].expand(-1, 3, -1, -1)))[0], atol=1e-5, rtol=0)

@@ -149,7 +149,8 @@ def open_device(device: str | torch.device | None) -> torch.device:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError):  # torch's texts name internals
-        raise UserError(f"device: '{device}' does not exist on this machine; leave it out, or choose cpu or cuda") from None
+        choices = "choose cpu or cuda" if torch.cuda.is_available() else "choose cpu"
+        raise UserError(f"device: '{device}' does not exist on this machine; leave it out, or {choices}") from None
     return place
 
 
@@ -160,5 +161,9 @@ def checked_tile(tile: Any) -> Tile:
 
 
 def _written(image: ImageFile, out: Path) -> Path:
+    if image.pixels.ndim == 4:  # arrays and tensors
+        if len(image.pixels) != 1:
+            raise UserError(f"out: '{out}' is one file, and these are {len(image.pixels)} images; leave out away")
+        image = replace(image, pixels=image.pixels[0], alpha=None if image.alpha is None else image.alpha[0])
     write_output(out, image_files.encode(image_files.fitting(image, out), out.suffix), "out")
     return out

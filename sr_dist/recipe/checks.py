@@ -98,9 +98,9 @@ def _channels(part: Part) -> str:
 
 def check_batch(recipe: Recipe, num_ranks: int) -> None:
     """The batch can be divided among ranks and micro-batches."""
-    batch, accumulate = recipe.data.batch, recipe.accumulate
-    if batch < num_ranks * accumulate:
-        raise UserError(f"data.batch: {batch} is less than ranks x accumulate = {num_ranks} x {accumulate}")
+    batch, accumulate, least = recipe.data.batch, recipe.accumulate, num_ranks * recipe.accumulate
+    if batch < least:
+        raise UserError(f"data.batch: {batch} is less than ranks x accumulate = {num_ranks} x {accumulate}; use {least} or more")
     if recipe.data.crop is None and batch % num_ranks:
         raise UserError(f"data.batch: {batch} whole images (data.crop: none) cannot be divided by {num_ranks} ranks")
 

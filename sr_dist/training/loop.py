@@ -28,6 +28,8 @@ from sr_dist.training.schedule import due, learning_rate
 from sr_dist.training.step import StepResult, take_step
 from sr_dist.training.throughput import peak_memory_gb, progress_line, step_time_spread
 
+SKIPPED_AT_THE_END = 3  # steps in a row; the weights of a run that ends so are of no use
+
 
 class Diverged(RuntimeError):
     """Too many steps in a row had gradients that are not finite."""
@@ -89,7 +91,9 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     if run.power_emas:
         run.power_emas.update(step)
     run.step = step
-    if step % min(run.recipe.log_every, run.recipe.max_skipped) == 0:  # a streak that lasts is seen at the second check
+    if due(
+        run.recipe, min(run.recipe.log_every, run.recipe.max_skipped), step
+    ):  # a streak that lasts is seen at the second check
         check_divergence(run)
     return result
 
@@ -111,11 +115,12 @@ def check_divergence(run: Run) -> None:
     All ranks must call: gradients are the same on all, buffers are not.
     """
     engines = run.engines.values()
+    most = run.recipe.max_skipped if run.step < run.recipe.steps else min(run.recipe.max_skipped, SKIPPED_AT_THE_END)
     counts = ranks.all_reduce_max(torch.stack([count.float() for e in engines for count in (e.skipped, e.buffers.refused)]))
     for (name, engine), (skipped, refused) in zip(run.engines.items(), counts.int().view(-1, 2).tolist(), strict=True):
-        if (count := skipped) >= run.recipe.max_skipped:
+        if (count := skipped) >= most:
             problem = f"the gradients of the {name} were not finite for {count} steps in a row"
-        elif (count := refused) >= run.recipe.max_skipped:
+        elif (count := refused) >= most:
             names = ", ".join(sorted({name for part in ranks.all_gather(engine.buffers.broken()) for name in part})[:3])
             problem = f"buffers of the {name} ({names}) were not finite after {count} steps in a row and were restored"
         else:

@@ -184,6 +184,7 @@ def progress_line(row: Row, last_step: int, remaining: str) -> str:
         f"({100 * row['mfu']:.0f} % of peak)" if "mfu" in row else "",
         f"left {remaining}",
         *(f"{key.removeprefix('loss/')} {value:.4g}" for key, value in row.items() if key.startswith("loss/")),
+        *(f"{key.replace('/', ' ')} {value}" for key, value in row.items() if key.startswith("skipped/") and value),
     ]
     return "  ".join(word for word in words if word)
 

@@ -243,7 +243,7 @@ def test_a_selection_of_nothing_is_refused(refused, count):
 def test_a_batch_below_one_image_per_rank_and_micro_batch_is_refused(write_recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert load(write_recipe(), data__batch="6", accumulate="2").accumulate == 2
-    with pytest.raises(UserError, match=r"^data\.batch: 5 is less than ranks x accumulate = 3 x 2$"):
+    with pytest.raises(UserError, match=r"^data\.batch: 5 is less than ranks x accumulate = 3 x 2; use 6 or more$"):
         load(write_recipe(), data__batch="5", accumulate="2")
     with pytest.raises(UserError, match=r"^data\.batch: 8 whole images .* cannot be divided by 3 ranks$"):
         load(write_recipe(), data__batch="8", data__crop="none")

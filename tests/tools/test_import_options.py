@@ -143,7 +143,7 @@ def test_real_esrgan_sharpens_and_degrades_as_its_authors(imported):
     assert degradation["second"]["blur_probability"] == "0.8" and degradation["first"]["resize_range"] == ["0.15", "1.5"]
     content = checks.with_defaults(recipe).objective.options["content"]
     assert content["l1"]["sharpen"] and content["vgg"]["sharpen"]
-    assert result.commands == ["python -m shards.build folder datasets/DF2K data/df2k/train --list=lists/meta.txt"]
+    assert result.commands == ["python -m shards.build folder datasets/DF2K data/df2k/train --list=lists/meta.txt --min_side=256"]
     assert any("num_gpu: auto" in line for line in imported(REAL).options.checks)
 
 
@@ -207,7 +207,7 @@ def test_charbonniers_eps_is_squared_in_ours(imported):
 def test_an_lmdb_is_built_from_an_lmdb(imported):
     train = {"io_backend": {"type": "lmdb"}, "dataroot_gt": "HR.lmdb", "dataroot_lq": "LR.lmdb"}
     result = imported(changed(ESRGAN, **{f"datasets__train__{key}": value for key, value in train.items()}))
-    assert result.commands[0] == "python -m shards.build lmdb HR.lmdb data/div2k/train --lr=LR.lmdb --scale=4"
+    assert result.commands[0] == "python -m shards.build lmdb HR.lmdb data/div2k/train --lr=LR.lmdb --scale=4 --min_side=128"
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,20 @@ def test_too_many_skipped_updates_end_the_run_with_a_diagnosis(tiny, monkeypatch
         loop.fit(run)
 
 
+def test_a_run_whose_last_steps_were_all_skipped_is_not_done(tiny, monkeypatch):
+    """It ended with DONE, images of it were black, and only `skipped/generator` of metrics.jsonl told."""
+    run = tiny()
+    right = run.objective.generator_loss
+
+    def loss(discriminator, batch, sr):
+        terms = right(discriminator, batch, sr)
+        return terms if batch.step == 1 else {"mse": terms["mse"] * float("nan")}
+
+    monkeypatch.setattr(run.objective, "generator_loss", loss)
+    with pytest.raises(loop.Diverged, match=r"generator were not finite for 3 steps in a row \(max_skipped\), to step 4"):
+        loop.fit(run)
+
+
 def test_random_numbers_of_a_step_are_those_of_manual_seed():
     loop.seed_everything(3, 7, torch.device("cpu"))
     ours = torch.rand(4)

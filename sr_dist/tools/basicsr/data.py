@@ -72,6 +72,8 @@ def _shards(options: Options, part: str, scale: int) -> tuple[str, list[str]]:
             words += [f"--lr={lr[number]}", f"--scale={scale}"]
         if listed and source != "lmdb":
             words.append(f"--list={listed}")
+        if part == "train" and options.value(f"{path}.gt_size"):
+            words.append(f"--min_side={options.value(f'{path}.gt_size')}")
         commands.append(shlex.join(words))
     options.note(
         f"{path}.dataroot_gt", f"data.{'train' if part == 'train' else 'validation'}: {out}, built by shards.build {source}"
