@@ -324,7 +324,7 @@ class Recipe(Settings):
     precision: Mode = "no"
     """Mixed precision of the forward passes. Left out, it is that of accelerate launch --mixed_precision."""
     max_skipped: Positive = 20
-    """The run stops after this many consecutive steps with gradients that are not finite."""
+    """The run stops after this many consecutive steps with gradients that are not finite; at its last step after three."""
     compile: bool | Literal["body"] = False
     """Use torch.compile for both networks; `body` compiles their repeated blocks only, once for all, which is sooner done."""
     batch_norm: Literal["global", "local"] = "global"
