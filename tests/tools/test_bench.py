@@ -138,7 +138,7 @@ def test_a_recipe_that_resizes_leaves_no_tensors_without_numbers_behind(write_re
 def test_a_step_on_random_images_has_the_losses_of_training(write_recipe, monkeypatch):
     path = write_recipe("gan.yaml", discriminator=TINY_DISCRIMINATOR, objective=GAN)
     averaged: list[int] = []
-    monkeypatch.setattr(PowerEmas, "update", lambda self, step: averaged.append(len(self.averages)))
+    monkeypatch.setattr(PowerEmas, "update", lambda self, step: averaged.append(len(self._averages)))
     losses = memory.one_step(checks.complete(data_checks.load_without_data(path, {"ema.post_hoc": "true"})), 4)
     assert averaged == [2]  # they are in the memory that is measured
     readings = {"reading/accuracy_real", "reading/accuracy_fake"}
