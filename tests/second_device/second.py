@@ -5,6 +5,7 @@ It changes the whole process, so it has a process of its own (`trainings.py`).
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import sysconfig
@@ -17,6 +18,9 @@ from typing import Any, NamedTuple
 import torch
 
 SOURCE = Path(__file__).with_name("device.cpp")
+PROGRAMS = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+)  # of an environment that is not active too
 PACKAGES = ("/sr_dist/", "/trainings.py")  # whose lines a wait is traced to
 
 
@@ -24,7 +28,7 @@ def missing() -> str | None:
     """What the machine lacks to compile the device, or None."""
     compiler = shutil.which("c++") or shutil.which("g++")
     header = Path(sysconfig.get_paths()["include"], "Python.h")
-    lacking = {"g++": compiler, f"{header} (python3-dev)": header.exists(), "ninja": shutil.which("ninja")}
+    lacking = {"g++": compiler, f"{header} (python3-dev)": header.exists(), "ninja": shutil.which("ninja", path=PROGRAMS)}
     names = [name for name, present in lacking.items() if not present]
     return f"the second device needs {', '.join(names)}" if names else None
 
@@ -78,6 +82,7 @@ def open_device(hear: Callable[[str, str, int], None]) -> torch.device:
     """`hear(kind, operation, bytes)` is told of everything for which the host of a GPU would wait."""
     from torch.utils.cpp_extension import load
 
+    os.environ["PATH"] = PROGRAMS  # torch looks for ninja there
     extension = load("sr_dist_second_device", [str(SOURCE)], extra_cflags=["-O1", "-g0"])
     torch.utils.rename_privateuse1_backend("second")
     torch._register_device_module("second", device_module())
