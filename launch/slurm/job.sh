@@ -18,10 +18,16 @@ signal=         # the signal that this shell has received
 
 log() { echo "$(date '+%F %T') job $SLURM_JOB_ID: $*"; }
 
+free_port() {  # prints a port of this node where nobody listens; systems lend the ports from 16000 on to outgoing connections
+  local port=$((12000 + SLURM_JOB_ID % 4000))
+  while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((12000 + (port - 11999) % 4000)); done
+  echo "$port"
+}
+
 launch() {  # MODULE [ARGUMENT ...]: runs a launcher on each node and waits for all of them
   local nodes
   nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-  export MASTER_ADDR=${MASTER_ADDR:-${nodes%%$'\n'*}} MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
+  export MASTER_ADDR=${MASTER_ADDR:-${nodes%%$'\n'*}} MASTER_PORT=${MASTER_PORT:-$(free_port)}
   [ -n "$MASTER_ADDR" ] || { echo "error: SLURM does not name the first node; set MASTER_ADDR" >&2; return 2; }
   export GPUS_PER_NODE=${SLURM_GPUS_ON_NODE:-0} SLURM_CPUS_PER_TASK=$cpus
   # A launcher passes these signals on, and gives its ranks this time to save before it kills them.

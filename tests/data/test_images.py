@@ -188,9 +188,10 @@ def test_a_loader_that_the_collector_ends_in_its_own_thread_ends_quietly(photo_s
         return original(self, number)
 
     monkeypatch.setattr(type(result), "__getitem__", collecting)
+    before = set(threading.enumerate())
     loader = load(result, range(4))
     next(loader)
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("load")]
+    threads = [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith("load")]
     circle = [loader]
     circle.append(circle)
     gc.disable()

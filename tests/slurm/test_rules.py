@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import sys
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def test_a_job_is_requeued_up_to_the_limit(slurm, python, tmp_path):
     assert len(attempts(tmp_path)) == 3
     assert "advanced from step 5 to step 10" in slurm.log(job_id)
     assert "it has been requeued 2 times" in slurm.log(job_id)
+
+
+def test_ranks_meet_at_a_port_where_nobody_listens(slurm, python, tmp_path):
+    words = ["toy.yaml", f"--runs={tmp_path}", "--steps=5", "--gain=5"]
+    job_id = slurm.submit("train.sbatch", *words, options=["--hold"], SR_DIST_PYTHON=python)
+    usual = 12000 + job_id % 4000
+    with socket.create_server(("127.0.0.1", usual)):
+        slurm.run("scontrol", "release", str(job_id))
+        assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
+    assert f"rendezvous at 127.0.0.1:{usual + 1}\n" in slurm.log(job_id)
 
 
 def test_a_job_without_progress_is_not_requeued(slurm, python, tmp_path):
