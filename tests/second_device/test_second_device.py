@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "accumulate": {"accumulate": "2"},
     "post-hoc EMA": {"ema.post_hoc": "true"},
     "checkpointing": {"checkpointing": "encoder.*"},
+    "penalties with noise": {"objective": "{name: r3gan, content: {mse: 1.0}, r1_noise: 0.1}", "discriminator.classes": "none"},
 }  # of the demo
 PLANTS = {  # what is planted into the generator's output -> what must be seen
     "item": ("wait", "aten::item"),
