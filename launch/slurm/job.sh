@@ -90,7 +90,7 @@ attempt() {  # RECIPE [--key=value ...]: sets `run` and `failed_node`
   [ "$runs_exist" ] || rmdir "$runs" 2>/dev/null || true
   [ -e "$run/PREEMPTED" ] || return "$code"
 
-  if [ "$signal" != USR1 ]; then
+  if [ "$signal" != USR1 ] && ! is_preempted; then
     log "$run was stopped on request and saved at step $after; the same command continues it"
     return 1
   elif [ "$after" -le "$before" ]; then
@@ -99,6 +99,10 @@ attempt() {  # RECIPE [--key=value ...]: sets `run` and `failed_node`
   fi
   log "time is up; $run advanced from step $before to step $after and is saved"
   return "$OUT_OF_TIME"
+}
+
+is_preempted() {  # in its grace time, a job that ends by itself is not requeued by SLURM
+  scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
 }
 
 incident() {  # CODE BEFORE AFTER [--key=value ...]: records a failed attempt; prints `again` or `stop`, the node, its exit code, and why

@@ -1,6 +1,6 @@
 """A SLURM cluster of three nodes on one machine, with its own key, sockets, ports and folders. It ends all its processes.
 
-Jobs run on two of the nodes unless they ask for the partition `wide`, which has all three.
+Jobs run on two of the nodes unless they ask for the partition `wide`, which has all three. Jobs in `urgent` pre-empt the others.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ SlurmdTimeout=15
 MinJobAge=3600
 GresTypes=gpu
 {nodes}
-PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
+PartitionName=urgent Nodes=n0,n1 MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 PartitionName=wide Nodes=n0,n1,n2 MaxTime=INFINITE State=UP
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 Gres=gpu:2 State=UNKNOWN"

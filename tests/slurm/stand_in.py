@@ -1,7 +1,7 @@
 """Replaces Python in tests of the job rules, so that they need no training: each attempt gains a few steps and saves on STOP.
 
 stand_in.py -c ... RECIPE --key=value        prints the run folder
-stand_in.py -m MODULE RECIPE --key=value     --steps=N in all, --gain=N of them per attempt, --fail=CODE at once
+stand_in.py -m MODULE RECIPE --key=value     --steps=N in all, --gain=N of them per attempt, --fail=CODE at once; SIGTERM is STOP
     --faults=NODE:FAULT,...                  how a rank of each attempt fails after that: an exit code or KILL; first:FAULT
                                              on the first node, wherever that is
     --go=true                                it fails when the file `go` is beside the run
@@ -51,6 +51,8 @@ def train(run: Path, options: dict[str, str]) -> int:
     node, _, fault = (faults[attempt] if attempt < len(faults) else "").partition(":")
     saved = run / f"saved-{attempt}"
     after, steps = begin(run, int(options["gain"])) if is_first() else 0, int(options["steps"])
+    if not fault:
+        signal.signal(signal.SIGTERM, lambda number, frame: (run / "STOP").touch())
     if is_first() and fault:
         save(run, min(after, steps))
         saved.touch()

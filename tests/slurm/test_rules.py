@@ -225,3 +225,20 @@ def test_a_chain_continues_after_a_failure_without_the_node(slurm, python, tmp_p
     chain = faulty(slurm, python, tmp_path, "n1:KILL", script="train_array.sbatch", gain=10, array="0-2%1")
     assert [state(slurm, f"{chain}_{task}") for task in (0, 1, 2)] == [("COMPLETED", "0:0")] * 3, slurm.log(chain)
     assert nodes_of_attempts(tmp_path) == ["n[0-1]", "n[0,2]"]
+
+
+def test_a_job_that_saves_in_its_grace_time_is_requeued(slurm, python, tmp_path):
+    """SLURM pre-empts it for an urgent job, and leaves it two minutes; it saves in one second and ends by itself."""
+    slurm.wait(slurm.idle, "idle nodes")
+    words = ["toy.yaml", f"--runs={tmp_path}", "--steps=10", "--gain=5"]
+    job_id = slurm.submit("train.sbatch", *words, SR_DIST_PYTHON=python)
+    slurm.wait((tmp_path / "toy" / "recipe.yaml").exists, "the attempt")
+    preempt(slurm)
+    assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
+    assert slurm.job(job_id)["Restarts"] == "1"
+    assert len(attempts(tmp_path)) == 2
+
+
+def preempt(slurm) -> None:
+    urgent = slurm.run("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--nodes=2", "--wrap=true").strip()
+    assert slurm.ended(urgent)["JobState"] == "COMPLETED"

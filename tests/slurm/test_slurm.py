@@ -35,16 +35,17 @@ def uninterrupted(slurm, photo_shards, runs) -> int:
     return job_id
 
 
-def in_mid_run(slurm, job_id: int, folder: Path) -> None:
-    """Waits for step 6 and suspends the processes of the run, so that the test acts in the middle of it."""
+def in_mid_run(slurm, job_id: int, folder: Path, step: int = 6, steps: int = STEPS) -> None:
+    """Waits for a step and suspends the processes of the run, so that the test acts in the middle of it."""
 
     def reached() -> bool:
-        assert slurm.job(job_id)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), slurm.log(job_id)
-        return last_step(folder) >= 6
+        slurm.hurry(job_id)
+        assert slurm.job(job_id)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), slurm.log(job_id)
+        return last_step(folder) >= step
 
-    slurm.wait(reached, f"step 6 of {folder.name}")
+    slurm.wait(reached, f"step {step} of {folder.name}")
     send(slurm, job_id, signal.SIGSTOP)
-    assert last_step(folder) < STEPS, "too late: the run is over"
+    assert last_step(folder) < steps, "too late: the run is over"
 
 
 def send(slurm, job_id: int, signal_number: int) -> None:
