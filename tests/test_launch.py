@@ -150,6 +150,13 @@ def test_a_job_passes_dry_run_on(job, tmp_path):
     assert received == ["sr_dist.train", "configs/demo.yaml", f"--runs={tmp_path}", "--dry_run"]
 
 
+@pytest.mark.parametrize("name", ["SR_DIST_RETRIES", "SR_DIST_REQUEUES", "SR_DIST_MIN_NODES"])
+def test_a_job_refuses_limits_that_are_no_numbers_before_it_trains(job, tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "many")
+    done, received = job("train.sbatch", "configs/demo.yaml", f"--runs={tmp_path}")
+    assert (done.returncode, done.stderr) == (2, f"error: {name}: 'many' is not a whole number\n") and not received
+
+
 def test_two_stages_refuse_dry_run(tmp_path):
     words = ["bash", "launch/stages.sh", "configs/demo_pixel.yaml", "configs/demo.yaml", "--dry_run"]
     done = subprocess.run(words, cwd=ROOT, env=with_stubs(tmp_path), capture_output=True, text=True)

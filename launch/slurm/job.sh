@@ -70,7 +70,7 @@ saved_step() {  # RUN: prints the step of its newest checkpoint, or 0
 # limit. The file STOP tells all ranks, which save together and leave the marker PREEMPTED. The marker decides, because launchers exit
 # with 1 after a signal.
 attempt() {  # RECIPE [--key=value ...]: sets `run` and `failed_node`
-  local before after runs code=0 runs_exist=''
+  local before after reason runs code=0 runs_exist=''
   trap 'signal=USR1' USR1
   trap 'signal=TERM' TERM
   run=$(run_folder "$@") || return
@@ -97,7 +97,8 @@ attempt() {  # RECIPE [--key=value ...]: sets `run` and `failed_node`
     log "$run is still at step $after: not requeued, because this attempt made no progress; give the job more time"
     return 1
   fi
-  log "time is up; $run advanced from step $before to step $after and is saved"
+  [ "$signal" = USR1 ] && reason="time is up" || reason="SLURM pre-empts the job"
+  log "$reason; $run advanced from step $before to step $after and is saved"
   return "$OUT_OF_TIME"
 }
 

@@ -237,6 +237,7 @@ def test_a_job_that_saves_in_its_grace_time_is_requeued(slurm, python, tmp_path)
     assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
     assert slurm.job(job_id)["Restarts"] == "1"
     assert len(attempts(tmp_path)) == 2
+    assert "SLURM pre-empts the job; " in slurm.log(job_id)
 
 
 def preempt(slurm) -> None:

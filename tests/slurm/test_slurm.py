@@ -138,6 +138,9 @@ def test_a_run_that_fails_is_not_requeued(slurm, photo_shards, runs):
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "1:0", "0"), slurm.log(job_id)
     assert "were not finite for" in slurm.log(job_id)
     assert not (runs / "diverging" / "PREEMPTED").exists()
+    (row,) = incidents(runs / "diverging")
+    assert (row["cause"], row["requeued"]) == ("diverged", False)
+    assert "not requeued: it would diverge again" in slurm.log(job_id)
 
 
 def test_a_lost_node_ends_the_job_and_the_run_continues_when_it_is_back(slurm, photo_shards, runs):
