@@ -133,8 +133,9 @@ exclude() {  # JOB NODE: no later attempt runs on this node, if enough others ar
   excluded=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p;T;q')
   [ "$excluded" != "(null)" ] || excluded=
   excluded=${excluded:+$excluded,}$2
+  # a * after the state of a node means that it does not respond
   others=$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --format='%N %t' | sort -u |
-    awk '$2 ~ /^(idle|alloc|mix|comp|resv|plnd)/ {print $1}' | grep -vxFc -f <(scontrol show hostnames "$excluded")) || true
+    awk '$2 ~ /^(idle|alloc|mix|comp|resv|plnd)[^*]*$/ {print $1}' | grep -vxFc -f <(scontrol show hostnames "$excluded")) || true
   if [ "$others" -lt "$min_nodes" ]; then
     log "$2 is not excluded: $others other nodes are up, and the job needs $min_nodes (SR_DIST_MIN_NODES)"
   elif scontrol update JobId="$job" ExcNodeList="$excluded"; then
