@@ -34,12 +34,13 @@ NETWORK = re.compile(
     r"nccl\w+Error|NCCL (error|operation .*timed out)|Watchdog caught collective|Dist(Backend|Network|Store)Error|gloo/transport|"
     r"Connection (closed|reset) by peer|Connection refused|No route to host"
 )
+PEER = re.compile(r"Connection (closed|reset) by peer|Connection refused|No route to host|ncclRemoteError|Watchdog|timed out")
 ERROR = re.compile(r"[\w.]*(Error|Exception|Diverged|SaveFailed)\b")  # the last line of a traceback
 
 
 class Incident(Settings):
-    """Records a failed attempt of a job, and prints whether the job may try again (`again` or `stop`), the node that failed first
-    (or -) and its exit code, and in a second line the reason."""
+    """Records a failed attempt of a job. Prints whether the job may try again (`again` or `stop`), the node to exclude (or -) and
+    the exit code, and in a second line the reason."""
 
     run: Annotated[Path, Word("RUN")]
     """The run folder."""
@@ -72,6 +73,13 @@ class Failure:
     last_lines: Sequence[str] = ()
 
     @property
+    def suspect(self) -> str:
+        """The node to exclude, or `-`: a rank that only lost another one says nothing against its own node."""
+        if self.cause == "network" and any(PEER.search(line) for line in self.last_lines):
+            return "-"
+        return self.node or "-"
+
+    @property
     def text(self) -> str:
         place = f"{self.node}, rank {self.rank}: " if self.node else ""
         if self.cause == "lost":
@@ -91,7 +99,7 @@ def handle(options: Incident) -> None:
         print(f"stop - {MISTAKE}\nnot requeued: it would make the same mistake again", flush=True)
         return
     again, reason = decide(failure, options, fruitless(options.run, options.job))
-    print(f"{'again' if again else 'stop'} {failure.node or '-'} {failure.exit_code}\n{failure.text}; {reason}", flush=True)
+    print(f"{'again' if again else 'stop'} {failure.suspect} {failure.exit_code}\n{failure.text}; {reason}", flush=True)
     if options.run.is_dir():
         row = record(failure, options, again)
         Lines(options.run / INCIDENTS).write(json.dumps(row))

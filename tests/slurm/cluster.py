@@ -23,7 +23,7 @@ from pathlib import Path
 import processes
 import psutil
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo", "squeue")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo", "squeue", "sdiag")
 TIMEOUT = 240  # seconds, for a busy machine
 NODES = ("n0", "n1", "n2")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
@@ -145,6 +145,10 @@ class Cluster:
 
     def idle(self) -> bool:
         return self.run("sinfo", "--noheader", "--format=%T", "--Node", "--partition=wide").split() == ["idle"] * len(NODES)
+
+    def has_sent_all(self) -> bool:
+        """Whether no message of the controller waits for a node. It repeats those to a lost node once a minute."""
+        return re.search(r"^Agent queue size:\s*0$", self.run("sdiag"), re.MULTILINE) is not None
 
     def wait(self, condition: Callable[[], object], event: str) -> None:
         deadline = time.monotonic() + TIMEOUT

@@ -73,6 +73,15 @@ def test_the_first_failure_in_time_names_the_node(tmp_path, capsys):
     assert (row["node"], row["rank"], row["step"], row["saved_step"], row["requeued"]) == ("n2", 2, 9, 8, True)
 
 
+def test_a_rank_that_lost_another_one_does_not_blame_its_own_node(tmp_path, capsys):
+    """A node that lost its power writes nothing."""
+    leave(tmp_path / ".failed", 0, 1.0, 1, PEER)
+    assert judge(tmp_path, capsys, before=4, after=4)[0] == "again - 1"
+    assert [(row["cause"], row["node"]) for row in rows(tmp_path)] == [("network", "n0")]
+    leave(tmp_path / ".failed", 0, 1.0, 1, "torch.distributed.DistBackendError: ncclSystemError: System call failed")
+    assert judge(tmp_path, capsys, before=4, after=4)[0] == "again n0 1"
+
+
 def test_a_mistake_on_any_rank_ends_the_job_without_a_trace(tmp_path, capsys):
     leave(tmp_path / ".failed", 0, 1.0, 1, PEER)
     leave(tmp_path / ".failed", 1, 2.0, 2, "error: data.train: no folder")
