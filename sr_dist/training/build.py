@@ -223,8 +223,9 @@ def log_start(run: Run) -> None:
     own = validation_lines(recipe.data, len(run.validation.images.names)) if run.validation else ()
     for line in (*startup_lines(run.loader), *own):
         run.log.info(line)
+    backend = f"ZeRO-{launch_env.zero_stage()}, " if launch_env.under_deepspeed() else "DDP, " if ranks.size() > 1 else ""
     run.log.info(
-        f"on {plural(ranks.size(), 'rank')} ({run.device.type}), precision {recipe.precision}, "
+        f"on {plural(ranks.size(), 'rank')} ({run.device.type}), {backend}precision {recipe.precision}, "
         f"{plural(run.loader.accumulate, 'micro-batch', 'micro-batches')} per step"
     )
     if run.step:
