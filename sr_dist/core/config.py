@@ -35,7 +35,8 @@ class Settings(BaseModel):
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
-def _parse_none(value: Any) -> Any:
+def parse_none(value: Any) -> Any:
+    """`none`, `null`, `~` and empty text -> None."""
     return None if isinstance(value, str) and value.strip().lower() in ("", "none", "null", "~") else value
 
 
@@ -66,7 +67,7 @@ Positive = Annotated[int, Field(gt=0), BeforeValidator(_parse_exponent)]
 NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_parse_exponent)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literal[1, 3]
-Absent = BeforeValidator(_parse_none)  # Annotated[int | None, Absent]: `none`, `null` and empty text mean None
+Absent = BeforeValidator(parse_none)  # Annotated[int | None, Absent]: `none`, `null` and empty text mean None
 OptionalText = Annotated[str | None, Absent]
 OptionalPositive = Annotated[Positive | None, Absent]
 Names = Annotated[tuple[str, ...], BeforeValidator(parse_list)]  # `a,b` or [a, b]

@@ -47,6 +47,7 @@ FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "checkpoints/STEP/manifest.json": "the size and the sha256 of each of these files",
     "post_hoc/STEP.safetensors": "the same of every `save_every` steps, for `sr_dist.curve`; pruning leaves them",
     "samples/STEP.png": "LR, bicubic, SR and HR of the first validation images",
+    "samples/STEP/IMAGE.png": "restored validation images (`sample_images`); below a folder per set where there are several",
     "eval/": "reports",
     "curves/": "the images and the page of `sr_dist.plot`",
     "replay/A-B/": "steps that `sr_dist.replay` ran again: `replay.json`, its own `metrics.jsonl`, and `probes/`",

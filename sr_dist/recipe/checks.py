@@ -86,6 +86,7 @@ def check_agreement(recipe: Recipe) -> None:
             raise UserError(f"discriminator.channels: {expected}, but the images of the generator have {made}")
     if recipe.keep.best:
         known = list(CLASSIFICATION) if recipe.classifier else list(columns(recipe.metrics, recipe.extractor))
+        known += [f"{name}/{column}" for name in recipe.data.validation_sets if name for column in known]
         if recipe.keep.best not in known:
             metrics = ", ".join(CLASSIFICATION if recipe.classifier else recipe.metrics)
             near = nearest(recipe.keep.best, known)
