@@ -64,6 +64,8 @@ def check_names(recipe: Recipe) -> None:
         plugins.check(PACKAGES["content"], name, options, key)
     for name in recipe.metrics:
         plugins.locate(PACKAGES["metric"], name, "metrics")
+    for name in recipe.log.trackers:
+        plugins.locate(PACKAGES["tracker"], name, "log.trackers")
     for key in ("optimizer", "discriminator_optimizer"):
         if settings := getattr(recipe, key):
             plugins.locate(PACKAGES["optimizer"], settings.name, f"{key}.name")
@@ -84,6 +86,7 @@ def check_agreement(recipe: Recipe) -> None:
         made, expected = _channels(recipe.generator), _channels(recipe.discriminator)
         if made != expected:
             raise UserError(f"discriminator.channels: {expected}, but the images of the generator have {made}")
+    _check_log(recipe)
     if recipe.keep.best:
         known = list(CLASSIFICATION) if recipe.classifier else list(columns(recipe.metrics, recipe.extractor))
         known += [f"{name}/{column}" for name in recipe.data.validation_sets if name for column in known]
@@ -91,6 +94,17 @@ def check_agreement(recipe: Recipe) -> None:
             metrics = ", ".join(CLASSIFICATION if recipe.classifier else recipe.metrics)
             near = nearest(recipe.keep.best, known)
             raise UserError(f"keep.best: '{recipe.keep.best}' is not a column of the metrics {metrics}{near}")
+
+
+def _check_log(recipe: Recipe) -> None:
+    log = recipe.log
+    if len(set(log.trackers)) < len(log.trackers):
+        raise UserError(f"log.trackers: {', '.join(log.trackers)}: a tracker is named twice")
+    if "wandb" in log.trackers and "wandb" in log.model_fields_set and log.wandb == "off":
+        raise UserError("log.wandb: off, but log.trackers names wandb; leave one of them out")
+    if log.sync_every and log.wandb_mode != "offline":
+        reason = "rows are sent at once" if log.wandb_mode == "online" else "no row goes to W&B"
+        raise UserError(f"log.sync_every: {log.sync_every}, but with log.wandb: {log.wandb_mode} {reason}; it is for offline")
 
 
 def _channels(part: Part) -> str:

@@ -298,10 +298,19 @@ class Log(Settings):
 
     wandb: Literal["off", "offline", "online"] = "off"
     """Whether the rows of metrics.jsonl go to W&B."""
+    trackers: Names = ()
+    """Trackers that get the rows, such as [wandb, tensorboard]: files of training/trackers, or dotted names of your own."""
     project: str = "sr_dist"
     """The W&B project."""
+    sync_every: Period = None
+    """Send what W&B wrote offline, with `wandb sync`, in the background every N steps."""
     artifacts: bool = False
     """Send every checkpoint to W&B."""
+
+    @property
+    def wandb_mode(self) -> Literal["off", "offline", "online"]:
+        """W&B is on if `wandb` says so or `trackers` names it."""
+        return "offline" if self.wandb == "off" and "wandb" in self.trackers else self.wandb
 
 
 class Resume(Settings):
