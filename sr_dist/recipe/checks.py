@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from sr_dist.core import config, launch_env, plugins
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.launch_env import Launch
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.core.run_layout import RECIPE, checkpoint_steps
 from sr_dist.recipe import shipped
 from sr_dist.recipe.columns import CLASSIFICATION, columns
 from sr_dist.recipe.content import content_sections
@@ -21,11 +23,43 @@ from sr_dist.recipe.sections import AUTO, Mode, Part, Recipe
 
 def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """Reads a recipe (a path, or a name of the package's), sets `--key.sub=value` overrides and checks it without its data."""
-    tree = config.read(shipped.locate(path))
+    file = shipped.locate(path)
+    tree = config.read(file)
+    if "network_g" in tree:
+        command = f"python -m sr_dist.import_options {shlex.quote(str(path))}"
+        raise UserError(f"RECIPE: '{path}' is an option file of BasicSR; `{command} > mine.yaml` makes a recipe of it")
+    check_renamed_parts(tree, overrides)
     recipe = with_launchers_precision(config.typed(Recipe, config.override(tree, with_split(tree, overrides))))
     check_names(recipe)
     check_agreement(recipe)
     return recipe
+
+
+def check_place(file: Path, recipe: Recipe) -> None:
+    """Refuses the recipe of a run folder that was moved: training it would begin another run where the folder was."""
+    run = file.resolve().parent
+    if file.name == RECIPE and checkpoint_steps(run) and run != recipe.folder.resolve():
+        words = f"--runs={shlex.quote(str(file.parent.parent))} --name={shlex.quote(run.name)}"
+        raise UserError(
+            f"RECIPE: '{file}' belongs to the run in '{file.parent}', but it names '{recipe.folder}'; {words} continues that "
+            f"run, and --name=NEW begins another"
+        )
+
+
+def check_renamed_parts(tree: Mapping[str, Any], overrides: Mapping[str, str]) -> None:
+    """A name on the command line that has other options than the section of the recipe's file."""
+    for key in ("generator", "discriminator", "classifier", "objective"):
+        section, name = tree.get(key), overrides.get(f"{key}.name")
+        if not isinstance(section, dict) or name in (None, section.get("name")):
+            continue
+        assert name is not None
+        known = plugins.options(plugins.locate(_package(key), name, f"{key}.name")[1])
+        foreign = [option for option in section if option != "name" and known is not None and option not in known]
+        if foreign:
+            raise UserError(
+                f"{key}.name: {name}, but the recipe's section is that of '{section.get('name')}', with {', '.join(foreign)}; "
+                f"--{key}='{{name: {name}}}' takes the place of the whole section"
+            )
 
 
 def with_split(tree: config.Tree, overrides: Mapping[str, str]) -> Mapping[str, str]:

@@ -39,6 +39,9 @@ def fit(run: Run, profile: Span | None = None) -> bool:
             return False
         save_validated(run)
     first = run.step + 1
+    if run.step >= recipe.steps:
+        beyond = "" if run.step == recipe.steps else f", and steps: {recipe.steps} is less"
+        run.log.info(f"the run has {plural(run.step, 'step')} already{beyond}: nothing is trained; a larger --steps=N goes on")
     if 1 < first <= recipe.steps and run.stop.agreed_at_start():  # a run that continues has a checkpoint already
         run.writer.wait()
         return False

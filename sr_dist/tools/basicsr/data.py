@@ -117,7 +117,12 @@ def _crop(options: Options, scale: int) -> int:
         return scale * options.take("datasets.train.lq_size", whole, 32, "data.crop, times scale")
     top = options.take("gt_size", whole, 0, "data.crop")
     size = options.take("datasets.train.gt_size", whole, top or 128, "data.crop")
-    return top or size  # RealESRGANModel cuts to its own size last
+    crop = top or size  # RealESRGANModel cuts to its own size last
+    if crop % scale and crop > scale:
+        whole_crop = crop // scale * scale
+        options.checks.append(f"gt_size: {crop} is no multiple of scale {scale}; data.crop is {whole_crop}, as BasicSR cuts it.")
+        return whole_crop
+    return crop
 
 
 def _degradation(options: Options) -> Tree:
