@@ -19,6 +19,7 @@ from sr_dist.training.needed_files import find_weights
 from sr_dist.training.out_of_memory import out_of_memory
 from sr_dist.training.profile import Span
 from sr_dist.training.throughput import work
+from sr_dist.training.tracker import check_trackers
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
     estimates = estimates or Estimates()
     checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     find_weights(recipe)
+    check_trackers(recipe)
     missing = run_folder.missing_folders(recipe.folder)
     lock = run_folder.claim(recipe.folder)
     try:
