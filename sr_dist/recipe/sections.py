@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_v
 
 from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole
 from sr_dist.core.passwords import without_passwords
+from sr_dist.recipe.steering import Health
 
 LONGEST_PATTERN = 10_000  # the largest sum of whole weights of mixed data sets
 
@@ -351,6 +352,7 @@ class Recipe(Settings):
     log_every: Positive = 50
     """The period of log rows in steps."""
     log: Log = Log()
+    health: Health = Health()
     zero: Zero = Zero()
     resume: Resume = Resume()
     allow_download: bool = False

@@ -28,6 +28,7 @@ from sr_dist.models.trained import match_tensors
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Data, Recipe, whole_weights
 from sr_dist.training import checkpoint, run_folder
+from sr_dist.training.alarms import no_alarms
 from sr_dist.training.checkpoint import Checkpoint
 from sr_dist.training.classification import VALIDATION_BATCH
 from sr_dist.training.ddp import DDPEngine
@@ -170,7 +171,7 @@ def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
 
 def begin_state(recipe: Recipe, run_id: str, digest: str) -> State:
     fixed = resume_rules.part_of(config.parse(config.text(recipe)), free=False)
-    return State(run=run_id, recipe=fixed, manifest=digest, best=None, validated=True, last_finite=None)
+    return State(run=run_id, recipe=fixed, manifest=digest, best=None, validated=True, alarms=no_alarms(), last_finite=None)
 
 
 def open_loader(

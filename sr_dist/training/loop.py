@@ -15,17 +15,19 @@ from sr_dist.core.batch import Batch
 from sr_dist.core.printable import plural
 from sr_dist.core.run_layout import DONE, PREEMPTED, SAMPLES
 from sr_dist.data.image_pairs import Batches
-from sr_dist.data.order import NOISE, draw
+from sr_dist.data.order import NOISE, draw, micro_batch
 from sr_dist.evaluation.partial_results import Abandoned
 from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.scoring import Scores, Scoring, score
 from sr_dist.recipe.columns import CLASSIFICATION
 from sr_dist.training import classification, run_folder
+from sr_dist.training.alarms import check
+from sr_dist.training.health import Observer, columns
 from sr_dist.training.profile import Span, profiled
 from sr_dist.training.run import Best, Run, ValidationResult, check_folder, check_saves, close, save, save_validated
 from sr_dist.training.samples import COUNT, Pair, SampleSheet, draw_samples
 from sr_dist.training.schedule import due, learning_rate
-from sr_dist.training.step import StepResult, take_step
+from sr_dist.training.step import Around, StepResult, take_step
 from sr_dist.training.throughput import peak_memory_gb, progress_line, step_time_spread
 
 SKIPPED_AT_THE_END = 3  # steps in a row; the weights of a run that ends so are of no use
@@ -86,7 +88,9 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     run.watchdog.beat(f"training step {step}")
     seed_everything(run.recipe.seed, step, run.device)
     rates = {phase: learning_rate(run.recipe, phase, step) for phase in run.engines}
-    result = take_step(run.objective, run.engines, batches, run.precision, rates, run.clock.forward)
+    run.observer = observer_of(run, step, batches)
+    around = Around(run.clock.forward, run.observer)
+    result = take_step(run.objective, run.engines, batches, run.precision, rates, around)
     run.ema.update()
     if run.power_emas:
         run.power_emas.update(step)
@@ -96,6 +100,23 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     ):  # a streak that lasts is seen at the second check
         check_divergence(run)
     return result
+
+
+def observer_of(run: Run, step: int, batches: list[Batch]) -> Observer | None:
+    """For a step whose row is logged, of a generator's training."""
+    recipe = run.recipe
+    if not recipe.health.enabled or run.primary != "generator" or not due(recipe, recipe.log_every, step):
+        return None
+    num_parts, partitioned = (
+        len(batches),
+        any(
+            run.engines[name].size_of(p) != p.numel()
+            for name in list(run.engines)[1:]
+            for p in run.engines[name].bare.parameters()
+        ),
+    )
+    places = [micro_batch(recipe.data.batch, ranks.size(), num_parts, ranks.rank(), number) for number in range(num_parts)]
+    return Observer(places, recipe.data.batch, through=not partitioned, half=recipe.precision == "fp16")
 
 
 def seed_everything(seed: int, step: int, device: torch.device) -> None:
@@ -136,10 +157,15 @@ def report(run: Run, result: StepResult) -> None:
     recipe, images = run.recipe, run.images
     losses = torch.stack([value.double() for value in result.losses.values()])
     seconds = losses.new_zeros(ranks.size())  # one entry per rank, the others 0, so that the sum gathers them
+    if run.observer:
+        run.observer.weights(run.ema)
+    health = run.observer.sums if run.observer else {}
     losses.sum().item()  # waits until the device has finished the step
     seconds[ranks.rank()] = run.clock.own_seconds()
-    totals = ranks.all_reduce_sum(torch.cat([losses, seconds])).tolist()
-    values, times = totals[: len(losses)], totals[len(losses) :]
+    parts = [losses, seconds, *(value.reshape(-1) for value in health.values())]
+    totals = ranks.all_reduce_sum(torch.cat(parts)).cpu().split([len(part) for part in parts])
+    values, times = totals[0].tolist(), totals[1].tolist()
+    sums = {name: total.view(own.shape) for (name, own), total in zip(health.items(), totals[2:], strict=True)}
     row = {
         "step": run.step,
         "images": images,
@@ -152,9 +178,12 @@ def report(run: Run, result: StepResult) -> None:
         **{f"grad_norm/{name}": float(norm) for name, norm in result.norms.items()},
         **{f"skipped/{name}": int(engine.skipped_total) for name, engine in run.engines.items()},
         **run.loader.log_columns(),
+        **columns(sums),
     }
     run.log.row(row)
     run.log.info(progress_line(row, recipe.steps, run.clock.remaining(recipe.steps - run.step)))
+    for alarm in check(row, recipe.health.alarms, run.state["alarms"]) if run.observer else ():
+        run.log.alert(f"step {run.step}: {alarm.text}")
 
 
 def show_progress(run: Run) -> None:

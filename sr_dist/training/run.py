@@ -22,8 +22,10 @@ from sr_dist.models.tiling import Upscale, adapt_channels
 from sr_dist.recipe.labels import Labels, labels_of
 from sr_dist.recipe.sections import Part, Recipe
 from sr_dist.training import checkpoint
+from sr_dist.training.alarms import AlarmState, no_alarms
 from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
+from sr_dist.training.health import Observer
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.power_ema import STEM, PowerEmas, keep_snapshot
 from sr_dist.training.step import Precision
@@ -56,6 +58,7 @@ class State(TypedDict):
     manifest: str  # digest of the training data
     best: Best | None
     validated: bool  # False: the validation of the last step was postponed, or is still to come
+    alarms: AlarmState
     last_finite: int | None  # step of the last checkpoint at which no gradient or buffer was infinite or not a number
 
 
@@ -81,6 +84,7 @@ class Run:
     state: State
     power_emas: PowerEmas | None = None  # of ema.post_hoc
     step: int = 0
+    observer: Observer | None = None  # of the last step, if its health was measured
 
     @property
     def primary(self) -> str:
@@ -228,6 +232,7 @@ def resume(run: Run, saved: checkpoint.Checkpoint) -> None:
     run.step = saved.step
     run.state["best"], run.state["validated"] = state["best"], state["validated"]
     run.state["last_finite"] = state.get("last_finite")
+    run.state["alarms"] = state.get("alarms", no_alarms())
 
 
 def close(run: Run, code: int = 0) -> None:

@@ -15,6 +15,7 @@ from sr_dist.core.batch import Batch, Reading, Terms
 from sr_dist.core.contracts import Objective
 from sr_dist.models.tiling import check_size
 from sr_dist.training.engine import StepEngine
+from sr_dist.training.health import Observer
 
 
 class StepResult(NamedTuple):
@@ -36,29 +37,40 @@ class Precision:
         return torch.autocast(self.device_type, torch.float16 if self.name == "fp16" else torch.bfloat16)
 
 
+@dataclass(frozen=True)
+class Around:
+    """What a training adds to a step: it changes no result."""
+
+    timed: Callable[[], AbstractContextManager[None]] = nullcontext  # entered around the first network's forward pass
+    observer: Observer | None = None  # of steps whose health is measured
+
+
 def take_step(
     objective: Objective, engines: Mapping[str, StepEngine], batches: Sequence[Batch], precision: Precision,
-    learning_rates: Mapping[str, float], timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    learning_rates: Mapping[str, float], around: Around = Around(),
 ) -> StepResult:  # fmt: skip
     """Updates every network once from the micro-batches of one step. All ranks must call.
 
     The generator (or the classifier) goes first, against the discriminator of the step before. The discriminator then learns
     from the same outputs, detached. So every sample costs one generator forward, with any number of micro-batches.
-    `timed` is entered around the first network's forward pass.
     """
     first, *others = engines
     discriminator = engines["discriminator"].bare if others else None
     result = StepResult({}, {})
     outputs: list[Tensor] = []
+    observer = around.observer
 
     with frozen(discriminator):  # the bare module: gradients pass through it, none stay in it
         for engine, batch in accumulated(engines[first], batches):
             with precision.autocast():
-                with timed():
+                with around.timed():
                     output = objective(engine.network, batch)
                 if first == "generator":
                     check_size(output, batch.lr, tuple(batch.hr.shape))
-                terms = loss_of(objective, first)(discriminator, batch, output)
+                seen = observer.watch(discriminator, first, batch, output) if observer else discriminator
+                terms = loss_of(objective, first)(seen, batch, output)
+            if observer:
+                observer.generator(batch, output, terms)
             engine.backward(weighted_sum(terms, batch, result.losses))
             outputs.append(output.detach())
     result.norms[first] = engines[first].step(learning_rates[first])
@@ -66,7 +78,10 @@ def take_step(
     for name in others:
         for (engine, batch), output in zip(accumulated(engines[name], batches), outputs, strict=True):
             with precision.autocast():
-                terms = loss_of(objective, name)(engine.network, batch, output)
+                seen = observer.watch(engine.network, name, batch, output) if observer else engine.network
+                terms = loss_of(objective, name)(seen, batch, output)
+            if observer:
+                observer.discriminator(batch, terms)
             engine.backward(weighted_sum(terms, batch, result.losses))
         result.norms[name] = engines[name].step(learning_rates[name])
     return result

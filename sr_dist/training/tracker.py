@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 class Tracker(Protocol):
     """Receives what a run logs, on the first rank only. Training does not depend on a tracker: one that raises gets nothing more.
 
-    `at` is a row with the step and the number of images seen.
+    `at` is a row with the step and the number of images seen. A tracker that also has `alert(title, text)` gets the alarms.
     """
 
     def row(self, row: Row) -> None:
