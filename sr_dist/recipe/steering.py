@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sr_dist.core.config import Fraction, Positive, Settings
 
@@ -18,7 +18,7 @@ class Alarms(Settings):
     """The share of logits whose loss has no gradient left, on real and on restored images: the discriminator has won."""
     ratio: Above = 10.0
     """The gradient of adversarial terms over that of the others, at sr."""
-    mean: Above = 0.1
+    mean: Above = 0.05
     """The difference between the means of SR and HR in a channel, of images in [0, 1]."""
     spread: Annotated[float, Field(gt=1)] = 2.0
     """The factor between the standard deviations of SR and HR in a channel."""
@@ -33,4 +33,17 @@ class Health(Settings):
 
     enabled: bool = True
     """Measure the columns health/..., and give alarms."""
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    """How a discriminator that has won, colours that drift and a lost contrast are handled: go on, stop, or go back to the best
+    checkpoint from before (without a best one to the newest) with lower rates; so for rollback also max_skipped."""
+    rollbacks: Positive = 3
+    """The most rollbacks of a run; then it stops."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """What a rollback multiplies the rates of all networks with."""
     alarms: Alarms = Alarms()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Health:
+        if self.on_collapse != "warn" and not self.enabled:
+            raise ValueError(f"on_collapse: {self.on_collapse} needs what health measures; say --health.enabled=true")
+        return self

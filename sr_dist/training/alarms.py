@@ -17,26 +17,27 @@ class AlarmState(TypedDict):
     """In state.json."""
 
     streaks: dict[str, int]  # alarm -> rows in a row that were above its bound
+    since: dict[str, int]  # alarm -> the step of the first of them
     armed: list[str]  # alarms of what is bad only after it was good: a network without training has any colours
 
 
 class Alarm(NamedTuple):
     name: str
     text: str
-    first: bool  # since it was gone
+    since: int  # the step of the first row above the bound
 
 
-COLLAPSE = "collapse"
+COLLAPSES = ("collapse", "mean", "spread")  # after which a run is of no use
 
 
 def no_alarms() -> AlarmState:
-    return AlarmState(streaks={}, armed=[])
+    return AlarmState(streaks={}, since={}, armed=[])
 
 
 def collapse(row: Row, bounds: Alarms) -> str | None:
     shares = [row.get(f"health/saturated_{kind}") for kind in ("real", "fake")]
     known = [share for share in shares if share is not None and share >= bounds.saturation]
-    if len(known) < 2 or row.get("health/margin", 0.0) <= 0:
+    if len(known) < 2:
         return None
     return (
         f"the discriminator has won: {min(known):.0%} of its answers leave it nothing to learn, and the generator follows noise; "
@@ -76,7 +77,7 @@ def spread(row: Row, bounds: Alarms) -> str | None:
     )
 
 
-CHECKS: dict[str, Callable[[Row, Alarms], str | None]] = {COLLAPSE: collapse, "ratio": ratio, "mean": mean, "spread": spread}
+CHECKS: dict[str, Callable[[Row, Alarms], str | None]] = {"collapse": collapse, "ratio": ratio, "mean": mean, "spread": spread}
 AFTER_GOOD = ("mean", "spread")
 
 
@@ -87,10 +88,12 @@ def check(row: Row, bounds: Alarms, state: AlarmState) -> list[Alarm]:
         text = text_of(row, bounds)
         if text is None or (name in AFTER_GOOD and name not in state["armed"]):
             state["streaks"].pop(name, None)
+            state["since"].pop(name, None)
             if text is None and name in AFTER_GOOD and name not in state["armed"]:
                 state["armed"].append(name)
             continue
+        since = state["since"].setdefault(name, int(row.get("step", 0)))
         rows = state["streaks"][name] = state["streaks"].get(name, 0) + 1
         if rows >= bounds.rows and (rows - bounds.rows) % bounds.repeat == 0:
-            due.append(Alarm(name, text, rows == bounds.rows))
+            due.append(Alarm(name, text, since))
     return due

@@ -32,12 +32,19 @@ class Watched:
         self._network, self._note = network, note
 
     def __call__(self, images: Tensor) -> DiscriminatorOutput:
-        output = self._network(images)
+        output = cast(DiscriminatorOutput, self._network(images))
+        output = output._replace(logits=apart(output.logits))
         self._note(images, output)
-        return cast(DiscriminatorOutput, output)
+        return output
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
+
+
+def apart(output: Tensor) -> Tensor:
+    """The output of a network as a tensor of its own: a gradient by it ends before the hooks that a backend (DeepSpeed)
+    has put on the output."""
+    return output.view_as(output)
 
 
 class Observer:

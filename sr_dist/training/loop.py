@@ -21,9 +21,12 @@ from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.scoring import Scores, Scoring, score
 from sr_dist.recipe.columns import CLASSIFICATION
 from sr_dist.training import classification, run_folder
-from sr_dist.training.alarms import check
+from sr_dist.training.alarms import COLLAPSES, check
+from sr_dist.training.engine import is_partitioned
 from sr_dist.training.health import Observer, columns
+from sr_dist.training.not_finite import Trained, diagnoses
 from sr_dist.training.profile import Span, profiled
+from sr_dist.training.rollback import Collapsed, rate_factor
 from sr_dist.training.run import Best, Run, ValidationResult, check_folder, check_saves, close, save, save_validated
 from sr_dist.training.samples import COUNT, Pair, SampleSheet, draw_samples
 from sr_dist.training.schedule import due, learning_rate
@@ -33,7 +36,7 @@ from sr_dist.training.throughput import peak_memory_gb, progress_line, step_time
 SKIPPED_AT_THE_END = 3  # steps in a row; the weights of a run that ends so are of no use
 
 
-class Diverged(RuntimeError):
+class Diverged(Collapsed):
     """Too many steps in a row had gradients that are not finite."""
 
 
@@ -49,6 +52,9 @@ def fit(run: Run, profile: Span | None = None) -> bool:
     if 1 < first <= recipe.steps and run.stop.agreed_at_start():  # a run that continues has a checkpoint already
         run.writer.wait()
         return False
+    if not run.step and recipe.health.on_collapse == "rollback":
+        validate(run)  # the starting weights may be the best
+        save(run)  # where it goes back to if it collapses before the first checkpoint
     run.watchdog.beat("waiting for the first images")
     for step, batches in run.clock.steps(profiled(profile, run, run.loader.steps(first, run.clock.waiting))):
         result = advance(run, step, batches)
@@ -61,7 +67,8 @@ def fit(run: Run, profile: Span | None = None) -> bool:
 
         line_is_due = run.log.is_line_due()
         if due(recipe, recipe.log_every, step):
-            report(run, result)
+            if collapse := report(run, result):
+                raise collapse
         elif line_is_due:
             show_progress(run)
         with run.clock.paused():
@@ -87,7 +94,7 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     """Takes one step from its micro-batches. All ranks must call."""
     run.watchdog.beat(f"training step {step}")
     seed_everything(run.recipe.seed, step, run.device)
-    rates = {phase: learning_rate(run.recipe, phase, step) for phase in run.engines}
+    rates = {phase: rate(run, phase, step) for phase in run.engines}
     run.observer = observer_of(run, step, batches)
     around = Around(run.clock.forward, run.observer)
     result = take_step(run.objective, run.engines, batches, run.precision, rates, around)
@@ -95,11 +102,30 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     if run.power_emas:
         run.power_emas.update(step)
     run.step = step
+    run.recent.append(Trained(step, result.losses, result.norms, tuple(key for batch in batches for key in batch.keys)))
     if due(
         run.recipe, min(run.recipe.log_every, run.recipe.max_skipped), step
     ):  # a streak that lasts is seen at the second check
+        explain_skipped(run, batches)
         check_divergence(run)
     return result
+
+
+def explain_skipped(run: Run, batches: list[Batch]) -> None:
+    """Logs what made gradients that are not finite, in the steps since this was last called. All ranks must call."""
+    count = sum(float(engine.skipped_total) for engine in run.engines.values())
+    if count > run.num_skipped and run.precision.name != "fp16":  # whose scaler tries out how much is too much
+        networks = {name: engine.bare for name, engine in run.engines.items()}
+        whole = run.primary == "generator" and not any(is_partitioned(engine) for engine in run.engines.values())
+        for line in diagnoses(run.recent, batches, networks if whole else {}):
+            run.log.info(line)
+    run.num_skipped = count
+    run.recent.clear()
+
+
+def rate(run: Run, phase: str, step: int) -> float:
+    """The rate of a network in a step: the recipe's, lower after rollbacks."""
+    return learning_rate(run.recipe, phase, step) * rate_factor(run.state["rollbacks"], step)
 
 
 def observer_of(run: Run, step: int, batches: list[Batch]) -> Observer | None:
@@ -107,14 +133,8 @@ def observer_of(run: Run, step: int, batches: list[Batch]) -> Observer | None:
     recipe = run.recipe
     if not recipe.health.enabled or run.primary != "generator" or not due(recipe, recipe.log_every, step):
         return None
-    num_parts, partitioned = (
-        len(batches),
-        any(
-            run.engines[name].size_of(p) != p.numel()
-            for name in list(run.engines)[1:]
-            for p in run.engines[name].bare.parameters()
-        ),
-    )
+    num_parts = len(batches)
+    partitioned = "discriminator" in run.engines and is_partitioned(run.engines["discriminator"])
     places = [micro_batch(recipe.data.batch, ranks.size(), num_parts, ranks.rank(), number) for number in range(num_parts)]
     return Observer(places, recipe.data.batch, through=not partitioned, half=recipe.precision == "fp16")
 
@@ -148,12 +168,14 @@ def check_divergence(run: Run) -> None:
             continue
         raise Diverged(
             f"{problem} (max_skipped), to step {run.step}; a lower optimizer.learning_rate, optimizer.clip or precision=no "
-            f"usually helps"
+            f"usually helps",
+            since=run.step - count + 1,
         )
 
 
-def report(run: Run, result: StepResult) -> None:
-    """Logs one row and one line. All ranks must call: the losses are means over the global batch."""
+def report(run: Run, result: StepResult) -> Collapsed | None:
+    """Logs one row and one line, and alarms. Returns a collapse that the recipe does not only warn of. All ranks must call: the
+    losses are means over the global batch."""
     recipe, images = run.recipe, run.images
     losses = torch.stack([value.double() for value in result.losses.values()])
     seconds = losses.new_zeros(ranks.size())  # one entry per rank, the others 0, so that the sum gathers them
@@ -170,7 +192,7 @@ def report(run: Run, result: StepResult) -> None:
         "step": run.step,
         "images": images,
         "epoch": images / run.loader.samples,
-        "learning_rate": learning_rate(recipe, run.primary, run.step),
+        "learning_rate": rate(run, run.primary, run.step),
         **run.clock.report(recipe.data.batch),
         **step_time_spread(times),
         "memory_gb": peak_memory_gb(),
@@ -182,8 +204,13 @@ def report(run: Run, result: StepResult) -> None:
     }
     run.log.row(row)
     run.log.info(progress_line(row, recipe.steps, run.clock.remaining(recipe.steps - run.step)))
-    for alarm in check(row, recipe.health.alarms, run.state["alarms"]) if run.observer else ():
+    alarms = check(row, recipe.health.alarms, run.state["alarms"]) if run.observer else []
+    for alarm in alarms:
         run.log.alert(f"step {run.step}: {alarm.text}")
+    if recipe.health.on_collapse == "warn":
+        return None
+    collapse = ranks.from_first(lambda: next((alarm for alarm in alarms if alarm.name in COLLAPSES), None))
+    return collapse and Collapsed(f"step {run.step}: {collapse.text}", collapse.since)
 
 
 def show_progress(run: Run) -> None:

@@ -15,7 +15,7 @@ from sr_dist.core.batch import Batch, Reading, Terms
 from sr_dist.core.contracts import Objective
 from sr_dist.models.tiling import check_size
 from sr_dist.training.engine import StepEngine
-from sr_dist.training.health import Observer
+from sr_dist.training.health import Observer, apart
 
 
 class StepResult(NamedTuple):
@@ -65,6 +65,7 @@ def take_step(
             with precision.autocast():
                 with around.timed():
                     output = objective(engine.network, batch)
+                output = apart(output) if observer else output
                 if first == "generator":
                     check_size(output, batch.lr, tuple(batch.hr.shape))
                 seen = observer.watch(discriminator, first, batch, output) if observer else discriminator

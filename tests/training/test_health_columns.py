@@ -131,7 +131,6 @@ def test_an_alarm_comes_after_two_rows_and_again_when_it_was_gone_or_lasts():
     bounds = Alarms(repeat=5)
     assert rows_with_an_alarm([WON] * 13, bounds) == [2, 7, 12]
     assert rows_with_an_alarm([WON, FINE, WON, WON, WON, FINE, WON, WON], bounds) == [4, 8]
-    assert rows_with_an_alarm([{**WON, "health/margin": -12.0}] * 4, bounds) == []  # wrong about all images
     assert rows_with_an_alarm([{**WON, "health/saturated_fake": math.nan}] * 4, bounds) == []
 
 
