@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_v
 
 from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole
 from sr_dist.core.passwords import without_passwords
-from sr_dist.recipe.steering import Health
+from sr_dist.recipe.steering import DiscriminatorTraining, Health
 
 LONGEST_PATTERN = 10_000  # the largest sum of whole weights of mixed data sets
 
@@ -318,6 +318,7 @@ class Recipe(Settings):
     optimizer: Optimizer
     discriminator_optimizer: Annotated[Optimizer | None, Absent] = None
     """The default is the generator's optimizer."""
+    discriminator_training: DiscriminatorTraining = DiscriminatorTraining()
     schedule: Schedule = Schedule()
     ema: Ema = Ema()
     accumulate: Positive = 1

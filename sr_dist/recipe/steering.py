@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sr_dist.core.config import Fraction, Positive, Settings
+from sr_dist.core.config import Absent, Fraction, NonNegative, Positive, Settings
+from sr_dist.recipe.weights import Weight
 
 Above = Annotated[float, Field(gt=0)]
 
@@ -47,3 +48,20 @@ class Health(Settings):
         if self.on_collapse != "warn" and not self.enabled:
             raise ValueError(f"on_collapse: {self.on_collapse} needs what health measures; say --health.enabled=true")
         return self
+
+
+class DiscriminatorTraining(Settings):
+    """When the discriminator of a GAN is trained, and what it sees."""
+
+    warmup: NonNegative = 0
+    """Steps at the beginning in which only the discriminator is trained."""
+    updates: Positive = 1
+    """The generator is trained in every N-th step after them, the discriminator in each."""
+    adaptive: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Absent] = None
+    """The discriminator pauses after a step in which the mean gradient of its loss by its logits (of cross-entropy: the mean
+    probability of a wrong answer) was below this, such as 0.05."""
+    noise: Weight = 0.0
+    """The deviation of noise on the images that it sees, in [0, 1]: a number, or numbers by step."""
+
+    def trains_generator(self, step: int) -> bool:
+        return step > self.warmup and (step - self.warmup) % self.updates == 0

@@ -174,7 +174,7 @@ def begin_state(recipe: Recipe, run_id: str, digest: str, rollbacks: list[Rollba
     fixed = resume_rules.part_of(config.parse(config.text(recipe)), free=False)
     return State(
         run=run_id, recipe=fixed, manifest=digest, best=None, validated=True, last_finite=None, alarms=no_alarms(),
-        rollbacks=rollbacks, last_saved=None, last_healthy=None,
+        rollbacks=rollbacks, last_saved=None, logit_gradient=None, last_healthy=None,
     )  # fmt: skip
 
 

@@ -33,7 +33,10 @@ class Watched:
 
     def __call__(self, images: Tensor) -> DiscriminatorOutput:
         output = cast(DiscriminatorOutput, self._network(images))
-        output = output._replace(logits=apart(output.logits))
+        logits = apart(output.logits)
+        if torch.is_grad_enabled() and not logits.requires_grad:  # of a discriminator that pauses
+            logits = logits.detach().requires_grad_()
+        output = output._replace(logits=logits)
         self._note(images, output)
         return output
 
@@ -51,10 +54,13 @@ class Observer:
     """Watches one step. `sums` add up over micro-batches and ranks.
 
     `places` are the indices of each micro-batch in the global batch of `size` images. `through` says whether gradients may pass
-    the discriminator twice; ZeRO-3 lets go of its weights after the first time.
+    the discriminator twice; ZeRO-3 lets go of its weights after the first time. `only_logits` leaves the generator out.
     """
 
-    def __init__(self, places: Sequence[range], size: int, through: bool = True, half: bool = False) -> None:
+    def __init__(
+        self, places: Sequence[range], size: int, through: bool = True, half: bool = False, only_logits: bool = False
+    ) -> None:
+        self.only_logits = only_logits
         self.places, self.size, self.through, self.factor = places, size, through, HALF if half else 1.0
         self.sums: Sums = {}
         self._number = {"generator": -1, "discriminator": -1}
@@ -80,6 +86,8 @@ class Observer:
 
     def generator(self, batch: Batch, sr: Tensor, terms: Terms) -> None:
         """After the generator's loss of a micro-batch, before its backward pass."""
+        if self.only_logits:
+            return
         self._colours(batch, sr)
         if self.through or not self._seen:
             self._gradients(batch, sr, terms)
@@ -89,13 +97,14 @@ class Observer:
         place = self.places[self._number["discriminator"]]
         loss = batch.share * _sum(terms)
         for real, fake, output in self._seen:
-            flat = _flat(loss, output.logits, batch)
+            flat, pull = _gradients_by(loss, output.logits, batch)
             logits = torch.zeros(self.size, dtype=torch.float64, device=output.logits.device)
             logits[place.start : place.stop] = image_logits(output.logits.detach()[: len(batch)], len(batch))
             for kind, share in (("real", real), ("fake", fake)):
                 self.add(f"logits_{kind}", logits * share)
                 self.add(f"images_{kind}", share * len(batch))
                 self.add(f"flat_{kind}", share * flat * len(batch))
+                self.add(f"pull_{kind}", share * pull * len(batch))
                 if output.class_logits is not None:
                     known = batch.label >= 0
                     self.add(f"labels_{kind}", share * known.sum())
@@ -149,13 +158,24 @@ def _sum(terms: Terms) -> Tensor:
     return torch.stack([term for term in terms.values() if not isinstance(term, Reading)]).sum()
 
 
-def _flat(loss: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-    """The share of logits by which the loss hardly changes. `loss` is this micro-batch's part of the global batch's mean."""
+def _gradients_by(loss: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The share of logits by which the loss hardly changes, and the mean size of its gradients, times the number of logits.
+
+    `loss` is this micro-batch's part of the global batch's mean.
+    """
     (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
     if gradient is None:
-        return torch.zeros((), dtype=torch.float64, device=logits.device)
-    own = gradient[: len(batch)].double()
-    return (own.abs() * (own.numel() / batch.share) < FLAT).double().mean()
+        nothing = torch.zeros((), dtype=torch.float64, device=logits.device)
+        return nothing, nothing
+    own = gradient[: len(batch)].double().abs()
+    own = own * (own.numel() / batch.share)
+    return (own < FLAT).double().mean(), own.mean()
+
+
+def logit_gradient(sums: Mapping[str, Tensor]) -> float | None:
+    """The mean of both kinds of images, from the sums over all ranks."""
+    images = sum(float(sums.get(f"images_{kind}", 0.0)) for kind in ("real", "fake"))
+    return sum(float(sums[f"pull_{kind}"]) for kind in ("real", "fake")) / images if images else None
 
 
 def columns(sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -173,6 +193,8 @@ def columns(sums: Mapping[str, Tensor]) -> dict[str, float]:
         row["health/accuracy_real"] = float((real > fake.mean()).double().mean())
         row["health/accuracy_fake"] = float((fake < real.mean()).double().mean())
         row["health/margin"] = float(real.mean() - fake.mean())
+    if (gradient := logit_gradient(sums)) is not None:
+        row["health/logit_gradient"] = gradient
     for name in sums:
         if name.startswith("gradient_"):
             row[f"health/{name}"] = math.sqrt(sums[name])

@@ -20,10 +20,11 @@ from sr_dist.evaluation.partial_results import Abandoned
 from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.scoring import Scores, Scoring, score
 from sr_dist.recipe.columns import CLASSIFICATION
+from sr_dist.recipe.weights import weight_at
 from sr_dist.training import classification, run_folder
 from sr_dist.training.alarms import COLLAPSES, check
 from sr_dist.training.engine import is_partitioned
-from sr_dist.training.health import Observer, columns
+from sr_dist.training.health import Observer, columns, logit_gradient
 from sr_dist.training.not_finite import Trained, diagnoses
 from sr_dist.training.profile import Span, profiled
 from sr_dist.training.rollback import Collapsed, rate_factor
@@ -52,7 +53,7 @@ def fit(run: Run, profile: Span | None = None) -> bool:
     if 1 < first <= recipe.steps and run.stop.agreed_at_start():  # a run that continues has a checkpoint already
         run.writer.wait()
         return False
-    if not run.step and recipe.health.on_collapse == "rollback":
+    if run.state["last_saved"] is None and not run.step and recipe.health.on_collapse == "rollback":
         validate(run)  # the starting weights may be the best
         save(run)  # where it goes back to if it collapses before the first checkpoint
     run.watchdog.beat("waiting for the first images")
@@ -94,10 +95,11 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     """Takes one step from its micro-batches. All ranks must call."""
     run.watchdog.beat(f"training step {step}")
     seed_everything(run.recipe.seed, step, run.device)
-    rates = {phase: rate(run, phase, step) for phase in run.engines}
+    rates = {phase: rate(run, phase, step) for phase in run.engines if trains(run, phase, step)}
     run.observer = observer_of(run, step, batches)
-    around = Around(run.clock.forward, run.observer)
+    around = Around(run.clock.forward, run.observer, weight_at(run.recipe.discriminator_training.noise, step))
     result = take_step(run.objective, run.engines, batches, run.precision, rates, around)
+    note_logits(run)
     run.ema.update()
     if run.power_emas:
         run.power_emas.update(step)
@@ -128,15 +130,35 @@ def rate(run: Run, phase: str, step: int) -> float:
     return learning_rate(run.recipe, phase, step) * rate_factor(run.state["rollbacks"], step)
 
 
+def trains(run: Run, phase: str, step: int) -> bool:
+    """Whether a network is trained in a step. In those without the generator the discriminator is."""
+    settings, gradient = run.recipe.discriminator_training, run.state["logit_gradient"]
+    with_generator = "discriminator" not in run.engines or settings.trains_generator(step)
+    if phase != "discriminator":
+        return with_generator
+    return not (with_generator and settings.adaptive and gradient is not None and gradient < settings.adaptive)
+
+
+def note_logits(run: Run) -> None:
+    """Waits for the device, in recipes with an adaptive discriminator. All ranks must call: they decide alike."""
+    if not run.observer or run.recipe.discriminator_training.adaptive is None:
+        return
+    names = [name for name in run.observer.sums if name.startswith(("images_", "pull_"))]
+    if names:
+        totals = ranks.all_reduce_sum(torch.stack([run.observer.sums[name] for name in names]))
+        run.state["logit_gradient"] = logit_gradient(dict(zip(names, totals.cpu(), strict=True)))
+
+
 def observer_of(run: Run, step: int, batches: list[Batch]) -> Observer | None:
-    """For a step whose row is logged, of a generator's training."""
+    """For a step whose row is logged, of a generator's training; for its logits alone, where the next step depends on them."""
     recipe = run.recipe
-    if not recipe.health.enabled or run.primary != "generator" or not due(recipe, recipe.log_every, step):
+    measured = recipe.health.enabled and run.primary == "generator" and due(recipe, recipe.log_every, step)
+    if not measured and recipe.discriminator_training.adaptive is None:
         return None
-    num_parts = len(batches)
-    partitioned = "discriminator" in run.engines and is_partitioned(run.engines["discriminator"])
+    num_parts, half = len(batches), recipe.precision == "fp16"
+    whole = "discriminator" not in run.engines or not is_partitioned(run.engines["discriminator"])
     places = [micro_batch(recipe.data.batch, ranks.size(), num_parts, ranks.rank(), number) for number in range(num_parts)]
-    return Observer(places, recipe.data.batch, through=not partitioned, half=recipe.precision == "fp16")
+    return Observer(places, recipe.data.batch, through=whole, half=half, only_logits=not measured)
 
 
 def seed_everything(seed: int, step: int, device: torch.device) -> None:
@@ -179,9 +201,10 @@ def report(run: Run, result: StepResult) -> Collapsed | None:
     recipe, images = run.recipe, run.images
     losses = torch.stack([value.double() for value in result.losses.values()])
     seconds = losses.new_zeros(ranks.size())  # one entry per rank, the others 0, so that the sum gathers them
-    if run.observer:
-        run.observer.weights(run.ema)
-    health = run.observer.sums if run.observer else {}
+    observer = None if run.observer and run.observer.only_logits else run.observer
+    if observer:
+        observer.weights(run.ema)
+    health = observer.sums if observer else {}
     losses.sum().item()  # waits until the device has finished the step
     seconds[ranks.rank()] = run.clock.own_seconds()
     parts = [losses, seconds, *(value.reshape(-1) for value in health.values())]
@@ -204,7 +227,7 @@ def report(run: Run, result: StepResult) -> Collapsed | None:
     }
     run.log.row(row)
     run.log.info(progress_line(row, recipe.steps, run.clock.remaining(recipe.steps - run.step)))
-    alarms = check(row, recipe.health.alarms, run.state["alarms"]) if run.observer else []
+    alarms = check(row, recipe.health.alarms, run.state["alarms"]) if observer else []
     for alarm in alarms:
         run.log.alert(f"step {run.step}: {alarm.text}")
     if recipe.health.on_collapse == "warn":

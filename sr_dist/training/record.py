@@ -34,6 +34,7 @@ COLUMNS = {
     "health/margin": "the mean logit of HR minus that of SR",
     "health/saturated_real": "share of the logits of HR by which the discriminator's loss changes less than by 1e-3 of one",
     "health/saturated_fake": "the same of SR; both near 1: the discriminator has won",
+    "health/logit_gradient": "the mean size of these gradients; of cross-entropy, the mean probability of a wrong answer",
     "health/gradient_TERM": "the norm of the gradient of a term of the generator's loss at SR, with its weight; not under ZeRO-3",
     "health/adversarial_ratio": "the same of all terms that depend on the discriminator, over that of all others",
     "health/ema_distance": "the norm of averaged minus raw weights, over that of the raw ones",

@@ -72,6 +72,7 @@ class State(TypedDict):
     validated: bool  # False: the validation of the last step was postponed, or is still to come
     alarms: AlarmState
     rollbacks: list[Rollback]  # those before this checkpoint
+    logit_gradient: float | None  # of the last step, for discriminator_training.adaptive
     last_saved: int | None  # step of the checkpoint before
     last_healthy: int | None  # step of the last checkpoint that a later row without a sign of a collapse has confirmed
     last_finite: int | None  # step of the last checkpoint at which no gradient or buffer was infinite or not a number
@@ -254,7 +255,7 @@ def resume(run: Run, saved: checkpoint.Checkpoint) -> None:
     run.step = saved.step
     run.state["best"], run.state["validated"] = state["best"], state["validated"]
     run.state["last_finite"], run.state["last_saved"] = state.get("last_finite"), state.get("last_saved")
-    run.state["last_healthy"] = state.get("last_healthy")
+    run.state["last_healthy"], run.state["logit_gradient"] = state.get("last_healthy"), state.get("logit_gradient")
     run.state["alarms"] = state.get("alarms", no_alarms())
 
 

@@ -113,7 +113,7 @@ def test_micro_batches_add_up_to_the_global_batch():
         return columns(observer.sums)
 
     whole, parts = run([range(3)]), run([range(1), range(1, 3)])
-    assert whole.keys() == parts.keys() and len(whole) == 16
+    assert whole.keys() == parts.keys() and len(whole) == 17
     for name, value in whole.items():
         assert parts[name] == pytest.approx(value, rel=1e-5), name
 
