@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ DONE, PREEMPTED, STOP = "DONE", "PREEMPTED", "STOP"  # markers
 
 FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "recipe.yaml": "the resolved recipe, defaults included",
-    "run.json": "the id of the run, which its checkpoints share; digest of the recipe, versions, `parent` of a fork",
+    "run.json": "the id of the run, which its checkpoints share; digest of the recipe, versions, `parent` of a fork, `rollbacks`",
     "environment.json": "versions, commit, command and machine of the newest start",
     "log.txt": "the log, for people",
     "metrics.jsonl": "the record: a JSON object per line",
@@ -81,14 +82,16 @@ def run_id(run: Path) -> str | None:
 
 def run_record(run: Path) -> dict[str, Any]:
     """run.json: `id`, `unnamed_until` (the last step whose checkpoint may lack the id because 0.2.0 wrote it), and `parent`, the
-    id and the step of the checkpoint from which the run was forked, or None."""
+    id and the step of the checkpoint from which the run was forked, or None; `rollbacks` (training/rollback.py)."""
     path = run / RUN
     try:
         record = read_json(path)
         refuse_unknown(record, RUN_FORMAT, path, "name")
         parent = record.get("parent")
         parent = parent and {"id": str(parent["id"]), "step": int(parent["step"])}
-        return {"id": str(record["id"]), "unnamed_until": int(record["unnamed_until"]), "parent": parent}
+        rollbacks = [{**rollback, "to": int(rollback["to"])} for rollback in record.get("rollbacks", [])]
+        identity, unnamed_until = str(record["id"]), int(record["unnamed_until"])
+        return {"id": identity, "unnamed_until": unnamed_until, "parent": parent, "rollbacks": rollbacks}
     except UserError:
         raise
     except OSError as problem:
@@ -101,6 +104,15 @@ def run_record(run: Path) -> dict[str, Any]:
 
 def write_run_record(run: Path, identity: str, unnamed_until: int = 0, **more: Any) -> None:
     write_json(run / RUN, {**stamp(RUN_FORMAT), "id": identity, "unnamed_until": unnamed_until, **more})
+
+
+def rollbacks_of(run: Path) -> list[Any]:
+    """Every return to an earlier checkpoint, oldest first."""
+    return list(run_record(run)["rollbacks"]) if (run / RUN).exists() else []
+
+
+def record_rollbacks(run: Path, rollbacks: Sequence[Any]) -> None:
+    write_json(run / RUN, {**read_json(run / RUN), "rollbacks": list(rollbacks)})
 
 
 def parent_of(run: Path) -> dict[str, Any] | None:

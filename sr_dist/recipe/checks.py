@@ -19,6 +19,7 @@ from sr_dist.recipe import shipped
 from sr_dist.recipe.columns import CLASSIFICATION, columns
 from sr_dist.recipe.content import content_sections
 from sr_dist.recipe.sections import AUTO, Mode, Part, Recipe
+from sr_dist.recipe.steering import DiscriminatorTraining
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
@@ -218,6 +219,11 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
     """Refuses parts that cannot run under this launch. A part gives its reason in `refuses(config, launch)`."""
     if recipe.batch_norm == "local" and launch.stage:
         raise UserError("batch_norm: local does not run under ZeRO, which leaves every rank its own running statistics; use DDP")
+    steered = recipe.discriminator_training.model_fields_set - {"noise"}
+    if launch.stage == 3 and recipe.discriminator_training != DiscriminatorTraining(noise=recipe.discriminator_training.noise):
+        raise UserError(
+            f"discriminator_training.{min(steered)}: passes without a gradient are not tried under ZeRO-3; use stage 1, 2 or DDP"
+        )
     for module, options, key in part_modules(recipe):
         if not hasattr(module, "refuses"):
             continue
@@ -255,6 +261,8 @@ def _check_phases(recipe: Recipe, phases: tuple[str, ...]) -> None:
         if getattr(recipe.init, key) and key not in phases:
             raise UserError(f"init.{key}: the objective '{recipe.objective.name}' trains no {key}")
     for key, example in {"generator": "rrdb", "discriminator": "acgan", "classifier": "resnet18"}.items():
+        if key == "discriminator" and key not in phases and recipe.discriminator_training != DiscriminatorTraining():
+            raise UserError(f"discriminator_training: the objective '{recipe.objective.name}' trains no discriminator")
         if key in phases and getattr(recipe, key) is None:
             raise UserError(f"{key}: the objective '{recipe.objective.name}' trains one; name it, such as {{name: {example}}}")
         if key not in phases and getattr(recipe, key) is not None:

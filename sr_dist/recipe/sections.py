@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_v
 
 from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole, parse_none
 from sr_dist.core.passwords import without_passwords
+from sr_dist.recipe.steering import DiscriminatorTraining, Health
 
 SET_NAME = r"[\w@+-]+"  # of a validation set: it is part of columns and names a folder of samples
 LONGEST_PATTERN = 10_000  # the largest sum of whole weights of mixed data sets
@@ -356,6 +357,7 @@ class Recipe(Settings):
     optimizer: Optimizer
     discriminator_optimizer: Annotated[Optimizer | None, Absent] = None
     """The default is the generator's optimizer."""
+    discriminator_training: DiscriminatorTraining = DiscriminatorTraining()
     schedule: Schedule = Schedule()
     ema: Ema = Ema()
     accumulate: Positive = 1
@@ -394,6 +396,7 @@ class Recipe(Settings):
     log_every: Positive = 50
     """The period of log rows in steps."""
     log: Log = Log()
+    health: Health = Health()
     zero: Zero = Zero()
     resume: Resume = Resume()
     allow_download: bool = False

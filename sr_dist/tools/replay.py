@@ -24,6 +24,7 @@ from sr_dist.core.run_layout import (
     checkpoint_folder,
     checkpoint_state,
     checkpoint_steps,
+    rollbacks_of,
 )
 from sr_dist.recipe import checks, resume_rules
 from sr_dist.recipe.sections import Recipe
@@ -67,14 +68,15 @@ def replay(recipe: Recipe, request: Request) -> int:
         raise UserError(f"from: {METRICS} of '{request.run}' has no row of the steps {request.first} to {request.last}")
     run_folder.check_recipe(request.run, recipe)
     find_weights(recipe)
-    start = max((step for step in checkpoint_steps(request.run) if step < request.first), default=0)
-    if start and (problem := checkpoint.damage(checkpoint_folder(request.run, start))):
+    start = max((step for step in checkpoint_steps(request.run) if step < request.first), default=None)
+    if start is not None and (problem := checkpoint.damage(checkpoint_folder(request.run, start))):
         if launch_env.prints_mistakes():
             print(f"not replayed: the checkpoint of step {start} is not as it was saved: {problem}", flush=True)
         return 1
     prepare(request.run, recipe.folder, start)
     lock = run_folder.claim(recipe.folder)
     run = set_up(recipe)
+    run.state["rollbacks"] = rollbacks_of(request.run)
     try:
         code = _replay(run, request, recorded, start)
     except Exception as caught:
@@ -89,7 +91,7 @@ def replay(recipe: Recipe, request: Request) -> int:
     return code
 
 
-def _replay(run: Run, request: Request, recorded: Records, start: int) -> int:
+def _replay(run: Run, request: Request, recorded: Records, start: int | None) -> int:
     same_ranks = ranks.from_first(lambda: _say_differences(run, request.run, start))
     probes = Probes(run, request.probes)
     if not take_steps(run, request, recorded, probes):
@@ -121,7 +123,7 @@ def take_steps(run: Run, request: Request, recorded: Records, probes: Probes) ->
     return run.step >= request.last
 
 
-def prepare(run: Path, folder: Path, start: int) -> None:
+def prepare(run: Path, folder: Path, start: int | None) -> None:
     """A folder with a copy of the checkpoint. Called before the ranks meet; the first rank works."""
     if launch_env.rank() != 0:
         return
@@ -132,7 +134,7 @@ def prepare(run: Path, folder: Path, start: int) -> None:
             shutil.rmtree(folder)
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         write_json(folder / REPLAY_RESULT, {"run": str(run), "finished": False})
-        if start:
+        if start is not None:
             shutil.copytree(checkpoint_folder(run, start), checkpoint_folder(folder, start))
             if (run / RUN).exists():
                 shutil.copyfile(run / RUN, folder / RUN)
@@ -191,11 +193,11 @@ def _conclude(run: Run, request: Request, recorded: Records, tolerance: float | 
     return 1 if unequal else 0
 
 
-def _say_differences(run: Run, original: Path, start: int) -> bool:
+def _say_differences(run: Run, original: Path, start: int | None) -> bool:
     """Logs what is not as when the run was trained. Returns whether the number of ranks is. The first rank calls."""
     before = _environment(original)
     now = run_folder.environment(ranks.size())
-    state = checkpoint_state(checkpoint_folder(original, start)) if start else {}
+    state = checkpoint_state(checkpoint_folder(original, start)) if start is not None else {}
     run.log.info(f"replaying from {f'the checkpoint of step {start}' if start else 'step 1'} in '{run.recipe.folder}'")
     for line in (*changed_environment(before, now), *changed_state(run, state)):
         run.log.info(f"note: {line}; numbers may differ")

@@ -14,7 +14,7 @@ from sr_dist.core import config, launch_env, plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.lost_writes import LostWrites
 from sr_dist.core.printable import plural
-from sr_dist.core.run_layout import RECIPE, TRACE
+from sr_dist.core.run_layout import RECIPE, TRACE, rollbacks_of
 from sr_dist.data.format import Shards
 from sr_dist.data.image_pairs import Batches
 from sr_dist.data.images import open_images
@@ -27,7 +27,8 @@ from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.models.trained import match_tensors
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Data, Recipe, whole_weights
-from sr_dist.training import checkpoint, run_folder
+from sr_dist.training import checkpoint, rollback, run_folder
+from sr_dist.training.alarms import no_alarms
 from sr_dist.training.checkpoint import Checkpoint
 from sr_dist.training.classification import VALIDATION_BATCH
 from sr_dist.training.ddp import DDPEngine
@@ -38,7 +39,7 @@ from sr_dist.training.log import Log, Trace
 from sr_dist.training.networks import build_degradation, build_objective, phase_network, prepared
 from sr_dist.training.power_ema import PowerEmas, check_averages, keep_snapshot
 from sr_dist.training.profile import Span, check_span
-from sr_dist.training.run import Run, State, resume
+from sr_dist.training.run import Rollback, Run, State, resume
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
 from sr_dist.training.watchdog import Watchdog
@@ -74,14 +75,14 @@ def set_up(recipe: Recipe, profile: Span | None = None) -> Run:
     engines = build_engines(accelerator, recipe, networks)
     ema.follow(engines[objective.phases[0]])
     stop = StopRequest(recipe.folder)  # before the folder changes: what ends the run from here on leaves a marker
-    run_id = claim_folder(recipe, saved)  # after everything that can be refused
+    run_id, rollbacks = claim_folder(recipe, saved)  # after everything that can be refused
     log = Log(recipe, ranks.is_first(), lost)
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
         Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device), stop,
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
-        lost, begin_state(recipe, run_id, digest),
+        lost, begin_state(recipe, run_id, digest, rollbacks),
         power_emas=PowerEmas(engines[objective.phases[0]]) if recipe.ema.post_hoc else None,
     )  # fmt: skip
     if saved:
@@ -143,17 +144,17 @@ def first_difference(recipe: Recipe, shards: list[Shards], first_digest: str) ->
     return f"the shards in {now.train} are not those that the run was trained on; they were built again or changed"
 
 
-def claim_folder(recipe: Recipe, saved: Checkpoint | None) -> str:
+def claim_folder(recipe: Recipe, saved: Checkpoint | None) -> tuple[str, list[Rollback]]:
     """From here on the run folder belongs to this run: its recipe is written, the records of steps after the checkpoint are
-    removed. Returns the id of the run. All ranks must call."""
+    removed. Returns the id of the run and its rollbacks. All ranks must call."""
 
-    def begin() -> str:
+    def begin() -> tuple[str, list[Rollback]]:
         with run_folder.writing(recipe.folder):
             run_id = run_folder.open_folder(recipe.folder, recipe, ranks.size(), saved)
             run_folder.drop_later(recipe.folder, saved)
             if saved:
                 keep_snapshot(recipe, saved.step)  # the process before may have been killed between the two
-            return run_id
+            return run_id, rollbacks_of(recipe.folder)
 
     return ranks.from_first(begin)
 
@@ -162,6 +163,7 @@ def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
     """The first rank looks for it and tells the others. All ranks must call."""
 
     def find() -> Checkpoint | None:
+        rollback.finish(recipe.folder)
         saved = checkpoint.newest(recipe.folder, lambda text: print(text, flush=True))
         if saved:
             checkpoint.check_state(saved)
@@ -170,9 +172,12 @@ def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
     return ranks.from_first(find)
 
 
-def begin_state(recipe: Recipe, run_id: str, digest: str) -> State:
+def begin_state(recipe: Recipe, run_id: str, digest: str, rollbacks: list[Rollback]) -> State:
     fixed = resume_rules.part_of(config.parse(config.text(recipe)), free=False)
-    return State(run=run_id, recipe=fixed, manifest=digest, best=None, validated=True, last_finite=None)
+    return State(
+        run=run_id, recipe=fixed, manifest=digest, best=None, validated=True, last_finite=None, alarms=no_alarms(),
+        rollbacks=rollbacks, last_saved=None, logit_gradient=None, last_healthy=None,
+    )  # fmt: skip
 
 
 def open_loader(

@@ -105,6 +105,11 @@ class Log:
         self.info(text)
         self._send(lambda tracker: tracker.preempted(text))
 
+    def alert(self, text: str) -> None:
+        """A line that starts with "alarm:", and an alert of the trackers that have them."""
+        self.info(f"alarm: {text}")
+        self._send(lambda tracker: tracker.alert(f"{self._name}: alarm", text) if hasattr(tracker, "alert") else None)
+
     def _send(self, send: Callable[[Tracker], None]) -> None:
         """To every tracker; training does not depend on one that fails."""
         for tracker in list(self._trackers):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
 from sr_dist.core import launch_env, plugins, ranks
 from sr_dist.core.contracts import Degradation
@@ -61,6 +62,8 @@ def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.devic
     network = laid_out(network.to(device), recipe)
     if phase != "discriminator" and recipe.checkpointing:
         recompute_activations(network, recipe.checkpointing)
+    if recipe.compile and recipe.health.enabled:  # which asks a compiled discriminator for two gradients of one forward pass
+        functorch.donated_buffer = False
     for module in repeated_blocks(network) if recipe.compile == "body" else [network] if recipe.compile else ():
         module.compile()  # in place, so that parameters keep their names
     return network

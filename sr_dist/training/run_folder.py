@@ -39,6 +39,7 @@ from sr_dist.core.run_layout import (
     checkpoint_state,
     checkpoint_steps,
     parent_of,
+    rollbacks_of,
     run_id,
     run_record,
     write_run_record,
@@ -139,6 +140,7 @@ def open_folder(folder: Path, recipe: Recipe, num_ranks: int, saved: Checkpoint 
         "recipe": _digest(recipe),
         "versions": about["packages"],
         "parent": parent_of(folder) if saved else None,
+        "rollbacks": max(rollbacks_of(folder), saved.state.get("rollbacks", []), key=len) if saved else [],
     }
     write_run_record(folder, identity, unnamed_until, **more)
     write_whole(folder / RECIPE, text)

@@ -30,8 +30,8 @@ GROUPS = {
 class Tracker(Protocol):
     """Receives what a run logs, on the first rank only. Training does not depend on a tracker: one that raises gets nothing more.
 
-    `at` is a row with the step and the number of images seen. A tracker may also have `alert(title, text)`, which tells of a
-    failed attempt of a cluster's job.
+    `at` is a row with the step and the number of images seen. A tracker that also has `alert(title, text)` gets the
+    alarms, and is told of a failed attempt of a cluster's job.
     """
 
     def row(self, row: Row) -> None:
