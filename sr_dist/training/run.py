@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
@@ -24,6 +25,7 @@ from sr_dist.recipe.sections import Part, Recipe
 from sr_dist.training import checkpoint
 from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
+from sr_dist.training.host_copies import on_host
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.power_ema import STEM, PowerEmas, keep_snapshot
 from sr_dist.training.step import Precision
@@ -116,14 +118,20 @@ def save(run: Run) -> None:
     """Copies everything to the host; the first rank writes it in the background. All ranks must call."""
     if all(int(engine.skipped) == 0 and int(engine.buffers.refused) == 0 for engine in run.engines.values()):
         run.state["last_finite"] = run.step
+    start = time.perf_counter()  # from here training stands still: the device has finished the step
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, engine in run.engines.items():
         state = engine.state()
-        tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
-    tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
+        tensors[name], tensors[f"{name}.optimizer"] = _copied(state["weights"]), _copied(state["optimizer"])
+    tensors[f"{run.primary}.ema"] = _copied(run.ema.gather().state_dict())
     if run.power_emas:
-        tensors[f"{run.primary}.{STEM}"] = _on_host(run.power_emas.gather())
+        tensors[f"{run.primary}.{STEM}"] = _copied(run.power_emas.gather())
+    copied = time.perf_counter()
     check_saves(run, begin=lambda: _begin_save(run, tensors))
+    run.log.info(
+        f"step {run.step} is being saved; training waited {time.perf_counter() - start:.2f} s, "
+        f"{copied - start:.2f} s of it for copies"
+    )
 
 
 def _begin_save(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -152,9 +160,9 @@ def _begin_amending(run: Run) -> bool:
     return True
 
 
-def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that training will not change; only the first rank needs them."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()} if ranks.is_first() else {}
+def _copied(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Only the first rank needs copies."""
+    return on_host(named) if ranks.is_first() else {}
 
 
 def _state(run: Run) -> dict[str, Any]:
