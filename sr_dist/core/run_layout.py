@@ -14,6 +14,7 @@ from sr_dist.core.formats import refuse_unknown, stamp
 from sr_dist.core.json_text import read_json
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.yaml", "metrics.jsonl", "environment.json"
+INCIDENTS = "incidents.jsonl"  # failed attempts of SLURM's jobs
 RUN, RUN_FORMAT = "run.json", 1  # the run's id; 0.2.0 wrote no such file
 LOG, WANDB_ID, LOCK = "log.txt", "wandb_id", ".lock"
 PROFILE, TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = (
@@ -38,6 +39,7 @@ FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "environment.json": "versions, commit, command and machine of the newest start",
     "log.txt": "the log, for people",
     "metrics.jsonl": "the record: a JSON object per line",
+    "incidents.jsonl": "a line per failed attempt of a SLURM job: cause, node, rank, step, last lines, whether it was requeued",
     "checkpoints/STEP/": "everything of one step; it appears by rename, whole or not at all",
     "checkpoints/STEP/generator.ema.safetensors": "averaged weights (EMA), which other commands open; or `classifier.ema`",
     "checkpoints/STEP/NETWORK.safetensors": "the raw weights of the generator, the discriminator or the classifier",

@@ -21,7 +21,8 @@ Row = Mapping[str, Any]
 class Tracker(Protocol):
     """Receives what a run logs, on the first rank only. Training does not depend on a tracker: one that raises gets nothing more.
 
-    `at` is a row with the step and the number of images seen.
+    `at` is a row with the step and the number of images seen. A tracker may also have `alert(title, text)`, which tells of a
+    failed attempt of a cluster's job.
     """
 
     def row(self, row: Row) -> None:
@@ -47,3 +48,13 @@ def tracker_openers() -> list[OpenTracker]:
     """`open_tracker` of every file in `trackers/`."""
     package = PACKAGES["tracker"]
     return [importlib.import_module(f"{package}.{name}").open_tracker for name in plugins.names(package)]
+
+
+def alert(recipe: Recipe, title: str, text: str, info: Callable[[str], None]) -> None:
+    """Opens the trackers of a run that has ended, and sends an alert to those that have `alert(title, text)`."""
+    for open_tracker in tracker_openers():
+        tracker = open_tracker(recipe, info)
+        if tracker is not None:
+            if send := getattr(tracker, "alert", None):
+                send(title, text)
+            tracker.close(1)
