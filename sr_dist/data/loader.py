@@ -37,6 +37,7 @@ from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote.prefetch import FetchTask, Prefetcher
 from sr_dist.data.remote.sources import RemoteShards
 from sr_dist.data.select import portion_of
+from sr_dist.data.sending import send_together
 from sr_dist.data.shared_batches import SharedBatches, Slot
 from sr_dist.recipe.sections import Data, whole_weights
 
@@ -209,21 +210,27 @@ class Loader:
     def _to_batch(self, crops: Crops, step: int = 0) -> Batch:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         flip, rotate = self.data.flip, self.data.rotate
-        turn, seed, label = (self._to_device(torch.from_numpy(numbers)) for numbers in (crops.turn, crops.seed, crops.label))
+        numbers = [torch.from_numpy(each) for each in (crops.turn, crops.seed, crops.label, crops.attributes)]
+        (turn, seed, label, attributes8), (hr8, lr8) = self._to_device(numbers, [crops.hr, crops.lr])
+        assert hr8 is not None
         # Oriented as uint8, which is a quarter of the bytes.
-        hr8, lr8 = self._to_device(crops.hr), None if crops.lr is None else self._to_device(crops.lr)
         hr = augment.to_float(augment.orient(hr8, turn, flip, rotate)).contiguous(memory_format=layout)
         hr = augment.vary(hr, turn, self.data.augment)
         lr = self.degrade(hr, seed) if lr8 is None else augment.to_float(augment.orient(lr8, turn, flip, rotate))
         names = self.source.data_sets[0].reader.shards.manifest.attributes  # the same in all data sets
-        columns = self._to_device(torch.from_numpy(crops.attributes)).float().unbind(1)
+        columns = attributes8.float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
         share = len(hr) / self.data.batch
         return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes, step, share, seed)
 
-    def _to_device(self, numbers: Tensor) -> Tensor:
-        """Copies through pinned memory to a GPU: the copy is asynchronous, and the slot can be reused at once."""
-        return numbers if self.device.type == "cpu" else numbers.pin_memory().to(self.device, non_blocking=True)
+    def _to_device(self, numbers: list[Tensor], images: list[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """A copy to a GPU is asynchronous, and the images' slot can be reused at once."""
+        if self.device.type == "cpu":
+            return numbers, images
+        lines = [image.permute(0, 2, 3, 1) for image in images if image is not None]  # as they lie in memory
+        arrived = send_together([*numbers, *lines], self.device)
+        sent = iter(arrived[len(numbers) :])
+        return arrived[: len(numbers)], [None if image is None else next(sent).permute(0, 3, 1, 2) for image in images]
 
     def log_columns(self) -> dict[str, int]:
         """Columns for metrics.jsonl. All ranks must call."""

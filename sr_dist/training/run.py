@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
@@ -27,6 +28,7 @@ from sr_dist.training.alarms import COLLAPSES, AlarmState, no_alarms
 from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
 from sr_dist.training.health import Observer
+from sr_dist.training.host_copies import on_host
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.not_finite import MOST, Trained
 from sr_dist.training.power_ema import STEM, PowerEmas, keep_snapshot
@@ -143,14 +145,20 @@ def save(run: Run) -> None:
     if not set(COLLAPSES) & set(run.state["alarms"]["streaks"]):
         run.state["last_healthy"] = run.state["last_saved"]
     run.state["last_saved"] = run.step
+    start = time.perf_counter()  # from here training stands still: the device has finished the step
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, engine in run.engines.items():
         state = engine.state()
-        tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
-    tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
+        tensors[name], tensors[f"{name}.optimizer"] = _copied(state["weights"]), _copied(state["optimizer"])
+    tensors[f"{run.primary}.ema"] = _copied(run.ema.gather().state_dict())
     if run.power_emas:
-        tensors[f"{run.primary}.{STEM}"] = _on_host(run.power_emas.gather())
+        tensors[f"{run.primary}.{STEM}"] = _copied(run.power_emas.gather())
+    copied = time.perf_counter()
     check_saves(run, begin=lambda: _begin_save(run, tensors))
+    run.log.info(
+        f"step {run.step} is being saved; training waited {time.perf_counter() - start:.2f} s, "
+        f"{copied - start:.2f} s of it for copies"
+    )
 
 
 def _begin_save(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -179,9 +187,9 @@ def _begin_amending(run: Run) -> bool:
     return True
 
 
-def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that training will not change; only the first rank needs them."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()} if ranks.is_first() else {}
+def _copied(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Only the first rank needs copies."""
+    return on_host(named) if ranks.is_first() else {}
 
 
 def _state(run: Run) -> dict[str, Any]:
