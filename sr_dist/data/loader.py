@@ -245,9 +245,10 @@ class Loader:
 
     def _log_fetched(self, step: int) -> None:
         """Logs what the nodes have fetched, at the end of every epoch and of the run."""
+        if not self.remote or not ranks.is_first():
+            return
         before, after = self.position_after(step - 1), self.position_after(step)
-        ended = before // self.samples < after // self.samples or step == self.config.steps
-        if self.remote and ranks.is_first() and ended:
+        if before // self.samples < after // self.samples or step == self.config.steps:
             self._fetch_log.log_fetched(after / self.samples)
 
 

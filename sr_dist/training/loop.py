@@ -143,7 +143,7 @@ def report(run: Run, result: StepResult) -> None:
     row = {
         "step": run.step,
         "images": images,
-        "epoch": images / run.loader.samples,
+        "epoch": images / run.loader.samples if run.loader.samples else None,  # tars without an index
         "learning_rate": learning_rate(recipe, run.primary, run.step),
         **run.clock.report(recipe.data.batch),
         **step_time_spread(times),
