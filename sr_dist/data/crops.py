@@ -264,6 +264,19 @@ class Positions(Sampler[Sequence[int]]):
                 indices = micro_batch(self.batch, self.num_ranks, self.accumulate, self.rank, micro)
                 yield range(start + indices.start, start + indices.stop)
 
+    def needs(self) -> Iterator[tuple[int, list[int]]]:
+        """The position of each step, and the shards that the ranks of this node read in it, without those of the step before."""
+        assert self.shards
+        before: set[int] = set()
+        for start in range(self.start, self.start + self.steps * self.batch, self.batch):
+            shards: dict[int, None] = {}
+            for micro in range(self.accumulate):
+                inside = split_range(self.batch, self.accumulate, micro)
+                parts = parts_of(self.shards(range(start + inside.start, start + inside.stop)), self._room[micro][0])
+                shards |= dict.fromkeys(parts.shard[parts.node == self.node_of[self.rank]].tolist())
+            yield start, [shard for shard in shards if shard not in before]
+            before = set(shards)
+
     def _near_home(self, start: int, micro: int, shards: Callable[[range], np.ndarray]) -> list[int]:
         """The positions of a micro-batch of all ranks that are assigned to this rank."""
         inside = split_range(self.batch, self.accumulate, micro)

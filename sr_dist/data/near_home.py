@@ -40,7 +40,8 @@ def parts_of(shards: np.ndarray, room: np.ndarray) -> Parts:
     stay = np.clip(room[home] - before, 0, counts)
     own = Parts(present, home, np.zeros_like(stay), stay)
     given = _parts_of_excess(own, counts, (room - np.minimum(of_node, room)).tolist())
-    return Parts(*(np.concatenate(pair) for pair in zip(own, given, strict=True)))
+    some = stay > 0
+    return Parts(*(np.concatenate([staying[some], away]) for staying, away in zip(own, given, strict=True)))
 
 
 def _parts_of_excess(own: Parts, counts: np.ndarray, room: list[int]) -> Parts:

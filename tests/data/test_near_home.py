@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instructions import instructions
@@ -79,6 +80,23 @@ def test_ranks_read_the_positions_that_the_plain_loop_gives_them(data):
         quotas = [len(micro_batch(batch, ranks, accumulate, rank, micro)) for rank in range(ranks)]
         expected = assigned_one_by_one([shard_at(position) for position in positions], quotas, node_of)
         assert [[positions[index] for index in indices] for indices in expected] == [taken[micro] for taken in by_rank]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_node_fetches_ahead_the_shards_that_its_ranks_read(accumulate):
+    """Those of other nodes too. They were fetched when they were read, so a step of 64 nodes waited for them."""
+    order, node_of = Order([20] * 30, 4, 50), [0, 0, 1, 1, 2]
+    ranks = [Positions(35, 9, 40, accumulate, rank, 5, node_of, order.shards_at) for rank in range(5)]
+    for node in range(3):
+        own = [positions for positions in ranks if node_of[positions.rank] == node]
+        read = [
+            {int(order.shards_at(range(at, at + 1))[0]) for positions in own for micro in positions.step(start) for at in micro}
+            for start in range(35, 35 + 9 * 40, 40)
+        ]
+        needs = list(own[0].needs())
+        assert [start for start, _ in needs] == list(range(35, 35 + 9 * 40, 40))
+        for step, (_, shards) in enumerate(needs):
+            assert set(shards) == read[step] - (read[step - 1] if step else set())
 
 
 def test_a_node_fetches_less_with_more_nodes():
