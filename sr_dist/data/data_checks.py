@@ -12,6 +12,7 @@ from sr_dist.data.format import Shards
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.remote.sources import open_shards
 from sr_dist.data.select import portion_of, rows_of_parts, shares
+from sr_dist.data.unindexed import UnindexedTars, check_unindexed
 from sr_dist.recipe import checks
 from sr_dist.recipe.labels import labels_of
 from sr_dist.recipe.sections import AUTO, Augment, Data, Recipe
@@ -109,6 +110,9 @@ def check_data(recipe: Recipe) -> None:
     sets = open_training_sets(data)
     _check_mixed_sets(recipe, sets)
     for source, shards in zip(data.sources, sets, strict=True):
+        if isinstance(shards, UnindexedTars):
+            check_unindexed(data, shards)
+            continue
         check_shards(source, shards, data, scale)
     for name, source in data.validation_sets.items():
         _check_validation(source, data.validation_key(name), data, scale)

@@ -32,7 +32,7 @@ from sr_dist.data import augment
 from sr_dist.data.crops import Crops, CropSource, DataSet, Positions
 from sr_dist.data.fetch_log import FetchLog
 from sr_dist.data.format import Shards
-from sr_dist.data.order import Mix, home_node, seed_of
+from sr_dist.data.order import Mix, seed_of
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote.prefetch import FetchTask, Prefetcher
 from sr_dist.data.remote.sources import RemoteShards
@@ -237,24 +237,37 @@ class Loader:
         return {"data/substituted": self._fetch_log.total_substituted(self.device)} if self.source.substitute else {}
 
     def _start_prefetcher(self, position: int) -> Prefetcher | None:
-        """The first rank of a node fetches the next window. Shards of other nodes are fetched only when they are read."""
+        """The first rank of a node fetches ahead what its ranks will read: the next window, and the steps after those that the
+        workers of the ranks already read."""
         if not self.remote or launch_env.local_rank() != 0:
             return None
-        num_nodes, own_node = len(set(self.node_of)), self.node_of[ranks.rank()]
+        steps = self.config.steps - (position - self._origin) // self.data.batch
+        sets = [data_set.reader.shards for data_set in self.source.data_sets]
+        place = [
+            (shards, shard) for shards in sets for shard in range(len(shards.manifest.shards))
+        ]  # by number over all data sets
+        needs = self._positions(position, steps).needs() if len(set(self.node_of)) > 1 else self._needs_of_one_node(position)
 
         def tasks() -> Iterator[FetchTask]:
-            for need in self.source.shard_needs(position):
-                shards = self.source.data_sets[need.data_set].reader.shards
-                if isinstance(shards, RemoteShards) and home_node(need.number, num_nodes) == own_node:
-                    yield need.position, partial(shards.fetch, need.shard)
+            for at, numbers in needs:
+                for shards, shard in (place[number] for number in numbers):
+                    if isinstance(shards, RemoteShards):
+                        yield at, partial(shards.fetch, shard)
 
-        return Prefetcher(tasks(), self.data.window, position)
+        read_ahead = PREFETCH_STEPS * max(self.data.workers, 1) * self.data.batch
+        return Prefetcher(tasks(), max(self.data.window, 2 * read_ahead), position)
+
+    def _needs_of_one_node(self, position: int) -> Iterator[tuple[int, list[int]]]:
+        """It reads all shards, so nothing has to be divided."""
+        for need in self.source.shard_needs(position):
+            yield need.position, [need.number]
 
     def _log_fetched(self, step: int) -> None:
         """Logs what the nodes have fetched, at the end of every epoch and of the run."""
+        if not self.remote or not ranks.is_first():
+            return
         before, after = self.position_after(step - 1), self.position_after(step)
-        ended = before // self.samples < after // self.samples or step == self.config.steps
-        if self.remote and ranks.is_first() and ended:
+        if before // self.samples < after // self.samples or step == self.config.steps:
             self._fetch_log.log_fetched(after / self.samples)
 
 

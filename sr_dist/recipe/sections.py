@@ -139,6 +139,10 @@ class Data(Settings):
 
     train: Annotated[str | dict[str, float], BeforeValidator(_sources)]
     """Shards: a folder, a brace pattern, a URL of a folder, or `pipe:` and a command; or several of them with weights."""
+    reader: Literal["indexed", "webdataset"] = "indexed"
+    """indexed reads shards with an index; webdataset streams tars without one, with weaker promises."""
+    samples: Annotated[Positive | None, Absent] = None
+    """With the reader webdataset, the number of images in data.train, for the column `epoch`."""
     validation: Annotated[str | dict[str, str] | None, BeforeValidator(_validation)] = None
     """Shards, or a folder of images; or several sets by name, such as {set5: PLACE, set14: PLACE}."""
     validation_limit: Annotated[Positive | None, Absent] = None

@@ -63,6 +63,8 @@ def replay(recipe: Recipe, request: Request) -> int:
     recipe = checks.complete(recipe)
     checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     check_probes(request.probes, recipe)
+    if recipe.data.reader == "webdataset":
+        raise UserError("RUN: it was trained with data.reader=webdataset, whose batches cannot be repeated")
     recorded = records(request.run / METRICS, request.first, request.last)
     if not recorded:
         raise UserError(f"from: {METRICS} of '{request.run}' has no row of the steps {request.first} to {request.last}")

@@ -22,6 +22,7 @@ from sr_dist.data.loader import Loader, LoaderConfig, Start
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.select import portion_of
 from sr_dist.data.startup_report import startup_lines, validation_lines
+from sr_dist.data.tar_loader import TarLoader
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.models.trained import match_tensors
@@ -192,7 +193,8 @@ def open_loader(
         channels=recipe.channels,
         channels_last=recipe.channels_last,
     )
-    return Loader(shards, config, build_degradation(recipe), device, start, recipe.folder, lost)
+    kind = TarLoader if recipe.data.reader == "webdataset" else Loader
+    return kind(shards, config, build_degradation(recipe), device, start, recipe.folder, lost)
 
 
 def open_validation(recipe: Recipe) -> dict[str, Batches]:

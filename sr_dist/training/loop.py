@@ -213,7 +213,7 @@ def report(run: Run, result: StepResult) -> Collapsed | None:
     row = {
         "step": run.step,
         "images": images,
-        "epoch": images / run.loader.samples,
+        "epoch": images / run.loader.samples if run.loader.samples else None,  # tars without an index
         "learning_rate": rate(run, run.primary, run.step),
         **run.clock.report(recipe.data.batch),
         **step_time_spread(times),

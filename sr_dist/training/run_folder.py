@@ -45,6 +45,7 @@ from sr_dist.core.run_layout import (
     write_run_record,
 )
 from sr_dist.core.version import __version__
+from sr_dist.data.unindexed import NOT_PROMISED
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.checkpoint import Checkpoint, finish_renames
@@ -142,6 +143,8 @@ def open_folder(folder: Path, recipe: Recipe, num_ranks: int, saved: Checkpoint 
         "parent": parent_of(folder) if saved else None,
         "rollbacks": max(rollbacks_of(folder), saved.state.get("rollbacks", []), key=len) if saved else [],
     }
+    if recipe.data.reader == "webdataset":
+        more["not_promised"] = NOT_PROMISED
     write_run_record(folder, identity, unnamed_until, **more)
     write_whole(folder / RECIPE, text)
     write_json(folder / ENVIRONMENT, about)
