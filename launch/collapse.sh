@@ -12,7 +12,7 @@ small=(--runs="$runs" --data.train="$shards" --data.validation=none "--data.spli
   --ema.decay=0.99 --log_every=10)
 gan=("${small[@]}" "--objective.content={l1: 1e-2}" --discriminator.width=16 --discriminator.features=64 --discriminator.crop=64
   --data.crop=64 "--discriminator_optimizer={learning_rate: 1e-3}" --save_every=50 --validate_every=50 --keep.best=psnr_y
-  --steps=100)
+  --steps=50)
 
 train() { "$python" -m sr_dist.train "$@" >/dev/null; }
 psnr() { grep -o '"validation/psnr_y": [0-9.]*' "$runs/$1/metrics.jsonl" | tail -n 1 | cut -d' ' -f2; }

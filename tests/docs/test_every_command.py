@@ -27,6 +27,7 @@ BEFORE = {
     "data": [],
     "evaluate": [f"{PSNR} --name=psnr", f"{GAN} --name=gan", f"{GAN} --name=esrgan", f"{GAN} --name=esrgan_glasses", FACES,
                  *(f"sr_dist.train classifier_{name} --data.train=data/celeba" for name in ("eyeglasses", "hat"))],
+    "health": [],
     "large_batches": [],
     "losses": [],
     "memory": [],

@@ -180,7 +180,7 @@ def _adversarial(options: Options, name: str) -> Tree:
     for key, expected in (("real_label_val", 1.0), ("fake_label_val", 0.0)):
         same = options.read(f"{path}.{key}", float, expected) == expected
         (options.note if same else options.drop)(f"{path}.{key}", f"labels are {expected:g}, without smoothing")
-    for key, same_value in (("net_d_iters", 1.0), ("net_d_init_iters", 0.0)):
+    for key, same_value, ours in (("net_d_iters", 1.0, "updates"), ("net_d_init_iters", 0.0, "warmup")):
         same = options.read(f"train.{key}", float, same_value) == same_value
-        (options.note if same else options.drop)(f"train.{key}", "both networks move once in every step")
+        (options.note if same else options.drop)(f"train.{key}", f"discriminator_training.{ours} has it, set by hand")
     return section
