@@ -58,7 +58,7 @@ def ssim_alone(side: int, rounds: int) -> None:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     from sr_dist.evaluation.metrics import ssim
-    from sr_dist.evaluation.protocol import Protocol, luma, stored_tiles
+    from sr_dist.evaluation.protocol import Protocol, luma, tiles
 
     torch.set_num_threads(1)
     draw = torch.Generator().manual_seed(0)
@@ -71,8 +71,8 @@ def ssim_alone(side: int, rounds: int) -> None:
     reference = {"sigma": 1.5, "data_range": 255.0, "return_full_image": True}
 
     def y_alone(sr: torch.Tensor, hr: torch.Tensor) -> float:
-        tiles = stored_tiles(sr, hr, rules, ssim.WINDOW - 1)
-        return sum(float(ssim.plane_sums(luma(p, rules, True)[0], luma(q, rules, True)[0])) for p, q in tiles) / (side - 10) ** 2
+        pairs = ([luma(tile, rules, True)[0] for tile in pair] for pair in tiles(sr, hr, rules, ssim.WINDOW - 1))
+        return sum(float(ssim.plane_sums(*pair)) for pair in pairs) / (side - 10) ** 2
 
     programs = {
         "ours": lambda: y_alone(*colours),
@@ -94,10 +94,10 @@ def ssim_alone(side: int, rounds: int) -> None:
 
 
 def measured(line: list[str], path: Path) -> tuple[float, float, float, str]:
-    """Wall seconds, CPU seconds, peak GB and output of a process."""
+    """Wall seconds, CPU seconds, peak GB and output of a process. It runs in `path`, because `-m` looks there first."""
     start = time.perf_counter()
     variables = {**os.environ, **THREADS, "PYTHONPATH": str(path)}
-    with subprocess.Popen(line, env=variables, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(line, env=variables, cwd=path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         text = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -107,7 +107,8 @@ def measured(line: list[str], path: Path) -> tuple[float, float, float, str]:
 
 
 def evaluations(folder: str, scale: int, rounds: int, before: str | None) -> None:
-    paths = {"ours": ROOT, **({"ours before": Path(before)} if before else {})}
+    folder, script = str(Path(folder).resolve()), str(Path(__file__).resolve())
+    paths = {"ours": ROOT, **({"ours before": Path(before).resolve()} if before else {})}
     results: dict[str, list[tuple[float, float, float]]] = {}
     means: dict[str, dict[str, float]] = {}
     for _ in range(rounds):
@@ -116,7 +117,7 @@ def evaluations(folder: str, scale: int, rounds: int, before: str | None) -> Non
                 line = [sys.executable, "-m", "sr_dist.evaluate", "bicubic", f"--data={folder}", f"--scale={scale}",
                         "--metrics=psnr,ssim", f"--out={out}/report"]  # fmt: skip
                 if name == "plain loop":
-                    line = [sys.executable, __file__, "--loop", folder, f"--scale={scale}"]
+                    line = [sys.executable, script, "--loop", folder, f"--scale={scale}"]
                 wall, cpu, peak, text = measured(line, paths.get(name, ROOT))
                 results.setdefault(name, []).append((wall, cpu, peak))
                 report = Path(out, "report", "report.json")
@@ -143,7 +144,7 @@ def main() -> None:
     libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "scikit-image", "pillow", "torchmetrics"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {libraries}", flush=True)
     # A process of its own: the peak of a child process begins with that of the process that starts it.
-    print(measured([sys.executable, __file__, options.folder, "--ssim"], ROOT)[3], end="", flush=True)
+    print(measured([sys.executable, str(Path(__file__).resolve()), options.folder, "--ssim"], ROOT)[3], end="", flush=True)
     evaluations(options.folder, options.scale, options.rounds, options.before)
 
 

@@ -23,9 +23,9 @@ class Bench(Settings):
     Under a launcher: accelerate launch [--config_file launch/accelerate/X.yaml] -m sr_dist.bench step RECIPE ...
 
     `data` measures images/s of the loader with one worker process. It compares them with decoding the whole files
-    (share_of_decode) and with WebDataset's own pipeline with PIL (ratio_to_webdataset; ratio_to_webdataset_with_lr if both make
-    LR on the CPU). It also measures the seconds to open the shards, to the first batch, and to the first batch after a million
-    steps.
+    (share_of_decode), with WebDataset's own pipeline with PIL (ratio_to_webdataset; ratio_to_webdataset_with_lr if both make
+    LR on the CPU), and with data.reader=webdataset on the same files (ratio_to_reader_webdataset). It also measures the seconds
+    to open the shards, to the first batch, and to the first batch after a million steps.
 
     `step` times training steps after one warm-up step: images/s (median, minimum, maximum), the share of time spent waiting for
     data, peak memory, and whether the losses are finite. It does not touch the recipe's run folder and needs no starting

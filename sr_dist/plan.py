@@ -23,10 +23,8 @@ PER_NODE = 8
 
 
 def hours_of(value: object) -> object:
-    """`24h`, `90m`, `2d`, `24`, or SLURM's `1-12`, `1-12:00`, `1-12:00:00` and `12:30:00`, in hours.
-
-    `12:30` is refused: SLURM takes it for minutes and seconds.
-    """
+    """`24h`, `90m`, `2d`, `24`, or SLURM's `1-12`, `1-12:00`, `1-12:00:00` and `12:30:00`, in hours. `12:30` is refused: SLURM
+    reads it as minutes and seconds."""
     text = str(value).strip().lower()
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)([dhm]?)", text):
         return float(match[1]) * UNITS[match[2] or "h"]

@@ -66,7 +66,7 @@ MOVED = {  # modules and names of 0.1 -> the present ones. A module stands for a
     "sr_dist.data.order.crop_place": "sr_dist.data.order.crop_corner",
     "sr_dist.data.order.home": "sr_dist.data.order.home_node",
     "sr_dist.data.order.LONGEST_PATTERN": "sr_dist.recipe.sections.LONGEST_PATTERN",
-    "sr_dist.data.order.near_home": "sr_dist.data.order.assign_near_home",
+    "sr_dist.data.order.near_home": "sr_dist.data.near_home.indices_of",
     "sr_dist.data.order.share": "sr_dist.data.order.split_range",
     "sr_dist.data.order.whole_weights": "sr_dist.recipe.sections.whole_weights",
     "sr_dist.data.outlook": "sr_dist.data.startup_report",

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset, Sampler
 
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import ShardError
-from sr_dist.data.order import CROP, DEGRADE, TURN, Mix, Order, assign_near_home, crop_corner, draw, micro_batch, split_range
+from sr_dist.data.near_home import indices_of, parts_of
+from sr_dist.data.order import CROP, DEGRADE, TURN, Mix, Order, crop_corner, draw, micro_batch, piece_bounds, split_range
 from sr_dist.data.reader import ShardReader, Square
 from sr_dist.data.select import Portion, portion_rows
 from sr_dist.data.shared_batches import SharedBatches, Slot
@@ -37,7 +38,7 @@ class Crops(NamedTuple):
 
     images: Slot | Sequence[np.ndarray]  # HR and, where it is stored, LR: (B, H, W, C) uint8; a worker sends their slot
     turn: np.ndarray  # (B,) 63 random bits each, for flips, quarter turns and data.augment
-    seed: np.ndarray  # (B,) 63 random bits each, for the degradation
+    seed: np.ndarray  # (B,) 63 random bits each, for the degradation and for losses that draw
     label: np.ndarray  # (B,)
     keys: tuple[str, ...]
     attributes: np.ndarray  # (B, A) of 0 and 1, in the manifest's order
@@ -180,13 +181,13 @@ class CropSource(Dataset[Crops | UserError]):
         """The key of the sample at a position."""
         return self._locate(position).key
 
-    def shards(self, positions: np.ndarray) -> np.ndarray:
-        """The shard that each position reads, numbered over all data sets."""
-        numbers, locals_ = self.mix.split(positions)
-        result, before = np.empty(len(positions), np.int64), 0
+    def shards(self, positions: range) -> np.ndarray:
+        """The shard that each of consecutive positions reads, numbered over all data sets."""
+        numbers, before = self.mix.data_sets_at(positions), 0
+        result = np.empty(len(positions), np.int64)
         for number, data_set in enumerate(self.data_sets):
-            inside = numbers == number
-            result[inside] = before + data_set.order.shards_at(locals_[inside])
+            local = range(*(self.mix.first_from(number, end) for end in (positions.start, positions.stop)))
+            result[numbers == number] = before + data_set.order.shards_at(local)
             before += len(data_set.order.sizes)
         return result
 
@@ -248,7 +249,7 @@ class Positions(Sampler[Sequence[int]]):
     rank: int
     num_ranks: int
     node_of: Sequence[int] = ()  # the node of every rank; with several nodes, ranks take samples that their own node caches
-    shards: Callable[[np.ndarray], np.ndarray] | None = None  # the shard of each position
+    shards: Callable[[range], np.ndarray] | None = None  # the shard of each of consecutive positions
 
     def __iter__(self) -> Iterator[Sequence[int]]:
         for start in range(self.start, self.start + self.steps * self.batch, self.batch):
@@ -257,14 +258,44 @@ class Positions(Sampler[Sequence[int]]):
     def step(self, start: int) -> Iterator[Sequence[int]]:
         """The micro-batches of the step that begins at position `start`."""
         for micro in range(self.accumulate):
-            if self.shards and len(set(self.node_of)) > 1:
+            if self.shards and self._num_nodes > 1:
                 yield self._near_home(start, micro, self.shards)
             else:
                 indices = micro_batch(self.batch, self.num_ranks, self.accumulate, self.rank, micro)
                 yield range(start + indices.start, start + indices.stop)
 
-    def _near_home(self, start: int, micro: int, shards: Callable[[np.ndarray], np.ndarray]) -> list[int]:
+    def needs(self) -> Iterator[tuple[int, list[int]]]:
+        """The position of each step, and the shards that the ranks of this node read in it, without those of the step before."""
+        assert self.shards
+        before: set[int] = set()
+        for start in range(self.start, self.start + self.steps * self.batch, self.batch):
+            shards: dict[int, None] = {}
+            for micro in range(self.accumulate):
+                inside = split_range(self.batch, self.accumulate, micro)
+                parts = parts_of(self.shards(range(start + inside.start, start + inside.stop)), self._room[micro][0])
+                shards |= dict.fromkeys(parts.shard[parts.node == self.node_of[self.rank]].tolist())
+            yield start, [shard for shard in shards if shard not in before]
+            before = set(shards)
+
+    def _near_home(self, start: int, micro: int, shards: Callable[[range], np.ndarray]) -> list[int]:
         """The positions of a micro-batch of all ranks that are assigned to this rank."""
-        positions = start + np.array(split_range(self.batch, self.accumulate, micro))
-        quotas = [len(micro_batch(self.batch, self.num_ranks, self.accumulate, rank, micro)) for rank in range(self.num_ranks)]
-        return positions[assign_near_home(shards(positions), quotas, self.node_of)[self.rank]].tolist()
+        inside = split_range(self.batch, self.accumulate, micro)
+        room, own = self._room[micro]
+        numbers = shards(range(start + inside.start, start + inside.stop))
+        indices = indices_of(parts_of(numbers, room), numbers, self.node_of[self.rank])
+        return (start + inside.start + indices[own]).tolist()
+
+    @cached_property
+    def _num_nodes(self) -> int:
+        return len(set(self.node_of))
+
+    @cached_property
+    def _room(self) -> list[tuple[np.ndarray, slice]]:
+        """For each micro-batch: the number of samples of every node, and which of its node's samples this rank takes."""
+        node_of, result = np.array(self.node_of), []
+        bounds = piece_bounds(self.batch, self.num_ranks * self.accumulate)
+        for quotas in np.diff(bounds).reshape(self.accumulate, self.num_ranks):
+            room = np.bincount(node_of, quotas, self._num_nodes).astype(np.int64)
+            before = int(quotas[: self.rank][node_of[: self.rank] == node_of[self.rank]].sum())
+            result.append((room, slice(before, before + int(quotas[self.rank]))))
+        return result

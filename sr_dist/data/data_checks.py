@@ -12,6 +12,7 @@ from sr_dist.data.format import Shards
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.remote.sources import open_shards
 from sr_dist.data.select import portion_of, rows_of_parts, shares
+from sr_dist.data.unindexed import UnindexedTars, check_unindexed
 from sr_dist.recipe import checks
 from sr_dist.recipe.labels import labels_of
 from sr_dist.recipe.sections import AUTO, Augment, Data, Recipe
@@ -109,25 +110,28 @@ def check_data(recipe: Recipe) -> None:
     sets = open_training_sets(data)
     _check_mixed_sets(recipe, sets)
     for source, shards in zip(data.sources, sets, strict=True):
+        if isinstance(shards, UnindexedTars):
+            check_unindexed(data, shards)
+            continue
         check_shards(source, shards, data, scale)
-    if data.validation:
-        _check_validation(data.validation, data, scale)
+    for name, source in data.validation_sets.items():
+        _check_validation(source, data.validation_key(name), data, scale)
 
 
-def _check_validation(source: str, data: Data, scale: int) -> None:
+def _check_validation(source: str, key: str, data: Data, scale: int) -> None:
     """Shards are checked here; a folder of images is checked when it is opened."""
     if Path(source).is_dir() and not (Path(source) / "manifest.json").is_file():
         return
-    manifest = _open_validation(source, data).manifest
+    manifest = _open_validation(source, key, data).manifest
     if manifest.scale and manifest.scale != scale:
-        raise UserError(f"data.validation: the LR stored in '{source}' is {manifest.scale} times smaller, and scale is {scale}")
+        raise UserError(f"{key}: the LR stored in '{source}' is {manifest.scale} times smaller, and scale is {scale}")
     if manifest.min_side < scale:
-        raise UserError(f"data.validation: '{source}' has an image with a side of {manifest.min_side}, below the scale {scale}")
+        raise UserError(f"{key}: '{source}' has an image with a side of {manifest.min_side}, below the scale {scale}")
 
 
-def _open_validation(source: str, data: Data) -> Shards:
+def _open_validation(source: str, key: str, data: Data) -> Shards:
     try:
-        return open_shards(source, "data.validation", cache_for(data))
+        return open_shards(source, key, cache_for(data))
     except UserError as problem:
         raise UserError(f"{problem}; {WITHOUT_VALIDATION}") from None
 

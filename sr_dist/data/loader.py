@@ -32,11 +32,12 @@ from sr_dist.data import augment
 from sr_dist.data.crops import Crops, CropSource, DataSet, Positions
 from sr_dist.data.fetch_log import FetchLog
 from sr_dist.data.format import Shards
-from sr_dist.data.order import Mix, home_node, seed_of
+from sr_dist.data.order import Mix, seed_of
 from sr_dist.data.reader import ShardReader
 from sr_dist.data.remote.prefetch import FetchTask, Prefetcher
 from sr_dist.data.remote.sources import RemoteShards
 from sr_dist.data.select import portion_of
+from sr_dist.data.sending import send_together
 from sr_dist.data.shared_batches import SharedBatches, Slot
 from sr_dist.recipe.sections import Data, whole_weights
 
@@ -209,45 +210,64 @@ class Loader:
     def _to_batch(self, crops: Crops, step: int = 0) -> Batch:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         flip, rotate = self.data.flip, self.data.rotate
-        turn, seed, label = (self._to_device(torch.from_numpy(numbers)) for numbers in (crops.turn, crops.seed, crops.label))
+        numbers = [torch.from_numpy(each) for each in (crops.turn, crops.seed, crops.label, crops.attributes)]
+        (turn, seed, label, attributes8), (hr8, lr8) = self._to_device(numbers, [crops.hr, crops.lr])
+        assert hr8 is not None
         # Oriented as uint8, which is a quarter of the bytes.
-        hr8, lr8 = self._to_device(crops.hr), None if crops.lr is None else self._to_device(crops.lr)
         hr = augment.to_float(augment.orient(hr8, turn, flip, rotate)).contiguous(memory_format=layout)
         hr = augment.vary(hr, turn, self.data.augment)
         lr = self.degrade(hr, seed) if lr8 is None else augment.to_float(augment.orient(lr8, turn, flip, rotate))
         names = self.source.data_sets[0].reader.shards.manifest.attributes  # the same in all data sets
-        columns = self._to_device(torch.from_numpy(crops.attributes)).float().unbind(1)
+        columns = attributes8.float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
         share = len(hr) / self.data.batch
-        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes, step, share)
+        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes, step, share, seed)
 
-    def _to_device(self, numbers: Tensor) -> Tensor:
-        """Copies through pinned memory to a GPU: the copy is asynchronous, and the slot can be reused at once."""
-        return numbers if self.device.type == "cpu" else numbers.pin_memory().to(self.device, non_blocking=True)
+    def _to_device(self, numbers: list[Tensor], images: list[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """A copy to a GPU is asynchronous, and the images' slot can be reused at once."""
+        if self.device.type == "cpu":
+            return numbers, images
+        lines = [image.permute(0, 2, 3, 1) for image in images if image is not None]  # as they lie in memory
+        arrived = send_together([*numbers, *lines], self.device)
+        sent = iter(arrived[len(numbers) :])
+        return arrived[: len(numbers)], [None if image is None else next(sent).permute(0, 3, 1, 2) for image in images]
 
     def log_columns(self) -> dict[str, int]:
         """Columns for metrics.jsonl. All ranks must call."""
         return {"data/substituted": self._fetch_log.total_substituted(self.device)} if self.source.substitute else {}
 
     def _start_prefetcher(self, position: int) -> Prefetcher | None:
-        """The first rank of a node fetches the next window. Shards of other nodes are fetched only when they are read."""
+        """The first rank of a node fetches ahead what its ranks will read: the next window, and the steps after those that the
+        workers of the ranks already read."""
         if not self.remote or launch_env.local_rank() != 0:
             return None
-        num_nodes, own_node = len(set(self.node_of)), self.node_of[ranks.rank()]
+        steps = self.config.steps - (position - self._origin) // self.data.batch
+        sets = [data_set.reader.shards for data_set in self.source.data_sets]
+        place = [
+            (shards, shard) for shards in sets for shard in range(len(shards.manifest.shards))
+        ]  # by number over all data sets
+        needs = self._positions(position, steps).needs() if len(set(self.node_of)) > 1 else self._needs_of_one_node(position)
 
         def tasks() -> Iterator[FetchTask]:
-            for need in self.source.shard_needs(position):
-                shards = self.source.data_sets[need.data_set].reader.shards
-                if isinstance(shards, RemoteShards) and home_node(need.number, num_nodes) == own_node:
-                    yield need.position, partial(shards.fetch, need.shard)
+            for at, numbers in needs:
+                for shards, shard in (place[number] for number in numbers):
+                    if isinstance(shards, RemoteShards):
+                        yield at, partial(shards.fetch, shard)
 
-        return Prefetcher(tasks(), self.data.window, position)
+        read_ahead = PREFETCH_STEPS * max(self.data.workers, 1) * self.data.batch
+        return Prefetcher(tasks(), max(self.data.window, 2 * read_ahead), position)
+
+    def _needs_of_one_node(self, position: int) -> Iterator[tuple[int, list[int]]]:
+        """It reads all shards, so nothing has to be divided."""
+        for need in self.source.shard_needs(position):
+            yield need.position, [need.number]
 
     def _log_fetched(self, step: int) -> None:
         """Logs what the nodes have fetched, at the end of every epoch and of the run."""
+        if not self.remote or not ranks.is_first():
+            return
         before, after = self.position_after(step - 1), self.position_after(step)
-        ended = before // self.samples < after // self.samples or step == self.config.steps
-        if self.remote and ranks.is_first() and ended:
+        if before // self.samples < after // self.samples or step == self.config.steps:
             self._fetch_log.log_fetched(after / self.samples)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sr_dist.data.format import Shards
 from sr_dist.data.remote.cache import Cache, cache_of
 from sr_dist.data.remote.sources import open_shards
+from sr_dist.data.unindexed import open_unindexed
 from sr_dist.recipe.sections import Data
 
 
@@ -15,4 +16,6 @@ def cache_for(data: Data) -> Cache:
 
 def open_training_sets(data: Data) -> list[Shards]:
     """The data sets of data.train, in order."""
+    if data.reader == "webdataset":
+        return [open_unindexed(data)]
     return [open_shards(source, "data.train", cache_for(data)) for source in data.sources]

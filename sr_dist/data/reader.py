@@ -101,29 +101,25 @@ class ShardReader:
         return int(index[f"{prefix}height"][row]), int(index[f"{prefix}width"][row])
 
     def square(self, shard: int, row: int, member: str, channels: int, square: Square) -> np.ndarray | None:
-        """(side, side, C) uint8 of an image. Of a JPEG with restart markers, only the rows around the square are decoded.
-        The last row and column of an image that is too small are repeated.
-        """
+        """(side, side, C) uint8 of an image, or None if the member does not exist."""
         data = self.read(shard, row, member)
         if not data:
             return None
-        top, left, side = square
-        size = height, width = self.size(shard, row, member)
-        bottom, right = min(top + side, height), min(left + side, width)
-        part, first = band(data, size, top, bottom) if data[:2] == JPEG else (data, 0)
-        if part is not data:
-            with suppress(RuntimeError):  # damaged before it was packed; the decoder may accept the whole file
-                return _padded(_hwc(decode(part, channels))[top - first : bottom - first, left:right], side)
-        pixels = _hwc(self._decode(shard, row, data, channels))
-        if pixels.shape[:2] != size or top >= bottom or left >= right:
-            raise self._wrong_size(shard, row, member)
-        return _padded(pixels[top:bottom, left:right], side)
+        try:
+            return decode_square(data, channels, self.size(shard, row, member), square)
+        except WrongSize:
+            raise self._wrong_size(shard, row, member) from None
+        except RuntimeError as error:
+            raise self._undecodable(shard, row, error) from None
 
     def _decode(self, shard: int, row: int, data: bytearray, channels: int) -> Tensor:
         try:
             return decode(data, channels)
         except RuntimeError as error:
-            raise self._damaged(shard, f"'{self.key(shard, row)}' cannot be decoded: {first_line(error)}") from None
+            raise self._undecodable(shard, row, error) from None
+
+    def _undecodable(self, shard: int, row: int, error: RuntimeError) -> ShardError:
+        return self._damaged(shard, f"'{self.key(shard, row)}' cannot be decoded: {first_line(error)}")
 
     def _bytes(self, shard: int, row: int, member: str) -> bytearray | None:
         """The bytes at the offset in the index, or None if their checksum differs."""
@@ -188,6 +184,27 @@ def decode(data: bytes | bytearray, channels: int) -> Tensor:
         raise RuntimeError(first_line(error)) from None
 
 
+class WrongSize(RuntimeError):
+    """An image that has not the size that an index or its header states."""
+
+
+def decode_square(data: bytearray, channels: int, size: tuple[int, int], square: Square) -> np.ndarray:
+    """(side, side, C) uint8 of an image of `size`, (height, width). Of a JPEG with restart markers, only the rows around the
+    square are decoded. The last row and column of an image that is too small are repeated.
+    """
+    top, left, side = square
+    height, width = size
+    bottom, right = min(top + side, height), min(left + side, width)
+    part, first = band(data, size, top, bottom) if data[:2] == JPEG else (data, 0)
+    if part is not data:
+        with suppress(RuntimeError):  # damaged before it was packed; the decoder may accept the whole file
+            return _padded(hwc(decode(part, channels))[top - first : bottom - first, left:right], side)
+    pixels = hwc(decode(data, channels))
+    if pixels.shape[:2] != size or top >= bottom or left >= right:
+        raise WrongSize(f"its header states {width} x {height} pixels, and it has {pixels.shape[1]} x {pixels.shape[0]}")
+    return _padded(pixels[top:bottom, left:right], side)
+
+
 def to_tensor(image: Image.Image, channels: int) -> Tensor:
     """A Pillow image -> (C, H, W) uint8. 16 bits are reduced to 8."""
     if image.mode.startswith("I"):
@@ -196,7 +213,7 @@ def to_tensor(image: Image.Image, channels: int) -> Tensor:
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
-def _hwc(image: Tensor) -> np.ndarray:
+def hwc(image: Tensor) -> np.ndarray:
     """HWC view: decoders already produce this layout, and slicing it in numpy is cheaper."""
     return image.permute(1, 2, 0).numpy()
 

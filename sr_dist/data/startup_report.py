@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sr_dist.core import launch_env, ranks
 from sr_dist.core.printable import plural
@@ -13,12 +13,25 @@ from sr_dist.data.loader import Loader
 from sr_dist.data.remote.cache import Cache
 from sr_dist.data.remote.sources import RemoteShards
 from sr_dist.data.select import short_groups
+from sr_dist.data.unindexed import INDEX, NOT_PROMISED, UnindexedTars
 from sr_dist.recipe.sections import Data
 
 SAME_FILES = "they read the same files at the same time, which slows down a network disk, but not a local one"
 
 
 def startup_lines(loader: Loader) -> Iterator[str]:
+    shards = loader.source.data_sets[0].reader.shards
+    yield from _unindexed_lines(shards, loader.samples) if isinstance(shards, UnindexedTars) else _indexed_lines(loader)
+
+
+def _unindexed_lines(tars: UnindexedTars, samples: int) -> Iterator[str]:
+    yield f"data: {plural(len(tars.urls), 'tar')} without an index, streamed by WebDataset's reader"
+    yield f"warning: data.reader: webdataset does not promise {'; '.join(NOT_PROMISED)}; {INDEX}"
+    if not samples:
+        yield "data: the number of images is not known, so `epoch` is null; --data.samples=N states it"
+
+
+def _indexed_lines(loader: Loader) -> Iterator[str]:
     data_sets = loader.source.data_sets
     for source, data_set, weight in zip(loader.data.sources, data_sets, loader.source.mix.weights, strict=True):
         yield f"data: {_epochs(loader, source, data_set, weight)}"
@@ -40,11 +53,14 @@ def startup_lines(loader: Loader) -> Iterator[str]:
         yield from _cache_lines(loader, caches[0])
 
 
-def validation_lines(data: Data, images: int) -> Iterator[str]:
-    source = f"part 2 of data.train, split {list(data.split)}" if data.split else f"'{data.validation}'"
-    yield f"validation: {plural(images, 'image')}, {source}"
-    if images < FEW_IMAGES:
-        yield f"warning: validation has fewer than {FEW_IMAGES} images: small differences of its numbers are chance"
+def validation_lines(data: Data, counts: Mapping[str, int]) -> Iterator[str]:
+    """`counts`: the images of each set, by its name."""
+    for name, images in counts.items():
+        source = f"part 2 of data.train, split {list(data.split)}" if data.split else f"'{data.validation_sets[name]}'"
+        about = f"validation of {name}" if name else "validation"
+        yield f"{about}: {plural(images, 'image')}, {source}"
+        if images < FEW_IMAGES:
+            yield f"warning: {about} has fewer than {FEW_IMAGES} images: small differences of its numbers are chance"
 
 
 def _epochs(loader: Loader, source: str, data_set: DataSet, weight: int) -> str:

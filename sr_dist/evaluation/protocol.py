@@ -13,7 +13,7 @@ from sr_dist.core.colour import full_y, studio_y
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.evaluation.presets import PROTOCOLS
 
-TILE = 96  # pixels; float64 tiles of this size stay in a processor's cache
+TILE = 128  # pixels; float64 tiles of this size stay in a processor's cache
 BEST_PSNR = 100.0  # of identical images, because infinity would make the mean infinite
 
 
@@ -53,8 +53,8 @@ def inside_border(images: Tensor, protocol: Protocol) -> Tensor:
     return images[..., border:-border, border:-border] if border else images
 
 
-def stored_tiles(sr: Tensor, hr: Tensor, protocol: Protocol, overlap: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both images inside the border as a file stores them, in tiles: (B, 3, h, w) in [0, 1], float64.
+def tiles(sr: Tensor, hr: Tensor, protocol: Protocol, overlap: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both images inside the border in tiles, (B, 3, h, w).
 
     A tile owns up to TILE pixels a side and sees `overlap` more at the right and below, so windows of overlap + 1 pixels have
     every valid position in exactly one tile. None where the border or the window leaves no pixel.
@@ -64,7 +64,17 @@ def stored_tiles(sr: Tensor, hr: Tensor, protocol: Protocol, overlap: int = 0) -
         for left in range(0, width - overlap, TILE):
             low, high = protocol.border + top, protocol.border + min(top + TILE + overlap, height)
             first, last = protocol.border + left, protocol.border + min(left + TILE + overlap, width)
-            yield (as_stored(sr[..., low:high, first:last], protocol), as_stored(hr[..., low:high, first:last], protocol))
+            yield sr[..., low:high, first:last], hr[..., low:high, first:last]
+
+
+def planes(images: Tensor, protocol: Protocol, grey: bool, out: Tensor | None = None) -> Tensor:
+    """(B, 3, h, w) in [0, 1] -> Y, R, G and B as a file stores them, (B, 4, h, w) in [0, 255], float64."""
+    if out is None:
+        out = images.new_empty(len(images), 4, *images.shape[-2:], dtype=torch.float64)
+    stored = as_stored(images, protocol)
+    out[:, :1].copy_(luma(stored, protocol, grey))
+    torch.mul(stored, 255, out=out[:, 1:])
+    return out
 
 
 def luma(images: Tensor, protocol: Protocol, grey: bool) -> Tensor:

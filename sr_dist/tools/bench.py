@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from sr_dist.core import launch_env, ranks
+from sr_dist.core.errors import UserError
 from sr_dist.data.data_checks import check_data
+from sr_dist.data.format import Shards
 from sr_dist.data.loader import Loader, Start
 from sr_dist.data.open_data import open_training_sets
+from sr_dist.data.unindexed import INDEX, without_index
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Data, Init, Log, Recipe
 from sr_dist.tools.data_speed import FAR, measure
@@ -47,6 +50,8 @@ def bench_step(stated: Recipe, steps: int, as_json: bool) -> None:
 
 def bench_data(stated: Recipe, images: int, rounds: int, as_json: bool) -> None:
     """One process with one worker, on the CPU, whatever the recipe says."""
+    if stated.data.reader == "webdataset":
+        raise UserError(f"data.reader: webdataset is measured beside shards with an index; {INDEX}")
     begin = time.perf_counter()
     check_data(stated)
     shards, cpu = open_training_sets(stated.data), torch.device("cpu")
@@ -61,7 +66,12 @@ def bench_data(stated: Recipe, images: int, rounds: int, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="sr_dist-bench-") as folder:
         samples = sum(data_set.manifest.samples for data_set in shards)
         result = {"recipe": recipe.name, "samples": samples, "batch": recipe.data.batch, "start_up_seconds": start_up}
-        result |= {**measure(loader_at, images, rounds), "memory_gb": peak_memory_gb()}
+        tars = None
+        if len(shards) == 1 and type(shards[0]) is Shards and not shards[0].manifest.scale:  # local, and LR is made
+            unindexed = recipe.data.model_copy(update={"workers": 1, "reader": "webdataset"})
+            endless = recipe.model_copy(update={"data": unindexed, "steps": 2**40, "runs": folder})
+            tars = open_loader(endless, [without_index(shards[0])], cpu)
+        result |= {**measure(loader_at, images, rounds, tars), "memory_gb": peak_memory_gb()}
     print(data_text(result))
     if as_json:
         print(json.dumps(result), flush=True)
@@ -71,6 +81,9 @@ def data_text(result: dict[str, Any]) -> str:
     speeds, resume = result["images_per_second"], result["resume"]
     ratio, ratio_lr = result["ratio_to_webdataset"], result["ratio_to_webdataset_with_lr"]
     beside = f", {ratio:.2f} times WebDataset's pipeline ({speeds['webdataset']:.0f})" if ratio else ""
+    unindexed = result["ratio_to_reader_webdataset"]
+    if unindexed:
+        beside += f", {unindexed:.2f} times data.reader=webdataset ({speeds['tars']:.0f})"
     beside_lr = f" ({ratio_lr:.2f} times)" if ratio_lr else ""
     start, far, times = resume.values()
     return (

@@ -5,6 +5,7 @@ Every figure is the median of ratios of measurements taken one after the other, 
     stream       order -> pread -> crc32 -> decode -> crop -> a uint8 batch in shared memory     one worker
     decode       the same files from memory, whole, one by one with torchvision's decode_image   no worker, no file
     batches      stream, then floats, flips, turns and LR                                        one worker
+    tars         the same shards by `data.reader: webdataset`, without their index               one worker
     webdataset   WebDataset's reader and PIL: decode, the same crops, LR by bicubic, floats      one worker
 
 The loader decodes only the part of a file that a crop needs, where the file allows that. In training, LR and floats are made on
@@ -34,8 +35,8 @@ FAR = 1_000_000  # the step after which a long run may be resumed
 IDLE = 4  # batches that may be ready when a round begins; they are read before the clock starts
 
 
-def measure(loader_at: Callable[[int, int], Loader], images: int, rounds: int) -> dict[str, Any]:
-    """`loader_at(workers, position)` makes the loaders that are measured."""
+def measure(loader_at: Callable[[int, int], Loader], images: int, rounds: int, tars: Loader | None = None) -> dict[str, Any]:
+    """`loader_at(workers, position)` makes the loaders that are measured; `tars` reads the same files without their index."""
     local, first, second = loader_at(0, 0), loader_at(1, 0), loader_at(1, 0)
     batch = local.data.batch
     steps = -(-images // batch)
@@ -48,17 +49,20 @@ def measure(loader_at: Callable[[int, int], Loader], images: int, rounds: int) -
     shards = local.source.data_sets[0].reader.shards
     if not isinstance(shards, RemoteShards) and local.source.crop:
         timers["webdataset"] = _seconds(_webdataset([str(path) for path in shards.paths()], local.source.crop, local), steps)
+    if tars:
+        timers["tars"] = _seconds(tars.crop_steps(1), steps)
     try:
         seconds = [{name: next(timer) for name, timer in timers.items()} for _ in range(rounds)]
     finally:
-        first.close()
-        second.close()
+        for loader in [first, second, *([tars] if tars else [])]:
+            loader.close()
     resumed = [(_seconds_to_first(loader_at(0, 0)), _seconds_to_first(loader_at(0, FAR * batch))) for _ in range(rounds)]
     return {
         "images_per_second": {name: steps * batch / median(row[name] for row in seconds) for name in timers},
         "share_of_decode": median(row["decode"] / row["stream"] for row in seconds),
         "ratio_to_webdataset": _ratio(seconds, "stream") if "webdataset" in timers else None,
         "ratio_to_webdataset_with_lr": _ratio(seconds, "batches") if "webdataset" in timers else None,
+        "ratio_to_reader_webdataset": median(row["tars"] / row["stream"] for row in seconds) if tars else None,
         "resume": {
             "seconds_at_the_start": median(start for start, _ in resumed),
             f"seconds_after_{FAR}_steps": median(far for _, far in resumed),

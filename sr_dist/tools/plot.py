@@ -6,8 +6,6 @@ import io
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from sr_dist.core.errors import UserError, first_line
-from sr_dist.core.json_text import parse_json
+from sr_dist.core.errors import UserError
 from sr_dist.core.outputs import make_folder, write_output
-from sr_dist.core.run_layout import METRICS, parent_folder, parent_of
 from sr_dist.recipe.columns import better_direction
-from sr_dist.training.tracker import Row
+from sr_dist.tools.run_metrics import RunMetrics, read_metrics
 
 # These can also be told apart by colour-blind readers.
 COLOURS = ("#1f6f8b", "#d1495b", "#66a182", "#edae49", "#7b5ea7", "#5c6670", "#b5651d", "#2e4057")
@@ -51,21 +47,7 @@ FROM_ZERO = ("images_per_second", "memory_gb", "tflops", *SHARES)
 NOT_NOISY = ("learning_rate", "memory_gb", "skipped/")  # drawn without smoothing
 SPANS = 50  # a curve is smoothed over a 50th of its length, unless that is fewer than two points
 HEADROOM = 1.08  # the top of an axis that begins at 0, over the largest value
-LARGEST = 1e300  # larger values are gaps, because the axes of matplotlib overflow
 LOG_RATIO = 30.0  # an axis is logarithmic if the largest value is more than this times the smallest
-
-
-@dataclass(frozen=True)
-class RunMetrics:
-    """The rows of a run's metrics.jsonl."""
-
-    name: str
-    rows: tuple[Row, ...]
-
-    def curve(self, column: str) -> tuple[list[float], list[float]]:
-        """The number of images seen and the value at each point. Values that were not finite are NaN, which makes a gap."""
-        rows = [row for row in self.rows if column in row]
-        return [row.get("images", row["step"]) for row in rows], [drawable(row[column]) for row in rows]
 
 
 def plot_runs(folders: Sequence[str], out: Path) -> None:
@@ -83,59 +65,6 @@ def plot_runs(folders: Sequence[str], out: Path) -> None:
     print(f"{', '.join(f'{section}.png' for section in panels)} and curves.html are in {out}")
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
-def read_metrics(folder: Path, name: str) -> RunMetrics:
-    """Skips a last line that is still being written."""
-    path, rows = folder / METRICS, []
-    with open(path, "rb") as file:
-        for i, line in enumerate(file, 1):
-            if line.endswith(b"\n"):
-                rows.append(parse_row(line, f"line {i} of '{path}'"))
-            else:
-                with suppress(UserError):
-                    rows.append(parse_row(line, "the last line"))
-    return RunMetrics(name, (*parent_rows(folder), *rows))
-
-
-def parent_rows(folder: Path) -> tuple[Row, ...]:
-    """The rows of a fork's parent up to the fork, and those of its parents."""
-    parent, place = parent_of(folder), parent_folder(folder)
-    if not parent or not place or not (place / METRICS).is_file():
-        return ()
-    return tuple(row for row in read_metrics(place, place.name).rows if row["step"] <= parent["step"])
-
-
-def parse_row(line: bytes, place: str) -> Row:
-    """A row: a step, and numbers or null by column."""
-    try:
-        row = parse_json(line.decode())
-        problem = _problem_of(row)
-    except ValueError as error:
-        problem = first_line(error)
-    if problem:
-        raise UserError(f"RUN: {place} is not a row of metrics ({problem}); correct or delete it")
-    return row
-
-
-def _problem_of(row: Any) -> str | None:
-    if not isinstance(row, dict):
-        return f"it is a {type(row).__name__}"
-    if row.get("step") is None:
-        return "it has no step"
-    for column, value in row.items():
-        is_count = column in ("step", "images")
-        is_number = isinstance(value, int | float)
-        if not (is_number or value is None) or (is_count and not (is_number and 0 <= value < 2**63)):
-            return f"{column} is {str(value)[:40]!r}"
-    return None
-
-
-def drawable(value: float | None) -> float:
-    return float(value) if value is not None and abs(value) <= LARGEST else math.nan
-
-
 def run_names(folders: Sequence[str]) -> list[str]:
     """The names of the folders, or their whole paths if two names are equal. Fonts draw no bytes that are not UTF-8."""
     names = [Path(folder).resolve().name for folder in folders]
@@ -145,9 +74,9 @@ def run_names(folders: Sequence[str]) -> list[str]:
 
 def section_columns(section: str, runs: Sequence[RunMetrics]) -> list[str]:
     """The columns of a section that any run has, in their order in the file. Counts that are always 0 are left out."""
-    columns = dict.fromkeys(key for run in runs for row in run.rows for key in row)
+    columns = dict.fromkeys(column for run in runs for column in run.curves)
     selected = [column for prefix in SECTIONS[section] for column in columns if column.startswith(prefix)]
-    return [key for key in selected if not key.startswith("skipped/") or any(row.get(key) for run in runs for row in run.rows)]
+    return [key for key in selected if not key.startswith("skipped/") or any(run.curve(key).is_nonzero() for run in runs)]
 
 
 def smooth(values: list[float]) -> list[float]:
@@ -174,19 +103,23 @@ def draw_column(axes: Axes, column: str, runs: Sequence[RunMetrics]) -> None:
     """One column of all runs. A long curve is drawn twice: faint as it is, and clear after smoothing."""
     finite: list[float] = []
     for number, run in enumerate(runs):
-        images, values = run.curve(column)
+        curve = run.curve(column)
+        images, values = curve.means()
         if not values:
             continue
         colour, gid = COLOURS[number % len(COLOURS)], f"{column}--run{number}"
-        finite += [value for value in values if math.isfinite(value)]
+        raw = curve.extremes()
+        finite += [value for value in raw[1] if math.isfinite(value)]
         if column.startswith("validation/"):
+            if reference := run.curve(column.replace("validation/", "bicubic/", 1)).means()[1]:
+                axes.axhline(reference[-1], color=colour, linewidth=0.9, linestyle=":", gid=f"raw-{gid}")
             axes.plot(images, values, "o-", color=colour, markersize=3 if len(values) > 1 else 6, linewidth=1.4, gid=gid)
             if len(values) == 1 and math.isfinite(values[0]):  # one point says little by its height alone
                 axes.annotate(f"{values[0]:.4g}", (images[0], values[0]), (6, 4), textcoords="offset points", color=colour)
         elif len(values) < 2 * SPANS or column.startswith(NOT_NOISY):
-            axes.plot(images, values, color=colour, linewidth=1.3, gid=gid, marker="." if len(values) < 3 else "")
+            axes.plot(*raw, color=colour, linewidth=1.3, gid=gid, marker="." if len(values) < 3 else "")
         else:
-            axes.plot(images, values, color=colour, linewidth=0.6, alpha=0.3, gid=f"raw-{gid}")
+            axes.plot(*raw, color=colour, linewidth=0.6, alpha=0.3, gid=f"raw-{gid}")
             axes.plot(images, smooth(values), color=colour, linewidth=1.6, gid=gid)
     format_axes(axes, column, finite)
     if len(runs) > 1:  # also where a run starts from the weights of another
@@ -269,10 +202,10 @@ def page_html(runs: Sequence[RunMetrics], panels: dict[str, list[str]]) -> str:
 
 def summarize(run: RunMetrics) -> dict[str, Any]:
     """The run's row in the page's table: its progress, its median speed, its best and last validation."""
-    speeds = [speed for speed in run.curve("images_per_second")[1] if math.isfinite(speed)]
+    speeds = [speed for speed in run.curve("images_per_second").sample() if math.isfinite(speed)]
     return {
-        "step": run.rows[-1]["step"] if run.rows else 0,
-        "images": run.rows[-1].get("images", 0) if run.rows else 0,
+        "step": run.step,
+        "images": run.images,
         "speed": sorted(speeds)[len(speeds) // 2] if speeds else None,
         "scores": list(best_scores(run)),
     }
@@ -280,8 +213,8 @@ def summarize(run: RunMetrics) -> dict[str, Any]:
 
 def best_scores(run: RunMetrics) -> Iterator[dict[str, Any]]:
     for column in section_columns("validation", [run]):
-        name, rows = column.removeprefix("validation/"), [row for row in run.rows if math.isfinite(drawable(row.get(column)))]
+        name, scores = column.removeprefix("validation/"), run.scores.get(column)
         better = better_direction(name)
-        if rows and better:
-            best = (max if better == "higher" else min)(rows, key=lambda row: row[column])
-            yield {"name": name, "best": best[column], "step": best["step"], "last": rows[-1][column]}
+        if scores and better:
+            best, step = scores.highest if better == "higher" else scores.lowest
+            yield {"name": name, "best": best, "step": step, "last": scores.last}

@@ -25,6 +25,7 @@ from sr_dist.core.run_layout import (
     checkpoint_state,
     checkpoint_steps,
     parent_of,
+    rollbacks_of,
 )
 from sr_dist.recipe import checks, resume_rules
 from sr_dist.recipe.sections import Recipe
@@ -63,13 +64,15 @@ def replay(recipe: Recipe, request: Request) -> int:
     recipe = checks.complete(recipe)
     checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     check_probes(request.probes, recipe)
+    if recipe.data.reader == "webdataset":
+        raise UserError("RUN: it was trained with data.reader=webdataset, whose batches cannot be repeated")
     recorded = records(request.run / METRICS, request.first, request.last)
     if not recorded:
         raise UserError(f"from: {METRICS} of '{request.run}' has no row of the steps {request.first} to {request.last}")
     run_folder.check_recipe(request.run, recipe)
     find_weights(recipe)
     start = first_checkpoint(request)
-    if start and (problem := checkpoint.damage(checkpoint_folder(request.run, start))):
+    if start is not None and (problem := checkpoint.damage(checkpoint_folder(request.run, start))):
         if launch_env.prints_mistakes():
             print(f"not replayed: the checkpoint of step {start} is not as it was saved: {problem}", flush=True)
         return 1
@@ -77,6 +80,7 @@ def replay(recipe: Recipe, request: Request) -> int:
     lock = run_folder.claim(recipe.folder)
     prepare(request.run, recipe.folder, start)
     run = set_up(recipe)
+    run.state["rollbacks"] = rollbacks_of(request.run)
     try:
         code = _replay(run, request, recorded, start)
     except Exception as caught:
@@ -91,7 +95,7 @@ def replay(recipe: Recipe, request: Request) -> int:
     return code
 
 
-def _replay(run: Run, request: Request, recorded: Records, start: int) -> int:
+def _replay(run: Run, request: Request, recorded: Records, start: int | None) -> int:
     same_ranks = ranks.from_first(lambda: _say_differences(run, request.run, start))
     probes = Probes(run, request.probes)
     if not take_steps(run, request, recorded, probes):
@@ -123,8 +127,8 @@ def take_steps(run: Run, request: Request, recorded: Records, probes: Probes) ->
     return run.step >= request.last
 
 
-def first_checkpoint(request: Request) -> int:
-    """The newest step before the replayed ones whose checkpoint exists, or 0, where the run began."""
+def first_checkpoint(request: Request) -> int | None:
+    """The newest step before the replayed ones that has a checkpoint; None where the run began without one."""
     steps = [step for step in checkpoint_steps(request.run) if step < request.first]
     parent = parent_of(request.run)
     if not steps and parent:
@@ -132,7 +136,7 @@ def first_checkpoint(request: Request) -> int:
             f"from: '{request.run}' is a fork and begins after step {parent['step']}, but it has no checkpoint before step "
             f"{request.first}"
         )
-    return max(steps, default=0)
+    return max(steps, default=None)
 
 
 def check_folder(folder: Path) -> None:
@@ -141,7 +145,7 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"out: '{folder}' is not empty and not the folder of a replay; name another folder")
 
 
-def prepare(run: Path, folder: Path, start: int) -> None:
+def prepare(run: Path, folder: Path, start: int | None) -> None:
     """Replaces an earlier replay in the locked folder by a copy of the checkpoint. Called before the ranks meet; the first rank
     works."""
     if launch_env.rank() != 0:
@@ -154,7 +158,7 @@ def prepare(run: Path, folder: Path, start: int) -> None:
                 path.unlink()
         write_json(folder / REPLAY_RESULT, {"run": str(run), "finished": False})
         (folder / CHECKPOINTS).mkdir()
-        if start:
+        if start is not None:
             shutil.copytree(checkpoint_folder(run, start), checkpoint_folder(folder, start))
             if (run / RUN).exists():
                 shutil.copyfile(run / RUN, folder / RUN)
@@ -213,11 +217,11 @@ def _conclude(run: Run, request: Request, recorded: Records, tolerance: float | 
     return 1 if unequal else 0
 
 
-def _say_differences(run: Run, original: Path, start: int) -> bool:
+def _say_differences(run: Run, original: Path, start: int | None) -> bool:
     """Logs what is not as when the run was trained. Returns whether the number of ranks is. The first rank calls."""
     before = _environment(original)
     now = run_folder.environment(ranks.size())
-    state = checkpoint_state(checkpoint_folder(original, start)) if start else {}
+    state = checkpoint_state(checkpoint_folder(original, start)) if start is not None else {}
     run.log.info(f"replaying from {f'the checkpoint of step {start}' if start else 'step 1'} in '{run.recipe.folder}'")
     for line in (*changed_environment(before, now), *changed_state(run, state)):
         run.log.info(f"note: {line}; numbers may differ")

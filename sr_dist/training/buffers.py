@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sr_dist.core.errors import UserError
 from sr_dist.training.batch_norm import GlobalBatchNorm
-from sr_dist.training.flat import by_type, is_dense, joined, pieces
+from sr_dist.training.flat import Joined, by_type, is_dense, pieces
 
 
 def saved_buffers(network: nn.Module) -> dict[str, Tensor]:
@@ -66,6 +66,7 @@ class Buffers:
         own = self._saved.collect()
         self._names = dict(zip(map(id, own), self._saved.names, strict=True))
         self._live = by_type(own)
+        self._now = [Joined(values) for values in self._live]
         self.remember()
         self.refused = torch.zeros((), device=next(network.parameters()).device)
         """Steps in a row after which buffers were not finite although the gradients were."""
@@ -73,7 +74,7 @@ class Buffers:
     def remember(self) -> None:
         """Takes the buffers as they are for good: after loading."""
         self._saved.collect()
-        self._good = [joined(values) for values in self._live]
+        self._good = [now() for now in self._now]
         self._bad = self._good
 
     def settle(self, skipped: Tensor) -> None:
@@ -81,7 +82,7 @@ class Buffers:
         if not self._live:
             return
         self._saved.collect()
-        now = [joined(values) for values in self._live]
+        now = [joined() for joined in self._now]
         broken = ~torch.stack([torch.isfinite(values).all() for values in now]).all()
         refused = broken & (skipped == 0)
         self.refused = (self.refused + 1) * refused

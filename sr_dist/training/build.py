@@ -14,7 +14,7 @@ from sr_dist.core import config, launch_env, plugins, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.lost_writes import LostWrites
 from sr_dist.core.printable import plural
-from sr_dist.core.run_layout import RECIPE, TRACE
+from sr_dist.core.run_layout import RECIPE, TRACE, rollbacks_of
 from sr_dist.data.format import Shards
 from sr_dist.data.image_pairs import Batches
 from sr_dist.data.images import open_images
@@ -22,12 +22,14 @@ from sr_dist.data.loader import Loader, LoaderConfig, Start
 from sr_dist.data.open_data import cache_for, open_training_sets
 from sr_dist.data.select import portion_of
 from sr_dist.data.startup_report import startup_lines, validation_lines
+from sr_dist.data.tar_loader import TarLoader
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.models.trained import match_tensors
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Data, Recipe, whole_weights
-from sr_dist.training import checkpoint, run_folder
+from sr_dist.training import checkpoint, rollback, run_folder
+from sr_dist.training.alarms import no_alarms
 from sr_dist.training.checkpoint import Checkpoint
 from sr_dist.training.classification import VALIDATION_BATCH
 from sr_dist.training.ddp import DDPEngine
@@ -37,20 +39,22 @@ from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.networks import build_degradation, build_objective, phase_network, prepared
 from sr_dist.training.power_ema import PowerEmas, check_averages, keep_snapshot
-from sr_dist.training.run import Run, State, resume
+from sr_dist.training.profile import Span, check_span
+from sr_dist.training.run import Rollback, Run, State, resume
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
 from sr_dist.training.watchdog import Watchdog
 
 
-def set_up(recipe: Recipe) -> Run:
-    """All ranks must call."""
+def set_up(recipe: Recipe, profile: Span | None = None) -> Run:
+    """Mistakes are refused before the run folder changes. All ranks must call."""
     launch_env.record_collectives(recipe.folder)
     accelerator = ranks.open_accelerator(recipe.precision)
     device = accelerator.device
     torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = recipe.tf32
     saved = newest_checkpoint(recipe)
+    check_span(profile, saved.step if saved else 0)
     shards = open_training_sets(recipe.data)
     digest = data_digest(recipe.data, shards)
     check_same_data(recipe, shards, digest, saved)
@@ -72,14 +76,14 @@ def set_up(recipe: Recipe) -> Run:
     engines = build_engines(accelerator, recipe, networks)
     ema.follow(engines[objective.phases[0]])
     stop = StopRequest(recipe.folder)  # before the folder changes: what ends the run from here on leaves a marker
-    run_id = claim_folder(recipe, saved)  # after everything that can be refused
+    run_id, rollbacks = claim_folder(recipe, saved)  # after everything that can be refused
     log = Log(recipe, ranks.is_first(), lost)
     folder = recipe.folder
     run = Run(
         recipe, accelerator, objective, engines, ema, loader, validation, metrics, log,
         Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device), stop,
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
-        lost, begin_state(recipe, run_id, digest),
+        lost, begin_state(recipe, run_id, digest, rollbacks),
         power_emas=PowerEmas(engines[objective.phases[0]]) if recipe.ema.post_hoc else None,
     )  # fmt: skip
     if saved:
@@ -141,17 +145,17 @@ def first_difference(recipe: Recipe, shards: list[Shards], first_digest: str) ->
     return f"the shards in {now.train} are not those that the run was trained on; they were built again or changed"
 
 
-def claim_folder(recipe: Recipe, saved: Checkpoint | None) -> str:
+def claim_folder(recipe: Recipe, saved: Checkpoint | None) -> tuple[str, list[Rollback]]:
     """From here on the run folder belongs to this run: its recipe is written, the records of steps after the checkpoint are
-    removed. Returns the id of the run. All ranks must call."""
+    removed. Returns the id of the run and its rollbacks. All ranks must call."""
 
-    def begin() -> str:
+    def begin() -> tuple[str, list[Rollback]]:
         with run_folder.writing(recipe.folder):
             run_id = run_folder.open_folder(recipe.folder, recipe, ranks.size(), saved)
             run_folder.drop_later(recipe.folder, saved)
             if saved:
                 keep_snapshot(recipe, saved.step)  # the process before may have been killed between the two
-            return run_id
+            return run_id, rollbacks_of(recipe.folder)
 
     return ranks.from_first(begin)
 
@@ -160,6 +164,7 @@ def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
     """The first rank looks for it and tells the others. All ranks must call."""
 
     def find() -> Checkpoint | None:
+        rollback.finish(recipe.folder)
         saved = checkpoint.newest(recipe.folder, lambda text: print(text, flush=True))
         if saved:
             checkpoint.check_state(saved)
@@ -168,9 +173,12 @@ def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
     return ranks.from_first(find)
 
 
-def begin_state(recipe: Recipe, run_id: str, digest: str) -> State:
+def begin_state(recipe: Recipe, run_id: str, digest: str, rollbacks: list[Rollback]) -> State:
     fixed = resume_rules.part_of(config.parse(config.text(recipe)), free=False)
-    return State(run=run_id, recipe=fixed, manifest=digest, best=None, validated=True, last_finite=None)
+    return State(
+        run=run_id, recipe=fixed, manifest=digest, best=None, validated=True, last_finite=None, alarms=no_alarms(),
+        rollbacks=rollbacks, last_saved=None, logit_gradient=None, last_healthy=None,
+    )  # fmt: skip
 
 
 def open_loader(
@@ -185,24 +193,27 @@ def open_loader(
         channels=recipe.channels,
         channels_last=recipe.channels_last,
     )
-    return Loader(shards, config, build_degradation(recipe), device, start, recipe.folder, lost)
+    kind = TarLoader if recipe.data.reader == "webdataset" else Loader
+    return kind(shards, config, build_degradation(recipe), device, start, recipe.folder, lost)
 
 
-def open_validation(recipe: Recipe) -> Batches | None:
-    data = recipe.data
+def open_validation(recipe: Recipe) -> dict[str, Batches]:
+    """The validation sets by name; a single one has none."""
+    data, cache = recipe.data, cache_for(recipe.data)
     if data.split:
         portion = portion_of(data, 1)
-        images = open_images(data.sources[0], data.validation_limit, "data.train", cache=cache_for(data), portion=portion)
-    elif data.validation:
-        images = open_images(data.validation, data.validation_limit, cache=cache_for(data))
+        sets = {"": open_images(data.sources[0], data.validation_limit, "data.train", cache=cache, portion=portion)}
     else:
-        return None
-    return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH)
+        sets = {
+            name: open_images(source, data.validation_limit, data.validation_key(name), cache=cache)
+            for name, source in data.validation_sets.items()
+        }
+    return {name: Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH) for name, images in sets.items()}
 
 
-def validation_metrics(recipe: Recipe, validation: Batches | None, device: torch.device) -> Metrics:
+def validation_metrics(recipe: Recipe, validation: dict[str, Batches], device: torch.device) -> Metrics:
     """All ranks must call."""
-    if validation is None:
+    if not validation:
         return open_metrics((), device, download=recipe.allow_download)
     extractor = open_extractor(recipe.extractor, device)
     return open_metrics(recipe.metrics, device, extractor=extractor, download=recipe.allow_download)
@@ -218,11 +229,12 @@ def log_start(run: Run) -> None:
         run.log.info(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
     if run.metrics.extractor:
         run.log.info(f"validation's extractor: {run.metrics.extractor.name}, sha256 {run.metrics.extractor.weights_sha256}")
-    own = validation_lines(recipe.data, len(run.validation.images.names)) if run.validation else ()
-    for line in (*startup_lines(run.loader), *own):
+    counts = {name: len(batches.images.names) for name, batches in run.validation.items()}
+    for line in (*startup_lines(run.loader), *validation_lines(recipe.data, counts)):
         run.log.info(line)
+    backend = f"ZeRO-{launch_env.zero_stage()}, " if launch_env.under_deepspeed() else "DDP, " if ranks.size() > 1 else ""
     run.log.info(
-        f"on {plural(ranks.size(), 'rank')} ({run.device.type}), precision {recipe.precision}, "
+        f"on {plural(ranks.size(), 'rank')} ({run.device.type}), {backend}precision {recipe.precision}, "
         f"{plural(run.loader.accumulate, 'micro-batch', 'micro-batches')} per step"
     )
     if run.step:

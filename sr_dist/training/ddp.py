@@ -51,10 +51,9 @@ class DDPEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self._trained if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         if self.settings.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self._trained, self.settings.clip, norm)
         overflow = (~torch.isfinite(norm)).to(torch.float32)
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
@@ -65,7 +64,8 @@ class DDPEngine:
         self.skipped = (self.skipped + 1) * overflow
         self.skipped_total += overflow
         self.buffers.settle(overflow)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._trained:  # `zero_grad` looks at each several times
+            parameter.grad = None
         return norm
 
     def size_of(self, parameter: nn.Parameter) -> int:

@@ -66,3 +66,8 @@ class Engine(StepEngine, Protocol):
         """The state of the gradient scaler, empty without one."""
 
     def load_scaler(self, state: dict[str, Any]) -> None: ...
+
+
+def is_partitioned(engine: Engine) -> bool:
+    """Whether this rank has only parts of the parameters between passes, as under ZeRO-3."""
+    return any(engine.size_of(parameter) != parameter.numel() for parameter in engine.bare.parameters())

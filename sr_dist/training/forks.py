@@ -84,11 +84,12 @@ def _write(saved: Checkpoint, origin: Mapping[str, Any], recipe: Recipe) -> None
     state = {**saved.state, "run": identity, "recipe": fixed}
     if state["best"] and state["best"]["step"] != saved.step:
         state["best"] = None  # that checkpoint is the parent's
-    if state.get("last_finite") != saved.step:
-        state["last_finite"] = None
+    for key in ("last_finite", "last_saved", "last_healthy"):
+        if state.get(key) != saved.step:
+            state[key] = None
     try:
         checkpoint.copy(saved, temporary, state)
-        write_run_record(temporary, identity, parent=dict(origin))
+        write_run_record(temporary, identity, parent=dict(origin), rollbacks=saved.state.get("rollbacks", []))
         write_whole(temporary / RECIPE, config.text(recipe).encode())
         if folder.exists() and not os.listdir(folder):
             folder.rmdir()

@@ -46,7 +46,7 @@ class Log:
         for handler in (TerminalHandler(), LogFile(recipe.folder / LOG, self._lost)):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._add(handler)
-        trackers = (open_tracker(recipe, self.info) for open_tracker in tracker_openers())
+        trackers = (open_tracker(recipe, self.info) for open_tracker in tracker_openers(recipe))
         self._trackers = [tracker for tracker in trackers if tracker is not None]
         self._metrics = Lines(recipe.folder / METRICS)
 
@@ -104,6 +104,11 @@ class Log:
     def preempted(self, text: str) -> None:
         self.info(text)
         self._send(lambda tracker: tracker.preempted(text))
+
+    def alert(self, text: str) -> None:
+        """A line that starts with "alarm:", and an alert of the trackers that have them."""
+        self.info(f"alarm: {text}")
+        self._send(lambda tracker: tracker.alert(f"{self._name}: alarm", text) if hasattr(tracker, "alert") else None)
 
     def _send(self, send: Callable[[Tracker], None]) -> None:
         """To every tracker; training does not depend on one that fails."""

@@ -5,33 +5,34 @@ A phase is a network with its optimizer. The objective names the phases and thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch
 from sr_dist.core.printable import plural
-from sr_dist.core.run_layout import DONE, PREEMPTED, SAMPLES
-from sr_dist.data.image_pairs import Batches
-from sr_dist.data.order import NOISE, draw
+from sr_dist.core.run_layout import DONE, PREEMPTED
+from sr_dist.data.order import NOISE, draw, micro_batch
 from sr_dist.evaluation.partial_results import Abandoned
-from sr_dist.evaluation.protocol import protocol
-from sr_dist.evaluation.scoring import Scores, Scoring, score
 from sr_dist.recipe.columns import CLASSIFICATION
-from sr_dist.training import classification, run_folder
+from sr_dist.recipe.weights import weight_at
+from sr_dist.training import run_folder, validation
+from sr_dist.training.alarms import COLLAPSES, check
+from sr_dist.training.engine import is_partitioned
+from sr_dist.training.health import Observer, columns, logit_gradient
+from sr_dist.training.not_finite import Trained, diagnoses
 from sr_dist.training.profile import Span, profiled
-from sr_dist.training.run import Best, Run, ValidationResult, check_folder, check_saves, close, save, save_validated
-from sr_dist.training.samples import COUNT, Pair, SampleSheet, draw_samples
+from sr_dist.training.rollback import Collapsed, rate_factor
+from sr_dist.training.run import Best, Run, check_folder, check_saves, close, save, save_validated
 from sr_dist.training.schedule import due, learning_rate
-from sr_dist.training.step import StepResult, take_step
+from sr_dist.training.step import Around, StepResult, take_step
 from sr_dist.training.throughput import peak_memory_gb, progress_line, step_time_spread
 
 SKIPPED_AT_THE_END = 3  # steps in a row; the weights of a run that ends so are of no use
 
 
-class Diverged(RuntimeError):
+class Diverged(Collapsed):
     """Too many steps in a row had gradients that are not finite."""
 
 
@@ -44,9 +45,17 @@ def fit(run: Run, profile: Span | None = None) -> bool:
             return False
         save_validated(run)
     first = run.step + 1
+    if run.step >= recipe.steps:
+        beyond = "" if run.step == recipe.steps else f", and steps: {recipe.steps} is less"
+        run.log.info(f"the run has {plural(run.step, 'step')} already{beyond}: nothing is trained; a larger --steps=N goes on")
     if 1 < first <= recipe.steps and run.stop.agreed_at_start():  # a run that continues has a checkpoint already
         run.writer.wait()
         return False
+    if run.state["last_saved"] is None and not run.step and recipe.health.on_collapse == "rollback":
+        validate(run)  # the starting weights may be the best
+        save(run)  # where it goes back to if it collapses before the first checkpoint
+    elif recipe.validate_first and recipe.validate_every and run.step == 0:
+        validate_start(run)
     run.watchdog.beat("waiting for the first images")
     for step, batches in run.clock.steps(profiled(profile, run, run.loader.steps(first, run.clock.waiting))):
         result = advance(run, step, batches)
@@ -59,7 +68,8 @@ def fit(run: Run, profile: Span | None = None) -> bool:
 
         line_is_due = run.log.is_line_due()
         if due(recipe, recipe.log_every, step):
-            report(run, result)
+            if collapse := report(run, result):
+                raise collapse
         elif line_is_due:
             show_progress(run)
         with run.clock.paused():
@@ -85,17 +95,69 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     """Takes one step from its micro-batches. All ranks must call."""
     run.watchdog.beat(f"training step {step}")
     seed_everything(run.recipe.seed, step, run.device)
-    rates = {phase: learning_rate(run.recipe, phase, step) for phase in run.engines}
-    result = take_step(run.objective, run.engines, batches, run.precision, rates, run.clock.forward)
+    rates = {phase: rate(run, phase, step) for phase in run.engines if trains(run, phase, step)}
+    run.observer = observer_of(run, step, batches)
+    around = Around(run.clock.forward, run.observer, weight_at(run.recipe.discriminator_training.noise, step))
+    result = take_step(run.objective, run.engines, batches, run.precision, rates, around)
+    note_logits(run)
     run.ema.update()
     if run.power_emas:
         run.power_emas.update(step)
     run.step = step
-    if due(
-        run.recipe, min(run.recipe.log_every, run.recipe.max_skipped), step
-    ):  # a streak that lasts is seen at the second check
+    run.recent.append(Trained(step, result.losses, result.norms, tuple(key for batch in batches for key in batch.keys)))
+    often = min(run.recipe.log_every, run.recipe.max_skipped)  # a streak that lasts is seen at the second check
+    if due(run.recipe, often, step):
+        explain_skipped(run, batches)
         check_divergence(run)
     return result
+
+
+def explain_skipped(run: Run, batches: list[Batch]) -> None:
+    """Logs what made gradients that are not finite, in the steps since this was last called. All ranks must call."""
+    count = sum(float(engine.skipped_total) for engine in run.engines.values())
+    if count > run.num_skipped and run.precision.name != "fp16":  # whose scaler tries out how much is too much
+        networks = {name: engine.bare for name, engine in run.engines.items()}
+        whole = run.primary == "generator" and not any(is_partitioned(engine) for engine in run.engines.values())
+        for line in diagnoses(run.recent, batches, networks if whole else {}):
+            run.log.info(line)
+    run.num_skipped = count
+    run.recent.clear()
+
+
+def rate(run: Run, phase: str, step: int) -> float:
+    """The rate of a network in a step: the recipe's, lower after rollbacks."""
+    return learning_rate(run.recipe, phase, step) * rate_factor(run.state["rollbacks"], step)
+
+
+def trains(run: Run, phase: str, step: int) -> bool:
+    """Whether a network is trained in a step. In those without the generator the discriminator is."""
+    settings, gradient = run.recipe.discriminator_training, run.state["logit_gradient"]
+    with_generator = "discriminator" not in run.engines or settings.trains_generator(step)
+    if phase != "discriminator":
+        return with_generator
+    return not (with_generator and settings.adaptive and gradient is not None and gradient < settings.adaptive)
+
+
+def note_logits(run: Run) -> None:
+    """Waits for the device, in recipes with an adaptive discriminator. All ranks must call: they decide alike."""
+    if not run.observer or run.recipe.discriminator_training.adaptive is None:
+        return
+    names = [name for name in run.observer.sums if name.startswith(("images_", "pull_"))]
+    if names:
+        totals = ranks.all_reduce_sum(torch.stack([run.observer.sums[name] for name in names]))
+        run.state["logit_gradient"] = logit_gradient(dict(zip(names, totals.cpu(), strict=True)))
+
+
+def observer_of(run: Run, step: int, batches: list[Batch]) -> Observer | None:
+    """For a step whose row is logged, of a generator's training; for its logits alone, where the next step depends on them."""
+    recipe = run.recipe
+    measured = recipe.health.enabled and run.primary == "generator" and due(recipe, recipe.log_every, step)
+    if not measured and recipe.discriminator_training.adaptive is None:
+        return None
+    num_parts, half = len(batches), recipe.precision == "fp16"
+    whole = "discriminator" not in run.engines or not is_partitioned(run.engines["discriminator"])
+    places = [micro_batch(recipe.data.batch, ranks.size(), num_parts, ranks.rank(), number) for number in range(num_parts)]
+    return Observer(places, recipe.data.batch, through=whole, half=half, only_logits=not measured)
 
 
 def seed_everything(seed: int, step: int, device: torch.device) -> None:
@@ -127,24 +189,32 @@ def check_divergence(run: Run) -> None:
             continue
         raise Diverged(
             f"{problem} (max_skipped), to step {run.step}; a lower optimizer.learning_rate, optimizer.clip or precision=no "
-            f"usually helps"
+            f"usually helps",
+            since=run.step - count + 1,
         )
 
 
-def report(run: Run, result: StepResult) -> None:
-    """Logs one row and one line. All ranks must call: the losses are means over the global batch."""
+def report(run: Run, result: StepResult) -> Collapsed | None:
+    """Logs one row and one line, and alarms. Returns a collapse that the recipe does not only warn of. All ranks must call: the
+    losses are means over the global batch."""
     recipe, images = run.recipe, run.images
     losses = torch.stack([value.double() for value in result.losses.values()])
     seconds = losses.new_zeros(ranks.size())  # one entry per rank, the others 0, so that the sum gathers them
+    observer = None if run.observer and run.observer.only_logits else run.observer
+    if observer:
+        observer.weights(run.ema)
+    health = observer.sums if observer else {}
     losses.sum().item()  # waits until the device has finished the step
     seconds[ranks.rank()] = run.clock.own_seconds()
-    totals = ranks.all_reduce_sum(torch.cat([losses, seconds])).tolist()
-    values, times = totals[: len(losses)], totals[len(losses) :]
+    parts = [losses, seconds, *(value.reshape(-1) for value in health.values())]
+    totals = ranks.all_reduce_sum(torch.cat(parts)).cpu().split([len(part) for part in parts])
+    values, times = totals[0].tolist(), totals[1].tolist()
+    sums = {name: total.view(own.shape) for (name, own), total in zip(health.items(), totals[2:], strict=True)}
     row = {
         "step": run.step,
         "images": images,
-        "epoch": images / run.loader.samples,
-        "learning_rate": learning_rate(recipe, run.primary, run.step),
+        "epoch": images / run.loader.samples if run.loader.samples else None,  # tars without an index
+        "learning_rate": rate(run, run.primary, run.step),
         **run.clock.report(recipe.data.batch),
         **step_time_spread(times),
         "memory_gb": peak_memory_gb(),
@@ -152,9 +222,17 @@ def report(run: Run, result: StepResult) -> None:
         **{f"grad_norm/{name}": float(norm) for name, norm in result.norms.items()},
         **{f"skipped/{name}": int(engine.skipped_total) for name, engine in run.engines.items()},
         **run.loader.log_columns(),
+        **columns(sums),
     }
     run.log.row(row)
     run.log.info(progress_line(row, recipe.steps, run.clock.remaining(recipe.steps - run.step)))
+    alarms = check(row, recipe.health.alarms, run.state["alarms"]) if observer else []
+    for alarm in alarms:
+        run.log.alert(f"step {run.step}: {alarm.text}")
+    if recipe.health.on_collapse == "warn":
+        return None
+    collapse = ranks.from_first(lambda: next((alarm for alarm in alarms if alarm.name in COLLAPSES), None))
+    return collapse and Collapsed(f"step {run.step}: {collapse.text}", collapse.since)
 
 
 def show_progress(run: Run) -> None:
@@ -174,68 +252,29 @@ def validate(run: Run) -> bool:
 
     run.watchdog.beat(f"validating after step {run.step}")  # `give_up` does it again between batches
     run.ema.gather()
-    restores = run.objective.validation == "restoration"
     sheet = None
-    if restores:
-        sheet = ranks.on_first(lambda: draw_sheet(run))
-    if run.validation is None:
+    if run.objective.validation == "restoration":
+        sheet = ranks.on_first(lambda: validation.draw_sheet(run))
+    if not run.validation:
         run.log.samples(sheet, [])
         run.state["validated"] = True
         return False
     try:
-        result = (validate_generator if restores else classification.validate)(run, run.validation, give_up)
+        result = validation.validate_sets(run, give_up)
     except Abandoned:  # the process that resumes does it
         return False
     run.state["validated"] = True
     row = {f"validation/{name}": value for name, value in result.metrics.items()}
+    row |= {f"{validation.REFERENCE}/{name}": value for name, value in result.reference.items()}
     run.log.row({"step": run.step, "images": run.images, **row})
-    run.log.info(f"step {run.step} validation of {plural(result.images, 'image')}: {result.text}")
     run.log.samples(sheet, result.rows)
     return record_best(run, result.metrics)
 
 
-def validate_generator(run: Run, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:
-    """All ranks must call."""
-    rules = protocol("matlab-y", run.recipe.scale)
-    scores = score({"ema": run.upscaler}, batches, Scoring(rules, run.metrics, run.device, give_up=give_up, about="validating"))
-    return ValidationResult(len(scores.rows), scores.means("ema"), summary(scores), scores.rows)
-
-
-def draw_sheet(run: Run) -> SampleSheet | None:
-    """The first rank calls."""
-    pairs = sample_pairs(run)
-    with run.lost.around(SAMPLES):
-        sheet = draw_samples(run.recipe, run.step, pairs, run.upscaler, run.device)
-        return replace(sheet, images=run.images)
-    return None
-
-
-def sample_pairs(run: Run) -> list[Pair]:
-    """The first validation images, or the first training images without a validation set."""
-    if run.validation is None:
-        return [Pair(batch.keys[0], batch.lr, batch.hr) for batch in run.loader.first_batches(COUNT)]
-    pairs: list[Pair] = []
-    for number in range(len(run.validation)):
-        if len(pairs) >= COUNT:
-            break
-        batch = run.validation[number]
-        if isinstance(batch, Exception):
-            raise batch
-        pairs += [Pair(name, batch.lr[i : i + 1], batch.hr[i : i + 1]) for i, name in enumerate(batch.names)]
-    return pairs[:COUNT]
-
-
-def summary(scores: Scores) -> str:
-    """The means in one line; distances between sets with n and floor."""
-    words = []
-    for column, value in scores.means("ema").items():
-        if value is not None:
-            words.append(f"{column} {value:.4f}")
-        if column in scores.distances:
-            distance = scores.distances[column]
-            floor = "" if distance.floor is None else f", floor {distance.floor:.4f}"
-            words += [f"(n {estimate.n}{floor})" for estimate in distance.methods.values()]
-    return "  ".join(words)
+def validate_start(run: Run) -> None:
+    """The row of step 0, and a validation that fails before training does. All ranks must call."""
+    validate(run)
+    run.state["best"], run.state["validated"] = None, True  # no checkpoint has these weights, and no other process repeats it
 
 
 def record_best(run: Run, metrics: Mapping[str, float | None]) -> bool:
@@ -244,7 +283,8 @@ def record_best(run: Run, metrics: Mapping[str, float | None]) -> bool:
     value = metrics.get(metric) if metric else None
     if metric is None or value is None:
         return False
-    better, by = (run.metrics.better | CLASSIFICATION)[metric], run.metrics.measured_by(metric)
+    column = metric.rpartition("/")[2]  # of one of several sets, or of their means
+    better, by = (run.metrics.better | CLASSIFICATION)[column], run.metrics.measured_by(column)
     comparable = best is not None and (best["metric"], best.get("by")) == (metric, by)
     if best is not None and comparable and (value <= best["value"] if better == "higher" else value >= best["value"]):
         return False

@@ -68,7 +68,7 @@ def check_averages(saved: Path) -> None:
 def keep_snapshot(recipe: Recipe, step: int) -> None:
     """Keeps the averages of a checkpoint in the run folder, where pruning leaves them. Not those of a checkpoint that was saved
     because the run was asked to stop: a run has the same snapshots whenever that was. The first rank calls."""
-    if not due(recipe, recipe.save_every, step):
+    if not step or not due(recipe, recipe.save_every, step):
         return
     target = recipe.folder / POST_HOC / f"{step:07d}.safetensors"
     for source in checkpoint_folder(recipe.folder, step).glob(f"*.{STEM}.safetensors"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 COLUMNS = {
-    "step": "the step, counted from 1",
+    "step": "the step, counted from 1; 0 in the row of `validate_first`",
     "images": "the images seen by all ranks, from the beginning of the run",
     "epoch": "`images` over the number of training samples",
     "learning_rate": "of the first network",
@@ -29,8 +29,23 @@ COLUMNS = {
     "reading/NAME": "a measurement beside the losses, without a weight: nothing is trained on it",
     "grad_norm/NETWORK": "the norm of the gradients, before clipping",
     "skipped/NETWORK": "updates left out so far, because gradients were not finite",
+    "health/accuracy_real": "share of HR in the batch whose logit is above the mean of SR's: 0.5 is a guess, near 1 is usual",
+    "health/accuracy_fake": "share of SR whose logit is below the mean of HR's",
+    "health/margin": "the mean logit of HR minus that of SR",
+    "health/saturated_real": "share of the logits of HR by which the discriminator's loss changes less than by 1e-3 of one",
+    "health/saturated_fake": "the same of SR; both near 1: the discriminator has won",
+    "health/logit_gradient": "the mean size of these gradients; of cross-entropy, the mean probability of a wrong answer",
+    "health/gradient_TERM": "the norm of the gradient of a term of the generator's loss at SR, with its weight; not under ZeRO-3",
+    "health/adversarial_ratio": "the same of all terms that depend on the discriminator, over that of all others",
+    "health/ema_distance": "the norm of averaged minus raw weights, over that of the raw ones",
+    "health/mean_CHANNEL": "the mean of SR minus that of HR in the channel r, g, b, or y of grey images",
+    "health/spread_CHANNEL": "the standard deviation of SR over that of HR",
+    "health/class_accuracy_real": "share of HR whose class the discriminator's class head names",
+    "health/class_accuracy_fake": "the same of SR",
     "data/substituted": "unreadable samples replaced so far (`data.on_corrupt: substitute`)",
-    "validation/COLUMN": "a validation metric; such rows have only `step` and `images` besides",
+    "validation/COLUMN": "a validation metric; such rows have only `step`, `images` and bicubic's numbers besides. With several "
+    "validation sets their mean, and `validation/SET/COLUMN` of each",
+    "bicubic/COLUMN": "the same metric of bicubic on the same images (restoration only)",
 }  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -22,9 +24,13 @@ from sr_dist.models.tiling import Upscale, adapt_channels
 from sr_dist.recipe.labels import Labels, labels_of
 from sr_dist.recipe.sections import Part, Recipe
 from sr_dist.training import checkpoint
+from sr_dist.training.alarms import COLLAPSES, AlarmState, no_alarms
 from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
+from sr_dist.training.health import Observer
+from sr_dist.training.host_copies import on_host
 from sr_dist.training.log import Log, Trace
+from sr_dist.training.not_finite import MOST, Trained
 from sr_dist.training.power_ema import STEM, PowerEmas, keep_snapshot
 from sr_dist.training.step import Precision
 from sr_dist.training.stop_request import StopRequest
@@ -37,6 +43,7 @@ class ValidationResult(NamedTuple):
     metrics: dict[str, float | None]
     text: str  # one line
     rows: Sequence[Mapping[str, Any]] = ()  # one per image, where images have scores
+    reference: Mapping[str, float | None] = {}  # the same metrics of bicubic
 
 
 class Best(TypedDict):
@@ -48,6 +55,16 @@ class Best(TypedDict):
     by: str | None  # sha256 of the extractor's weights; values of different extractors are not compared
 
 
+class Rollback(TypedDict):
+    """A return to an earlier checkpoint, see rollback.py."""
+
+    step: int  # after which the run had collapsed
+    to: int  # the checkpoint
+    reason: str
+    factor: float  # of all rates from then on
+    done: bool  # the checkpoints after it were removed
+
+
 class State(TypedDict):
     """What a checkpoint's state.json carries from one process to the next, beside counters."""
 
@@ -56,6 +73,11 @@ class State(TypedDict):
     manifest: str  # digest of the training data
     best: Best | None
     validated: bool  # False: the validation of the last step was postponed, or is still to come
+    alarms: AlarmState
+    rollbacks: list[Rollback]  # those before this checkpoint
+    logit_gradient: float | None  # of the last step, for discriminator_training.adaptive
+    last_saved: int | None  # step of the checkpoint before
+    last_healthy: int | None  # step of the last checkpoint that a later row without a sign of a collapse has confirmed
     last_finite: int | None  # step of the last checkpoint at which no gradient or buffer was infinite or not a number
 
 
@@ -69,7 +91,7 @@ class Run:
     engines: dict[str, Engine]
     ema: Ema
     loader: Loader
-    validation: Batches | None
+    validation: dict[str, Batches]  # by name of the set; a single one has none
     metrics: Metrics
     log: Log
     trace: Trace
@@ -80,7 +102,11 @@ class Run:
     lost: LostWrites
     state: State
     power_emas: PowerEmas | None = None  # of ema.post_hoc
+    reference: dict[str, dict[str, float | None]] = field(default_factory=dict)  # set -> bicubic's metrics, once they are known
     step: int = 0
+    observer: Observer | None = None  # of the last step, if its health was measured
+    recent: deque[Trained] = field(default_factory=lambda: deque(maxlen=MOST))  # steps since updates were counted
+    num_skipped: float = 0.0  # updates of all networks, as they were last counted
 
     @property
     def primary(self) -> str:
@@ -116,14 +142,23 @@ def save(run: Run) -> None:
     """Copies everything to the host; the first rank writes it in the background. All ranks must call."""
     if all(int(engine.skipped) == 0 and int(engine.buffers.refused) == 0 for engine in run.engines.values()):
         run.state["last_finite"] = run.step
+    if not set(COLLAPSES) & set(run.state["alarms"]["streaks"]):
+        run.state["last_healthy"] = run.state["last_saved"]
+    run.state["last_saved"] = run.step
+    start = time.perf_counter()  # from here training stands still: the device has finished the step
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, engine in run.engines.items():
         state = engine.state()
-        tensors[name], tensors[f"{name}.optimizer"] = _on_host(state["weights"]), _on_host(state["optimizer"])
-    tensors[f"{run.primary}.ema"] = _on_host(run.ema.gather().state_dict())
+        tensors[name], tensors[f"{name}.optimizer"] = _copied(state["weights"]), _copied(state["optimizer"])
+    tensors[f"{run.primary}.ema"] = _copied(run.ema.gather().state_dict())
     if run.power_emas:
-        tensors[f"{run.primary}.{STEM}"] = _on_host(run.power_emas.gather())
+        tensors[f"{run.primary}.{STEM}"] = _copied(run.power_emas.gather())
+    copied = time.perf_counter()
     check_saves(run, begin=lambda: _begin_save(run, tensors))
+    run.log.info(
+        f"step {run.step} is being saved; training waited {time.perf_counter() - start:.2f} s, "
+        f"{copied - start:.2f} s of it for copies"
+    )
 
 
 def _begin_save(run: Run, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -152,9 +187,9 @@ def _begin_amending(run: Run) -> bool:
     return True
 
 
-def _on_host(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that training will not change; only the first rank needs them."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()} if ranks.is_first() else {}
+def _copied(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Only the first rank needs copies."""
+    return on_host(named) if ranks.is_first() else {}
 
 
 def _state(run: Run) -> dict[str, Any]:
@@ -171,14 +206,15 @@ def _state(run: Run) -> dict[str, Any]:
 def _write_later(run: Run, write_checkpoint: Callable[[], object]) -> Callable[[], None]:
     """A function that writes a checkpoint of the run as it is now, and then does what follows a checkpoint."""
     recipe, step, validated = run.recipe, run.step, run.state["validated"]
-    best, last_finite = run.state["best"]["step"] if run.state["best"] else None, run.state["last_finite"]
+    best = run.state["best"]["step"] if run.state["best"] else None
+    good = (run.state["last_finite"], run.state["last_healthy"])
 
     def write() -> None:
         write_checkpoint()
         keep_snapshot(recipe, step)
         if validated:  # else trackers would get it twice
             run.log.checkpoint(checkpoint_folder(recipe.folder, step), step, best == step)
-        checkpoint.prune(recipe.folder, recipe.keep, best, last_finite)
+        checkpoint.prune(recipe.folder, recipe.keep, best, *good)
 
     return write
 
@@ -225,17 +261,25 @@ def resume(run: Run, saved: checkpoint.Checkpoint) -> None:
         engine.load({"weights": saved.tensors(name), "optimizer": saved.tensors(f"{name}.optimizer")})
         engine.load_scaler(state["scalers"][name])
         engine.skipped_total += state["skipped"][name]
+    run.num_skipped = float(sum(state["skipped"][name] for name in run.engines))
     run.step = saved.step
     run.state["best"], run.state["validated"] = state["best"], state["validated"]
-    run.state["last_finite"] = state.get("last_finite")
+    run.state["last_finite"], run.state["last_saved"] = state.get("last_finite"), state.get("last_saved")
+    run.state["last_healthy"], run.state["logit_gradient"] = state.get("last_healthy"), state.get("logit_gradient")
+    run.state["alarms"] = state.get("alarms", no_alarms())
 
 
-def close(run: Run, code: int = 0) -> None:
-    """Ends everything that a run holds, and the process group. All ranks must call."""
+def release(run: Run, code: int = 0) -> None:
+    """Ends everything that a run holds. All ranks must call."""
     run.loader.close()
     run.stop.close()
     run.watchdog.close()
     run.log.close(code=code)
+
+
+def close(run: Run, code: int = 0) -> None:
+    """The same, and ends the process group. All ranks must call."""
+    release(run, code)
     ranks.barrier()
     run.accelerator.end_training()
     ranks.destroy_group()

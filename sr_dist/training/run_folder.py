@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,11 +39,13 @@ from sr_dist.core.run_layout import (
     checkpoint_state,
     checkpoint_steps,
     parent_of,
+    rollbacks_of,
     run_id,
     run_record,
     write_run_record,
 )
 from sr_dist.core.version import __version__
+from sr_dist.data.unindexed import NOT_PROMISED
 from sr_dist.recipe import resume_rules
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.checkpoint import Checkpoint, finish_renames
@@ -138,7 +141,10 @@ def open_folder(folder: Path, recipe: Recipe, num_ranks: int, saved: Checkpoint 
         "recipe": _digest(recipe),
         "versions": about["packages"],
         "parent": parent_of(folder) if saved else None,
+        "rollbacks": max(rollbacks_of(folder), saved.state.get("rollbacks", []), key=len) if saved else [],
     }
+    if recipe.data.reader == "webdataset":
+        more["not_promised"] = NOT_PROMISED
     write_run_record(folder, identity, unnamed_until, **more)
     write_whole(folder / RECIPE, text)
     write_json(folder / ENVIRONMENT, about)
@@ -181,14 +187,18 @@ def _identity(folder: Path, saved: Checkpoint | None) -> tuple[str, int]:
 
 def drop_later(folder: Path, saved: Checkpoint | None) -> None:
     """Removes the records and sample images of steps after a checkpoint, or all. The first rank calls."""
-    step = saved.step if saved else 0
+    step = saved.step if saved else -1  # step 0 has rows and images too
     validated = not saved or saved.state["validated"]
     lists = (path for name in (TRACE, SUBSTITUTED) for path in sorted((folder / name).glob("rank-*.jsonl")))
     for path in (folder / METRICS, *lists):
         drop_later_rows(path, step, validated)
     drop_later_snapshots(folder, step)
-    for path in (folder / SAMPLES).glob("*.png"):
-        if path.stem.isdecimal() and int(path.stem) > step:
+    for path in (folder / SAMPLES).glob("*"):
+        if not path.stem.isdecimal() or int(path.stem) <= step:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix == ".png":
             path.unlink()
 
 

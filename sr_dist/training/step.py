@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch, Reading, Terms
 from sr_dist.core.contracts import Objective
+from sr_dist.losses.instance_noise import Noisy
 from sr_dist.models.tiling import check_size
 from sr_dist.training.engine import StepEngine
+from sr_dist.training.health import Observer, apart
 
 
 class StepResult(NamedTuple):
@@ -36,39 +38,67 @@ class Precision:
         return torch.autocast(self.device_type, torch.float16 if self.name == "fp16" else torch.bfloat16)
 
 
+@dataclass(frozen=True)
+class Around:
+    """What a training adds to a step."""
+
+    timed: Callable[[], AbstractContextManager[None]] = nullcontext  # entered around the first network's forward pass
+    observer: Observer | None = None  # of steps whose health is measured
+    noise: float = 0.0  # on the images that the discriminator sees
+
+    def shown(self, network: nn.Module | None, phase: str, batch: Batch, sr: Tensor) -> Any:
+        """The discriminator as the loss of a phase gets it."""
+        seen: Any = Noisy(network, self.noise, batch, phase) if network is not None and self.noise else network
+        return self.observer.watch(seen, phase, batch, sr) if self.observer else seen
+
+
 def take_step(
     objective: Objective, engines: Mapping[str, StepEngine], batches: Sequence[Batch], precision: Precision,
-    learning_rates: Mapping[str, float], timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    learning_rates: Mapping[str, float], around: Around = Around(),
 ) -> StepResult:  # fmt: skip
-    """Updates every network once from the micro-batches of one step. All ranks must call.
+    """Updates every network that has a learning rate once from the micro-batches of one step. All ranks must call.
 
     The generator (or the classifier) goes first, against the discriminator of the step before. The discriminator then learns
     from the same outputs, detached. So every sample costs one generator forward, with any number of micro-batches.
-    `timed` is entered around the first network's forward pass.
     """
     first, *others = engines
     discriminator = engines["discriminator"].bare if others else None
     result = StepResult({}, {})
     outputs: list[Tensor] = []
+    observer, trained = around.observer, first in learning_rates
 
-    with frozen(discriminator):  # the bare module: gradients pass through it, none stay in it
+    with frozen(discriminator), torch.set_grad_enabled(trained):  # the bare module: gradients pass through it, none stay in it
         for engine, batch in accumulated(engines[first], batches):
             with precision.autocast():
-                with timed():
+                with around.timed():
                     output = objective(engine.network, batch)
+                output = apart(output) if observer else output
                 if first == "generator":
                     check_size(output, batch.lr, tuple(batch.hr.shape))
-                terms = loss_of(objective, first)(discriminator, batch, output)
-            engine.backward(weighted_sum(terms, batch, result.losses))
+                seen = around.shown(discriminator, first, batch, output)
+                terms = loss_of(objective, first)(seen, batch, output) if trained else {}
+            if trained and observer:
+                observer.generator(batch, output, terms)
+            if trained:
+                engine.backward(weighted_sum(terms, batch, result.losses))
             outputs.append(output.detach())
-    result.norms[first] = engines[first].step(learning_rates[first])
+    if trained:
+        result.norms[first] = engines[first].step(learning_rates[first])
 
     for name in others:
-        for (engine, batch), output in zip(accumulated(engines[name], batches), outputs, strict=True):
-            with precision.autocast():
-                terms = loss_of(objective, name)(engine.network, batch, output)
-            engine.backward(weighted_sum(terms, batch, result.losses))
-        result.norms[name] = engines[name].step(learning_rates[name])
+        trained = name in learning_rates
+        with frozen(None if trained else engines[name].bare):  # one that pauses is only measured
+            for (engine, batch), output in zip(accumulated(engines[name], batches), outputs, strict=True):
+                with precision.autocast():
+                    network = engine.network if trained else engine.bare
+                    terms = loss_of(objective, name)(around.shown(network, name, batch, output), batch, output)
+                if observer:
+                    observer.discriminator(batch, terms)
+                loss = weighted_sum(terms, batch, result.losses)
+                if trained:
+                    engine.backward(loss)
+        if trained:
+            result.norms[name] = engines[name].step(learning_rates[name])
     return result
 
 

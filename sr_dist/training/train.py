@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training import classification, run_folder
+from sr_dist.training import classification, rollback, run_folder
 from sr_dist.training.build import set_up
 from sr_dist.training.loop import finish, fit
 from sr_dist.training.needed_files import find_weights
 from sr_dist.training.out_of_memory import out_of_memory
-from sr_dist.training.profile import Span, check_span
+from sr_dist.training.profile import Span
+from sr_dist.training.run import Run, release
 from sr_dist.training.throughput import work
+from sr_dist.training.tracker import check_trackers
 
 
 @dataclass(frozen=True)
@@ -37,24 +40,39 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
     estimates = estimates or Estimates()
     checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     find_weights(recipe)
+    check_trackers(recipe)
     missing = run_folder.missing_folders(recipe.folder)
     lock = run_folder.claim(recipe.folder)
     try:
         run_folder.check_recipe(recipe.folder, recipe)
-        run = set_up(recipe)
+        run = set_up(recipe, profile)
     except BaseException:
         if lock:
             run_folder.remove_unused(recipe.folder, missing)
         raise
+    while (done := attempt(run, estimates, profile)) is None:
+        del run
+        gc.collect()  # the device has room for one run
+        run, profile = set_up(recipe), None
+    finish(run, done)
+    if lock:
+        lock.close()
+
+
+def attempt(run: Run, estimates: Estimates, profile: Span | None) -> bool | None:
+    """Trains to the end (True), or until the run is asked to stop (False), or until it is to be set up again from an earlier
+    checkpoint (None). All ranks must call."""
     if ranks.is_first():
-        run.clock.work = work(estimates.flops_per_image(recipe), recipe, ranks.size(), run.device)
+        run.clock.work = work(estimates.flops_per_image(run.recipe), run.recipe, ranks.size(), run.device)
     try:
-        if profile:
-            check_span(profile, run)
         done = fit(run, profile)
         if done and run.objective.validation == "classification":
             classification.report(run)
+        return done
     except Exception as caught:
+        if isinstance(caught, rollback.Collapsed) and rollback.begin(run, caught):
+            release(run)
+            return None
         problem = run.loader.describe_failure(caught)
         if isinstance(caught, torch.OutOfMemoryError):
             problem = out_of_memory(run, caught, estimates.memory)
@@ -65,6 +83,3 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
         raise problem from caught if problem is not caught else None
     finally:
         run.loader.close()
-    finish(run, done)
-    if lock:
-        lock.close()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch._functorch import config as functorch
 from torch.utils.data import DataLoader
 
 
@@ -119,3 +120,8 @@ def test_the_error_of_a_forbidden_pickle_names_the_class(tmp_path):
     torch.save({"recipe": os.path.join}, tmp_path / "weights.pth")
     with pytest.raises(pickle.UnpicklingError, match=r"GLOBAL posixpath\.join"):
         torch.load(tmp_path / "weights.pth", weights_only=True)
+
+
+def test_compiled_backward_passes_can_be_told_to_keep_their_buffers():
+    """training/networks.py does where health measures the gradients of single terms."""
+    assert functorch.donated_buffer in (True, False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from time import sleep
 
-import numpy as np
 import pytest
 from loaders import SCALE, loader_of, logged_messages, make_loader, patience, read, same, settings
+from processes import LONGEST
 from servers import serving
 
 from sr_dist.data.crops import Positions
@@ -23,7 +23,7 @@ def store(photo_shards):
         yield server
         for thread in threading.enumerate():
             if thread.name == "prefetch":
-                thread.join(30)
+                thread.join(LONGEST)
 
 
 def remote_loader(store, tmp_path, *, run_folder=None, size=10**9, **data) -> Loader:
@@ -35,7 +35,7 @@ def remote_loader(store, tmp_path, *, run_folder=None, size=10**9, **data) -> Lo
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fetched_shards_give_the_same_batches_and_are_fetched_once(store, photo_shards, tmp_path, workers):
     expected = read(loader_of(photo_shards, steps=12))
-    with patience(120), logged_messages() as logged:
+    with patience(LONGEST), logged_messages() as logged:
         steps = read(remote_loader(store, tmp_path, workers=workers, run_folder=tmp_path / "run"))
     assert all(same(expected[step][0], steps[step][0]) for step in expected)
     tars = sorted(path.name for path in photo_shards.glob("*.tar"))
@@ -51,7 +51,7 @@ def test_the_next_window_is_fetched_before_it_is_read(store, tmp_path):
     loader = remote_loader(store, tmp_path)
     steps = loader.steps(1)
     next(steps)
-    with patience(60):
+    with patience(LONGEST):
         while sum(store.sent[f"photos-00000{number}.tar"] > 0 for number in range(3)) < 3:
             sleep(0.01)
     loader.close()
@@ -84,8 +84,9 @@ def test_nodes_divide_the_same_batches_by_the_home_of_the_shards(store, tmp_path
     for near, plain in zip(zip(*by_node, strict=True), zip(*flat, strict=True), strict=True):
         assert sorted(position for batch in near for position in batch) == [position for batch in plain for position in batch]
         assert [len(batch) for batch in near] == [len(batch) for batch in plain]
+    nodes = {position: int(source.shards(range(position, position + 1))[0]) % 2 for position in range(120)}
     at_home = [
-        sum(int((source.shards(np.array(batch)) % 2 == node_of[rank]).sum()) for rank in range(4) for batch in of[rank])
+        sum(nodes[position] == node_of[rank] for rank in range(4) for batch in of[rank] for position in batch)
         for of in (by_node, flat)
     ]
     assert at_home[0] > 1.2 * at_home[1]

@@ -17,10 +17,8 @@ from sr_dist.data.order import (
     TURN,
     Mix,
     Order,
-    assign_near_home,
     crop_corner,
     draw,
-    home_node,
     micro_batch,
     permutation,
     seed_of,
@@ -251,49 +249,6 @@ def test_weights_become_the_smallest_whole_numbers():
 def test_data_sets_of_one_run_are_shuffled_independently():
     assert seed_of(5, 0) == 5
     assert len({seed_of(5, number) for number in range(50)}) == 50
-
-
-# -------------------------------------------------------------------------------------------------------- several nodes
-
-
-@given(st.data())
-def test_assign_near_home_divides_the_batch_exactly_and_prefers_home_nodes(data):
-    per_node = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
-    node_of = [node for node, count in enumerate(per_node) for _ in range(count)]
-    quotas = data.draw(st.lists(st.integers(0, 6), min_size=len(node_of), max_size=len(node_of)))
-    shards = data.draw(st.lists(st.integers(0, 12), min_size=sum(quotas), max_size=sum(quotas)))
-    pieces = assign_near_home(shards, quotas, node_of)
-    assert [len(piece) for piece in pieces] == quotas
-    assert sorted(index for piece in pieces for index in piece) == list(range(len(shards)))
-    nodes = len(per_node)
-    for node in range(nodes):
-        room = sum(quota for quota, at in zip(quotas, node_of, strict=True) if at == node)
-        own = sum(home_node(shard, nodes) == node for shard in shards)
-        taken = [shards[index] for piece, at in zip(pieces, node_of, strict=True) if at == node for index in piece]
-        assert sum(home_node(shard, nodes) == node for shard in taken) == min(own, room)
-
-
-@given(st.integers(0, 40), st.integers(1, 5))
-def test_on_one_node_ranks_take_consecutive_pieces(batch, ranks):
-    quotas = [len(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
-    pieces = assign_near_home([7] * batch, quotas, [0] * ranks)
-    assert [piece.tolist() for piece in pieces] == [list(micro_batch(batch, ranks, 1, rank, 0)) for rank in range(ranks)]
-
-
-def test_a_node_fetches_less_with_more_nodes():
-    """128 shards of 1,000 samples, batches of 256: the number of shards that an average node needs in an epoch."""
-    order = Order([1000] * 128, 0, 8192)
-    shards = [order.locate(sample)[0] for _, sample in samples_at(order, range(128_000))]
-    needed = {}
-    for nodes in (1, 2, 4):
-        pairs = set()
-        for low in range(0, 128_000, 256):
-            pieces = assign_near_home(shards[low : low + 256], [256 // nodes] * nodes, list(range(nodes)))
-            pairs |= {(node, shards[low + index]) for node, piece in enumerate(pieces) for index in piece}
-        needed[nodes] = len(pairs) / nodes
-    assert needed[1] == 128
-    assert needed[2] < 0.7 * 128
-    assert needed[4] < 0.5 * 128
 
 
 # ------------------------------------------------------------------------------------------------------- random numbers

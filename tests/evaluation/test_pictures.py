@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from photographs import made_photo
 from PIL import Image
 from safetensors.torch import save_file
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.evaluation.contact_sheet import png
 from sr_dist.evaluation.pictures import match
 from sr_dist.evaluation.words import method_word, named_sets
 from sr_dist.models import trained
@@ -238,3 +241,12 @@ def test_mistakes_in_words_are_one_line(saved, images, network, run_commands):
     answers = run_commands([("sr_dist.evaluate", words) for words, _ in mistakes])
     for (words, message), answer in zip(mistakes, answers, strict=True):
         assert answer.code == 2 and answer.err.count("\n") == 1 and message in answer.err, (words, answer.err)
+
+
+@pytest.mark.parametrize("side", [1, 96])
+def test_a_png_has_every_pixel_and_is_as_small_as_pillows(side):
+    image = Image.fromarray(made_photo(3, side, 2 * side))
+    content, usual = png(image), io.BytesIO()
+    image.save(usual, format="PNG")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(image))
+    assert len(content) <= 1.1 * len(usual.getvalue())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import shutil
@@ -14,15 +13,11 @@ import tarfile
 import threading
 import tracemalloc
 import zlib
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import FrameType
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from instructions import instructions
 from made_shards import handmade
 from processes import ROOT, environment, small_gan
 from servers import serving
@@ -33,9 +28,7 @@ from shards.image_header import Rejected, inspect_image, pillow_settings
 from shards.pixels import Preparation
 from sr_dist.core.config import typed
 from sr_dist.core.errors import UserError
-from sr_dist.data.crops import Positions
 from sr_dist.data.format import Index, ShardError, index_bytes, open_shards
-from sr_dist.data.order import Mix, Order, assign_near_home
 from sr_dist.data.reader import ShardReader, decode
 from sr_dist.data.remote import download, sources
 from sr_dist.data.remote.cache import Cache
@@ -309,25 +302,6 @@ def test_indexes_in_memory_are_few(copy, monkeypatch):
     assert list(reader._indexes) == [0]
 
 
-def instructions(function: Callable[[], object]) -> int:
-    """How many instructions of Python a call takes. It is the same on every machine, and a loop over samples shows in it."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, _: object) -> Callable:
-        nonlocal count
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    finally:
-        sys.settrace(before)
-    return count
-
-
 def test_opening_an_index_takes_as_many_instructions_for_1000_samples_as_for_10(tmp_path):
     """2,022, about 0.1 ms, so 1.28 million samples open in less than a second."""
     counts = []
@@ -445,58 +419,6 @@ def test_more_pixels_are_refused_by_the_header_alone(image_bytes, make_photo):
             decode(data, 3)
     with pytest.raises(UserError, match="max_pixels: input should be less than or equal to 200000000"):
         typed(Preparation, {"max_pixels": "200000001"})
-
-
-# ---------------------------------------------------------------------------------------------------------- many ranks
-
-
-def assigned_one_by_one(shards: list[int], quotas: list[int], node_of: list[int]) -> list[list[int]]:
-    """`assign_near_home` as it was: 102 ms a step at 512 ranks, 1.24 s at 4096 ranks and a batch of 65,536."""
-    nodes = max(node_of) + 1
-    room = [sum(quota for quota, at in zip(quotas, node_of, strict=True) if at == node) for node in range(nodes)]
-    taken: list[list[int]] = [[] for _ in range(nodes)]
-    excess: list[int] = []
-    for index in sorted(range(len(shards)), key=lambda index: (shards[index], index)):
-        node = shards[index] % nodes
-        (taken[node] if len(taken[node]) < room[node] else excess).append(index)
-    for index in excess:
-        home = shards[index] % nodes
-        node = next(n % nodes for n in range(home, home + nodes) if len(taken[n % nodes]) < room[n % nodes])
-        taken[node].append(index)
-    remaining = [iter(sorted(indices)) for indices in taken]
-    return [list(itertools.islice(remaining[node], quota)) for quota, node in zip(quotas, node_of, strict=True)]
-
-
-@settings(max_examples=150)
-@given(st.data())
-def test_samples_are_assigned_to_nodes_as_they_were(data):
-    node_of = data.draw(st.permutations([node for node in range(data.draw(st.integers(1, 7))) for _ in range(1 + node % 3)]))
-    quotas = data.draw(st.lists(st.integers(0, 9), min_size=len(node_of), max_size=len(node_of)))
-    highest = data.draw(st.sampled_from([0, 1, 5, 50]))
-    shards = data.draw(st.lists(st.integers(0, highest), min_size=sum(quotas), max_size=sum(quotas)))
-    pieces = [piece.tolist() for piece in assign_near_home(shards, quotas, node_of)]
-    assert pieces == assigned_one_by_one(shards, quotas, node_of)
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 30), st.integers(0, 10**6), st.integers(1, 90))
-def test_shards_of_many_positions_are_those_of_each(sizes, window, first, count):
-    order, positions = Order(sizes, 3, window), np.arange(first, first + count)
-    assert order.shards_at(positions).tolist() == [
-        order.locate(order.at(position)[1])[0] for position in range(first, first + count)
-    ]
-    mix = Mix([3, 1, 2])
-    assert list(zip(*(part.tolist() for part in mix.split(positions)), strict=True)) == [
-        mix(int(position)) for position in positions
-    ]
-
-
-def test_a_step_of_4096_ranks_is_assigned_without_a_loop_over_samples():
-    """The whole of it: the shards of the positions, and their nodes. 8,192 positions take 522,000 instructions, and 65,536 take
-    529,000. One by one the latter took 70 million and 1.24 s."""
-    order, node_of = Order([1000] * 1280, 0, 8192), [rank // 8 for rank in range(4096)]
-    few, many = (Positions(0, 1, batch, 1, 17, 4096, node_of, order.shards_at) for batch in (8192, 65_536))
-    assert len(next(many.step(0))) == 16
-    assert instructions(lambda: list(many.step(0))) < 1.1 * instructions(lambda: list(few.step(0)))
 
 
 # ---------------------------------------------------------------------------------------------- what shards may print and write

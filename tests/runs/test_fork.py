@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from processes import losses, run, small_gan, trace
 
-from sr_dist.tools.plot import read_metrics
+from sr_dist.tools.run_metrics import read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def test_a_fork_continues_its_parent(parent):
     seen = [(step, key) for step, key in trace(parent) if step <= 2] + trace(same)
     assert Counter(step for step, _ in seen) == dict.fromkeys(range(1, 7), 8)
     assert set(Counter(key for _, key in seen).values()) == {2} and len({key for _, key in seen}) == 24
-    assert [row["step"] for row in read_metrics(same, "same").rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_rows(same)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_fork_of_the_folder_in_which_one_stands_is_beside_it_with_an_optimizer_of_its_own(parent):

@@ -1,6 +1,7 @@
 """Training on a device that refuses what a GPU refuses and counts what a GPU's host waits for: `second.py`, without a GPU.
 
-In a step the host must not wait, and may send at most six copies per micro-batch, all asynchronous: images, labels and numbers.
+In a step the host must not wait, and may send one asynchronous copy per micro-batch: images, labels and numbers together.
+A save copies each file's tensors of one type at once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from thin_recipes import read, small_classifiers, twin
 # Where .ci/run has installed a compiler, a device that cannot be built is a failure.
 pytestmark = pytest.mark.skipif(bool(second.missing()) and "SR_DIST_ALL_TESTS" not in os.environ, reason=str(second.missing()))
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
-MOST_COPIES = 6  # per micro-batch
+MOST_COPIES = 1  # per micro-batch
+MOST_OF_A_SAVE = 14  # two networks, their optimizers, three averages: each with numbers of one or two types
 IN_A_PROCESS = 7  # trainings: a busy machine must finish them in time
 VARIANTS: dict[str, dict[str, str]] = {
     "channels_last": {"channels_last": "true"},
@@ -31,6 +33,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "accumulate": {"accumulate": "2"},
     "post-hoc EMA": {"ema.post_hoc": "true"},
     "checkpointing": {"checkpointing": "encoder.*"},
+    "penalties with noise": {"objective": "{name: r3gan, content: {mse: 1.0}, r1_noise: 0.1}", "discriminator.classes": "none"},
 }  # of the demo
 PLANTS = {  # what is planted into the generator's output -> what must be seen
     "item": ("wait", "aten::item"),
@@ -90,6 +93,8 @@ def check(result: dict[str, Any]) -> None:
     assert {name: value for name, value in uninterrupted.items() if name != "data_wait"} == {
         name: value for name, value in resumed.items() if name != "data_wait"
     }
+    assert result["saves"].get("to host, waiting", 0) == 0
+    assert 0 < result["saves"]["to host"] <= 2 * MOST_OF_A_SAVE
     steps = {f"{run} {step}": waits for run, part in result["steps"].items() for step, waits in part.items()}
     counted = [
         waits for step, waits in steps.items() if step in ("uninterrupted step 2", "uninterrupted step 3", "resumed step 4")
@@ -177,6 +182,7 @@ def test_the_numbers_are_those_of_the_cpu(of_demo):
 
 @pytest.mark.slow
 def test_a_slow_device_is_no_slow_disk(of_demo):
-    """Copies take 0.2 s of the device's time, for which the host stands still: it is not waiting for data."""
+    """Copies take 0.2 s of the device's time, for which the host stands still: it is not waiting for data. They are nearly all of
+    the time, and the first images come late on a busy machine."""
     uninterrupted, resumed = of_demo["slow device"]["losses"]
-    assert uninterrupted["data_wait"] < 0.2 and resumed["data_wait"] < 0.2
+    assert uninterrupted["data_wait"] < 0.5 and resumed["data_wait"] < 0.5

@@ -39,7 +39,7 @@ class Watch:
         self._part = "start"
 
     def hear(self, kind: str, operation: str, size: int) -> None:
-        if self._part.startswith("step"):
+        if self._part.startswith("step") or self._part == "save":
             self.parts[self._part].append(second.Wait(kind, operation, size, second.place()))
 
     @contextmanager
@@ -113,6 +113,7 @@ def result_of(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
     with planted(request["plant"]):
         train.train(recipe)
         uninterrupted, first = last_losses(recipe.folder), steps_of(watch)
+        saves = Counter(wait.kind for wait in watch.parts["save"])
         if request["plant"]:
             return {"steps": {"uninterrupted": first}}
         shutil.rmtree(recipe.folder / "checkpoints" / f"{STEPS:07d}")
@@ -123,6 +124,7 @@ def result_of(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
         "losses": [uninterrupted, last_losses(recipe.folder)],
         "validations": len((recipe.folder / "metrics.jsonl").read_text().split('"validation/')) > 1,
         "steps": {"uninterrupted": first, "resumed": steps_of(watch)},
+        "saves": saves,
         "micro_batches": recipe.accumulate,
     }
 

@@ -177,10 +177,11 @@ def test_bench_data_measures_the_stream_beside_the_decoder_and_webdataset(write_
     out, _ = run(0, "sr_dist.bench", "data", write_recipe(), "--images=8", "--rounds=1", "--json", cwd=tmp_path)
     result = json.loads(out.splitlines()[-1])
     speeds = result["images_per_second"]
-    assert speeds.keys() == {"stream", "decode", "batches", "webdataset"}
+    assert speeds.keys() == {"stream", "decode", "batches", "webdataset", "tars"}
     assert all(speed > 0 for speed in speeds.values())
     assert result["share_of_decode"] == pytest.approx(speeds["stream"] / speeds["decode"])
     assert result["ratio_to_webdataset"] == pytest.approx(speeds["stream"] / speeds["webdataset"])
+    assert result["ratio_to_reader_webdataset"] == pytest.approx(speeds["stream"] / speeds["tars"])
     assert result["resume"].keys() == {"seconds_at_the_start", "seconds_after_1000000_steps", "ratio"}
     assert result["samples"] == 24
     assert not (tmp_path / "runs").exists()

@@ -10,7 +10,8 @@ from PIL import Image
 
 from sr_dist.core.errors import UserError
 from sr_dist.plot import Plot, check, plot
-from sr_dist.tools.plot import read_metrics, run_names, section_columns, smooth, summarize
+from sr_dist.tools.plot import run_names, section_columns, smooth, summarize
+from sr_dist.tools.run_metrics import read_metrics
 
 
 def write_run(folder, rows=6, **changes):
@@ -47,6 +48,14 @@ def test_a_run_becomes_images_and_a_page_without_links(tmp_path, capsys):
             "grad_norm/generator", "learning_rate",
         )
     }  # fmt: skip
+
+
+def test_validation_has_a_line_for_bicubic(tmp_path, figures):
+    run = write_run(tmp_path / "mine", **{"bicubic/psnr_y": 28.5})
+    plot(Plot(runs=(run,)))
+    dotted = [line for figure in figures for axes in figure.axes for line in axes.get_lines() if line.get_linestyle() == ":"]
+    assert dotted and {tuple(line.get_ydata()) for line in dotted} == {(28.5, 28.5)}
+    assert {line.axes.get_title(loc="left") for line in dotted} == {"psnr y"}
 
 
 def test_several_runs_share_the_panels_of_the_columns_that_they_have(tmp_path):
@@ -132,7 +141,7 @@ def test_a_curve_has_the_points_of_the_file(tmp_path):
         '{"step": 1, "images": 4, "loss/l1": 0.5}\n{"step": 2, "images": 8, "loss/l1": null}\n'
         '{"step": 2, "images": 8, "validation/psnr_y": 30}\n{"st'
     )
-    images, values = read_metrics(folder, "mine").curve("loss/l1")
+    images, values = read_metrics(folder, "mine").curve("loss/l1").means()
     assert images == [4, 8]
     assert values[0] == 0.5
     assert math.isnan(values[1])

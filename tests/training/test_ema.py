@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from sr_dist.training.ema import Ema
+from sr_dist.training.flat import Joined, joined
 
 
 class Engine:
@@ -165,3 +166,26 @@ def test_a_loaded_average_continues():
         network.set(value), whole.update(), second.update()
     assert all(torch.equal(value, second.network.state_dict()[key]) for key, value in whole.network.state_dict().items())
     assert whole.updates == second.updates == 4
+
+
+def test_a_weight_that_a_backend_puts_elsewhere_is_still_averaged():
+    """As ZeRO does: `parameter.data = ...`. The average looks at the new place, not at the one it remembers."""
+    network = Network(1.0)
+    ema = following(network, 0.5)
+    ema.update()
+    network.weight.data = torch.full((3,), 5.0)
+    ema.update()  # 3/12 of 1, 9/12 of 5
+    assert ema.network.weight.tolist() == pytest.approx([4.0] * 3)
+    network.set(8.0)
+    ema.update()  # 4/13 of 4, 9/13 of 8
+    assert ema.network.weight.tolist() == pytest.approx([(4 * 4 + 9 * 8) / 13] * 3)
+
+
+@pytest.mark.parametrize("tensor", [torch.arange(6.0).view(2, 3)[:, :2], torch.ones(1).expand(3), torch.rand(1, 2, 3, 4).mT])
+def test_joined_numbers_are_those_of_now_in_any_layout(tensor):
+    tensors = [torch.zeros(2), tensor]
+    now = Joined(tensors)
+    assert torch.equal(now(), joined(tensors))
+    tensors[0].fill_(7)
+    tensors[1].mul_(2) if tensor.stride() != (0,) else None
+    assert torch.equal(now(), joined(tensors)) and now()[0] == 7

@@ -11,7 +11,7 @@ import re
 import select
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
@@ -109,7 +109,7 @@ def retry(attempt: Callable[[], Result], name: str, tries: int) -> Result:
     raise AssertionError("unreachable")
 
 
-def chunks(url: str) -> Iterator[bytes]:
+def chunks(url: str) -> Generator[bytes, None, None]:
     """The content of a URL. It fails where the program behind it is silent for too long or ends with an error."""
     from webdataset.gopen import Pipe, gopen, gopen_schemes  # takes long to import
 
