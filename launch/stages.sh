@@ -37,5 +37,7 @@ stage() {  # RECIPE [--key=value ...]: sets `run`
   [ -e "$run/DONE" ] || { echo "$run was stopped before its last step; the same command continues it" >&2; exit 1; }
 }
 
+first_run=$(run_folder "${first[@]}")
+[ -e "$first_run/DONE" ] || check_recipe "${second[@]}" --init.generator="$first_run"  # before the first stage trains for days
 stage "${first[@]}"
 stage "${second[@]}" --init.generator="$run"

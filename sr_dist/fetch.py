@@ -13,6 +13,7 @@ from sr_dist.core import catalogue, cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import OptionalText, Settings
 from sr_dist.core.errors import UserError
+from sr_dist.models import pretrained
 
 
 class Fetch(Settings):
@@ -58,6 +59,11 @@ def fetch(options: Fetch) -> int:
         return 0
     if options.check:
         return fetch.check(table, names, Path(options.to))
+    if "to" in options.model_fields_set and all(table[name].kind != "data" for name in names):
+        raise UserError(
+            f"to: {options.to}, but weights go to '{pretrained.folders()[0]}', where every other command looks for them; "
+            f"SR_DIST_WEIGHTS={options.to} is another folder for them"
+        )
     return fetch.fetch(table, names, Path(options.to))
 
 

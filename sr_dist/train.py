@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from sr_dist.core import cli, config, launch_env
@@ -12,6 +13,7 @@ from sr_dist.core.cli import Overrides, Word
 from sr_dist.core.config import OptionalText, Settings
 from sr_dist.core.errors import UserError
 from sr_dist.data import data_checks
+from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
 
 MOST_PROFILED = 100  # steps; a step is about a megabyte
@@ -46,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(options: Train) -> None:
     launch_env.check()
     recipe = data_checks.load(options.recipe, options.overrides)
+    if not {"name", "runs"} & options.overrides.keys():
+        checks.check_place(Path(options.recipe), recipe)
     profile = span(options.profile, recipe.steps) if options.profile else None
 
-    from sr_dist.recipe import checks  # `complete` loads torch, which the checks above do without
-    from sr_dist.tools import flops, memory_advice
+    from sr_dist.tools import flops, memory_advice  # they load torch, as `complete` does, which the checks above do without
     from sr_dist.training import train as training
 
     recipe = checks.complete(recipe)

@@ -23,6 +23,7 @@ HOMES = {
     "accelerate": ("sr_dist/core/ranks.py", "sr_dist/training/"),
     "deepspeed": ("sr_dist/training/deepspeed.py",),
     "wandb": ("sr_dist/training/trackers/wandb.py",),
+    "torch.utils.tensorboard": ("sr_dist/training/trackers/tensorboard.py",),
     "wandb_workspaces": ("sr_dist/tools/dashboard.py",),
     "matplotlib": ("sr_dist/tools/plot.py",),
     "tqdm": ("sr_dist/core/progress.py",),

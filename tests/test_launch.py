@@ -151,6 +151,40 @@ def test_a_job_passes_dry_run_on(job, tmp_path):
     assert received == ["sr_dist.train", "configs/demo.yaml", f"--runs={tmp_path}", "--dry_run"]
 
 
+@pytest.mark.parametrize("name", ["SR_DIST_RETRIES", "SR_DIST_REQUEUES", "SR_DIST_MIN_NODES"])
+def test_a_job_refuses_limits_that_are_no_numbers_before_it_trains(job, tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "many")
+    done, received = job("train.sbatch", "configs/demo.yaml", f"--runs={tmp_path}")
+    assert (done.returncode, done.stderr) == (2, f"error: {name}: 'many' is not a whole number\n") and not received
+
+
+@pytest.mark.parametrize(
+    ("states", "excluded", "update"),
+    [
+        ("n0 alloc n1 alloc n2 idle n3 down", "(null)", ["update JobId=7 ExcNodeList=n1"]),
+        ("n0 alloc n1 alloc n2 mix- n3 idle", "n3", ["update JobId=7 ExcNodeList=n3,n1"]),
+        ("n0 alloc n1 alloc n2 idle* n3 drain", "(null)", []),  # n2 does not respond
+        ("n0 alloc n1 alloc n2 idle", "n2", []),
+        ("n0 alloc n1 drng n0 alloc n2 idle~", "(null)", ["update JobId=7 ExcNodeList=n1"]),  # n2 is powered down
+    ],
+)
+def test_a_node_is_excluded_if_enough_others_are_up(tmp_path, states, excluded, update):
+    """From a job of two nodes. sinfo names a node once for each partition."""
+    words = states.split()
+    lines = "".join(f"echo {name} '{state}';" for name, state in zip(words[::2], words[1::2], strict=True))
+    stub(tmp_path, "sinfo", lines)
+    answers = f"""hostnames) echo "$3" | tr , '\n' ;; job) echo "   ReqNodeList=(null) ExcNodeList={excluded}" ;;"""
+    stub(tmp_path, "scontrol", f'case $2 in {answers} *) echo "$@" >>{tmp_path}/updates ;; esac')
+    variables = {"JOB_ID": "7", "JOB_NODELIST": "n[0-1]", "NNODES": "2", "CPUS_ON_NODE": "1", "JOB_PARTITION": "all"}
+    environment = with_stubs(tmp_path, **{f"SLURM_{name}": value for name, value in variables.items()})
+    line = ["bash", "-c", ". launch/slurm/job.sh; exclude 7 n1"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    updates = tmp_path / "updates"
+    assert (updates.read_text().splitlines() if updates.exists() else []) == update
+    assert ("n1 is not excluded: 1 other nodes are up, and the job needs 2" in done.stdout) == (not update)
+
+
 def test_two_stages_refuse_dry_run(tmp_path):
     words = ["bash", "launch/stages.sh", "configs/demo_pixel.yaml", "configs/demo.yaml", "--dry_run"]
     done = subprocess.run(words, cwd=ROOT, env=with_stubs(tmp_path), capture_output=True, text=True)

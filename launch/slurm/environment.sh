@@ -15,7 +15,7 @@ PYTHON=("${SR_DIST_PYTHON:-$PWD/.venv/bin/python}")
 # conda activate sr_dist
 # PYTHON=(python)
 
-# 3. Apptainer (Singularity): --nv adds the GPUs, --bind the folders of data and runs
+# 3. Apptainer (Singularity): --nv adds the GPUs, --bind the folders of data and runs; launch/containers/sr_dist.def makes the image
 # PYTHON=(apptainer exec --nv --bind "$PWD,/scratch" /shared/images/sr_dist.sif python)
 
 # 4. containers of srun (Pyxis and enroot)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Started by srun once on each node: the launcher of the ranks of this node.
 #   node.sh MODULE [ARGUMENT ...]        MODULE: sr_dist.train, sr_dist.evaluate
-# Starts a rank for each GPU; without GPUs, SR_DIST_CPU_RANKS (1) ranks on the CPU.
+# Starts a rank for each GPU; without GPUs, SR_DIST_CPU_RANKS (1) ranks on the CPU. Where SR_DIST_FAILURES names a folder, a rank
+# that fails leaves a record in it.
 set -euo pipefail
 set +u  # the environment software of some clusters reads unset variables
 . launch/slurm/environment.sh
@@ -23,6 +24,7 @@ num_ranks=$((SLURM_NNODES * ranks))
 config=launch/accelerate/ddp_nodes.yaml
 [ "$SLURM_NNODES" -gt 1 ] || config=launch/accelerate/ddp_node.yaml
 
+[ -z "${SR_DIST_FAILURES:-}" ] || set -- sr_dist.tools.watch_rank "$@"
 # A single process needs no launcher. Accelerate's launcher for one process would end on SIGTERM before the process has saved.
 if [ "$num_ranks" = 1 ] && [ -z "${SR_DIST_ACCELERATE:-}" ]; then
   exec "${PYTHON[@]}" -m "$@"

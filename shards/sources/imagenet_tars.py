@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) from the files that its site offers, without unpacking them. INPUT is the folder with
+"""ImageNet (ILSVRC 2012) from the files that its site offers, without unpacking them. INPUT is the folder of these files.
 
     ILSVRC2012_img_train.tar          a tar of a tar per class (--part=train)
     ILSVRC2012_img_val.tar            the validation images (--part=validation), with the classes in

@@ -24,6 +24,7 @@ class Batch:
     attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
     step: int = 0  # of the run, counted from 1
     share: float = 1.0  # of the global batch: its images over those of all micro-batches of all ranks
+    seeds: Tensor | None = None  # (B,) random bits of each sample in its epoch; None in a batch that no loader made
 
     def __len__(self) -> int:
         return len(self.hr)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
 import re
+import select
 import signal
 import sys
 import textwrap
@@ -70,13 +72,33 @@ def run_words(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be no text
+    try:
+        return _answer(work, make_help, argv)
+    except BrokenPipeError:
+        if not _nobody_reads(1):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains again when it flushes at its end
+        return 1
+
+
+def _nobody_reads(descriptor: int) -> bool:
+    """Whether the reader of a pipe has gone, as under `| head`."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _answer(work: Callable[[Words, Options], int | None], make_help: Callable[[], str], argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
-        print(make_help())
+        print(make_help(), flush=True)
         return 0
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # so that a recipe can name plug-in files in the current folder
     try:
-        return work(*split(argv)) or 0
+        code = work(*split(argv)) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except UserError as mistake:
         if launch_env.prints_mistakes():
             print(f"error: {mistake}".replace("\n", " "), file=sys.stderr, flush=True)

@@ -35,7 +35,8 @@ class Settings(BaseModel):
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
-def _parse_none(value: Any) -> Any:
+def parse_none(value: Any) -> Any:
+    """`none`, `null`, `~` and empty text -> None."""
     return None if isinstance(value, str) and value.strip().lower() in ("", "none", "null", "~") else value
 
 
@@ -66,7 +67,7 @@ Positive = Annotated[int, Field(gt=0), BeforeValidator(_parse_exponent)]
 NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_parse_exponent)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdigit() else value)  # for Literal[1, 3]
-Absent = BeforeValidator(_parse_none)  # Annotated[int | None, Absent]: `none`, `null` and empty text mean None
+Absent = BeforeValidator(parse_none)  # Annotated[int | None, Absent]: `none`, `null` and empty text mean None
 OptionalText = Annotated[str | None, Absent]
 OptionalPositive = Annotated[Positive | None, Absent]
 Names = Annotated[tuple[str, ...], BeforeValidator(parse_list)]  # `a,b` or [a, b]
@@ -160,6 +161,12 @@ def override(tree: Tree, options: Mapping[str, str]) -> Tree:
     """A copy of the tree with options such as `{"data.batch": "8"}` set. Values that begin with [ or { are lists or sections."""
     tree = _copy(tree)
     for key, text in options.items():
+        if "{" in key or ":" in key:
+            place = re.split(r"[.:{]*[{:]", key)[0]
+            raise UserError(
+                f"'{_shortened(key)[1:-1]}' is no key; a section in short form follows the =, with quotes and a space after the "
+                f"colon: --{place}='{{name: value}}'"
+            )
         *sections, last = key.split(".")
         if len(sections) >= DEEPEST:
             raise UserError(f"{_shortened(key)}: has more than {DEEPEST} sections")
@@ -180,11 +187,15 @@ def _parse_value(key: str, text: str) -> Any:
     if not text.startswith(("[", "{")):
         return text
     try:
-        return parse(text)
+        value = parse(text)
     except yaml.YAMLError:
         raise UserError(f"{key}: {_shortened(text)} is not a list or section in YAML's short form") from None
     except UserError as mistake:
         raise UserError(f"{key}: {mistake}") from None
+    glued = [name for name, inside in value.items() if ":" in name and inside == ""] if isinstance(value, dict) else []
+    if glued:
+        raise UserError(f"{key}: {_shortened(text)}: a space follows each colon, as in '{{{glued[0].replace(':', ': ', 1)}}}'")
+    return value
 
 
 def typed(model: type[SettingsType], tree: Mapping[str, Any], section: str = "") -> SettingsType:

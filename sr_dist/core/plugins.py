@@ -126,9 +126,15 @@ def resolve(package: str, name: str, given: Mapping[str, Any], key: str) -> tupl
 
 def need(module: ModuleType, function: str, path: Path, key: str) -> ModuleType:
     """The module, which must have the function that builds the part."""
+    need_function(module, function, path, key)
+    return module
+
+
+def need_function(module: ModuleType, function: str, path: Path, key: str) -> Any:
+    """The function of a part's module."""
     if not callable(getattr(module, function, None)):
         raise UserError(f"{key}: '{path}' has no {function}(), so it is not a part that a recipe can name")
-    return module
+    return getattr(module, function)
 
 
 def import_part(module: str, path: Path, key: str) -> ModuleType:

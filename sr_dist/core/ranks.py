@@ -5,9 +5,11 @@ Every function also works in one process without a group.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Value = TypeVar("Value")
+EXTENSION = "deepspeed_shm_comm"  # DeepSpeed's messages between ranks on CPUs
 
 
 def open_accelerator(precision: str) -> Accelerator:
@@ -41,8 +44,18 @@ def open_accelerator(precision: str) -> Accelerator:
     # in one process the name alone makes accelerate look for a group that does not exist.
     group = InitProcessGroupKwargs(backend="nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
     grouped = launch_env.num_ranks() > 1 or launch_env.under_deepspeed()
+    if launch_env.under_deepspeed() and not cuda and launch_env.rank() == 0 and (folder := missing_extension()):
+        print(f"note: DeepSpeed compiles {EXTENSION} for the CPU at its first start, into '{folder}'; minutes", flush=True)
     # We handle precision ourselves (`step.Precision`, a gradient scaler per engine): accelerate has one scaler for all networks.
     return Accelerator(mixed_precision="no", kwargs_handlers=[group] if grouped else None)
+
+
+def missing_extension() -> Path | None:
+    """The folder of torch's extensions, if it lacks EXTENSION."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "torch_extensions")
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default)
+    built = [*folder.glob(f"{EXTENSION}/*.so"), *folder.glob(f"*/{EXTENSION}/*.so")]
+    return None if built else folder
 
 
 def open_group() -> None:

@@ -14,8 +14,9 @@ from sr_dist.core.formats import refuse_unknown, stamp
 from sr_dist.core.json_text import read_json
 
 RECIPE, METRICS, ENVIRONMENT = "recipe.yaml", "metrics.jsonl", "environment.json"
+INCIDENTS = "incidents.jsonl"  # failed attempts of SLURM's jobs
 RUN, RUN_FORMAT = "run.json", 1  # the run's id; 0.2.0 wrote no such file
-LOG, WANDB_ID, LOCK = "log.txt", "wandb_id", ".lock"
+LOG, WANDB_ID, TENSORBOARD, LOCK = "log.txt", "wandb_id", "tensorboard", ".lock"
 PROFILE, TRACE, SUBSTITUTED, FETCHED, SAMPLES, CHECKPOINTS = (
     "profile",
     "trace",
@@ -38,6 +39,7 @@ FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "environment.json": "versions, commit, command and machine of the newest start",
     "log.txt": "the log, for people",
     "metrics.jsonl": "the record: a JSON object per line",
+    "incidents.jsonl": "a line per failed attempt of a SLURM job: cause, node, rank, step, last lines, whether it was requeued",
     "checkpoints/STEP/": "everything of one step; it appears by rename, whole or not at all",
     "checkpoints/STEP/generator.ema.safetensors": "averaged weights (EMA), which other commands open; or `classifier.ema`",
     "checkpoints/STEP/NETWORK.safetensors": "the raw weights of the generator, the discriminator or the classifier",
@@ -47,6 +49,7 @@ FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "checkpoints/STEP/manifest.json": "the size and the sha256 of each of these files",
     "post_hoc/STEP.safetensors": "the same of every `save_every` steps, for `sr_dist.curve`; pruning leaves them",
     "samples/STEP.png": "LR, bicubic, SR and HR of the first validation images",
+    "samples/STEP/IMAGE.png": "restored validation images (`sample_images`); below a folder per set where there are several",
     "eval/": "reports",
     "curves/": "the images and the page of `sr_dist.plot`",
     "replay/A-B/": "steps that `sr_dist.replay` ran again: `replay.json`, its own `metrics.jsonl`, and `probes/`",
@@ -57,6 +60,7 @@ FILES = {  # every path of a run folder, with NAME, STEP, N for what differs
     "oom-rank-N.pickle": "what was in the memory of a GPU when it was full, for pytorch.org/memory_viz",
     "nccl-rank-N": "the last collectives of a rank whose partners did not answer (NCCL's flight recorder)",
     "hang-rank-N.txt": "the stacks of a rank that made no progress (`hang_timeout`)",
+    "tensorboard/": "events of TensorBoard (`log.trackers`)",
     "wandb/, wandb_id": "files of W&B, and the id of the run there",
     "DONE": "the run has reached its last step",
     "PREEMPTED": "the run was asked to stop, saved, and can be continued",

@@ -37,7 +37,7 @@ class Crops(NamedTuple):
 
     images: Slot | Sequence[np.ndarray]  # HR and, where it is stored, LR: (B, H, W, C) uint8; a worker sends their slot
     turn: np.ndarray  # (B,) 63 random bits each, for flips, quarter turns and data.augment
-    seed: np.ndarray  # (B,) 63 random bits each, for the degradation
+    seed: np.ndarray  # (B,) 63 random bits each, for the degradation and for losses that draw
     label: np.ndarray  # (B,)
     keys: tuple[str, ...]
     attributes: np.ndarray  # (B, A) of 0 and 1, in the manifest's order

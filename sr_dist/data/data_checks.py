@@ -110,24 +110,24 @@ def check_data(recipe: Recipe) -> None:
     _check_mixed_sets(recipe, sets)
     for source, shards in zip(data.sources, sets, strict=True):
         check_shards(source, shards, data, scale)
-    if data.validation:
-        _check_validation(data.validation, data, scale)
+    for name, source in data.validation_sets.items():
+        _check_validation(source, data.validation_key(name), data, scale)
 
 
-def _check_validation(source: str, data: Data, scale: int) -> None:
+def _check_validation(source: str, key: str, data: Data, scale: int) -> None:
     """Shards are checked here; a folder of images is checked when it is opened."""
     if Path(source).is_dir() and not (Path(source) / "manifest.json").is_file():
         return
-    manifest = _open_validation(source, data).manifest
+    manifest = _open_validation(source, key, data).manifest
     if manifest.scale and manifest.scale != scale:
-        raise UserError(f"data.validation: the LR stored in '{source}' is {manifest.scale} times smaller, and scale is {scale}")
+        raise UserError(f"{key}: the LR stored in '{source}' is {manifest.scale} times smaller, and scale is {scale}")
     if manifest.min_side < scale:
-        raise UserError(f"data.validation: '{source}' has an image with a side of {manifest.min_side}, below the scale {scale}")
+        raise UserError(f"{key}: '{source}' has an image with a side of {manifest.min_side}, below the scale {scale}")
 
 
-def _open_validation(source: str, data: Data) -> Shards:
+def _open_validation(source: str, key: str, data: Data) -> Shards:
     try:
-        return open_shards(source, "data.validation", cache_for(data))
+        return open_shards(source, key, cache_for(data))
     except UserError as problem:
         raise UserError(f"{problem}; {WITHOUT_VALIDATION}") from None
 

@@ -219,7 +219,7 @@ class Loader:
         columns = self._to_device(torch.from_numpy(crops.attributes)).float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
         share = len(hr) / self.data.batch
-        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes, step, share)
+        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes, step, share, seed)
 
     def _to_device(self, numbers: Tensor) -> Tensor:
         """Copies through pinned memory to a GPU: the copy is asynchronous, and the slot can be reused at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sr_dist.core import launch_env, ranks
 from sr_dist.core.printable import plural
@@ -40,11 +40,14 @@ def startup_lines(loader: Loader) -> Iterator[str]:
         yield from _cache_lines(loader, caches[0])
 
 
-def validation_lines(data: Data, images: int) -> Iterator[str]:
-    source = f"part 2 of data.train, split {list(data.split)}" if data.split else f"'{data.validation}'"
-    yield f"validation: {plural(images, 'image')}, {source}"
-    if images < FEW_IMAGES:
-        yield f"warning: validation has fewer than {FEW_IMAGES} images: small differences of its numbers are chance"
+def validation_lines(data: Data, counts: Mapping[str, int]) -> Iterator[str]:
+    """`counts`: the images of each set, by its name."""
+    for name, images in counts.items():
+        source = f"part 2 of data.train, split {list(data.split)}" if data.split else f"'{data.validation_sets[name]}'"
+        about = f"validation of {name}" if name else "validation"
+        yield f"{about}: {plural(images, 'image')}, {source}"
+        if images < FEW_IMAGES:
+            yield f"warning: {about} has fewer than {FEW_IMAGES} images: small differences of its numbers are chance"
 
 
 def _epochs(loader: Loader, source: str, data_set: DataSet, weight: int) -> str:

@@ -249,7 +249,11 @@ def all_metrics(options: MetricOptions, frozen: Sequence[FrozenClassifier], batc
         if classifiers:
             raise UserError("attributes: classifiers are compared with HR, and --lr alone has none")
         names = without_reference(names, options.all_metrics)
-    return open_metrics(names, device, options.resize, extractor, options.allow_download, classifiers)
+    metrics = open_metrics(names, device, options.resize, extractor, options.allow_download, classifiers)
+    if not metrics.better.keys() - metrics.missing.keys():
+        reasons = "; ".join(f"{column}: {reason}" for column, reason in metrics.missing.items())
+        raise UserError(f"metrics: {', '.join(names)}: nothing of it can be computed: {reasons}")
+    return metrics
 
 
 def check_against(against: str | None, methods: Collection[str]) -> None:

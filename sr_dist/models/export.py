@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -25,20 +25,49 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.outputs import write_output
 from sr_dist.models import layouts, trained
 from sr_dist.models.metadata import METADATA, generator_metadata
+from sr_dist.models.model_card import UNKNOWN, Card
+from sr_dist.models.other_readers import unreadable
 from sr_dist.models.trained import TrainedGenerator
 from sr_dist.models.weights_files import Tensors
+from sr_dist.models.weights_formats import is_out_folder
 
 TEST_SIZES = ((2, 24, 20), (1, 17, 31), (3, 1, 1))  # images, height and width on which an exported graph is compared
 TOLERANCE = 1e-4
+CARD = "README.md"
 OTHERS = "write a .safetensors or .pth"
 AXES = {0: "batch", 2: "height", 3: "width"}  # of an ONNX graph
 
 
-def export(source: str, out: Path, scale: int | None = None) -> str:
-    """Writes the generator of a run or a weights file: -> a line that says what was written."""
+class Request(NamedTuple):
+    """What to write beside the weights, and whether files may be replaced."""
+
+    card: bool = False
+    licence: str = UNKNOWN
+    overwrite: bool = False
+
+
+def export(source: str, out: str, scale: int | None = None, request: Request = Request()) -> list[str]:  # noqa: B008 - frozen
+    """Writes the generator of a run or a weights file: -> lines that say what was written, and notes."""
     generator = trained.open_generator(source, "RUN", scale)
-    raw = raw_weights(generator.file, "RUN") if trained.is_run(Path(source)) else None
-    return write(generator, raw, out)
+    run = Path(source) if trained.is_run(Path(source)) else None
+    raw = raw_weights(generator.file, "RUN") if run else None
+    file = Path(out)
+    if is_out_folder(out):
+        file = file / f"{generator.name if run else generator.file.stem}.safetensors"
+    card = file.with_name(CARD) if request.card or is_out_folder(out) else None
+    lines = [write(generator, raw, file, request.overwrite)]
+    if card:
+        text = Card(generator, file, run, request.licence).text().encode()
+        write_new(card, text, request.overwrite)
+        lines.append(f"{card}: model card, license: {request.licence}")
+    return lines + [f"note: {reason}" for reason in unreadable(generator.section, file.suffix)]
+
+
+def write_new(out: Path, content: bytes, overwrite: bool) -> None:
+    """Writes a file that does not exist, or has this content, or may be replaced."""
+    if not overwrite and out.is_file() and (out.stat().st_size != len(content) or out.read_bytes() != content):
+        raise UserError(f"OUT: '{out}' would be overwritten; say --overwrite, or name another place")
+    write_output(out, content, "OUT")
 
 
 def raw_weights(ema: Path, key: str) -> Tensors:
@@ -46,11 +75,11 @@ def raw_weights(ema: Path, key: str) -> Tensors:
     return trained.read(ema.with_name("generator.safetensors"), key)[0]
 
 
-def write(generator: TrainedGenerator, raw: Tensors | None, out: Path) -> str:
+def write(generator: TrainedGenerator, raw: Tensors | None, out: Path, overwrite: bool = True) -> str:
     if out.exists() and out.samefile(generator.file):
         raise UserError(f"OUT: '{out}' is the file that is read; name another")
     content, note = WRITERS[out.suffix](generator, raw)
-    write_output(out, content, "OUT")
+    write_new(out, content, overwrite)
     return f"{out}: {generator.section['name']} x{generator.scale}, {len(content) / 2**20:.1f} MiB, {note}"
 
 

@@ -60,7 +60,11 @@ def find(name: str, key: str, download: bool = False) -> Path:
 def verified(path: Path, key: str) -> Path:
     stated = stated_sha256(path)
     if stated and not (actual := digest(path)).startswith(stated):
-        raise UserError(f"{key}: '{path}' is damaged or another file: its sha256 begins {actual[:8]}, not {stated[:8]}")
+        command = f"{advice} fetches it" if (advice := catalogue.advice(path.name)) else "fetch it"
+        raise UserError(
+            f"{key}: '{path}' is damaged or another file: its sha256 begins {actual[:8]}, not {stated[:8]}; move it away, and "
+            f"{command} again; a file of your own needs another name"
+        )
     return path
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import IMAGE_SUFFIXES, SHORT_SUFFIXES, files_below, images_below
@@ -18,7 +20,7 @@ from sr_dist.models.image_files import ImageFileError
 from sr_dist.models.upscaler import Upscaler
 
 Pairs = list[tuple[Path, Path]]  # (image to read, image to write)
-AUTO = "auto"
+AUTO, PNG = "auto", "png"
 FILMS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 MOVING = (".gif", ".apng", *FILMS)
 WILDCARDS = "*?["
@@ -33,8 +35,8 @@ class Naming:
 
     def of(self, path: Path) -> Path:
         own = path.suffix.lower()
-        ending = SHORT_SUFFIXES.get(own, own) if self.ext == AUTO else f".{self.ext}"
-        return path.with_name(f"{path.stem}{self.suffix}{ending}")
+        ext = self.ext if self.ext != AUTO else SHORT_SUFFIXES.get(own, own)[1:] if own in IMAGE_SUFFIXES else PNG
+        return path.with_name(f"{path.stem}{self.suffix}.{ext}")
 
 
 class Plan(NamedTuple):
@@ -109,7 +111,7 @@ def listing(source: Path) -> tuple[Path, list[Path]]:
     """The images of a folder, or those that match a pattern, and the folder that they lie below."""
     if source.is_dir():
         note_moving(source)
-        return source, images_below(source)
+        return source, sorted([*images_below(source), *(p for p in files_below(source) if is_still_gif(p))])
     parts = source.parts
     first = next((number for number, part in enumerate(parts) if any(sign in part for sign in WILDCARDS)), len(parts) - 1)
     files = [Path(name) for name in glob.glob(str(source), recursive=True)]
@@ -117,9 +119,20 @@ def listing(source: Path) -> tuple[Path, list[Path]]:
     return Path(*parts[:first]), images
 
 
+def is_still_gif(path: Path) -> bool:
+    """Whether a .gif has one frame. Only its headers are read."""
+    if path.suffix.lower() != ".gif" or not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=["GIF"]) as image:
+            return getattr(image, "n_frames", 1) == 1
+    except Exception:  # Pillow raises many kinds for what is no image
+        return False
+
+
 def note_moving(folder: Path) -> None:
     """Names the films and GIF of a folder, which are left out."""
-    moving = [p for p in files_below(folder) if p.suffix.lower() in MOVING and p.is_file()]
+    moving = [p for p in files_below(folder) if p.suffix.lower() in MOVING and p.is_file() and not is_still_gif(p)]
     if moving:
         more = f" and {len(moving) - 1} more" if len(moving) > 1 else ""
         print(f"note: '{sorted(moving)[0]}'{more}: moving pictures are left out; write their frames to a folder", flush=True)

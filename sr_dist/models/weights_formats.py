@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
@@ -22,3 +23,14 @@ def check_out_file(path: str) -> None:
     missing = [name for name in ONNX_NEEDS if out.suffix == ".onnx" and importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"OUT: .onnx needs {', '.join(missing)}: pip install {' '.join(missing)}, or 'sr_dist[export]'")
+
+
+def is_out_folder(path: str) -> bool:
+    """Whether an OUT is a folder that gets the weights and their card. A name without a suffix that does not exist is refused."""
+    return path.endswith("/") or (Path(path).is_dir() and Path(path).suffix not in SUFFIXES)
+
+
+def check_licence(licence: str) -> None:
+    """An identifier such as Hugging Face's."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise UserError(f"license: '{licence}' is not an identifier in lower case, such as apache-2.0, cc-by-4.0, mit or other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from sr_dist.core import config, launch_env, plugins
 from sr_dist.core.errors import UserError, nearest
 from sr_dist.core.launch_env import Launch
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.core.run_layout import RECIPE, checkpoint_steps
 from sr_dist.recipe import shipped
 from sr_dist.recipe.columns import CLASSIFICATION, columns
 from sr_dist.recipe.content import content_sections
@@ -21,11 +23,43 @@ from sr_dist.recipe.sections import AUTO, Mode, Part, Recipe
 
 def read_recipe(path: str | Path, overrides: Mapping[str, str]) -> Recipe:
     """Reads a recipe (a path, or a name of the package's), sets `--key.sub=value` overrides and checks it without its data."""
-    tree = config.read(shipped.locate(path))
+    file = shipped.locate(path)
+    tree = config.read(file)
+    if "network_g" in tree:
+        command = f"python -m sr_dist.import_options {shlex.quote(str(path))}"
+        raise UserError(f"RECIPE: '{path}' is an option file of BasicSR; `{command} > mine.yaml` makes a recipe of it")
+    check_renamed_parts(tree, overrides)
     recipe = with_launchers_precision(config.typed(Recipe, config.override(tree, with_split(tree, overrides))))
     check_names(recipe)
     check_agreement(recipe)
     return recipe
+
+
+def check_place(file: Path, recipe: Recipe) -> None:
+    """Refuses the recipe of a run folder that was moved: training it would begin another run where the folder was."""
+    run = file.resolve().parent
+    if file.name == RECIPE and checkpoint_steps(run) and run != recipe.folder.resolve():
+        words = f"--runs={shlex.quote(str(file.parent.parent))} --name={shlex.quote(run.name)}"
+        raise UserError(
+            f"RECIPE: '{file}' belongs to the run in '{file.parent}', but it names '{recipe.folder}'; {words} continues that "
+            f"run, and --name=NEW begins another"
+        )
+
+
+def check_renamed_parts(tree: Mapping[str, Any], overrides: Mapping[str, str]) -> None:
+    """A name on the command line that has other options than the section of the recipe's file."""
+    for key in ("generator", "discriminator", "classifier", "objective"):
+        section, name = tree.get(key), overrides.get(f"{key}.name")
+        if not isinstance(section, dict) or name in (None, section.get("name")):
+            continue
+        assert name is not None
+        known = plugins.options(plugins.locate(_package(key), name, f"{key}.name")[1])
+        foreign = [option for option in section if option != "name" and known is not None and option not in known]
+        if foreign:
+            raise UserError(
+                f"{key}.name: {name}, but the recipe's section is that of '{section.get('name')}', with {', '.join(foreign)}; "
+                f"--{key}='{{name: {name}}}' takes the place of the whole section"
+            )
 
 
 def with_split(tree: config.Tree, overrides: Mapping[str, str]) -> Mapping[str, str]:
@@ -64,6 +98,8 @@ def check_names(recipe: Recipe) -> None:
         plugins.check(PACKAGES["content"], name, options, key)
     for name in recipe.metrics:
         plugins.locate(PACKAGES["metric"], name, "metrics")
+    for name in recipe.log.trackers:
+        plugins.locate(PACKAGES["tracker"], name, "log.trackers")
     for key in ("optimizer", "discriminator_optimizer"):
         if settings := getattr(recipe, key):
             plugins.locate(PACKAGES["optimizer"], settings.name, f"{key}.name")
@@ -84,12 +120,25 @@ def check_agreement(recipe: Recipe) -> None:
         made, expected = _channels(recipe.generator), _channels(recipe.discriminator)
         if made != expected:
             raise UserError(f"discriminator.channels: {expected}, but the images of the generator have {made}")
+    _check_log(recipe)
     if recipe.keep.best:
         known = list(CLASSIFICATION) if recipe.classifier else list(columns(recipe.metrics, recipe.extractor))
+        known += [f"{name}/{column}" for name in recipe.data.validation_sets if name for column in known]
         if recipe.keep.best not in known:
             metrics = ", ".join(CLASSIFICATION if recipe.classifier else recipe.metrics)
             near = nearest(recipe.keep.best, known)
             raise UserError(f"keep.best: '{recipe.keep.best}' is not a column of the metrics {metrics}{near}")
+
+
+def _check_log(recipe: Recipe) -> None:
+    log = recipe.log
+    if len(set(log.trackers)) < len(log.trackers):
+        raise UserError(f"log.trackers: {', '.join(log.trackers)}: a tracker is named twice")
+    if "wandb" in log.trackers and "wandb" in log.model_fields_set and log.wandb == "off":
+        raise UserError("log.wandb: off, but log.trackers names wandb; leave one of them out")
+    if log.sync_every and log.wandb_mode != "offline":
+        reason = "rows are sent at once" if log.wandb_mode == "online" else "no row goes to W&B"
+        raise UserError(f"log.sync_every: {log.sync_every}, but with log.wandb: {log.wandb_mode} {reason}; it is for offline")
 
 
 def _channels(part: Part) -> str:

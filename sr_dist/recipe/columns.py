@@ -55,7 +55,7 @@ def all_columns() -> dict[str, str]:
 
 def better_direction(column: str) -> str | None:
     """ "higher" or "lower" for a validation column of any extractor; None if the column is unknown."""
-    known = all_columns()
+    known, column = all_columns(), column.rpartition("/")[2]  # set5/psnr_y is one of several sets
     if column in known:
         return known[column]
     of_sets = metric_facts([name for name in plugins.names(PACKAGES["metric"]) if compares_sets(name)], "BETTER")

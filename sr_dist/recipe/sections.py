@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole
+from sr_dist.core.config import Absent, Fraction, Names, NonNegative, OptionalText, Positive, Settings, Whole, parse_none
 from sr_dist.core.passwords import without_passwords
 
+SET_NAME = r"[\w@+-]+"  # of a validation set: it is part of columns and names a folder of samples
 LONGEST_PATTERN = 10_000  # the largest sum of whole weights of mixed data sets
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -101,6 +102,24 @@ def _sources(value: Any) -> Any:
     return weights
 
 
+def _validation(value: Any) -> Any:
+    """One set of validation images, or several by name."""
+    if isinstance(value, str):
+        return parse_none(value)
+    if isinstance(value, list | tuple):
+        raise ValueError(f"{list(value)} is a list; several sets need names, such as {{set5: data/Set5, set14: data/Set14}}")
+    if not isinstance(value, Mapping):
+        return value
+    for name, source in value.items():
+        if not re.fullmatch(SET_NAME, str(name)):
+            raise ValueError(f"'{name}' cannot be the name of a set: it has letters, digits, _ @ + -")
+        if parse_none(source) is None or not isinstance(source, str):
+            raise ValueError(f"'{name}' names no shards and no folder of images")
+    if not value:
+        raise ValueError("names no set; none means no validation")
+    return dict(value)
+
+
 class Augment(Settings):
     """Changes to training images before LR is made from them. Each has its own random numbers."""
 
@@ -119,10 +138,10 @@ class Data(Settings):
 
     train: Annotated[str | dict[str, float], BeforeValidator(_sources)]
     """Shards: a folder, a brace pattern, a URL of a folder, or `pipe:` and a command; or several of them with weights."""
-    validation: OptionalText = None
-    """Shards, or a folder of images."""
+    validation: Annotated[str | dict[str, str] | None, BeforeValidator(_validation)] = None
+    """Shards, or a folder of images; or several sets by name, such as {set5: PLACE, set14: PLACE}."""
     validation_limit: Annotated[Positive | None, Absent] = None
-    """Use only the first N validation images."""
+    """Use only the first N images of each validation set."""
     select: dict[str, Count] = {}
     """Sample counts per class, per attribute, for `each_class` or for the `rest`, selected by content hash. `at most N` takes
     all samples where there are fewer."""
@@ -163,6 +182,17 @@ class Data(Settings):
     @property
     def weights(self) -> tuple[float, ...]:
         return tuple(self.train.values()) if isinstance(self.train, dict) else (1.0,)
+
+    @property
+    def validation_sets(self) -> dict[str, str]:
+        """Name -> source; a single set has no name."""
+        if isinstance(self.validation, dict):
+            return self.validation
+        return {"": self.validation} if self.validation else {}
+
+    @staticmethod
+    def validation_key(name: str) -> str:
+        return f"data.validation.{name}" if name else "data.validation"
 
     @model_validator(mode="after")
     def _agree(self) -> Data:
@@ -268,10 +298,19 @@ class Log(Settings):
 
     wandb: Literal["off", "offline", "online"] = "off"
     """Whether the rows of metrics.jsonl go to W&B."""
+    trackers: Names = ()
+    """Trackers that get the rows, such as [wandb, tensorboard]: files of training/trackers, or dotted names of your own."""
     project: str = "sr_dist"
     """The W&B project."""
+    sync_every: Period = None
+    """Send what W&B wrote offline, with `wandb sync`, in the background every N steps."""
     artifacts: bool = False
     """Send every checkpoint to W&B."""
+
+    @property
+    def wandb_mode(self) -> Literal["off", "offline", "online"]:
+        """W&B is on if `wandb` says so or `trackers` names it."""
+        return "offline" if self.wandb == "off" and "wandb" in self.trackers else self.wandb
 
 
 class Resume(Settings):
@@ -344,6 +383,10 @@ class Recipe(Settings):
     keep: Annotated[Keep, BeforeValidator(_keep)] = Keep()
     validate_every: Period = 1000
     """The period of validation in steps."""
+    validate_first: bool = False
+    """Validate also before the first step: a row of step 0 to compare with, and a validation that cannot work fails at once."""
+    sample_images: NonNegative = 0
+    """The first N images of each validation set are restored whole into samples/STEP/ at every validation."""
     metrics: Names = ("psnr", "ssim")
     """Validation metrics: files of evaluation/metrics, or dotted names of your own."""
     extractor: OptionalText = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,10 +58,22 @@ def fetch(catalogue: Catalogue, names: Sequence[str], to: Path) -> int:
         except (PermissionError, NotADirectoryError):
             raise  # cli names the path
         except (FetchError, BadArchive, OSError) as problem:
-            print(f"error: {name}: {problem}", file=sys.stderr, flush=True)
+            print(f"error: {name}: {problem}{by_hand(problem, entry, to)}", file=sys.stderr, flush=True)
             return 1
         print(f"{name}: complete; licence: {entry.licence}\nnext: {next_command(entry, to)}", flush=True)
     return 0
+
+
+def by_hand(problem: Exception, entry: Entry, to: Path) -> str:
+    """Where a file that could not be fetched belongs; folders that were made for it and are empty go."""
+    place = next((place for place in places(entry, to) if not place.path.exists()), None)
+    if place is None or not isinstance(problem, FetchError):
+        return ""
+    if entry.kind == "data":
+        for folder in (place.path.parent, to):
+            with suppress(OSError):
+                folder.rmdir()
+    return f"; brought by other means it belongs at '{place.path}'"
 
 
 def next_command(entry: Entry, to: Path) -> str:

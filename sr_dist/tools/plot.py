@@ -180,6 +180,8 @@ def draw_column(axes: Axes, column: str, runs: Sequence[RunMetrics]) -> None:
         colour, gid = COLOURS[number % len(COLOURS)], f"{column}--run{number}"
         finite += [value for value in values if math.isfinite(value)]
         if column.startswith("validation/"):
+            if reference := run.curve(column.replace("validation/", "bicubic/", 1))[1]:
+                axes.axhline(reference[-1], color=colour, linewidth=0.9, linestyle=":", gid=f"raw-{gid}")
             axes.plot(images, values, "o-", color=colour, markersize=3 if len(values) > 1 else 6, linewidth=1.4, gid=gid)
             if len(values) == 1 and math.isfinite(values[0]):  # one point says little by its height alone
                 axes.annotate(f"{values[0]:.4g}", (images[0], values[0]), (6, 4), textcoords="offset points", color=colour)

@@ -37,20 +37,22 @@ from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.networks import build_degradation, build_objective, phase_network, prepared
 from sr_dist.training.power_ema import PowerEmas, check_averages, keep_snapshot
+from sr_dist.training.profile import Span, check_span
 from sr_dist.training.run import Run, State, resume
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
 from sr_dist.training.watchdog import Watchdog
 
 
-def set_up(recipe: Recipe) -> Run:
-    """All ranks must call."""
+def set_up(recipe: Recipe, profile: Span | None = None) -> Run:
+    """Mistakes are refused before the run folder changes. All ranks must call."""
     launch_env.record_collectives(recipe.folder)
     accelerator = ranks.open_accelerator(recipe.precision)
     device = accelerator.device
     torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = recipe.tf32
     saved = newest_checkpoint(recipe)
+    check_span(profile, saved.step if saved else 0)
     shards = open_training_sets(recipe.data)
     digest = data_digest(recipe.data, shards)
     check_same_data(recipe, shards, digest, saved)
@@ -188,21 +190,23 @@ def open_loader(
     return Loader(shards, config, build_degradation(recipe), device, start, recipe.folder, lost)
 
 
-def open_validation(recipe: Recipe) -> Batches | None:
-    data = recipe.data
+def open_validation(recipe: Recipe) -> dict[str, Batches]:
+    """The validation sets by name; a single one has none."""
+    data, cache = recipe.data, cache_for(recipe.data)
     if data.split:
         portion = portion_of(data, 1)
-        images = open_images(data.sources[0], data.validation_limit, "data.train", cache=cache_for(data), portion=portion)
-    elif data.validation:
-        images = open_images(data.validation, data.validation_limit, cache=cache_for(data))
+        sets = {"": open_images(data.sources[0], data.validation_limit, "data.train", cache=cache, portion=portion)}
     else:
-        return None
-    return Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH)
+        sets = {
+            name: open_images(source, data.validation_limit, data.validation_key(name), cache=cache)
+            for name, source in data.validation_sets.items()
+        }
+    return {name: Batches(images, recipe.scale, build_degradation(recipe), VALIDATION_BATCH) for name, images in sets.items()}
 
 
-def validation_metrics(recipe: Recipe, validation: Batches | None, device: torch.device) -> Metrics:
+def validation_metrics(recipe: Recipe, validation: dict[str, Batches], device: torch.device) -> Metrics:
     """All ranks must call."""
-    if validation is None:
+    if not validation:
         return open_metrics((), device, download=recipe.allow_download)
     extractor = open_extractor(recipe.extractor, device)
     return open_metrics(recipe.metrics, device, extractor=extractor, download=recipe.allow_download)
@@ -218,11 +222,12 @@ def log_start(run: Run) -> None:
         run.log.info(f"{name}: {getattr(recipe, name).name}, {total:,} parameters{note}")
     if run.metrics.extractor:
         run.log.info(f"validation's extractor: {run.metrics.extractor.name}, sha256 {run.metrics.extractor.weights_sha256}")
-    own = validation_lines(recipe.data, len(run.validation.images.names)) if run.validation else ()
-    for line in (*startup_lines(run.loader), *own):
+    counts = {name: len(batches.images.names) for name, batches in run.validation.items()}
+    for line in (*startup_lines(run.loader), *validation_lines(recipe.data, counts)):
         run.log.info(line)
+    backend = f"ZeRO-{launch_env.zero_stage()}, " if launch_env.under_deepspeed() else "DDP, " if ranks.size() > 1 else ""
     run.log.info(
-        f"on {plural(ranks.size(), 'rank')} ({run.device.type}), precision {recipe.precision}, "
+        f"on {plural(ranks.size(), 'rank')} ({run.device.type}), {backend}precision {recipe.precision}, "
         f"{plural(run.loader.accumulate, 'micro-batch', 'micro-batches')} per step"
     )
     if run.step:

@@ -21,8 +21,8 @@ from sr_dist.training.run import Run, ValidationResult
 VALIDATION_BATCH = 8  # images of one size that a network sees together, of
 
 
-def validate(run: Run, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:
-    """Classifies the validation images with the EMA. All ranks must call."""
+def validate(run: Run, name: str, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:
+    """Classifies the images of one validation set with the EMA. All ranks must call."""
     recipe = run.recipe
     classifier = FrozenClassifier(run.ema.network, recipe.name, recipe.folder, run.labels, recipe.data.crop, recipe.channels)
     answers = classify_all(classifier, run.labels, batches, run.device, give_up=give_up)
@@ -84,7 +84,8 @@ def _report_images(run: Run) -> tuple[Batches | None, str]:
     data = run.recipe.data
     if len(data.split) < 3:
         by = ", by which the weights were chosen" if run.recipe.keep.best else ""
-        return run.validation, f"the validation images{by}"
+        name, batches = next(iter(run.validation.items()), ("", None))
+        return batches, f"the validation images{f' of {name}' if name else ''}{by}"
     images = open_images(data.sources[0], None, "data.train", cache=cache_for(data), portion=portion_of(data, 2))
     batches = Batches(images, run.recipe.scale, build_degradation(run.recipe), VALIDATION_BATCH)
     return batches, f"the test part of {data.sources[0]}"

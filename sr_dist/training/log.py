@@ -46,7 +46,7 @@ class Log:
         for handler in (TerminalHandler(), LogFile(recipe.folder / LOG, self._lost)):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             self._add(handler)
-        trackers = (open_tracker(recipe, self.info) for open_tracker in tracker_openers())
+        trackers = (open_tracker(recipe, self.info) for open_tracker in tracker_openers(recipe))
         self._trackers = [tracker for tracker in trackers if tracker is not None]
         self._metrics = Lines(recipe.folder / METRICS)
 

@@ -5,25 +5,20 @@ A phase is a network with its optimizer. The objective names the phases and thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 
 from sr_dist.core import ranks
 from sr_dist.core.batch import Batch
 from sr_dist.core.printable import plural
-from sr_dist.core.run_layout import DONE, PREEMPTED, SAMPLES
-from sr_dist.data.image_pairs import Batches
+from sr_dist.core.run_layout import DONE, PREEMPTED
 from sr_dist.data.order import NOISE, draw
 from sr_dist.evaluation.partial_results import Abandoned
-from sr_dist.evaluation.protocol import protocol
-from sr_dist.evaluation.scoring import Scores, Scoring, score
 from sr_dist.recipe.columns import CLASSIFICATION
-from sr_dist.training import classification, run_folder
+from sr_dist.training import run_folder, validation
 from sr_dist.training.profile import Span, profiled
-from sr_dist.training.run import Best, Run, ValidationResult, check_folder, check_saves, close, save, save_validated
-from sr_dist.training.samples import COUNT, Pair, SampleSheet, draw_samples
+from sr_dist.training.run import Best, Run, check_folder, check_saves, close, save, save_validated
 from sr_dist.training.schedule import due, learning_rate
 from sr_dist.training.step import StepResult, take_step
 from sr_dist.training.throughput import peak_memory_gb, progress_line, step_time_spread
@@ -44,9 +39,14 @@ def fit(run: Run, profile: Span | None = None) -> bool:
             return False
         save_validated(run)
     first = run.step + 1
+    if run.step >= recipe.steps:
+        beyond = "" if run.step == recipe.steps else f", and steps: {recipe.steps} is less"
+        run.log.info(f"the run has {plural(run.step, 'step')} already{beyond}: nothing is trained; a larger --steps=N goes on")
     if 1 < first <= recipe.steps and run.stop.agreed_at_start():  # a run that continues has a checkpoint already
         run.writer.wait()
         return False
+    if recipe.validate_first and recipe.validate_every and run.step == 0:
+        validate_start(run)
     run.watchdog.beat("waiting for the first images")
     for step, batches in run.clock.steps(profiled(profile, run, run.loader.steps(first, run.clock.waiting))):
         result = advance(run, step, batches)
@@ -174,68 +174,29 @@ def validate(run: Run) -> bool:
 
     run.watchdog.beat(f"validating after step {run.step}")  # `give_up` does it again between batches
     run.ema.gather()
-    restores = run.objective.validation == "restoration"
     sheet = None
-    if restores:
-        sheet = ranks.on_first(lambda: draw_sheet(run))
-    if run.validation is None:
+    if run.objective.validation == "restoration":
+        sheet = ranks.on_first(lambda: validation.draw_sheet(run))
+    if not run.validation:
         run.log.samples(sheet, [])
         run.state["validated"] = True
         return False
     try:
-        result = (validate_generator if restores else classification.validate)(run, run.validation, give_up)
+        result = validation.validate_sets(run, give_up)
     except Abandoned:  # the process that resumes does it
         return False
     run.state["validated"] = True
     row = {f"validation/{name}": value for name, value in result.metrics.items()}
+    row |= {f"{validation.REFERENCE}/{name}": value for name, value in result.reference.items()}
     run.log.row({"step": run.step, "images": run.images, **row})
-    run.log.info(f"step {run.step} validation of {plural(result.images, 'image')}: {result.text}")
     run.log.samples(sheet, result.rows)
     return record_best(run, result.metrics)
 
 
-def validate_generator(run: Run, batches: Batches, give_up: Callable[[], bool]) -> ValidationResult:
-    """All ranks must call."""
-    rules = protocol("matlab-y", run.recipe.scale)
-    scores = score({"ema": run.upscaler}, batches, Scoring(rules, run.metrics, run.device, give_up=give_up, about="validating"))
-    return ValidationResult(len(scores.rows), scores.means("ema"), summary(scores), scores.rows)
-
-
-def draw_sheet(run: Run) -> SampleSheet | None:
-    """The first rank calls."""
-    pairs = sample_pairs(run)
-    with run.lost.around(SAMPLES):
-        sheet = draw_samples(run.recipe, run.step, pairs, run.upscaler, run.device)
-        return replace(sheet, images=run.images)
-    return None
-
-
-def sample_pairs(run: Run) -> list[Pair]:
-    """The first validation images, or the first training images without a validation set."""
-    if run.validation is None:
-        return [Pair(batch.keys[0], batch.lr, batch.hr) for batch in run.loader.first_batches(COUNT)]
-    pairs: list[Pair] = []
-    for number in range(len(run.validation)):
-        if len(pairs) >= COUNT:
-            break
-        batch = run.validation[number]
-        if isinstance(batch, Exception):
-            raise batch
-        pairs += [Pair(name, batch.lr[i : i + 1], batch.hr[i : i + 1]) for i, name in enumerate(batch.names)]
-    return pairs[:COUNT]
-
-
-def summary(scores: Scores) -> str:
-    """The means in one line; distances between sets with n and floor."""
-    words = []
-    for column, value in scores.means("ema").items():
-        if value is not None:
-            words.append(f"{column} {value:.4f}")
-        if column in scores.distances:
-            distance = scores.distances[column]
-            floor = "" if distance.floor is None else f", floor {distance.floor:.4f}"
-            words += [f"(n {estimate.n}{floor})" for estimate in distance.methods.values()]
-    return "  ".join(words)
+def validate_start(run: Run) -> None:
+    """The row of step 0, and a validation that fails before training does. All ranks must call."""
+    validate(run)
+    run.state["best"], run.state["validated"] = None, True  # no checkpoint has these weights, and no other process repeats it
 
 
 def record_best(run: Run, metrics: Mapping[str, float | None]) -> bool:
@@ -244,7 +205,8 @@ def record_best(run: Run, metrics: Mapping[str, float | None]) -> bool:
     value = metrics.get(metric) if metric else None
     if metric is None or value is None:
         return False
-    better, by = (run.metrics.better | CLASSIFICATION)[metric], run.metrics.measured_by(metric)
+    column = metric.rpartition("/")[2]  # of one of several sets, or of their means
+    better, by = (run.metrics.better | CLASSIFICATION)[column], run.metrics.measured_by(column)
     comparable = best is not None and (best["metric"], best.get("by")) == (metric, by)
     if best is not None and comparable and (value <= best["value"] if better == "higher" else value >= best["value"]):
         return False

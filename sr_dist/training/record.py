@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 COLUMNS = {
-    "step": "the step, counted from 1",
+    "step": "the step, counted from 1; 0 in the row of `validate_first`",
     "images": "the images seen by all ranks, from the beginning of the run",
     "epoch": "`images` over the number of training samples",
     "learning_rate": "of the first network",
@@ -30,7 +30,9 @@ COLUMNS = {
     "grad_norm/NETWORK": "the norm of the gradients, before clipping",
     "skipped/NETWORK": "updates left out so far, because gradients were not finite",
     "data/substituted": "unreadable samples replaced so far (`data.on_corrupt: substitute`)",
-    "validation/COLUMN": "a validation metric; such rows have only `step` and `images` besides",
+    "validation/COLUMN": "a validation metric; such rows have only `step`, `images` and bicubic's numbers besides. With several "
+    "validation sets their mean, and `validation/SET/COLUMN` of each",
+    "bicubic/COLUMN": "the same metric of bicubic on the same images (restoration only)",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -37,6 +37,7 @@ class ValidationResult(NamedTuple):
     metrics: dict[str, float | None]
     text: str  # one line
     rows: Sequence[Mapping[str, Any]] = ()  # one per image, where images have scores
+    reference: Mapping[str, float | None] = {}  # the same metrics of bicubic
 
 
 class Best(TypedDict):
@@ -69,7 +70,7 @@ class Run:
     engines: dict[str, Engine]
     ema: Ema
     loader: Loader
-    validation: Batches | None
+    validation: dict[str, Batches]  # by name of the set; a single one has none
     metrics: Metrics
     log: Log
     trace: Trace
@@ -80,6 +81,7 @@ class Run:
     lost: LostWrites
     state: State
     power_emas: PowerEmas | None = None  # of ema.post_hoc
+    reference: dict[str, dict[str, float | None]] = field(default_factory=dict)  # set -> bicubic's metrics, once they are known
     step: int = 0
 
     @property

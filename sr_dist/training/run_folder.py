@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -181,14 +182,18 @@ def _identity(folder: Path, saved: Checkpoint | None) -> tuple[str, int]:
 
 def drop_later(folder: Path, saved: Checkpoint | None) -> None:
     """Removes the records and sample images of steps after a checkpoint, or all. The first rank calls."""
-    step = saved.step if saved else 0
+    step = saved.step if saved else -1  # step 0 has rows and images too
     validated = not saved or saved.state["validated"]
     lists = (path for name in (TRACE, SUBSTITUTED) for path in sorted((folder / name).glob("rank-*.jsonl")))
     for path in (folder / METRICS, *lists):
         drop_later_rows(path, step, validated)
     drop_later_snapshots(folder, step)
-    for path in (folder / SAMPLES).glob("*.png"):
-        if path.stem.isdecimal() and int(path.stem) > step:
+    for path in (folder / SAMPLES).glob("*"):
+        if not path.stem.isdecimal() or int(path.stem) <= step:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix == ".png":
             path.unlink()
 
 

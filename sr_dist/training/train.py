@@ -17,8 +17,9 @@ from sr_dist.training.build import set_up
 from sr_dist.training.loop import finish, fit
 from sr_dist.training.needed_files import find_weights
 from sr_dist.training.out_of_memory import out_of_memory
-from sr_dist.training.profile import Span, check_span
+from sr_dist.training.profile import Span
 from sr_dist.training.throughput import work
+from sr_dist.training.tracker import check_trackers
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
     estimates = estimates or Estimates()
     checks.check_launch(recipe, launch_env.launch(bool(recipe.compile)))
     find_weights(recipe)
+    check_trackers(recipe)
     missing = run_folder.missing_folders(recipe.folder)
     lock = run_folder.claim(recipe.folder)
     try:
         run_folder.check_recipe(recipe.folder, recipe)
-        run = set_up(recipe)
+        run = set_up(recipe, profile)
     except BaseException:
         if lock:
             run_folder.remove_unused(recipe.folder, missing)
@@ -49,8 +51,6 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
     if ranks.is_first():
         run.clock.work = work(estimates.flops_per_image(recipe), recipe, ranks.size(), run.device)
     try:
-        if profile:
-            check_span(profile, run)
         done = fit(run, profile)
         if done and run.objective.validation == "classification":
             classification.report(run)

@@ -86,7 +86,11 @@ def test_more_workers_than_cores_cause_one_warning_of_ours(cores, photo_shards, 
 
 def test_the_validation_images_are_counted_and_few_of_them_cause_a_warning():
     data = {"train": "x", "crop": 16, "batch": 4}
-    assert list(validation_lines(Data(**data, validation="y"), 10)) == ["validation: 10 images, 'y'"]
-    few = list(validation_lines(Data(**data, split=[0.9, 0.1]), 1))
+    assert list(validation_lines(Data(**data, validation="y"), {"": 10})) == ["validation: 10 images, 'y'"]
+    sets = Data(**data, validation={"set5": "y", "set14": "z"})
+    assert list(validation_lines(sets, {"set5": 10, "set14": 14})) == [
+        "validation of set5: 10 images, 'y'", "validation of set14: 14 images, 'z'",
+    ]  # fmt: skip
+    few = list(validation_lines(Data(**data, split=[0.9, 0.1]), {"": 1}))
     assert few[0] == "validation: 1 image, part 2 of data.train, split [0.9, 0.1]"
     assert few[1].startswith("warning: validation has fewer than 10 images")

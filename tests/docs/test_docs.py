@@ -130,7 +130,7 @@ def refused(words: list[str], monkeypatch) -> None:
     ("page", "words"), ALL, ids=lambda value: value.name if isinstance(value, Path) else " ".join(value)[:60]
 )
 def test_commands_have_the_words_and_options_of_the_program(page, words, monkeypatch):
-    known = ("python", "accelerate", "bash", "sbatch", "pytest", ".", "$EDITOR", "pre-commit", "git", "pip")
+    known = ("python", "accelerate", "bash", "sbatch", "pytest", ".", "$EDITOR", "pre-commit", "git", "pip", "tensorboard")
     assert words[0] in known, words
     monkeypatch.chdir(ROOT)
     if words[0] in known[:4] and "RECIPE" not in words and "SHARDS" not in " ".join(words):

@@ -133,7 +133,7 @@ def test_the_example_of_every_kind_of_part_runs_as_its_page_says(tmp_path, photo
     assert "mae" in answers[-3][1] and "means" in "".join(answer[1] for answer in answers)
 
 
-def test_the_example_of_a_tracker_writes_what_it_is_told(tmp_path, monkeypatch, write_recipe):
+def test_the_example_of_a_tracker_writes_what_it_is_told(tmp_path, write_recipe):
     from sr_dist.recipe import checks
 
     ((_, code),) = examples(DOCS / "extend" / "tracker.md")
@@ -144,8 +144,6 @@ def test_the_example_of_a_tracker_writes_what_it_is_told(tmp_path, monkeypatch, 
     recipe = checks.read_recipe(write_recipe(), {})
     recipe.folder.mkdir(parents=True)
     lines: list[str] = []
-    assert module.open_tracker(recipe, lines.append) is None
-    monkeypatch.setenv("SR_DIST_CSV", "1")
     tracker = module.open_tracker(recipe, lines.append)
     tracker.row({"step": 2, "loss/l1": 0.5, "images": 8})
     for method, arguments in (("table", ("x", [], {})), ("image", ("x", tmp_path, {})), ("checkpoint", (tmp_path, 2, False))):

@@ -1,4 +1,7 @@
-"""A SLURM cluster of two nodes on one machine, with its own key, sockets, ports and folders. It ends all its processes."""
+"""A SLURM cluster of three nodes on one machine, with its own key, sockets, ports and folders. It ends all its processes.
+
+Jobs run on two of the nodes unless they ask for the partition `wide`, which has all three. Jobs in `urgent` pre-empt the others.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from pathlib import Path
 import processes
 import psutil
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo", "squeue")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo", "squeue", "sdiag")
 TIMEOUT = 240  # seconds, for a busy machine
-NODES = ("n0", "n1")
+NODES = ("n0", "n1", "n2")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 CONF = """\
@@ -55,7 +58,11 @@ SlurmdTimeout=15
 MinJobAge=3600
 GresTypes=gpu
 {nodes}
-PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
+PartitionName=urgent Nodes=n0,n1 MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
+PartitionName=wide Nodes=n0,n1,n2 MaxTime=INFINITE State=UP
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 Gres=gpu:2 State=UNKNOWN"
 
@@ -137,7 +144,11 @@ class Cluster:
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", str(job_id))))
 
     def idle(self) -> bool:
-        return self.run("sinfo", "--noheader", "--format=%T", "--Node").split() == ["idle"] * len(NODES)
+        return self.run("sinfo", "--noheader", "--format=%T", "--Node", "--partition=wide").split() == ["idle"] * len(NODES)
+
+    def has_sent_all(self) -> bool:
+        """Whether no message of the controller waits for a node. It repeats those to a lost node once a minute."""
+        return re.search(r"^Agent queue size:\s*0$", self.run("sdiag"), re.MULTILINE) is not None
 
     def wait(self, condition: Callable[[], object], event: str) -> None:
         deadline = time.monotonic() + TIMEOUT
@@ -197,7 +208,7 @@ def _configure(folder: Path) -> None:
     controller, *ports = _free_ports(1 + len(NODES))
     nodes = [NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, ports, strict=True)]
     (folder / "slurm.conf").write_text(CONF.format(folder=folder, host=host, controller_port=controller, nodes="\n".join(nodes)))
-    (folder / "gres.conf").write_text("NodeName=n[0-1] Name=gpu File=/dev/null,/dev/zero\n")
+    (folder / "gres.conf").write_text("NodeName=n[0-2] Name=gpu File=/dev/null,/dev/zero\n")
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(1024))
@@ -206,7 +217,7 @@ def _configure(folder: Path) -> None:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """A cluster of two idle nodes. All its processes are ended afterwards."""
+    """A cluster of idle nodes. All its processes are ended afterwards."""
     _configure(folder)
     made = Cluster(folder)
     previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that SIGTERM also cleans up
@@ -217,7 +228,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         made.start("slurmctld", "slurmctld", "-D")
         for name in NODES:
             made.start_node(name)
-        made.wait(lambda: _ready(made), "two idle nodes")
+        made.wait(lambda: _ready(made), "idle nodes")
         yield made
     finally:
         running = [psutil.Process(daemon.pid) for daemon in made.daemons.values() if daemon.poll() is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import socket
 import sys
@@ -138,3 +139,107 @@ def test_nodes_with_unequal_numbers_of_gpus_are_refused(slurm, python, tmp_path)
     job_id = slurm.submit("train.sbatch", *words, options=["--nodes=2", "--gpus=3"], SR_DIST_PYTHON=python)
     assert state(slurm, job_id)[0] == "FAILED"
     assert "n1 has 1 GPUs for this job, but the first node has 2; request the same number on each node" in slurm.log(job_id)
+
+
+def faulty(slurm, python: str, folder: Path, faults: str, script: str = "train.sbatch", **more: str):
+    """Submits a run of 20 steps whose attempts gain five steps and then fail, on two nodes of three: -> the job id."""
+    settings = {"runs": folder, "steps": 20, "gain": 5, "faults": faults}
+    options = ["--nodes=2", "--partition=wide"]
+    slurm.wait(slurm.idle, "idle nodes")  # also those of the test before
+    for key in [key for key in more if key.islower()]:
+        value = more.pop(key)
+        if key in ("nodes", "partition", "array"):
+            options.append(f"--{key}={value}")
+        else:
+            settings[key] = value
+    words = ["toy.yaml", *(f"--{key}={value}" for key, value in settings.items())]
+    return slurm.submit(script, *words, options=options, SR_DIST_PYTHON=python, **more)
+
+
+def nodes_of_attempts(folder: Path) -> list[str]:
+    return [line.split()[1] for line in attempts(folder)]
+
+
+def incidents(folder: Path) -> list[dict]:
+    path = folder / "toy" / "incidents.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_killed_rank_goes_back_to_the_queue_without_its_node(slurm, python, tmp_path):
+    job_id = faulty(slurm, python, tmp_path, "n1:KILL", gain=10)
+    assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
+    assert nodes_of_attempts(tmp_path) == ["n[0-1]", "n[0,2]"]
+    job = slurm.job(job_id)
+    assert (job["Restarts"], job["ExcNodeList"]) == ("1", "n1")
+    (row,) = incidents(tmp_path)
+    place = {key: row[key] for key in ("job", "attempt", "cause", "node", "rank", "exit_code", "step", "saved_step", "requeued")}
+    assert place == {
+        "job": job_id, "attempt": 0, "cause": "signal", "node": "n1", "rank": 1, "exit_code": 137, "step": 10, "saved_step": 10,
+        "requeued": True,
+    }  # fmt: skip
+    assert "n1, rank 1: SIGKILL; the run has advanced from step 0 to step 10" in slurm.log(job_id)
+
+
+def test_a_job_leaves_a_node_that_was_drained(slurm, python, tmp_path):
+    """An administrator drains the node while the job still runs on it, then a rank is killed on the other one. With one node of
+    two drained, nothing can be excluded; with --nodes=1-2 the job goes on with the node that failed."""
+    job_id = faulty(slurm, python, tmp_path, "n0:KILL", gain=10, go="true", nodes="1-2", partition="all")
+    slurm.wait((tmp_path / "toy" / "saved-0").exists, "the attempt")
+    slurm.run("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=test")
+    try:
+        (tmp_path / "go").touch()
+        assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
+    finally:
+        slurm.run("scontrol", "update", "NodeName=n1", "State=RESUME")
+    assert nodes_of_attempts(tmp_path) == ["n[0-1]", "n0"]
+    assert "n0 is not excluded: 0 other nodes are up, and the job needs 2 (SR_DIST_MIN_NODES)" in slurm.log(job_id)
+    assert slurm.job(job_id)["ExcNodeList"] == "(null)"
+
+
+def test_a_job_of_elastic_size_continues_on_fewer_nodes(slurm, python, tmp_path):
+    job_id = faulty(
+        slurm, python, tmp_path, "n1:7", gain=10, nodes="1-2", partition="all", SR_DIST_MIN_NODES="1", SR_DIST_RETRIES="1"
+    )
+    assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
+    assert nodes_of_attempts(tmp_path) == ["n[0-1]", "n0"], "takes what it gets, then what remains"
+    (row,) = incidents(tmp_path)
+    assert (row["cause"], row["node"], row["last_lines"]) == ("error", "n1", ["OSError: the disk is gone"])
+
+
+def test_failures_without_progress_end_the_job(slurm, python, tmp_path):
+    job_id = faulty(slurm, python, tmp_path, "first:KILL,first:KILL", gain=0, nodes=1, SR_DIST_RETRIES="1")
+    assert state(slurm, job_id) == ("FAILED", "137:0"), slurm.log(job_id)
+    assert len(attempts(tmp_path)) == 2
+    assert [row["requeued"] for row in incidents(tmp_path)] == [True, False]
+    assert "not requeued: 2 attempts in a row made no progress (SR_DIST_RETRIES)" in slurm.log(job_id)
+
+
+def test_a_mistake_on_one_of_two_ranks_is_not_repeated(slurm, python, tmp_path):
+    """A launcher turns its exit code 2 into 1."""
+    job_id = faulty(slurm, python, tmp_path, "n1:2")
+    assert state(slurm, job_id) == ("FAILED", "2:0"), slurm.log(job_id)
+    assert (slurm.job(job_id)["Restarts"], incidents(tmp_path)) == ("0", [])
+
+
+def test_a_chain_continues_after_a_failure_without_the_node(slurm, python, tmp_path):
+    chain = faulty(slurm, python, tmp_path, "n1:KILL", script="train_array.sbatch", gain=10, array="0-2%1")
+    assert [state(slurm, f"{chain}_{task}") for task in (0, 1, 2)] == [("COMPLETED", "0:0")] * 3, slurm.log(chain)
+    assert nodes_of_attempts(tmp_path) == ["n[0-1]", "n[0,2]"]
+
+
+def test_a_job_that_saves_in_its_grace_time_is_requeued(slurm, python, tmp_path):
+    """SLURM pre-empts it for an urgent job, and leaves it two minutes; it saves in one second and ends by itself."""
+    slurm.wait(slurm.idle, "idle nodes")
+    words = ["toy.yaml", f"--runs={tmp_path}", "--steps=10", "--gain=5"]
+    job_id = slurm.submit("train.sbatch", *words, SR_DIST_PYTHON=python)
+    slurm.wait((tmp_path / "toy" / "recipe.yaml").exists, "the attempt")
+    preempt(slurm)
+    assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
+    assert slurm.job(job_id)["Restarts"] == "1"
+    assert len(attempts(tmp_path)) == 2
+    assert "SLURM pre-empts the job; " in slurm.log(job_id)
+
+
+def preempt(slurm) -> None:
+    urgent = slurm.run("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--nodes=2", "--wrap=true").strip()
+    assert slurm.ended(urgent)["JobState"] == "COMPLETED"

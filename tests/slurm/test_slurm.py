@@ -11,6 +11,7 @@ import psutil
 import pytest
 from processes import assert_exactly_once, last_step, losses, small_gan
 from safetensors.torch import load_file
+from wandb_records import of_kind
 
 SAMPLES, BATCH, STEPS = 24, 8, 30
 pytestmark = pytest.mark.slow
@@ -34,16 +35,17 @@ def uninterrupted(slurm, photo_shards, runs) -> int:
     return job_id
 
 
-def in_mid_run(slurm, job_id: int, folder: Path) -> None:
-    """Waits for step 6 and suspends the processes of the run, so that the test acts in the middle of it."""
+def in_mid_run(slurm, job_id: int, folder: Path, step: int = 6, steps: int = STEPS) -> None:
+    """Waits for a step and suspends the processes of the run, so that the test acts in the middle of it."""
 
     def reached() -> bool:
-        assert slurm.job(job_id)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), slurm.log(job_id)
-        return last_step(folder) >= 6
+        slurm.hurry(job_id)
+        assert slurm.job(job_id)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), slurm.log(job_id)
+        return last_step(folder) >= step
 
-    slurm.wait(reached, f"step 6 of {folder.name}")
+    slurm.wait(reached, f"step {step} of {folder.name}")
     send(slurm, job_id, signal.SIGSTOP)
-    assert last_step(folder) < STEPS, "too late: the run is over"
+    assert last_step(folder) < steps, "too late: the run is over"
 
 
 def send(slurm, job_id: int, signal_number: int) -> None:
@@ -136,6 +138,9 @@ def test_a_run_that_fails_is_not_requeued(slurm, photo_shards, runs):
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "1:0", "0"), slurm.log(job_id)
     assert "were not finite for" in slurm.log(job_id)
     assert not (runs / "diverging" / "PREEMPTED").exists()
+    (row,) = incidents(runs / "diverging")
+    assert (row["cause"], row["requeued"]) == ("diverged", False)
+    assert "not requeued: it would diverge again" in slurm.log(job_id)
 
 
 def test_a_lost_node_ends_the_job_and_the_run_continues_when_it_is_back(slurm, photo_shards, runs):
@@ -152,6 +157,46 @@ def test_a_lost_node_ends_the_job_and_the_run_continues_when_it_is_back(slurm, p
         slurm.start_node("n1")
     assert not (folder / "DONE").exists()
     assert not (folder / "PREEMPTED").exists()
+    slurm.wait(slurm.idle, "idle nodes")
+    slurm.wait(slurm.has_sent_all, "SLURM's messages to the lost node, one of which would end the next attempt on it")
     job = slurm.ended(job_id)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), slurm.log(job_id)
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
+    assert [(row["cause"], row["requeued"]) for row in incidents(folder)] == [("lost", True)]
+
+
+def incidents(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "incidents.jsonl").read_text().splitlines()]
+
+
+def rank_on(slurm, job_id: int, node: str) -> psutil.Process:
+    """The process that trains on this node."""
+    for task in slurm.tasks(job_id):
+        line = " ".join(task.cmdline())
+        if "-m sr_dist.train " in line and task.environ().get("SLURMD_NODENAME") == node:
+            if "-m sr_dist.train " in " ".join(task.parent().cmdline()):
+                continue  # a worker of its loader
+            return task
+    raise AssertionError(f"no rank on {node}")
+
+
+def test_a_run_whose_rank_was_killed_continues_on_one_node_less(slurm, uninterrupted, photo_shards, runs):
+    """--nodes=1-2 takes both nodes, then the one that did not fail; each sample comes once, and losses are as on two nodes."""
+    folder = runs / "smaller"
+    slurm.wait(slurm.idle, "idle nodes")
+    job_id = slurm.submit("train.sbatch", *words(photo_shards, runs, "smaller"), options=["--nodes=1-2"], SR_DIST_MIN_NODES="1")
+    in_mid_run(slurm, job_id, folder)
+    assert json.loads((folder / "environment.json").read_text())["ranks"] == 2
+    rank_on(slurm, job_id, "n1").send_signal(signal.SIGKILL)
+    send(slurm, job_id, signal.SIGCONT)
+    job, log = slurm.ended(job_id), slurm.log(job_id)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"], job["ExcNodeList"]) == ("COMPLETED", "0:0", "1", "n1"), log
+    (row,) = incidents(folder)
+    assert (row["cause"], row["node"], row["rank"], row["exit_code"]) == ("signal", "n1", 1, 137)
+    assert row["saved_step"] >= 4 and row["step"] >= 6
+    assert json.loads((folder / "environment.json").read_text())["ranks"] == 1
+    assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
+    for ours, theirs in zip(losses(folder), losses(runs / "whole"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert [alert.title for alert in of_kind(folder, "alert")] == ["smaller failed"]
+    assert len({path.name.rsplit("-", 1)[1] for path in folder.glob("wandb/offline-run-*")}) == 1

@@ -115,6 +115,28 @@ def test_esrgan_has_the_numbers_of_our_own_recipe(imported):
     assert recipe.seed == 3 and whole.objective.options["halved"] and whole.objective.options["batch_mean"] == "local"
 
 
+def test_the_list_of_trainner_is_the_same_losses(imported):
+    """Of traiNNer-redux: a list of types in lower case. A second pixel loss, and what has no equal, are named."""
+    train = dict(ESRGAN["train"])
+    perceptual = dict(train.pop("perceptual_opt"))
+    losses = [
+        {**train.pop("pixel_opt"), "type": "l1loss"},
+        {**perceptual, "type": "perceptualloss", "loss_weight": perceptual.pop("perceptual_weight")},
+        {**train.pop("gan_opt"), "type": "ganloss"},
+        {"type": "mseloss", "loss_weight": 1.0}, {"type": "hsluvloss", "loss_weight": 1.0},
+        {"type": "ffloss", "loss_weight": 0.5, "alpha": 2.0},
+    ]  # fmt: skip
+    losses[1].pop("perceptual_weight", None)
+    result = imported({**ESRGAN, "train": {**train, "losses": losses}})
+    objective, plain = recipe_of(result).objective, recipe_of(imported(ESRGAN)).objective
+    content = dict(objective.options["content"])
+    assert {key: str(value) for key, value in content.pop("focal_frequency").items()} == {"weight": "0.5", "alpha": "2.0"}
+    assert objective.with_options(content=content) == plain
+    assert not result.options.unknown()
+    text = "\n".join(result.report())
+    assert "mseloss (the first one of this kind is taken)" in text and "hsluvloss (there is no 'hsluvloss')" in text
+
+
 @pytest.mark.parametrize("tree", [ESRGAN, REAL], ids=["esrgan", "real"])
 def test_every_option_is_taken_over_or_listed(imported, tree):
     options = imported(tree).options

@@ -49,6 +49,14 @@ def test_a_run_becomes_images_and_a_page_without_links(tmp_path, capsys):
     }  # fmt: skip
 
 
+def test_validation_has_a_line_for_bicubic(tmp_path, figures):
+    run = write_run(tmp_path / "mine", **{"bicubic/psnr_y": 28.5})
+    plot(Plot(runs=(run,)))
+    dotted = [line for figure in figures for axes in figure.axes for line in axes.get_lines() if line.get_linestyle() == ":"]
+    assert dotted and {tuple(line.get_ydata()) for line in dotted} == {(28.5, 28.5)}
+    assert {line.axes.get_title(loc="left") for line in dotted} == {"psnr y"}
+
+
 def test_several_runs_share_the_panels_of_the_columns_that_they_have(tmp_path):
     one, other = write_run(tmp_path / "a" / "gan"), write_run(tmp_path / "b" / "gan", **{"loss/adversarial": 0.1})
     plot(Plot(runs=(one, other), out=str(tmp_path / "out")))

@@ -27,14 +27,10 @@ def data(options: Options, scale: int, gpus: int) -> tuple[Tree, list[str]]:
         raise UserError(f"{path}.dataroot_gt: this key is missing; an option file for training has it")
     train, commands = _shards(options, "train", scale)
     section: Tree = {"train": train}
-    validation = [name for name in options.value("datasets") if name != "train"]
-    if validation and options.has(f"datasets.{validation[0]}.dataroot_gt"):
-        section["validation"], more = _shards(options, validation[0], scale)
-        commands += more
-    elif validation:
-        options.drop(f"datasets.{validation[0]}", "validation needs HR; images without HR: evaluate --lr=FOLDER")
-    for name in validation[1:]:
-        options.drop(f"datasets.{name}", "a run validates on one set; after training: evaluate --data=NAME=FOLDER,...")
+    sets, more = _validation(options, scale)
+    if sets:
+        section["validation"] = sets
+    commands += more
     section["crop"] = _crop(options, scale)
     per_gpu = options.take(f"{path}.batch_size_per_gpu", whole, 16, f"data.batch, times {gpus} GPUs")
     section["batch"] = per_gpu * gpus
@@ -49,6 +45,21 @@ def data(options: Options, scale: int, gpus: int) -> tuple[Tree, list[str]]:
     options.drop("high_order_degradation", "shards with LR train on it; without it, data.degradation makes it")
     options.drop("queue_size", "every image has its own random numbers, so there is no pool of pairs")
     return section, commands
+
+
+def _validation(options: Options, scale: int) -> tuple[str | dict[str, str], list[str]]:
+    """The place of one set, or the places of several by name, and the commands that build them."""
+    sets: dict[str, str] = {}
+    commands: list[str] = []
+    for part in [name for name in options.value("datasets") if name != "train"]:
+        if not options.has(f"datasets.{part}.dataroot_gt"):
+            options.drop(f"datasets.{part}", "validation needs HR; images without HR: evaluate --lr=FOLDER")
+            continue
+        name = _slug(str(options.value(f"datasets.{part}.name") or part))
+        place, more = _shards(options, part, scale)
+        sets[name if name not in sets else f"{name}_{part}"] = place
+        commands += more
+    return (next(iter(sets.values())) if len(sets) == 1 else sets), commands
 
 
 def degraded(options: Options) -> bool:
@@ -106,7 +117,12 @@ def _crop(options: Options, scale: int) -> int:
         return scale * options.take("datasets.train.lq_size", whole, 32, "data.crop, times scale")
     top = options.take("gt_size", whole, 0, "data.crop")
     size = options.take("datasets.train.gt_size", whole, top or 128, "data.crop")
-    return top or size  # RealESRGANModel cuts to its own size last
+    crop = top or size  # RealESRGANModel cuts to its own size last
+    if crop % scale and crop > scale:
+        whole_crop = crop // scale * scale
+        options.checks.append(f"gt_size: {crop} is no multiple of scale {scale}; data.crop is {whole_crop}, as BasicSR cuts it.")
+        return whole_crop
+    return crop
 
 
 def _degradation(options: Options) -> Tree:

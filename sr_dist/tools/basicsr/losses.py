@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sr_dist.core.config import Tree
-from sr_dist.tools.basicsr.options import Options, yes
+from sr_dist.core.errors import UserError
+from sr_dist.tools.basicsr.options import Options, whole, yes
 
 MODELS = {
     "SRModel": "pixel", "SwinIRModel": "pixel", "RealESRNetModel": "pixel",
@@ -15,6 +16,15 @@ FORMS = {"vanilla": "standard", "wgan_softplus": "standard", "lsgan": "least_squ
 
 def is_gan(options: Options) -> bool:
     return options.has("network_d") and MODELS.get(str(options.value("model_type")), "srgan") != "pixel"
+
+
+def check_discriminator(options: Options) -> None:
+    """A model that trains a discriminator has one."""
+    model = str(options.value("model_type"))
+    if MODELS.get(model, "pixel") != "pixel" and not isinstance(options.value("network_d"), dict):
+        raise UserError(
+            f"network_d: this section is missing, and model_type: {model} trains a discriminator; SRModel trains none"
+        )
 
 
 def objective(options: Options) -> Tree:
@@ -51,12 +61,51 @@ def _content(options: Options) -> Tree:
         content |= _pixel(options, pixel)
     if options.has("train.perceptual_opt"):
         content |= _perceptual(options, perceptual)
-    options.drop("train.losses", "the list of traiNNer-redux is not read; write objective.content and adversarial_weight")
+    if options.has("train.ffl_opt"):
+        content["focal_frequency"] = _focal_frequency(options)
     options.drop("train.ldl_opt", "LDL needs the EMA's images in the loss; there is none")
     if not content:
         options.checks.append("The file has no pixel or perceptual loss; objective.content is l1 with the weight 1.")
         content["l1"] = {"weight": 1.0}
     return content
+
+
+LISTED = {  # types of traiNNer-redux's list, in lower case -> the section of BasicSR that we read
+    **{kind.lower(): "pixel_opt" for kind in PIXEL},
+    "perceptualloss": "perceptual_opt", "ganloss": "gan_opt", "ffloss": "ffl_opt",
+}  # fmt: skip
+
+
+def read_list(options: Options) -> None:
+    """`train.losses`, a list of sections with a type, as the sections of BasicSR. Several pixel losses: the first."""
+    losses = options.value("train.losses")
+    if not isinstance(losses, list):
+        return
+    train = options.tree["train"]
+    del train["losses"]
+    for number, loss in enumerate(losses):
+        kind = str(loss.get("type", "")).lower() if isinstance(loss, dict) else ""
+        section = LISTED.get(kind)
+        if section is None or section in train:
+            train[f"losses_{number}"] = loss
+            options.drop(f"train.losses_{number}", "the first one of this kind is taken" if section else f"there is no '{kind}'")
+            continue
+        named = {name.lower(): name for name in (*PIXEL, "PerceptualLoss", "GANLoss", "FFLoss")}
+        train[section] = {**loss, "type": named[kind]}
+        if section == "perceptual_opt" and "loss_weight" in loss:
+            train[section]["perceptual_weight"] = train[section].pop("loss_weight")
+    options.checks.append("train.losses was read as pixel_opt, perceptual_opt, gan_opt and ffl_opt; the names below are those.")
+
+
+def _focal_frequency(options: Options) -> Tree:
+    path, ours = "train.ffl_opt", "objective.content.focal_frequency"
+    options.note(f"{path}.type", ours)
+    term: Tree = {"weight": options.take(f"{path}.loss_weight", float, 1.0, f"{ours}.weight")}
+    if options.has(f"{path}.alpha"):
+        term["alpha"] = options.take(f"{path}.alpha", float, 1.0, f"{ours}.alpha")
+    if options.has(f"{path}.patch_factor"):
+        term["patch_factor"] = options.take(f"{path}.patch_factor", whole, 1, f"{ours}.patch_factor")
+    return term
 
 
 def _pixel(options: Options, sharpen: bool) -> Tree:

@@ -57,6 +57,8 @@ def import_options(file: Path, gpus: int | None) -> Imported:
 
 def _recipe(options: Options, gpus: int | None) -> tuple[Tree, list[str]]:
     scale = options.take("scale", whole, 1, "scale")
+    losses.read_list(options)
+    losses.check_discriminator(options)
     gan = losses.is_gan(options)
     section, commands = data.data(options, scale, gpus or _gpus(options))
     recipe: Tree = {

@@ -74,6 +74,9 @@ def _cosine(options: Options, rate: float, steps: int) -> Tree:
     return {**section, "lowest": float(f"{lowest / rate:.6g}")} if lowest else section
 
 
+SAVED = 100  # the size of the usual validation sets, where BasicSR saves all images
+
+
 def validation(options: Options) -> Tree:
     every = options.take("val.val_freq", whole, 0, "validate_every")
     section: Tree = {"validate_every": every} if every else {}
@@ -92,7 +95,10 @@ def validation(options: Options) -> Tree:
         options.note(f"{path}.test_y_channel", "columns of Y and of RGB are both written")
         same = options.read(f"{path}.crop_border", whole, scale) == scale
         (options.note if same else options.drop)(f"{path}.crop_border", "the border of validation is the scale")
-    options.drop("val.save_img", "samples/ of the run; evaluate --save_images=FOLDER writes all")
+    if options.read("val.save_img", yes, False):
+        section["sample_images"] = SAVED
+        options.note("val.save_img", f"sample_images: {SAVED}, the first images of each set")
+    options.note("val.save_img", "sample_images: 0, a sheet of four images without it")
     options.drop("val.pbar", "the progress bar is always there on a terminal")
     return section
 

@@ -23,28 +23,16 @@ from sr_dist.core.json_text import parse_json, read_json
 from sr_dist.core.run_layout import ENVIRONMENT, METRICS, WANDB_ID, parent_of, run_id
 from sr_dist.recipe.columns import better_direction
 from sr_dist.recipe.sections import Recipe
-from sr_dist.training.tracker import Row
+from sr_dist.training.background_sync import BackgroundSync
+from sr_dist.training.tracker import Row, grouped
 
 Mode = Literal["online", "offline"]
 AXIS = "images"
-GROUPS = {
-    "images_per_second": "speed",
-    "data_wait": "speed",
-    "step_time_spread": "speed",
-    "tflops": "speed",
-    "mfu": "speed",
-    "memory_gb": "memory",
-}
 START, FINISH = 30.0, 60.0  # seconds that W&B may take to answer (or WANDB_INIT_TIMEOUT), and to receive the last rows
 
 
-def grouped(row: Row) -> dict[str, Any]:
-    """The columns of metrics.jsonl with the prefixes by which W&B groups charts. A column with a prefix keeps it."""
-    return {f"{GROUPS[key]}/{key}" if key in GROUPS else key: value for key, value in row.items() if key != "step"}
-
-
 def open_tracker(recipe: Recipe, info: Callable[[str], None]) -> WandbTracker | None:
-    if recipe.log.wandb == "off":
+    if recipe.log.wandb_mode == "off":
         return None
     tracker = WandbTracker(recipe, info)
     return tracker if tracker.is_open else None
@@ -59,6 +47,7 @@ class WandbTracker:
         self._next = 0  # the first step that W&B still accepts
         self._best: dict[str, float] = {}
         self._skipped: dict[str, float] = {}
+        self._sync: BackgroundSync | None = None
         for row in _rows(recipe.folder / METRICS):
             self._remember(row)
         self._start(recipe)
@@ -70,6 +59,8 @@ class WandbTracker:
             self._run.log(grouped(row), step=self._at(row))
         if best := self._remember(row):
             self._run.summary.update(best)
+        if self._sync:
+            self._sync.row(row["step"])
 
     def table(self, name: str, rows: Sequence[Row], at: Row) -> None:
         import wandb  # takes seconds
@@ -106,6 +97,8 @@ class WandbTracker:
 
     def close(self, code: int) -> None:
         self._run.finish(exit_code=code)
+        if self._sync:
+            self._sync.close()
 
     @property
     def is_open(self) -> bool:
@@ -114,14 +107,18 @@ class WandbTracker:
 
     def _start(self, recipe: Recipe) -> None:
         """Online if the recipe says so and the server answers, else offline, to be synced later."""
-        modes: tuple[Mode, ...] = ("online", "offline") if recipe.log.wandb == "online" else ("offline",)
+        modes: tuple[Mode, ...] = ("online", "offline") if recipe.log.wandb_mode == "online" else ("offline",)
         for mode in modes:
             try:
                 self._run = self._open(recipe, mode)
             except Exception as problem:
                 self._info(f"W&B is not available {mode} ({first_line(problem)}); training goes on, metrics.jsonl has everything")
             else:
-                if mode == "offline":
+                if mode == "offline" and recipe.log.sync_every:
+                    parts = self._folder / "wandb"
+                    self._sync = BackgroundSync(recipe.log.sync_every, parts, Path(self._run.dir).parent, self._info)
+                    self._info(f"W&B offline: wandb sync sends it every {recipe.log.sync_every} steps")
+                elif mode == "offline":
                     self._info(f"W&B offline: wandb sync {shlex.quote(str(self._folder))}/wandb/offline-run-* sends it later")
                 return
 
