@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -327,3 +328,22 @@ def test_a_whole_gpu_hour_on_a_cpu(tmp_path):
         assert "images/s" in rows[name], name
     assert "done after 2 steps" in rows["to step 2"] and "done after 4 steps" in rows["to step 4"]
     assert "continuing after step 2" in (tmp_path / "hour" / "runs" / "esrgan" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("words", [[], ["no/such/folder"]])
+def test_the_comparison_of_gans_needs_a_folder_of_photographs(words):
+    done = subprocess.run(["bash", "launch/compare_gans.sh", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: bash launch/compare_gans.sh PHOTOS: give a folder of images\n"
+
+
+def test_sharpness_is_relative_to_that_of_hr(monkeypatch):
+    """SR whose neighbours differ by half as much has a gap of one half; noise is a gap too."""
+    import torch
+
+    from sr_dist.evaluation.protocol import protocol
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    sharpness = importlib.import_module("launch.sharpness")
+    hr = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.3  # so that 3 times as much is not clipped
+    gaps = sharpness.per_image(torch.stack([hr[0] / 2, hr[1] * 3]), hr, protocol("matlab-y", 4), False)["sharpness_gap"]
+    assert gaps == pytest.approx([0.5, 2.0], rel=2e-2)  # 8-bit images
