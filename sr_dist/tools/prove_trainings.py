@@ -49,10 +49,6 @@ class Job:
     divides: bool = False  # also asks whether losses depend on which images are together; in one process
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run_words(lambda words, options: run_all(*cli.check_words(words, "JOBS")), str, argv)
-
-
 def run_all(file: str) -> None:
     """All ranks must call."""
     for number, entry in enumerate(read_json(Path(file))):
@@ -182,4 +178,4 @@ def planted(fault: str | None) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run_words(lambda words, options: run_all(*cli.check_words(words, "JOBS")), str))
