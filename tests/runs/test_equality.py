@@ -144,8 +144,8 @@ SLOW = [pytest.param(backend, marks=pytest.mark.slow) for backend in ("zero1", "
 
 @pytest.mark.parametrize("backend", ["ddp", "zero2", *SLOW])
 def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
-    """Parameters after 5 steps of SGD within 1e-4 of the largest change (1e-3 with a noisy penalty), every loss of 5 steps of Adam within 1e-5;
-    under DDP, each of three planted faults is at least 100 times further away."""
+    """Parameters after 5 steps of SGD within 1e-4 of the largest change (1e-3 with a noisy penalty), every loss of 5
+    steps of Adam within 1e-5; under DDP, each of three planted faults is at least 100 times further away."""
     reference, start = one_process
     faulty = [job(shards, tmp_path, "srugan", 2, "sgd", fault) for fault in FAULTS] if backend == "ddp" else []
     exact = [job(shards, tmp_path, "exact", accumulate, "sgd") for accumulate in (1, 2)] if backend == "ddp" else []
