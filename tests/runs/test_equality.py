@@ -37,7 +37,9 @@ OBJECTIVES = {
         "discriminator": "{name: patch, widths: [8, 12]}",
         "objective": "{name: srgan, content: {mse: 1.0}, adversarial_weight: 0.1}",
     },
-    "penalized": {  # in steps 2 and 4; the noise belongs to samples, not to ranks
+    # In steps 2 and 4; the noise belongs to samples, not to ranks. The penalty is the square of a small difference of logits,
+    # which enlarges their rounding: 5e-6 to 7e-4 of the change over eight seeds and three rates; srgan has 8e-7 to 9e-5.
+    "penalized": {
         "generator": PLAIN,
         "discriminator": PATCH,
         "objective": "{name: srgan, content: {mse: 1.0}, adversarial_weight: 0.1, r1_weight: 10, r1_every: 2, r1_noise: 0.1}",
@@ -142,8 +144,8 @@ SLOW = [pytest.param(backend, marks=pytest.mark.slow) for backend in ("zero1", "
 
 @pytest.mark.parametrize("backend", ["ddp", "zero2", *SLOW])
 def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
-    """Parameters after 5 steps of SGD within 1e-4 of the largest change, every loss of 5 steps of Adam within 1e-5;
-    under DDP, each of three planted faults is at least 100 times further away."""
+    """Parameters after 5 steps of SGD within 1e-4 of the largest change (1e-3 with a noisy penalty), every loss of 5
+    steps of Adam within 1e-5; under DDP, each of three planted faults is at least 100 times further away."""
     reference, start = one_process
     faulty = [job(shards, tmp_path, "srugan", 2, "sgd", fault) for fault in FAULTS] if backend == "ddp" else []
     exact = [job(shards, tmp_path, "exact", accumulate, "sgd") for accumulate in (1, 2)] if backend == "ddp" else []
@@ -156,7 +158,7 @@ def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
                 continue
             gap = distance(tmp_path / f"{objective}-{accumulate}-sgd", reference / f"{objective}-1-sgd")
             print(f"{backend} {objective} accumulate {accumulate}: gap {gap:.1e} of a change of {change:.1e}")
-            assert gap <= 1e-4 * change
+            assert gap <= (1e-3 if objective == "penalized" else 1e-4) * change  # see OBJECTIVES
             if objective in OBJECTIVES:  # the others are trained by SGD alone
                 both = (losses(tmp_path / f"{objective}-{accumulate}-adam"), losses(reference / f"{objective}-1-adam"))
                 for ours, theirs in zip(*both, strict=True):
