@@ -11,13 +11,18 @@ from sr_dist.core.run_layout import MANIFEST, STATE
 
 def write_output(path: Path, content: bytes, key: str) -> None:
     """Writes a file, complete or not at all, and the folders above it. `key` names the option or word in the error."""
-    if (path.parent / STATE).is_file() and (path.parent / MANIFEST).is_file():
-        raise UserError(f"{key}: '{path}' would change a checkpoint; name a file in another folder")
+    check_place(path, key)
     make_folder(path.parent, key)
     try:
         write_whole(path, content)
     except OSError as problem:
         raise UserError(f"{key}: '{path}' cannot be written: {problem.strerror}") from None
+
+
+def check_place(path: Path, key: str) -> None:
+    """Refuses files of a checkpoint."""
+    if (path.parent / STATE).is_file() and (path.parent / MANIFEST).is_file():
+        raise UserError(f"{key}: '{path}' would change a checkpoint; name a file in another folder")
 
 
 def make_folder(folder: Path, key: str) -> None:

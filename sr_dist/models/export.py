@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.outputs import write_output
+from sr_dist.core.outputs import check_place, write_output
 from sr_dist.models import layouts, trained
 from sr_dist.models.metadata import METADATA, generator_metadata
 from sr_dist.models.model_card import UNKNOWN, Card
@@ -65,6 +65,7 @@ def export(source: str, out: str, scale: int | None = None, request: Request = R
 
 def write_new(out: Path, content: bytes, overwrite: bool) -> None:
     """Writes a file that does not exist, or has this content, or may be replaced."""
+    check_place(out, "OUT")
     if not overwrite and out.is_file() and (out.stat().st_size != len(content) or out.read_bytes() != content):
         raise UserError(f"OUT: '{out}' would be overwritten; say --overwrite, or name another place")
     write_output(out, content, "OUT")

@@ -14,6 +14,7 @@ from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import IMAGE_SUFFIXES, SHORT_SUFFIXES, files_below, images_below
 from sr_dist.core.outputs import is_folder, write_output
+from sr_dist.core.pixels import FORMATS
 from sr_dist.core.progress import Progress, print_line
 from sr_dist.models import image_files
 from sr_dist.models.image_files import ImageFileError
@@ -124,7 +125,7 @@ def is_still_gif(path: Path) -> bool:
     if path.suffix.lower() != ".gif" or not path.is_file():
         return False
     try:
-        with Image.open(path, formats=["GIF"]) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return getattr(image, "n_frames", 1) == 1
     except Exception:  # Pillow raises many kinds for what is no image
         return False

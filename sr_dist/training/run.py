@@ -207,7 +207,8 @@ def _write_later(run: Run, write_checkpoint: Callable[[], object]) -> Callable[[
     """A function that writes a checkpoint of the run as it is now, and then does what follows a checkpoint."""
     recipe, step, validated = run.recipe, run.step, run.state["validated"]
     best = run.state["best"]["step"] if run.state["best"] else None
-    good = (run.state["last_finite"], run.state["last_healthy"])
+    healthy = run.state["last_healthy"] if recipe.health.on_collapse == "rollback" else None
+    good = (run.state["last_finite"], healthy)
 
     def write() -> None:
         write_checkpoint()

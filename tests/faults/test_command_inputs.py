@@ -86,7 +86,7 @@ def test_outputs_on_a_full_disk_are_one_line(full_disk, tmp_path, run_commands):
     calls = [
         ("sr_dist.upscale", [str(WEIGHTS), str(tmp_path / "in"), f"{on_disk}/images"]),
         ("sr_dist.export", [str(gan), f"{on_disk}/x.safetensors"]),
-        ("sr_dist.export", [str(gan), f"{on_disk}/x.pth"]),
+        ("sr_dist.export", [str(gan), f"{on_disk}/x.pth", "--overwrite"]),
         ("sr_dist.interpolate", [str(gan), str(gan), f"{on_disk}/y.safetensors", "--alpha=0.5"]),
         ("sr_dist.plot", [str(gan), f"--out={on_disk}/curves"]),
         ("sr_dist.evaluate", [str(WEIGHTS), f"--data={tmp_path / 'in'}", "--metrics=psnr", f"--out={on_disk}/report"]),

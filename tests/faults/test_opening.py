@@ -181,7 +181,7 @@ def test_a_training_that_goes_on_disturbs_no_report_and_no_export(old, tmp_path,
         return generator
 
     monkeypatch.setattr(trained, "open_generator", open_and_go_on)
-    export.export(str(run), tmp_path / "x.pth")  # both of step 3
+    export.export(str(run), str(tmp_path / "x.pth"))  # both of step 3
     shutil.rmtree(run / "checkpoints/0000003")
     assert source(generator)["sha256"] == expected
 

@@ -291,7 +291,7 @@ def test_a_tracker_that_raises_is_left_out(tmp_path, monkeypatch, capsys):
 
     folder = tmp_path / "run"
     folder.mkdir()
-    monkeypatch.setattr(log, "tracker_openers", lambda: [lambda recipe, info: Broken()])
+    monkeypatch.setattr(log, "tracker_openers", lambda recipe: [lambda recipe, info: Broken()])
     from types import SimpleNamespace as Some
 
     opened = log.Log(Some(name="run", steps=2, folder=folder, log=Some(artifacts=False)), True, LostWrites())

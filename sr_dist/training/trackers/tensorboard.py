@@ -16,6 +16,7 @@ from PIL import Image
 
 from sr_dist.core import config
 from sr_dist.core.errors import UserError
+from sr_dist.core.pixels import FORMATS
 from sr_dist.core.run_layout import TENSORBOARD, checkpoint_steps
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.tracker import Row, grouped
@@ -62,7 +63,7 @@ class TensorBoardTracker:
             self._text(name, "\n".join(f"| {' | '.join(line)} |" for line in lines), at["step"])
 
     def image(self, name: str, path: Path, at: Row) -> None:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             self._writer.add_image(name, np.asarray(image.convert("RGB")), at["step"], dataformats="HWC")
 
     def checkpoint(self, folder: Path, step: int, best: bool) -> None:
