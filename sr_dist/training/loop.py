@@ -91,9 +91,8 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     if run.power_emas:
         run.power_emas.update(step)
     run.step = step
-    if due(
-        run.recipe, min(run.recipe.log_every, run.recipe.max_skipped), step
-    ):  # a streak that lasts is seen at the second check
+    often = min(run.recipe.log_every, run.recipe.max_skipped)  # a streak that lasts is seen at the second check
+    if due(run.recipe, often, step):
         check_divergence(run)
     return result
 
