@@ -347,3 +347,25 @@ def test_sharpness_is_relative_to_that_of_hr(monkeypatch):
     hr = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.3  # so that 3 times as much is not clipped
     gaps = sharpness.per_image(torch.stack([hr[0] / 2, hr[1] * 3]), hr, protocol("matlab-y", 4), False)["sharpness_gap"]
     assert gaps == pytest.approx([0.5, 2.0], rel=2e-2)  # 8-bit images
+
+
+def test_under_ci_a_skipped_test_fails(tmp_path):
+    """But not for what .ci/run does not install, nor for what a machine may forbid."""
+    bodies = {
+        "a": "pytest.skip('SLURM is not installed')",
+        "b": "pytest.importorskip('pyiqa', reason=\"could not import 'pyiqa'\")\n    pytest.skip('only root can')",
+        "c": "pytest.skip('only root can become another user')",
+        "d": "pytest.xfail('known')",
+    }
+    tests = "".join(f"def test_{name}():\n    {body}\n\n" for name, body in bodies.items())
+    (tmp_path / "test_parts.py").write_text(f"import pytest\n\n{tests}")
+    (tmp_path / "test_whole.py").write_text("import pytest\n\npytest.importorskip('no_such_package')\n")
+    inherited = {name: value for name, value in os.environ.items() if name != "SR_DIST_ALL_TESTS"}
+    environment = {**inherited, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    line = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "--continue-on-collection-errors", "."]
+    outcomes = []
+    for more in ({}, {"SR_DIST_ALL_TESTS": "1"}):
+        result = subprocess.run(line, cwd=tmp_path, env=environment | more, capture_output=True, text=True, timeout=300)
+        outcomes.append(result.stdout.strip().splitlines()[-1])
+    assert "4 skipped, 1 xfailed" in outcomes[0], outcomes
+    assert "1 failed, 2 skipped, 1 xfailed, 1 error" in outcomes[1], outcomes
