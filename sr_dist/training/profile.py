@@ -20,9 +20,10 @@ Item = TypeVar("Item")
 Span = tuple[int, int]  # the first and the last step
 
 
-def check_span(span: Span, run: Run) -> None:
-    if span[0] <= run.step:
-        raise UserError(f"profile: {span[0]}:{span[1]}, but the run continues after step {run.step}; choose later steps")
+def check_span(span: Span | None, last: int) -> None:
+    """Refuses steps that the run has behind it."""
+    if span and span[0] <= last:
+        raise UserError(f"profile: {span[0]}:{span[1]}, but the run continues after step {last}; choose later steps")
 
 
 def profiled(span: Span | None, run: Run, steps: Iterator[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:

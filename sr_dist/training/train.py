@@ -17,7 +17,7 @@ from sr_dist.training.build import set_up
 from sr_dist.training.loop import finish, fit
 from sr_dist.training.needed_files import find_weights
 from sr_dist.training.out_of_memory import out_of_memory
-from sr_dist.training.profile import Span, check_span
+from sr_dist.training.profile import Span
 from sr_dist.training.throughput import work
 
 
@@ -41,7 +41,7 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
     lock = run_folder.claim(recipe.folder)
     try:
         run_folder.check_recipe(recipe.folder, recipe)
-        run = set_up(recipe)
+        run = set_up(recipe, profile)
     except BaseException:
         if lock:
             run_folder.remove_unused(recipe.folder, missing)
@@ -49,8 +49,6 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
     if ranks.is_first():
         run.clock.work = work(estimates.flops_per_image(recipe), recipe, ranks.size(), run.device)
     try:
-        if profile:
-            check_span(profile, run)
         done = fit(run, profile)
         if done and run.objective.validation == "classification":
             classification.report(run)

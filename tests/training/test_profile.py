@@ -36,6 +36,7 @@ def test_a_range_of_steps_is_recorded_also_of_a_run_that_continues(write_recipe,
         "error: profile: 6:7, but the run continues after step 6; choose later steps"
     )
     run = runs / "tiny"
+    assert (run / "DONE").exists() and "steps: 6\n" in (run / "recipe.yaml").read_text()  # as before the mistake
     assert sorted(file.name for file in (run / "profile").iterdir()) == [
         "0000002-0000003.json.gz",
         "0000006-0000006.json.gz",
