@@ -25,10 +25,11 @@ class GlobalBatchNorm(_BatchNorm):
 
     @torch.compiler.disable  # it exchanges messages
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.running_mean is None or self.running_var is None:
-            return super().forward(x)  # networks without running statistics use those of the rank's images
+        if not self.training:
+            return super().forward(x)  # of one rank alone
         y, mean, variance, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
-        self._follow(mean, variance * (count / (count - 1).clamp(min=1)))
+        if self.running_mean is not None:
+            self._follow(mean, variance * (count / (count - 1).clamp(min=1)))
         return y
 
     @torch.no_grad()
@@ -67,9 +68,11 @@ class _Normalize(torch.autograd.Function):
         sums are those of all ranks."""
         x, weight, bias, mean, variance, count = ctx.saved_tensors
         if torch.is_grad_enabled():  # a double backward: mean and variance must be functions of x
-            inputs = [value for value in (x, weight, bias) if value is not None]
+            needed = [number for number in range(3) if ctx.needs_input_grad[number]]  # frozen parameters have no gradient
+            inputs = [(x, weight, bias)[number] for number in needed]
             gradients = torch.autograd.grad(_composed(x, weight, bias, ctx.eps), inputs, gradient, create_graph=True)
-            return (gradients[0], *(gradients[1:] if weight is not None else (None, None)), None)
+            by_input = dict(zip(needed, gradients, strict=True))
+            return by_input.get(0), by_input.get(1), by_input.get(2), None
         # The kernel of fixed statistics gives the first term and both sums of this rank.
         scale = weight if weight is not None else torch.ones_like(mean)
         own, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
@@ -80,7 +83,7 @@ class _Normalize(torch.autograd.Function):
         slope = scale * per_sigma.square() * along_xhat
         offset = scale * per_sigma * along_one - slope * mean
         dx = (own - (x * _over(slope, x) + _over(offset, x))).to(x.dtype)
-        return (dx, *((of_weight, of_bias) if weight is not None else (None, None)), None)
+        return dx, of_weight if weight is not None else None, of_bias if bias is not None else None, None
 
 
 def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,8 +107,10 @@ def _composed(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     centred = values - _over(mean, x)
     variance = ranks.sum_with_gradient(centred.square().sum(dims)) / count
     y = centred * _over(torch.rsqrt(variance + eps), x)
-    if weight is not None and bias is not None:
-        y = y * _over(weight, x) + _over(bias, x)
+    if weight is not None:
+        y = y * _over(weight, x)
+    if bias is not None:
+        y = y + _over(bias, x)
     return y.to(x.dtype)
 
 

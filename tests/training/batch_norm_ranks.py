@@ -22,6 +22,8 @@ CASES: dict[str, dict[str, Any]] = {
     "cumulative": {"momentum": None},
     "large mean": {"mean": 1e4},
     "bf16": {"dtype": torch.bfloat16},
+    "without running statistics": {"running": False},
+    "without biases": {"biases": False},
 }
 
 
@@ -72,13 +74,24 @@ def difference(ours: Tensor, reference: Tensor) -> float:
     return float((ours - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
 
 
-def compare(messages: Messages, shape=(6, 7, 5), layout=None, affine=True, momentum=0.1, mean=0.0, dtype=torch.float32):
+def norm_of(shape: tuple[int, ...], affine: bool, momentum: float | None, running: bool, biases: bool) -> nn.Module:
+    """Without biases: as newer versions of torch make it."""
+    kind = nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d
+    norm = kind(shape[0], affine=affine, momentum=momentum, track_running_stats=running)
+    if not biases:
+        norm.bias = None
+    for seed, parameter in enumerate(norm.parameters(), 1):
+        parameter.data = numbers((), seed)[: shape[0]].float()
+    return norm
+
+
+def compare(
+    messages: Messages, shape=(6, 7, 5), layout=None, mean=0.0, dtype=torch.float32, affine=True, momentum=0.1, running=True,
+    biases=True,
+):  # fmt: skip
     """The relative differences of two steps, each of which changes the running statistics, and what they cost."""
-    reference = (nn.BatchNorm1d if len(shape) == 1 else nn.BatchNorm2d)(shape[0], affine=affine, momentum=momentum).double()
-    if affine:
-        reference.weight.data, reference.bias.data = numbers((), 1)[: shape[0]].clone(), numbers((), 2)[: shape[0]].clone()
-    ours = synchronize(type(reference)(shape[0], affine=affine, momentum=momentum))
-    ours.load_state_dict(reference.state_dict())
+    reference = norm_of(shape, affine, momentum, running, biases).double()
+    ours = synchronize(norm_of(shape, affine, momentum, running, biases))
     differences: dict[str, float] = {}
     waits = Waits()
     for seed in (3, 4):
@@ -103,11 +116,12 @@ def compare(messages: Messages, shape=(6, 7, 5), layout=None, affine=True, momen
     return {"messages": cost, "waits": dict(waits.count), **differences}
 
 
-def second_derivative() -> dict[str, float]:
+def second_derivative(frozen: bool = False) -> dict[str, float]:
     """The gradient of E|d sum(C) / dx|^2, as in the R1 penalty, of a critic with batch normalization."""
 
     def critic(norm: nn.Module) -> nn.Module:
         torch.manual_seed(0)
+        norm.requires_grad_(not frozen)
         return nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(36, 1)).double()
 
     def penalty_gradient(network: nn.Module, x: Tensor) -> list[Tensor]:
@@ -130,7 +144,7 @@ def main() -> None:
     torch.distributed.init_process_group("gloo")
     messages = Messages()
     results = {name: compare(messages, **options) for name, options in CASES.items()}
-    results["second derivative"] = second_derivative()
+    results["second derivative"], results["second derivative, frozen"] = second_derivative(), second_derivative(frozen=True)
     alone = GlobalBatchNorm(2).eval()
     before = messages.count
     assert (

@@ -22,7 +22,10 @@ def results() -> list[dict]:
     return json.loads(run(2, "batch_norm_ranks", cwd=Path(__file__).parent)[0])
 
 
-CASES = ("images", "vectors", "channels_last", "without weights", "cumulative", "large mean", "bf16")
+CASES = (
+    "images", "vectors", "channels_last", "without weights", "cumulative", "large mean", "bf16", "without running statistics",
+    "without biases",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -32,7 +35,8 @@ def test_two_ranks_normalize_as_one_process_that_has_all_images(case, results):
     for rank in results:
         costs = dict(rank[case])
         assert costs.pop("messages") == 2 and costs.pop("waits") == {}
-        assert costs.keys() >= {"y", "dx", "running_mean", "running_var", "num_batches_tracked"}
+        buffers = {"running_mean", "running_var", "num_batches_tracked"} if case != "without running statistics" else set()
+        assert costs.keys() >= {"y", "dx"} | buffers
         assert max(costs.values()) < tolerance, costs
 
 
@@ -40,6 +44,7 @@ def test_the_second_derivative_is_that_of_one_process(results):
     """The R1 penalty of a critic with batch normalization differentiates a gradient."""
     for rank in results:
         assert len(rank["second derivative"]) == 5 and max(rank["second derivative"].values()) < 1e-9
+        assert len(rank["second derivative, frozen"]) == 3 and max(rank["second derivative, frozen"].values()) < 1e-9
 
 
 def test_parameters_and_buffers_stay_the_same_tensors():
@@ -50,9 +55,10 @@ def test_parameters_and_buffers_stay_the_same_tensors():
     assert all(ours is before for ours, before in zip([*own.parameters(), *own.buffers()], tensors, strict=True))
 
 
-def test_evaluation_and_networks_without_running_statistics_are_torchs():
+def test_evaluation_is_torchs():
+    """Of one rank alone, also without running statistics."""
     x = torch.randn(4, 3, 2, 2)
-    for norm in (nn.BatchNorm2d(3).eval(), nn.BatchNorm2d(3, track_running_stats=False)):
+    for norm in (nn.BatchNorm2d(3).eval(), nn.BatchNorm2d(3, track_running_stats=False).eval()):
         expected = norm(x).detach()
         assert synchronize(norm)(x).equal(expected)
 
