@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sr_dist.core import launch_env, plugins, ranks
 from sr_dist.core.contracts import Degradation
@@ -18,6 +19,7 @@ from sr_dist.core.plugins import PACKAGES
 from sr_dist.models import trained
 from sr_dist.recipe.sections import Part, Recipe
 from sr_dist.training.batch_norm import synchronize
+from sr_dist.training.buffers import saved_buffers
 
 
 def build_objective(recipe: Recipe) -> Any:
@@ -93,8 +95,6 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
 
 def recompute_activations(network: nn.Module, patterns: tuple[str, ...]) -> None:
     """The matching modules keep only their inputs and run again in the backward pass."""
-    from torch.utils.checkpoint import checkpoint as run_again  # only where a recipe asks for it
-
     names = dict(network.named_modules())
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
@@ -102,7 +102,49 @@ def recompute_activations(network: nn.Module, patterns: tuple[str, ...]) -> None
             raise UserError(f"checkpointing: no module of the network fits '{pattern}'; there are {examples}, ...")
     for name, module in names.items():
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            module.forward = functools.partial(run_again, module.forward, use_reentrant=False)
+            run = run_twice_as_once if saved_buffers(module) else run_twice
+            module.forward = functools.partial(run, module.forward)
+
+
+def run_twice(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """Runs `forward` now, keeping only its inputs, and again in the backward pass."""
+    from torch.utils.checkpoint import checkpoint  # only where a recipe asks for it
+
+    return checkpoint(forward, *inputs, use_reentrant=False, **options)
+
+
+def run_twice_as_once(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """The same for a method of a module with buffers. A compiled graph changes them once by itself, and takes no contexts."""
+    if not torch.compiler.is_compiling():
+        options["context_fn"] = functools.partial(as_before, forward.__self__)  # type: ignore[attr-defined]
+    return run_twice(forward, *inputs, **options)
+
+
+def as_before(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around a forward pass and around the pass that runs again. The second one sees the module's buffers as the first one did,
+    and leaves them as they are: else running statistics would follow every image twice."""
+    before = copies(module)
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        after = copies(module)
+        set_buffers(module, before)
+        try:
+            yield
+        finally:
+            set_buffers(module, after)
+
+    return nullcontext(), again()
+
+
+def copies(module: nn.Module) -> list[Tensor]:
+    return [buffer.clone() for buffer in saved_buffers(module).values()]
+
+
+@torch.no_grad()
+def set_buffers(module: nn.Module, values: list[Tensor]) -> None:
+    for buffer, value in zip(saved_buffers(module).values(), values, strict=True):
+        buffer.copy_(value)
 
 
 def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:

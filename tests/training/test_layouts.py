@@ -100,6 +100,15 @@ def test_a_compiled_body_trains_like_the_plain_network(recomputed, write_recipe)
     assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # generator and critic, twice each at most
 
 
+def test_recomputed_batch_normalization_follows_every_image_once(write_recipe):
+    """The pass that runs again must not change running statistics again."""
+    path, options = write_recipe(steps=2), {"generator": "{name: srresnet, num_blocks: 2}"}
+    plain = tensors(train(path, name="plain", **options), 2)
+    recomputed = tensors(train(path, name="recomputed", checkpointing="body.*", **options), 2)
+    assert len([name for name in plain if "running_mean" in name]) >= 4
+    assert [name for name in plain if not plain[name].equal(recomputed[name])] == []
+
+
 def test_the_largest_modules_that_repeat_are_compiled():
     def names(kind, name, **options):
         module, config = plugins.resolve(PACKAGES[kind], name, options, kind)
