@@ -22,7 +22,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
-LONGEST = 300  # seconds, for a machine that is busy with other things
+LONGEST = 600  # seconds, for a machine that is busy with other things
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -69,7 +69,9 @@ class Forked:
     As under a launcher, the end of a rank that failed is the end of the others.
     """
 
-    def __init__(self, environments: list[dict[str, str]], cwd: Path, module: str, words: list[str]) -> None:
+    def __init__(self, environments: list[dict[str, str]], cwd: Path, module: str, words: list[str], held: object = None) -> None:
+        """`held` lives as long as this object, such as the socket that reserves a port."""
+        self._held = held
         self._output = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._output.name) / name for name in ("out", "err"))
         self._out.touch()
@@ -133,11 +135,12 @@ def popen(line: list[str], cwd: Path | None = None, **extra: str) -> Process:
 
 def start(ranks: int, module: str, *words: object, cwd: Path | None = None, **extra: str) -> Process:
     """The same command, forked: `ranks` have the variables of a launcher, but no launcher."""
-    variables = [environment(**extra)]
+    variables, reserved = [environment(**extra)], None
     if ranks > 1:
-        port = free_port()
+        reserved = reserved_port()
+        port = reserved.getsockname()[1]
         variables = [environment(**rank_variables(rank, ranks, port), **extra) for rank in range(ranks)]
-    return Forked(variables, cwd or ROOT, module, list(map(str, words)))
+    return Forked(variables, cwd or ROOT, module, list(map(str, words)), reserved)
 
 
 def rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
@@ -145,10 +148,12 @@ def rank_variables(rank: int, ranks: int, port: int) -> dict[str, str]:
     return {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in of_rank.items()}}
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
+def reserved_port() -> socket.socket:
+    """Bound to a free port, which no other program gets while this socket is open. It does not listen, so the first rank may."""
+    reserving = socket.socket()
+    reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the first rank does
+    reserving.bind(("127.0.0.1", 0))
+    return reserving
 
 
 def small_gan(train: object, runs: Path, **more: object) -> list[str]:

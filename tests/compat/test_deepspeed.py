@@ -18,9 +18,10 @@ NAMES = [f"{stage} {check.__name__}" for stage, checks in CHECKS.items() for che
 def results() -> dict[str, str]:
     """Check -> "" or its traceback."""
     pytest.importorskip("deepspeed")
-    words = [sys.executable, str(Path(__file__).with_name("deepspeed_engines.py")), str(processes.free_port())]
     environment = processes.environment(DS_ACCELERATOR="cpu")
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=processes.LONGEST)
+    with processes.reserved_port() as reserved:
+        words = [sys.executable, str(Path(__file__).with_name("deepspeed_engines.py")), str(reserved.getsockname()[1])]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=processes.LONGEST)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from processes import environment, wait_for
+from processes import LONGEST, environment, wait_for
 from servers import serving
 
 from sr_dist.core import fetch_file
@@ -227,7 +227,7 @@ def test_processes_that_arrive_together_fetch_once(store, wanted, target):
     time.sleep(0.1)
     store.released.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(LONGEST)
     assert results == [SHA256] * 3 and store.requests["net.pth"] == 1 and names(target) == ["net.pth"]
 
 
@@ -251,7 +251,7 @@ def test_a_process_that_waited_for_a_failure_fetches_itself(store, wanted, targe
     time.sleep(0.1)
     store.released.set()
     for thread in (one, *others):
-        thread.join(30)
+        thread.join(LONGEST)
     assert len(failures) == 1 and results == [SHA256] * 2
     assert store.requests["net.pth"] == 2 and names(target) == ["net.pth"]
 

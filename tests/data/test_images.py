@@ -176,6 +176,7 @@ def test_workers_change_nothing(photo_shards):
 def test_a_loader_that_the_collector_ends_in_its_own_thread_ends_quietly(photo_shards, monkeypatch):
     """A generator in a circle of references, left early: the collector runs in the thread that loads one batch ahead."""
     left, ended, problems = threading.Event(), threading.Event(), []
+    gc.collect()  # what other tests have left is not collected here
     monkeypatch.setattr(sys, "unraisablehook", problems.append)
     result = batches(photo_shards, size=1)
     original = type(result).__getitem__

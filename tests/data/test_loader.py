@@ -11,6 +11,7 @@ import torch
 from loaders import CROP_SIZE, SCALE, levels, loader_of, originals, patience, read, same
 from made_shards import handmade
 from PIL import Image
+from processes import LONGEST
 
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
@@ -99,7 +100,7 @@ def test_grey_networks_get_one_channel(photo_shards, photos):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_gives_the_same_batches(photo_shards, workers):
     expected = read(loader_of(photo_shards, accumulate=2, batch=5))
-    with patience(120):
+    with patience(LONGEST):
         steps = read(loader_of(photo_shards, accumulate=2, batch=5, workers=workers))
     assert steps.keys() == expected.keys()
     for step in steps:
@@ -111,7 +112,7 @@ def test_any_number_of_workers_gives_the_same_batches(photo_shards, workers):
 def test_a_batch_in_use_is_not_overwritten(photo_shards, workers, accumulate):
     """Workers fill all of their slots while the rank uses a step."""
     expected = dict(loader_of(photo_shards, accumulate=accumulate, batch=7, steps=12).crop_steps(1))
-    with patience(120), closing(loader_of(photo_shards, accumulate=accumulate, batch=7, steps=12, workers=workers)) as loader:
+    with patience(LONGEST), closing(loader_of(photo_shards, accumulate=accumulate, batch=7, steps=12, workers=workers)) as loader:
         for step, micro_batches in loader.crop_steps(1):
             sleep(0.05)
             assert [crops.keys for crops in micro_batches] == [crops.keys for crops in expected[step]]

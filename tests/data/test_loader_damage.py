@@ -14,7 +14,7 @@ from time import sleep
 import pytest
 import torch
 from loaders import loader_of, logged_messages, patience, read
-from processes import environment
+from processes import LONGEST, environment
 
 from sr_dist.core import ranks
 from sr_dist.data import reader as reader_module
@@ -32,7 +32,7 @@ def test_a_flipped_byte_ends_in_an_error_that_names_shard_and_key(photo_shards, 
     data = bytearray(shards.paths()[1].read_bytes())
     data[middle] ^= 0x10
     shards.paths()[1].write_bytes(data)
-    with patience(120), pytest.raises(ShardError) as caught:
+    with patience(LONGEST), pytest.raises(ShardError) as caught:
         read(loader_of(folder, steps=8, workers=workers))
     message = str(caught.value)
     assert "photos-000001.tar" in message
@@ -45,7 +45,10 @@ def test_a_shard_that_vanishes_ends_in_an_error_that_names_it(photo_shards, tmp_
     folder = shutil.copytree(photo_shards, tmp_path / "damaged")
     loader = loader_of(folder, steps=8, workers=workers)
     (folder / "photos-000002.tar").unlink()
-    with patience(120), pytest.raises(ShardError, match=r"photos-000002\.tar': cannot be opened: .*'python -m shards\.verify "):
+    with (
+        patience(LONGEST),
+        pytest.raises(ShardError, match=r"photos-000002\.tar': cannot be opened: .*'python -m shards\.verify "),
+    ):
         read(loader)
 
 
@@ -100,7 +103,7 @@ def test_a_damaged_shard_is_replaced_by_the_same_samples_everywhere(photo_shards
         second.write_bytes(bytes_of_first)
     whole = {step: batch.keys for step, (batch,) in read(loader_of(folder, batch=6, on_corrupt="substitute")).items()}
     assert [len(keys) for keys in whole.values()] == [6] * 6
-    with patience(120):
+    with patience(LONGEST):
         by_workers = read(loader_of(folder, batch=6, workers=2, on_corrupt="substitute"))
     assert {step: batch.keys for step, (batch,) in by_workers.items()} == whole
     pieces = []
@@ -182,7 +185,7 @@ def test_a_worker_that_waits_for_a_silent_source_does_not_block_the_run(photo_sh
     """The manifest and the indexes arrive, the tars never do."""
     source = f"pipe:case {{}} in *.tar) exec sleep 20;; *) cat {photo_shards}/{{}};; esac"
     words = [sys.executable, "-c", SILENT, source, str(tmp_path / "cache")]
-    with open(tmp_path / "output", "w+") as output, patience(60):
+    with open(tmp_path / "output", "w+") as output, patience(LONGEST):
         child = subprocess.run(words, stdout=output, check=False, env=environment())
         output.seek(0)
         assert (child.returncode, output.read()) == (0, "0\n")
@@ -208,7 +211,7 @@ def test_workers_end_with_a_rank_that_exits_at_once(photo_shards):
     import psutil
 
     words = [sys.executable, "-c", ORPHANS, str(photo_shards)]
-    with patience(90):  # a worker that survives keeps the pipe open
+    with patience(LONGEST):  # a worker that survives keeps the pipe open
         child = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, env=environment())
         workers = [int(pid) for pid in child.stdout.split()]
         assert (child.returncode, len(workers)) == (1, 2)

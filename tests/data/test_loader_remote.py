@@ -8,6 +8,7 @@ from time import sleep
 import numpy as np
 import pytest
 from loaders import SCALE, loader_of, logged_messages, make_loader, patience, read, same, settings
+from processes import LONGEST
 from servers import serving
 
 from sr_dist.data.crops import Positions
@@ -23,7 +24,7 @@ def store(photo_shards):
         yield server
         for thread in threading.enumerate():
             if thread.name == "prefetch":
-                thread.join(30)
+                thread.join(LONGEST)
 
 
 def remote_loader(store, tmp_path, *, run_folder=None, size=10**9, **data) -> Loader:
@@ -35,7 +36,7 @@ def remote_loader(store, tmp_path, *, run_folder=None, size=10**9, **data) -> Lo
 @pytest.mark.parametrize("workers", [0, 2])
 def test_fetched_shards_give_the_same_batches_and_are_fetched_once(store, photo_shards, tmp_path, workers):
     expected = read(loader_of(photo_shards, steps=12))
-    with patience(120), logged_messages() as logged:
+    with patience(LONGEST), logged_messages() as logged:
         steps = read(remote_loader(store, tmp_path, workers=workers, run_folder=tmp_path / "run"))
     assert all(same(expected[step][0], steps[step][0]) for step in expected)
     tars = sorted(path.name for path in photo_shards.glob("*.tar"))
@@ -51,7 +52,7 @@ def test_the_next_window_is_fetched_before_it_is_read(store, tmp_path):
     loader = remote_loader(store, tmp_path)
     steps = loader.steps(1)
     next(steps)
-    with patience(60):
+    with patience(LONGEST):
         while sum(store.sent[f"photos-00000{number}.tar"] > 0 for number in range(3)) < 3:
             sleep(0.01)
     loader.close()

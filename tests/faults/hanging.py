@@ -33,4 +33,4 @@ if __name__ == "__main__":
                 break
         os.set_blocking(2, True)
     watching.beat("the last step")
-    time.sleep(60)
+    time.sleep(900)

@@ -17,7 +17,7 @@ if "STUBBORN" in os.environ:
     child_processes.GRACE = 1.0
 child_processes.end_with_launcher()
 print("ready", flush=True)
-time.sleep(60)
+time.sleep(900)
 """
 
 if __name__ == "__main__":

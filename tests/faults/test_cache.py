@@ -14,6 +14,7 @@ from pathlib import Path
 
 import processes
 import pytest
+from processes import LONGEST, wait_for
 
 from sr_dist import evaluate
 from sr_dist.core import files
@@ -256,15 +257,12 @@ def test_without_locks_two_fetches_of_a_shard_do_not_write_one_file(photo_shards
     first = threading.Thread(target=cache.fetch, args=(entry, slow), daemon=True)
     held = os.open(gate, os.O_RDWR)  # `cat` reads until it is closed
     first.start()
-    deadline = time.monotonic() + 30
-    while not any(path.read_bytes()[:5000].strip(b"\0") for path in (tmp_path / "cache").glob("tars/*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: any(path.read_bytes()[:5000].strip(b"\0") for path in (tmp_path / "cache").glob("tars/*")))
     cache.fetch(entry, f"pipe:cat {source}")
     path = tmp_path / "cache" / "tars" / f"{entry.sha256}.tar"
     assert path.read_bytes() == source.read_bytes()
     os.close(held)
-    first.join(30)
+    first.join(LONGEST)
     assert path.read_bytes() == source.read_bytes() and list(path.parent.iterdir()) == [path]
 
 

@@ -246,11 +246,15 @@ def test_smoothing_of_few_extreme_and_whole_values():
 
 
 def test_smoothing_takes_time_in_proportion_to_the_rows():
-    """80,000 rows took 8.5 s."""
+    """80,000 rows took 8.5 s. They take less than a quarter of them took then."""
     values = np.random.default_rng(0).normal(size=80_000).tolist()
-    begin = time.process_time()
-    smooth(values)
-    assert time.process_time() - begin < 2
+
+    def seconds(work, rows) -> float:
+        begin = time.process_time()
+        work(rows)
+        return time.process_time() - begin
+
+    assert seconds(smooth, values) < seconds(old_smooth, values[:20_000])
 
 
 # ---- folders that may not be read
@@ -280,7 +284,7 @@ def test_folders_that_may_not_be_read_are_one_line(tmp_path):
         path = os.pathsep.join([str(processes.ROOT), str(processes.ROOT / "tests")])
         line = ["setpriv", "--reuid=1000", "--clear-groups", processes.sys.executable, "-m", "run_commands", json.dumps(calls)]
         variables = processes.environment(PYTHONPATH=path, HOME=name)
-        result = subprocess.run(line, cwd=folder, env=variables, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(line, cwd=folder, env=variables, capture_output=True, text=True, timeout=processes.LONGEST)
         assert result.stdout, result.stderr
         for (module, words), (code, _, err, _) in zip(calls, json.loads(result.stdout.splitlines()[-1]), strict=True):
             assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (module, words, err)

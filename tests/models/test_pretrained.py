@@ -146,6 +146,6 @@ def test_ranks_that_arrive_during_a_download_wait_for_it(places, store):
     time.sleep(0.2)
     store.released.set()
     for rank in ranks:
-        rank.join(timeout=30)
+        rank.join(timeout=600)
     assert results == [places[0] / NAME] * 2 and results[0].read_bytes() == DATA
     assert store.requests[NAME] == 1

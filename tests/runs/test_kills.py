@@ -243,12 +243,12 @@ def test_loader_worker_that_dies_is_an_error_that_names_the_sample(photo_shards,
 
 
 def test_rank_that_hangs_ends_the_job_with_a_stack_dump(photo_shards, tmp_path):
-    folder, command = tmp_path / "run", words(photo_shards, tmp_path, steps=100_000, save_every="none", hang_timeout=4)
+    folder, command = tmp_path / "run", words(photo_shards, tmp_path, steps=100_000, save_every="none", hang_timeout=12)
     process = start(2, "sr_dist.train", *command)
     wait_for(lambda: last_step(folder) >= 3, process)
     trainers(process)[1].send_signal(signal.SIGSTOP)
     code, _, err = finish(process)
     assert code != 0
-    assert "rank 0 made no progress for 4 s: " in err
+    assert "rank 0 made no progress for 12 s: " in err
     assert "rank-001: last seen" in err
-    assert "take_step" in err
+    assert " in fit" in err  # wherever the other one stood still: in a step, or between two

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT, assert_exactly_once, environment, finish, losses, metrics, run, small_gan
+from processes import ROOT, assert_exactly_once, environment, finish, losses, metrics, reserved_port, run, small_gan
 from servers import serving
 
 SAMPLES, BATCH, STEPS = 24, 4, 12
@@ -30,12 +29,6 @@ def words(train: object, runs: Path, name: str, **more: object) -> list[str]:
     return small_gan(train, runs, **{"name": name, "steps": STEPS, "data.batch": BATCH, "data.window": 8, **more})
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 def node(number: int, port: int, *train: str) -> subprocess.Popen:
     """One of two machines with one rank each, started as on a cluster."""
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
@@ -50,8 +43,8 @@ def node(number: int, port: int, *train: str) -> subprocess.Popen:
 @pytest.mark.slow
 def test_two_nodes_train_like_one_process_and_each_fetches_a_part_of_the_shards(small_shards, tmp_path):
     run(0, "sr_dist.train", *words(small_shards, tmp_path, "single"))
-    port = free_port()
-    with serving(small_shards) as store:
+    with serving(small_shards) as store, reserved_port() as reserved:
+        port = reserved.getsockname()[1]
         nodes = [
             node(number, port, *words(store.url, tmp_path, "nodes", data__workers=1, data__cache=tmp_path / f"cache{number}"))
             for number in (0, 1)
