@@ -5,12 +5,14 @@ It changes the whole process, so it has a process of its own (`trainings.py`).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 
 SOURCE = Path(__file__).with_name("device.cpp")
+NAME = "sr_dist_second_device"
+STALE = 300.0  # seconds; compiling takes half a minute
 PROGRAMS = os.pathsep.join(
     [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
 )  # of an environment that is not active too
@@ -83,7 +87,7 @@ def open_device(hear: Callable[[str, str, int], None]) -> torch.device:
     from torch.utils.cpp_extension import load
 
     os.environ["PATH"] = PROGRAMS  # torch looks for ninja there
-    extension = load("sr_dist_second_device", [str(SOURCE)], extra_cflags=["-O1", "-g0"])
+    extension = load(NAME, [str(SOURCE)], extra_cflags=["-O1", "-g0"], build_directory=str(build_folder()))
     torch.utils.rename_privateuse1_backend("second")
     torch._register_device_module("second", device_module())
     torch.utils.generate_methods_for_privateuse1_backend()
@@ -99,6 +103,20 @@ def open_device(hear: Callable[[str, str, int], None]) -> torch.device:
 
     extension.observe(observe)
     return torch.device("second", 0)
+
+
+def build_folder() -> Path:
+    """The cache of this source's binary. A process that was killed while it compiled has left a lock there, on which torch would
+    wait for ever."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    versions = f"{torch.__version__} {sys.version} {SOURCE.read_text()}"
+    folder = Path(get_default_build_root(), f"{NAME}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if time.time() - (folder / "lock").stat().st_mtime > STALE:
+            (folder / "lock").unlink()
+    return folder
 
 
 def device_module() -> Any:
