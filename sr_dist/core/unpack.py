@@ -12,8 +12,8 @@ import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -21,6 +21,7 @@ from sr_dist.core.errors import first_line
 from sr_dist.core.files import files_below
 
 CHUNK = 1 << 20
+MOST_EXPANSION, SMALL = 200, 1 << 28  # of an archive's bytes, and bytes that every archive may hold: photographs barely shrink
 JUNK = ("__MACOSX", ".DS_Store")  # what archivers of macOS add
 CLASHES = (FileExistsError, NotADirectoryError, IsADirectoryError)  # a name that occurs twice
 Member = tuple[str, IO[bytes]]
@@ -38,12 +39,17 @@ def unpack(archive: Path, folder: Path) -> dict[str, int]:
     temporary = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir(parents=True)
+    left = max(MOST_EXPANSION * archive.stat().st_size, SMALL)
     try:
         for name, content in _members(archive):
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, open(target, "xb") as out:
-                shutil.copyfileobj(content, out, CHUNK)
+                for piece in iter(partial(content.read, CHUNK), b""):
+                    left -= len(piece)
+                    if left < 0:
+                        raise BadArchive(f"'{archive}' holds more than {MOST_EXPANSION} times its size; nothing is unpacked")
+                    out.write(piece)
         inner = _without_shared_folders(temporary)
         counts = contents(inner)
         if not counts["files"]:
@@ -54,10 +60,12 @@ def unpack(archive: Path, folder: Path) -> dict[str, int]:
             raise OSError(
                 problem.errno, f"the disk is full while '{archive}' is unpacked; nothing of it is left", str(folder)
             ) from None
-        if problem.errno is None or isinstance(problem, CLASHES):
+        if problem.errno in (None, errno.EINVAL) or isinstance(problem, CLASHES):  # EINVAL: an offset before the beginning
             raise BadArchive(f"'{archive}' is damaged, or holds a name twice ({first_line(problem)})") from None
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as problem:
+    except BadArchive:
+        raise
+    except Exception as problem:  # damage makes tarfile, zipfile and the decompressors raise errors of many types
         raise BadArchive(f"'{archive}' cannot be unpacked: {first_line(problem)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,9 +90,9 @@ def _members(archive: Path) -> Iterator[Member]:
         return
     with tarfile.open(archive, "r:*") as tar:
         for member in tar:
-            _check_name(archive, member.name)
             if member.isdir():
                 continue
+            _check_name(archive, member.name)
             content = tar.extractfile(member) if member.isreg() else None
             if content is None:
                 raise BadArchive(f"'{archive}' holds '{member.name}', which is no file")
@@ -106,7 +114,9 @@ def _check_end(archive: Path, tar: tarfile.TarFile) -> None:
 
 def _check_name(archive: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
-    if name.startswith("/") or ".." in parts or "\\" in name or (parts and ":" in parts[0]):
+    if not parts:
+        raise BadArchive(f"'{archive}' holds a file without a name; nothing is unpacked")
+    if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise BadArchive(f"'{archive}' holds '{name}', which leads out of the folder; nothing is unpacked")
 
 

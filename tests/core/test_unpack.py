@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import zipfile
+from random import Random
 
 import pytest
 
@@ -62,6 +64,67 @@ def test_paths_that_lead_out_are_refused(tmp_path, name, make):
     with pytest.raises(BadArchive, match="leads out of the folder"):
         unpack(archive, tmp_path / "in" / "out")
     assert list((tmp_path / "in").iterdir()) == [] and not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_a_file_without_a_name_is_refused(tmp_path, make):
+    """A folder called `.` is usual: tar makes one of `tar -C folder .`"""
+    archive = make(tmp_path / "archive", {"good.png": b"good", "./.": b"?"})
+    with pytest.raises(BadArchive, match="holds a file without a name"):
+        unpack(archive, tmp_path / "out")
+    with tarfile.open(tmp_path / "usual.tar", "w") as tar:
+        tar.add(made_folder(tmp_path / "set"), arcname=".")
+    assert unpack(tmp_path / "usual.tar", tmp_path / "out") == {"files": 1, "bytes": 1}
+
+
+def made_folder(folder):
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"a")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar"])
+def test_an_archive_that_grows_without_measure_is_refused(tmp_path, kind, monkeypatch):
+    """A megabyte of zeros in a kilobyte; the last one is a sparse file, whose zeros the tar does not store."""
+    monkeypatch.setattr("sr_dist.core.unpack.SMALL", 100_000)
+    archive = tmp_path / f"bomb.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+            opened.writestr("zeros", bytes(10**6))
+    elif kind == "tar.gz":
+        make_tar(archive, {"zeros": bytes(10**6)}, "w:gz")
+    else:
+        with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+            info = tarfile.TarInfo("zeros")
+            info.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(10**8)}
+            tar.addfile(info)
+    with pytest.raises(BadArchive, match="holds more than 200 times its size; nothing is unpacked"):
+        unpack(archive, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [archive.name]
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz", "tar.bz2", "zip", "lzma.zip"])
+def test_whatever_byte_is_damaged_it_is_a_bad_archive_or_none(tmp_path, kind):
+    """Each decompressor has errors of its own."""
+    random, whole = Random(1), tmp_path / "whole"
+    members = {f"set/{name}.png": random.randbytes(500) for name in "abc"}
+    if kind.endswith("zip"):
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_LZMA if kind == "lzma.zip" else zipfile.ZIP_DEFLATED) as opened:
+            for name, content in members.items():
+                opened.writestr(name, content)
+    else:
+        make_tar(whole, members, f"w:{kind[4:]}")
+    data, refused = whole.read_bytes(), 0
+    for _ in range(60):
+        damaged = bytearray(data)
+        damaged[random.randrange(len(damaged))] ^= random.randrange(1, 256)
+        (tmp_path / "damaged").write_bytes(damaged)
+        try:
+            unpack(tmp_path / "damaged", tmp_path / "out")
+        except BadArchive:
+            refused += 1
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert refused > 5
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
