@@ -48,6 +48,8 @@ def fetch(options: Fetch) -> int:
     names = catalogue.names_of(table, options.name) if options.name is not None else []
     if not (names or options.list_all or options.check):
         raise UserError("NAME is missing; --list prints what can be fetched")
+    if options.list_all and options.check:
+        raise UserError("check: not used by --list, which reads no file; leave one of them out")
     if Path(options.to).exists() and not Path(options.to).is_dir():
         raise UserError(f"to: '{options.to}' is a file; datasets need a folder")
 

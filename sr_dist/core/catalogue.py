@@ -14,6 +14,7 @@ from pydantic import AfterValidator, field_validator, model_validator
 from sr_dist.core import config
 from sr_dist.core.config import OptionalPositive, Settings
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.passwords import without_passwords
 
 TABLE = Path(__file__).with_name("catalogue.yaml")
 
@@ -45,14 +46,19 @@ class PublishedFile(Settings):
     @field_validator("address")
     @classmethod
     def _http(cls, address: str) -> str:
-        if urlparse(address).scheme not in ("http", "https"):
-            raise ValueError(f"'{address}' is no http or https address")
+        parts = urlparse(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"'{without_passwords(address)}' is no http or https address")
+        if parts.username is not None:
+            raise ValueError(f"'{without_passwords(address)}': no name and password are sent; take an address without")
         return address
 
     @model_validator(mode="after")
     def _digests(self) -> PublishedFile:
         if not re.fullmatch(r"|[0-9a-f]{8,64}", self.sha256) or not re.fullmatch(r"|[0-9a-f]{32}", self.md5):
             raise ValueError("sha256 has 8 to 64 hexadecimal digits, md5 has 32")
+        if self.name in ("", ".."):
+            raise ValueError(f"the address ends without a file's name: '{self.address}'; path gives one")
         return self
 
     @property

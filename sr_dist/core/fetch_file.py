@@ -61,6 +61,11 @@ class Wanted:
     sha256: str = ""  # whole, or its first digits
     md5: str = ""
 
+    @property
+    def shown(self) -> str:
+        """The address for messages and records: one that is signed holds a token."""
+        return without_passwords(self.address)
+
 
 @dataclass(frozen=True)
 class Version:
@@ -163,36 +168,39 @@ def _check(wanted: Wanted, part: Part) -> None:
     first = "" if wanted.sha256 else recorded(part.target).get("sha256", "")
     if problem := difference(wanted, part.size, part.sha256, part.md5):
         part.remove()
-        raise WrongFile(f"'{part.target.name}' of {wanted.address} is not the published file: {problem}; nothing is kept of it")
+        raise WrongFile(f"'{part.target.name}' of {wanted.shown} is not the published file: {problem}; nothing is kept of it")
     if first and first != part.sha256:
         part.remove()
         raise WrongFile(
-            f"'{part.target.name}' of {wanted.address} is not the file of the first fetch; nothing is kept of it; "
+            f"'{part.target.name}' of {wanted.shown} is not the file of the first fetch; nothing is kept of it; "
             f"delete '{record_file(part.target)}' to accept the new file"
         )
     if not wanted.sha256:
-        facts = {"address": without_passwords(wanted.address), "bytes": part.size, "sha256": part.sha256}
+        facts = {"address": wanted.shown, "bytes": part.size, "sha256": part.sha256}
         write_json(record_file(part.target), facts)
 
 
 def _receive_all(wanted: Wanted, part: Part, name: str) -> None:
     """Tries again, from where the last try ended, as long as tries bring new bytes."""
-    meter, failures = _Meter(name), 0
+    meter, failures, changes = _Meter(name), 0, 0
     with meter:
         while True:
             before = part.size
             try:
                 return _receive(wanted, part, meter)
             except _Changed:
+                changes += 1
+                if changes == TRIES:
+                    raise FetchError(
+                        f"{wanted.shown} was another file at each of {TRIES} requests; name another address in a --table"
+                    ) from None
                 print(f"note: '{name}' is another file on the server than the part that was fetched; it begins again", flush=True)
                 part.restart()
             except (OSError, HTTPException) as problem:
                 failures = 1 if part.size > before else failures + 1
                 reason = _give_up(problem, failures)
                 if reason:
-                    raise FetchError(
-                        f"'{name}' could not be fetched from {wanted.address}: {reason}{_resume_note(part)}"
-                    ) from None
+                    raise FetchError(f"'{name}' could not be fetched from {wanted.shown}: {reason}{_resume_note(part)}") from None
                 sleep(FIRST_WAIT * 2 ** (failures - 1))
 
 
@@ -250,13 +258,13 @@ def _check_answer(wanted: Wanted, part: Part, version: Version, answer: HTTPResp
     """Refuses, before anything is read, what cannot be the file."""
     if answer.headers.get_content_type() == "text/html":
         raise FetchError(
-            f"{wanted.address} answers with a web page instead of the file: the host may want a confirmation or a login, or its "
+            f"{wanted.shown} answers with a web page instead of the file: the host may want a confirmation or a login, or its "
             f"quota is reached; fetch it with a browser, put it at '{part.target}', and give this command again, which checks it"
         )
     if version.bytes is None:
         return
     if wanted.bytes and version.bytes != wanted.bytes and not (wanted.sha256 or wanted.md5):  # else the digest decides
-        raise WrongFile(f"{wanted.address} has {version.bytes} bytes, not {wanted.bytes}: it is not the published file")
+        raise WrongFile(f"{wanted.shown} has {version.bytes} bytes, not {wanted.bytes}: it is not the published file")
     free, needed = shutil.disk_usage(part.path.parent).free, version.bytes - part.size
     if needed > free:
         raise FetchError(

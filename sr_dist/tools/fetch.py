@@ -93,7 +93,7 @@ def _unpack(place: Place, folder: Path) -> None:
     with locked(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
             counts = unpack(place.path, folder)
-            facts = {"address": place.file.address, "bytes": place.path.stat().st_size, "sha256": digest(place.path)}
+            facts = {"address": place.wanted.shown, "bytes": place.path.stat().st_size, "sha256": digest(place.path)}
             write_json(record_file(place.path), {**facts, **recorded(place.path), "unpacked": counts})
             print(f"'{folder}': {counts['files']:,} files; '{place.path}' is needed no more", flush=True)
         folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
@@ -120,6 +120,8 @@ def examine(place: Place) -> tuple[Status, str]:
         if part.exists() and part.stat().st_size:
             return "begun", f"{part.stat().st_size / MB:,.1f} MB have been fetched"
         return "missing", "not fetched"
+    if not place.path.is_file():
+        return "damaged", f"'{place.path}' is no file"
     if problem := _problem(place):
         return "damaged", f"'{place.path}' is damaged or another file: {problem}"
     if place.folder and not place.folder.exists():
@@ -139,7 +141,7 @@ def _problem(place: Place) -> str | None:
     size = place.path.stat().st_size
     problem = fetch_file.difference(place.wanted, size, sha256, md5)
     if not problem and not place.file.sha256:
-        write_json(record_file(place.path), {"address": place.file.address, "bytes": size, "sha256": sha256})
+        write_json(record_file(place.path), {"address": place.wanted.shown, "bytes": size, "sha256": sha256})
     return problem
 
 

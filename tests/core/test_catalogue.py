@@ -62,6 +62,10 @@ GOOD = "{kind: weights, licence: MIT, purpose: p, next: n, files: [%s]}"
     ("file", "text"),
     [
         ("{address: 'file:///etc/passwd'}", "no http or https address"),
+        ("{address: 'https:///b'}", "no http or https address"),
+        ("{address: 'https://me:secret@a/b'}", r"'https://\*\*\*@a/b': no name and password are sent"),
+        ("{address: 'https://a/'}", "ends without a file's name"),
+        ("{address: 'https://a/..'}", "ends without a file's name"),
         ("{address: 'https://a/b', path: ../b}", "leads out of the folder"),
         ("{address: 'https://a/b', unpack: /b}", "leads out of the folder"),
         ("{address: 'https://a/b', sha256: xyz}", "8 to 64 hexadecimal digits"),

@@ -256,10 +256,22 @@ def test_a_process_that_waited_for_a_failure_fetches_itself(store, wanted, targe
     assert store.requests["net.pth"] == 2 and names(target) == ["net.pth"]
 
 
-def test_the_address_of_a_record_has_no_password(store, target):
-    address = store.url.replace("http://", "http://me:secret@")
-    fetch_file.record_file(target).parent.mkdir()
-    part = fetch_file.Part(target)
-    part.append(b"x")
-    fetch_file._check(Wanted(f"{address}/net.pth"), part)
-    assert "secret" not in fetch_file.record_file(target).read_text()
+def test_records_and_messages_have_no_token_of_a_signed_address(store, target):
+    (store.folder / "net.pth?token=secret").write_bytes(DATA)  # the server takes all after the / for the name
+    fetch(Wanted(f"{store.url}/net.pth?token=secret"), target)
+    assert "token=***" in fetch_file.record_file(target).read_text()
+    target.unlink()
+    for fault in ("404", "page", "cut"):
+        store.faults["net.pth?token=secret"] = [fault]
+        with pytest.raises(FetchError, match=r"token=\*\*\*") as failure:
+            fetch(Wanted(f"{store.url}/net.pth?token=secret", len(DATA)), target)
+        assert "secret" not in str(failure.value)
+
+
+def test_mirrors_that_differ_end_after_a_few_tries(store, wanted, target, monkeypatch):
+    """Every answer breaks off, and the next mirror has another file under the same address."""
+    monkeypatch.setattr(fetch_file, "sleep", lambda _: (store.folder / "net.pth").write_bytes(random.randbytes(3_000_000)))
+    store.faults["net.pth"] = ["drop"] * 40
+    with pytest.raises(FetchError, match=f"was another file at each of {fetch_file.TRIES} requests"):
+        fetch(wanted, target)
+    assert store.requests["net.pth"] < 20

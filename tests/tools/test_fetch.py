@@ -211,6 +211,14 @@ def test_an_archive_that_leads_out_of_its_folder_is_refused(run, tmp_path):
     assert not list(tmp_path.rglob("evil.png"))
 
 
+def test_a_folder_in_place_of_a_file_is_named(run, tmp_path):
+    (tmp_path / "weights" / "net.pth").mkdir(parents=True)
+    code, out, _ = run("net", "--check")
+    assert code == 1 and out.startswith("damaged  net") and "net.pth' is no file" in out
+    code, _, err = run("net")
+    assert code == 1 and err.startswith("error: net: ") and "net.pth' is no file" in err and err.count("\n") == 1
+
+
 def test_failures_are_one_line_and_exit_code_1(run):
     code, _, err = run("gone")
     assert code == 1 and err.count("\n") == 1
@@ -224,6 +232,7 @@ def test_failures_are_one_line_and_exit_code_1(run):
         (("nett",), "NAME: unknown name 'nett'; did you mean 'net'?; --list prints all"),
         (("net", "--to=table.yaml"), "to: 'table.yaml' is a file"),
         (("net", "--chek"), "chek: unknown option"),
+        (("net", "--list", "--check"), "check: not used by --list"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(run, words, text):
