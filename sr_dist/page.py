@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sr_dist.core import cli
+from sr_dist.core.addresses import is_loopback
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, Positive, Settings
 from sr_dist.core.errors import UserError
@@ -70,13 +70,6 @@ def check(options: Page) -> None:
         raise UserError(f"RUN: '{','.join(options.runs)}' names a run twice")
     for run in options.runs:
         published.place(run, "RUN")
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ JSON with an `error`.
 
 from __future__ import annotations
 
+import io
 import json
 import queue
 import secrets
@@ -13,6 +14,7 @@ import select
 import signal
 import socket
 import socketserver
+import sys
 import tempfile
 import threading
 import time
@@ -30,6 +32,7 @@ import torch
 from jinja2 import Environment, PackageLoader
 
 from sr_dist.core import pixels
+from sr_dist.core.addresses import is_loopback
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.resize import imresize
 from sr_dist.models import image_files
@@ -40,10 +43,10 @@ TYPES = {
     "image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP", "image/bmp": "BMP", "image/tiff": "TIFF",
     "image/x-portable-anymap": "PPM", "image/x-portable-pixmap": "PPM", "image/x-portable-graymap": "PPM",
 }  # fmt: skip
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 MOST_WAITING = 8  # pictures
 MOST_CONNECTIONS = 64
 SILENCE, LONGEST_UPLOAD = 15, 120  # seconds
+PIECE = 1 << 18  # bytes of an answer that are sent at once
 POLL = 0.2  # seconds
 
 
@@ -123,7 +126,8 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
     def __init__(self, address: tuple[str, int], networks: Sequence[Upscaler], limits: Limits, folder: Path) -> None:
         super().__init__(address, Handler)
         self.networks, self.limits, self.folder = networks, limits, folder
-        self.jobs: queue.Queue[Job] = queue.Queue(MOST_WAITING)
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.places = threading.Semaphore(MOST_WAITING + 1)  # of those that wait, and of the one that is enlarged
         self.ending = threading.Event()
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -158,7 +162,8 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that leaves is no error."""
+        if not isinstance(sys.exc_info()[1], OSError):  # a browser that leaves is no error
+            traceback.print_exc()
 
     def end(self) -> None:
         """Ends threads at once: those that wait for a picture answer, those that read from a browser read its end."""
@@ -171,6 +176,30 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
         self.server_close()
 
 
+class Upload(io.RawIOBase):
+    """What a browser sends. It may be silent for SILENCE seconds, and must end before the deadline."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.end_after(LONGEST_UPLOAD)
+
+    def end_after(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(min(left, SILENCE))
+        try:
+            return self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(SILENCE)
+
+
 class Request(NamedTuple):
     path: str
     query: dict[str, list[str]]
@@ -178,8 +207,13 @@ class Request(NamedTuple):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
-    timeout = SILENCE
     server_version, sys_version = "sr_dist", ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self._upload = Upload(self.connection)
+        self.rfile = io.BufferedReader(self._upload)
 
     def do_GET(self) -> None:
         self._answer(self._page)
@@ -203,7 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         """Other pages of the same browser must not use this one: neither by a name of theirs that leads to this machine, nor
         by a request from their own address."""
         host = self.headers.get("Host", "")
-        if self.server.limits.local and urlsplit(f"//{host}").hostname not in LOCAL_NAMES:
+        if self.server.limits.local and not is_loopback(urlsplit(f"//{host}").hostname or ""):
             raise Refused(HTTPStatus.FORBIDDEN, "this page is for this machine: http://127.0.0.1")
         origin = self.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != host:
@@ -254,14 +288,12 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the file has more than {most / 1e6:g} MB; --max_megabytes allows more"
             )
-        left, deadline = int(length), time.monotonic() + LONGEST_UPLOAD
+        left = int(length)
         try:
             with path.open("xb") as file:
                 while left and (data := self.rfile.read1(min(left, 1 << 16))):
                     file.write(data)
                     left -= len(data)
-                    if time.monotonic() > deadline:
-                        break
         except TimeoutError:
             pass
         except OSError as problem:
@@ -270,14 +302,16 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, "the picture did not arrive in time")
 
     def _wait(self, job: Job) -> bytes:
+        if not self.server.places.acquire(blocking=False):
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_WAITING} pictures are waiting; try again later")
         try:
-            self.server.jobs.put_nowait(job)
-        except queue.Full:
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_WAITING} pictures are waiting; try again later") from None
-        while not job.done.wait(POLL):
-            job.cancelled = self.server.ending.is_set() or self._is_gone()
-            if job.cancelled:
-                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the page has ended; start it again")
+            self.server.jobs.put(job)
+            while not job.done.wait(POLL):
+                job.cancelled = self.server.ending.is_set() or self._is_gone()
+                if job.cancelled:
+                    raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the page has ended; start it again")
+        finally:
+            self.server.places.release()
         if isinstance(job.result, Refused):
             raise job.result
         assert job.result is not None
@@ -294,11 +328,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _read_rest(self) -> None:
         """Reads some of what a refused request sends: browsers report a lost connection if nobody reads, and no answer."""
-        self.connection.settimeout(1)
-        deadline = time.monotonic() + 5
+        self._upload.end_after(5)
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-            while time.monotonic() < deadline and self.rfile.read1(1 << 16):
+            while self.rfile.read1(1 << 16):
                 pass
 
     def _send(
@@ -314,8 +347,8 @@ class Handler(BaseHTTPRequestHandler):
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
-            self.wfile.flush()
+            for begin in range(0, len(body), PIECE):  # a piece, not the whole picture, has SILENCE seconds to be taken
+                self.wfile.write(body[begin : begin + PIECE])
 
     def log_message(self, *_: Any) -> None:
         """Only pictures are worth a line."""
