@@ -112,10 +112,16 @@ def test_browsers_that_have_left_take_no_place(server):
     wait_for(lambda: len(list(server.folder.iterdir())) == len(waiting))
     for connection in waiting:
         connection.close()
-    for _ in range(60):
+    accepted: list[socket.socket] = []
+
+    def is_accepted() -> bool:
         connection = connect(server, PICTURE)
-        if not select.select([connection], [], [], 1)[0]:
-            break
-        assert answer(connection)[0] == 503
+        if select.select([connection], [], [], 1)[0]:
+            assert answer(connection)[0] == 503
+            return False
+        accepted.append(connection)
+        return True
+
+    wait_for(is_accepted)
     server.released.set()
-    assert answer(connection) == (200, b"picture")
+    assert answer(accepted[0]) == (200, b"picture")
