@@ -49,7 +49,8 @@ def fork(options: Fork) -> None:
     folder = Path(options.run).absolute()
     if "runs" in options.overrides:
         raise UserError("runs: a fork is created beside its run; give --name alone")
-    fixed = {"name": options.name, "runs": str(Path(options.run).parent)}
+    beside = Path(options.run).parent if Path(options.run).name not in ("", "..") else folder.resolve().parent
+    fixed = {"name": options.name, "runs": str(beside)}
     recipe = data_checks.load(folder / RECIPE, {**options.overrides, **fixed})
 
     from sr_dist.recipe import checks  # these load torch, which the checks above do without

@@ -23,11 +23,12 @@ PER_NODE = 8
 
 
 def hours_of(value: object) -> object:
-    """`24h`, `90m`, `2d`, `24`, or SLURM's `1-12:00:00` and `12:30:00`, in hours."""
+    """`24h`, `90m`, `2d`, `24`, or SLURM's `1-12`, `1-12:00`, `1-12:00:00` and `12:30:00`, in hours. `12:30` is refused: SLURM
+    reads it as minutes and seconds."""
     text = str(value).strip().lower()
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)([dhm]?)", text):
         return float(match[1]) * UNITS[match[2] or "h"]
-    if match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text):
+    if match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text) or re.fullmatch(r"(\d+)-(\d+)(?::(\d\d))?()", text):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return 24 * days + hours + minutes / 60 + seconds / 3600
     if text in ("", "none"):

@@ -18,6 +18,8 @@ from sr_dist.core.run_layout import METRICS, RECIPE, REPLAY
 from sr_dist.data import data_checks
 
 PROBES = ("gradients", "logits", "worst")
+FOLDER = "a replay works in a folder of its own; say --out=FOLDER"
+NOT_CHANGED = {"name": FOLDER, "runs": FOLDER, "log.wandb": "a replay is not reported to W&B; leave it out"}
 
 
 class Replay(Settings):
@@ -43,7 +45,8 @@ class Replay(Settings):
     out: str | None = None
     """The folder to work in; without it RUN/replay/A-B. One of an earlier replay is replaced."""
     overrides: Annotated[dict[str, str], Overrides()] = {}
-    """Override keys of the recipe that a resumption may change, such as --data.train for shards that have moved."""
+    """Override keys of the recipe that a resumption may change, such as --data.train for shards that have moved; others with
+    --resume.allow."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +58,8 @@ def replay(options: Replay) -> int:
     check(options)
     out = Path(options.out) if options.out else Path(options.run) / REPLAY / f"{options.first}-{options.last}"
     out = out.absolute()
-    fixed = {"name": out.name, "runs": str(out.parent), "log.wandb": "off", "resume.allow": "data.train"}
+    allowed = ",".join(filter(None, ("data.train", options.overrides.get("resume.allow", "").strip("[] "))))
+    fixed = {"name": out.name, "runs": str(out.parent), "log.wandb": "off", "resume.allow": allowed}
     recipe = data_checks.load(Path(options.run) / RECIPE, {**options.overrides, **fixed})
 
     from sr_dist.tools.replay import Request, replay  # loads torch, which the checks above do without
@@ -73,9 +77,9 @@ def check(options: Replay) -> None:
     for probe in options.probe:
         if probe not in PROBES:
             raise UserError(f"probe: no probe '{probe}'{nearest(probe, PROBES)}; choose from {', '.join(PROBES)}")
-    for key in ("name", "runs"):
+    for key, reason in NOT_CHANGED.items():
         if key in options.overrides:
-            raise UserError(f"{key}: a replay works in a folder of its own; say --out=FOLDER")
+            raise UserError(f"{key}: {reason}")
 
 
 if __name__ == "__main__":

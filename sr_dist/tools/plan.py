@@ -15,9 +15,11 @@ from typing import Any
 from torch import nn
 
 from sr_dist.core.errors import UserError
+from sr_dist.data.format import Shards
 from sr_dist.data.open_data import open_training_sets
+from sr_dist.data.select import Portion, portion_of, portion_rows
 from sr_dist.recipe import checks
-from sr_dist.recipe.sections import Recipe
+from sr_dist.recipe.sections import Data, Recipe
 from sr_dist.tools import communication, memory, traffic
 from sr_dist.tools.communication import Machine
 from sr_dist.tools.gpus import GB, Gpu
@@ -235,17 +237,25 @@ def data_facts(recipe: Recipe, request: Request) -> dict[str, Any]:
     """Epochs, and bytes that a node reads, from the manifests of data.train if they are on this machine."""
     images, size, source = request.images, None, "--images"
     try:
-        manifests = [shards.manifest for shards in open_training_sets(recipe.data)]
-        counted = sum(manifest.samples for manifest in manifests)
-        size = sum(shard.bytes for manifest in manifests for shard in manifest.shards) / counted
-        images, source = images or counted, "--images" if images else "manifest"
-    except (UserError, ZeroDivisionError):
-        source = source if images else "unknown: data.train is not on this machine; --images=N says it"
+        sets = open_training_sets(recipe.data)
+    except UserError:
+        sets = []
+    if stored := sum(shards.manifest.samples for shards in sets):
+        size = sum(shard.bytes for shards in sets for shard in shards.manifest.shards) / stored
+        images, source = images or sum(trained_on(shards, recipe.data) for shards in sets), "--images" if images else "manifest"
+    elif not images:
+        source = "unknown: data.train is not on this machine; --images=N says it"
     seen = recipe.steps * recipe.data.batch
     return {
         "images": images, "source": source, "images_seen": seen, "epochs": seen / images if images else None,
         "bytes_per_image": size, "bytes_of_node": _per_node(size, seen, request.nodes),
     }  # fmt: skip
+
+
+def trained_on(shards: Shards, data: Data) -> int:
+    """The number of images without those that data.select and data.split leave out."""
+    portion = portion_of(data)
+    return shards.manifest.samples if portion == Portion() else sum(map(len, portion_rows(shards, portion)))
 
 
 def _per_node(size: float | None, images: float, nodes: int) -> float | None:

@@ -24,6 +24,7 @@ from sr_dist.core.run_layout import (
     checkpoint_folder,
     checkpoint_state,
     checkpoint_steps,
+    parent_of,
 )
 from sr_dist.recipe import checks, resume_rules
 from sr_dist.recipe.sections import Recipe
@@ -67,13 +68,14 @@ def replay(recipe: Recipe, request: Request) -> int:
         raise UserError(f"from: {METRICS} of '{request.run}' has no row of the steps {request.first} to {request.last}")
     run_folder.check_recipe(request.run, recipe)
     find_weights(recipe)
-    start = max((step for step in checkpoint_steps(request.run) if step < request.first), default=0)
+    start = first_checkpoint(request)
     if start and (problem := checkpoint.damage(checkpoint_folder(request.run, start))):
         if launch_env.prints_mistakes():
             print(f"not replayed: the checkpoint of step {start} is not as it was saved: {problem}", flush=True)
         return 1
-    prepare(request.run, recipe.folder, start)
+    check_folder(recipe.folder)
     lock = run_folder.claim(recipe.folder)
+    prepare(request.run, recipe.folder, start)
     run = set_up(recipe)
     try:
         code = _replay(run, request, recorded, start)
@@ -121,17 +123,37 @@ def take_steps(run: Run, request: Request, recorded: Records, probes: Probes) ->
     return run.step >= request.last
 
 
+def first_checkpoint(request: Request) -> int:
+    """The newest step before the replayed ones whose checkpoint exists, or 0, where the run began."""
+    steps = [step for step in checkpoint_steps(request.run) if step < request.first]
+    parent = parent_of(request.run)
+    if not steps and parent:
+        raise UserError(
+            f"from: '{request.run}' is a fork and begins after step {parent['step']}, but it has no checkpoint before step "
+            f"{request.first}"
+        )
+    return max(steps, default=0)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that has other files than those of an earlier replay."""
+    if launch_env.rank() == 0 and folder.exists() and set(os.listdir(folder)) - {LOCK} and not (folder / REPLAY_RESULT).is_file():
+        raise UserError(f"out: '{folder}' is not empty and not the folder of a replay; name another folder")
+
+
 def prepare(run: Path, folder: Path, start: int) -> None:
-    """A folder with a copy of the checkpoint. Called before the ranks meet; the first rank works."""
+    """Replaces an earlier replay in the locked folder by a copy of the checkpoint. Called before the ranks meet; the first rank
+    works."""
     if launch_env.rank() != 0:
         return
     with run_folder.writing(folder):
-        if folder.exists() and set(os.listdir(folder)) - {LOCK}:
-            if not (folder / REPLAY_RESULT).is_file():
-                raise UserError(f"out: '{folder}' is not empty and not the folder of a replay; name another folder")
-            shutil.rmtree(folder)
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
         write_json(folder / REPLAY_RESULT, {"run": str(run), "finished": False})
+        (folder / CHECKPOINTS).mkdir()
         if start:
             shutil.copytree(checkpoint_folder(run, start), checkpoint_folder(folder, start))
             if (run / RUN).exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from sr_dist.training.checkpoint import Checkpoint
 from sr_dist.training.run_folder import writing
 
 BOUND = (  # the state of a checkpoint belongs to these
-    "scale", "data.channels", "generator", "discriminator", "classifier", "objective.name", "objective.labels", "optimizer.name",
-    "discriminator_optimizer.name", "ema.post_hoc", "init.freeze",
+    "scale", "data.channels", "generator", "discriminator", "classifier", "objective.name", "objective.labels", "ema.post_hoc",
+    "init.freeze",
 )  # fmt: skip
 
 
@@ -62,8 +62,17 @@ def check_changes(parent: Path, saved: Checkpoint, recipe: Recipe) -> None:
         before = resume_rules.joined(resume_rules.part_of(before, free=True), saved.state["recipe"])
     changes = resume_rules.differences(before, recipe)
     bound = [changes[key] for key in changes if any(key == name or key.startswith(f"{name}.") for name in BOUND)]
+    bound += list(changed_optimizers(config.typed(Recipe, before), recipe))
     if bound:
         raise UserError(f"name: a fork cannot change {'; '.join(bound[:6])}: the checkpoint's state belongs to it")
+
+
+def changed_optimizers(before: Recipe, after: Recipe) -> Iterator[str]:
+    """Networks whose optimizer is of another kind. A section of its own may come or go for the discriminator's."""
+    for phase, key in (("generator", "optimizer"), ("discriminator", "discriminator_optimizer")):
+        old, new = (recipe.optimizer_of(phase).name for recipe in (before, after))
+        if old != new and (phase == "generator" or after.discriminator):
+            yield f"{key}.name: was {old}, is {new}"
 
 
 def _write(saved: Checkpoint, origin: Mapping[str, Any], recipe: Recipe) -> None:

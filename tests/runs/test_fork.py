@@ -44,18 +44,29 @@ def test_a_fork_continues_its_parent(parent):
     assert [row["step"] for row in read_metrics(same, "same").rows] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_fork_of_the_folder_in_which_one_stands_is_beside_it_with_an_optimizer_of_its_own(parent):
+    """The discriminator had the generator's optimizer; now it has a rate of its own, which is the same kind."""
+    own = "--discriminator_optimizer={name: adam, learning_rate: 0.003}"
+    run(0, "sr_dist.fork", ".", "--at=4", "--name=own", "--steps=5", own, cwd=parent)
+    assert (parent.parent / "own" / "DONE").exists() and not (parent / "own").exists()
+    row = json.loads((parent.parent / "own" / "metrics.jsonl").read_text())
+    assert row["loss/real"] == [json.loads(line) for line in (parent / "metrics.jsonl").read_text().splitlines()][4]["loss/real"]
+
+
 def test_a_fork_may_change_rates_and_weights_but_no_network(parent, run_commands):
     command = [str(parent), "--at=4", "--name=new"]
     changes = ["--optimizer.learning_rate=0.002", "--objective.adversarial_weight=0.5", "--steps=5"]
-    refused, missing, done, other = run_commands(
+    refused, kind, missing, done, other = run_commands(
         [
             ("sr_dist.fork", [*command, "--generator.num_blocks=2"]),
+            ("sr_dist.fork", [*command, "--discriminator_optimizer={name: sgd, learning_rate: 0.1}"]),
             ("sr_dist.fork", [str(parent), "--at=5", "--name=new"]),
             ("sr_dist.fork", [*command, *changes]),
             ("sr_dist.fork", [str(parent), "--at=2", "--name=new", *changes]),
         ]
     )
     assert refused.code == 2 and "generator.num_blocks: was 1, is 2" in refused.err
+    assert kind.code == 2 and "discriminator_optimizer.name: was adam, is sgd" in kind.err
     assert missing.code == 2 and "the nearest are 2, 4, 6" in missing.err
     assert done.code == 0, done.err
     assert other.code == 2 and "no fork of this run at step 2" in other.err

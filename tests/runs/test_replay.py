@@ -12,7 +12,7 @@ from PIL import Image
 from processes import run, small_gan
 from safetensors.torch import load_file, save_file
 
-from sr_dist.core.files import sha256
+from sr_dist.core.files import lock_file, sha256
 from sr_dist.tools.replay import differences
 
 pytestmark = pytest.mark.slow
@@ -107,18 +107,42 @@ def test_two_ranks_are_identical_and_one_rank_is_equal_to_a_tolerance(shards, tm
 def test_mistakes_are_one_line(trained, run_commands, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
+    (tmp_path / "busy").mkdir()
+    for name in ("replay.json", "rows.jsonl"):  # of a replay that is not at its end
+        (tmp_path / "busy" / name).write_text("{}")
+    lock = lock_file(tmp_path / "busy" / ".lock")
     mistakes = {
         ("--from=5", "--to=4"): "--from=5",
         ("--from=7", "--to=9"): "no row",
         ("--from=5", "--to=6", "--probe=logit"): "did you mean",
         ("--from=5", "--to=6", "--seed=9"): "seed",
         ("--from=5", "--to=6", "--name=other"): "--out=FOLDER",
+        ("--from=5", "--to=6", "--log.wandb=offline"): "log.wandb: a replay is not reported",
         ("--from=5", "--to=6", f"--out={tmp_path}/full"): "not empty",
+        ("--from=5", "--to=6", f"--out={tmp_path}/busy"): "is in use by process",
     }
     answers = run_commands([("sr_dist.replay", [str(trained), *words]) for words in mistakes])
     for answer, text in zip(answers, mistakes.values(), strict=True):
         assert answer.code == 2 and text in answer.err and answer.err.startswith("error: "), answer.err
-    assert (tmp_path / "full" / "mine.txt").exists()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    assert (tmp_path / "busy" / "rows.jsonl").exists()
+    lock.close()
+
+
+def test_a_fork_without_its_first_checkpoint_is_not_replayed_from_new_weights(trained, tmp_path, run_commands):
+    fork = shutil.copytree(trained, tmp_path / "fork")
+    record = json.loads((fork / "run.json").read_text())
+    (fork / "run.json").write_text(json.dumps({**record, "parent": {"id": "0" * 32, "step": 2}}))
+    shutil.rmtree(fork / "checkpoints" / "0000002")
+    words = [str(fork), "--from=3", "--to=4"]
+    refused, allowed = run_commands(
+        [
+            ("sr_dist.replay", words),
+            ("sr_dist.replay", [str(trained), *words[1:], "--seed=9", "--resume.allow=seed", f"--out={tmp_path}/new"]),
+        ]
+    )
+    assert refused.code == 2 and "is a fork and begins after step 2, but it has no checkpoint before step 3" in refused.err
+    assert allowed.code == 1 and "different: " in allowed.out + allowed.err, allowed.err
 
 
 def test_differences_are_of_numbers_that_are_logged():

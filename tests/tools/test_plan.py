@@ -204,6 +204,17 @@ def test_epochs_and_bytes_come_from_the_manifest(write, capsys, photo_shards):
     assert made["data"]["bytes_of_node"] == pytest.approx(size * 1000 * 32 / 2)
 
 
+def test_epochs_are_of_the_images_that_are_selected(write, capsys, photo_shards):
+    """Of 24 images in three classes, a class is left out."""
+    data = [f"--data.train={photo_shards}", "--steps=100", "--data.batch=8"]
+    plan, _ = planned(capsys, write(), "--gpus=2", *data, "--data.select={cats: 4, dunes: 4}")
+    assert (plan["data"]["images"], plan["data"]["epochs"]) == (8, 100)
+    halves = [
+        planned(capsys, write(), "--gpus=2", *data, f"--data.split=[{s}]")[0]["data"]["images"] for s in ("0.5,0.5", "0.9,0.1")
+    ]
+    assert 0 < halves[0] < halves[1] < 24
+
+
 def test_another_batch_gets_the_rate_of_the_square_root_rule(write, capsys):
     made, text = planned(capsys, write(), "--gpus=4", "--data.batch=128", "--discriminator=none")
     assert made["learning_rate"] == {"stated": 1e-4, "batch_of_file": 32, "by_square_root": pytest.approx(2e-4)}
@@ -240,6 +251,7 @@ def test_the_line_for_sbatch(write, capsys, words, line):
         (["--gpus=8", "--gpu=v100", "--precision=bf16"], "precision: bf16, which the v100 computes without"),
         (["--gpus=8", "--data.crop=none"], "data.crop: none; the cost of whole images"),
         (["--gpus=8", "--data.bach=4"], "data.bach: unknown key"),
+        (["--gpus=8", "--time_limit=12:30"], "time_limit: '12:30' is no time"),  # minutes and seconds for SLURM
         ([], "gpus: this key is missing"),
     ],
 )
@@ -250,7 +262,17 @@ def test_mistakes_are_one_line(write, capsys, words, text):
 
 @pytest.mark.parametrize(
     ("text", "hours"),
-    [("24h", 24), ("90m", 1.5), ("2d", 48), ("12", 12), ("1-12:00:00", 36), ("12:30:00", 12.5), ("0.5h", 0.5), ("none", None)],
+    [
+        ("24h", 24),
+        ("90m", 1.5),
+        ("2d", 48),
+        ("12", 12),
+        ("1-12:00:00", 36),
+        ("12:30:00", 12.5),
+        ("1-12", 36),
+        ("0.5h", 0.5),
+        ("none", None),
+    ],
 )
 def test_forms_of_a_time_limit(text, hours):
     assert command.hours_of(text) == hours
