@@ -48,10 +48,11 @@ LATER = """## How it is computed
   (bytes half as many with 16 bits) and at 5 us per launch, which is an assumption: no share above them can be reached without
   `compile`, however large the peak.
 - **Images/s** = GPUs x peak x share / operations per image. No share is promised: small networks and crops reach less.
-- **Communication**, for N GPUs, S bytes of fp32 gradients and A micro-batches: DDP and ZeRO-1 send 2 (N-1)/N S per GPU and step,
-  ZeRO-2 (A+1) (N-1)/N S, ZeRO-3 3 A (N-1)/N S (Rajbhandari et al., ZeRO: 1.5 times DDP for A = 1). The least time is that of
-  rings: at the speed of the link inside a node, or of the node's network adapters together if that is less. Latency is not
-  counted.
+- **Communication**, for N GPUs, S bytes of fp32 gradients and A micro-batches: DDP sends 2 (N-1)/N S per GPU and step, ZeRO-1
+  3 (N-1)/N S, ZeRO-2 (2A+1) (N-1)/N S, and ZeRO-3 2A (N-1)/N S for a generator, 5 to 8 times A (N-1)/N S for a discriminator,
+  whose weights are collected in every pass. These are DeepSpeed's collectives as counted (0.19.8); it adds gradients up by
+  all-reduce where the paper scatters them. The least time is that of rings: at the speed of the link inside a node, or of the
+  node's network adapters together if that is less. Latency is not counted.
 - **A GPU's memory** is its nominal GB of 10^9 bytes, less 0.5 GB for CUDA.
 
 ## GPUs

@@ -179,7 +179,14 @@ def exchanged(recipe: Recipe, sizes: dict[str, memory.Sizes], machine: Machine) 
         numbers = {}
         for gpus in sorted({*NUMBERS, machine.gpus}):
             amount = sum(
-                communication.step_bytes(own_stage(recipe, phase, stage), sum(s.trained), sum(s.frozen), gpus, recipe.accumulate)
+                communication.step_bytes(
+                    own_stage(recipe, phase, stage),
+                    sum(s.trained),
+                    sum(s.frozen),
+                    gpus,
+                    recipe.accumulate,
+                    communication.gathers(recipe.objective.name, phase),
+                )
                 for phase, s in sizes.items()
             )
             other = machine if gpus == machine.gpus else replace(machine, gpus=gpus, per_node=max(machine.per_node, PER_NODE))

@@ -137,13 +137,15 @@ def test_esrgans_global_mean_becomes_local_where_the_batch_is_accumulated():
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 8, 64, 256])
-def test_volumes_are_the_textbooks(gpus):
-    """A ring's all-reduce sends 2 (N - 1) / N of the gradients; ZeRO 1 and 2 the same; ZeRO-3 half as much again."""
+def test_volumes_are_those_of_the_collectives(gpus):
+    """A ring's all-reduce sends 2 (N - 1) / N of the gradients, an all-gather or a reduce-scatter half of that."""
     size = 10_000_000
-    ddp = communication.step_bytes(0, size, 0, gpus)
-    assert ddp == pytest.approx(2 * (gpus - 1) / gpus * 4 * size)
-    assert communication.step_bytes(1, size, 0, gpus) == communication.step_bytes(2, size, 0, gpus) == pytest.approx(ddp)
-    assert communication.step_bytes(3, size, 0, gpus) == pytest.approx(1.5 * ddp)
+    ring = (gpus - 1) / gpus * 4 * size
+    assert communication.step_bytes(0, size, 0, gpus) == pytest.approx(2 * ring)
+    assert communication.step_bytes(1, size, 0, gpus) == communication.step_bytes(2, size, 0, gpus) == pytest.approx(3 * ring)
+    assert communication.step_bytes(3, size, 0, gpus) == pytest.approx(2 * ring)
+    critic = communication.gathers("esrgan", "discriminator")
+    assert communication.step_bytes(3, size, 0, gpus, gathers=critic) == pytest.approx(8 * ring)
 
 
 def test_a_simulated_ring_sends_as_much():
@@ -155,9 +157,9 @@ def test_a_simulated_ring_sends_as_much():
 
 def test_accumulation_costs_ddp_and_zero_1_nothing():
     volumes = [communication.step_bytes(stage, 100, 0, 4, micro_batches=4) for stage in range(4)]
-    assert volumes == pytest.approx([600, 600, 1500, 3600])
+    assert volumes == pytest.approx([600, 900, 2700, 2400])
     assert communication.step_bytes(0, 100, 50, 4) == pytest.approx(600)  # frozen weights are not exchanged
-    assert communication.step_bytes(3, 100, 50, 4) == pytest.approx(900 + 300)  # but gathered
+    assert communication.step_bytes(3, 100, 50, 4) == pytest.approx(600 + 150)  # but gathered
 
 
 def test_a_ring_runs_at_the_speed_of_its_slowest_link():
