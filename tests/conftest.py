@@ -71,6 +71,13 @@ def nothing_is_skipped(report):
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Random numbers of torch do not depend on the tests before. Tests that do not load torch are spared its seconds."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 def encoded(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format=kind, **options)

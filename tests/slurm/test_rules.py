@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import socket
 import sys
@@ -62,7 +63,8 @@ def test_ranks_meet_at_a_port_where_nobody_listens(slurm, python, tmp_path):
     with socket.create_server(("127.0.0.1", usual)):
         slurm.run("scontrol", "release", str(job_id))
         assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
-    assert f"rendezvous at 127.0.0.1:{usual + 1}\n" in slurm.log(job_id)
+    port = int(re.search(r"rendezvous at 127.0.0.1:(\d+)\n", slurm.log(job_id))[1])
+    assert 0 < port - usual < 10  # the next ones may be taken, too
 
 
 def test_a_job_without_progress_is_not_requeued(slurm, python, tmp_path):
