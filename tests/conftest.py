@@ -41,13 +41,6 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else str(item.path)))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    """Random numbers of torch do not depend on the tests before. Tests that do not load torch are spared its seconds."""
-    if torch := sys.modules.get("torch"):
-        torch.manual_seed(0)
-
-
 # What .ci/run does not install (a metric package that is no dependency), and what a machine may forbid.
 MAY_SKIP = ("could not import 'pyiqa'", "mounting ", "only root ")
 

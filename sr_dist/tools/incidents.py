@@ -39,8 +39,9 @@ ERROR = re.compile(r"[\w.]*(Error|Exception|Diverged|SaveFailed)\b")  # the last
 
 
 class Incident(Settings):
-    """Records a failed attempt of a job. Prints whether the job may try again (`again` or `stop`), the node to exclude (or -) and
-    the exit code, and in a second line the reason."""
+    """Records a failed attempt of a job, and says whether the job may try again.
+
+    Prints `again` or `stop`, the node to exclude (or -) and the exit code, and in a second line the reason."""
 
     run: Annotated[Path, Word("RUN")]
     """The run folder."""

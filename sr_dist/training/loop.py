@@ -107,14 +107,24 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     run.recent.append(Trained(step, result.losses, result.norms, tuple(key for batch in batches for key in batch.keys)))
     often = min(run.recipe.log_every, run.recipe.max_skipped)  # a streak that lasts is seen at the second check
     if due(run.recipe, often, step):
-        explain_skipped(run, batches)
-        check_divergence(run)
+        check_updates(run, batches)
     return result
 
 
-def explain_skipped(run: Run, batches: list[Batch]) -> None:
+def check_updates(run: Run, batches: list[Batch]) -> None:
+    """Skipped updates are counted on the device; reading the counts waits for it, so this is not done in every step.
+
+    All ranks must call: gradients are the same on all, buffers are not.
+    """
+    engines = run.engines.values()
+    counts = torch.stack([count.float() for e in engines for count in (e.skipped, e.buffers.refused, e.skipped_total)])
+    rows = ranks.all_reduce_max(counts).int().view(-1, 3).tolist()
+    explain_skipped(run, batches, sum(total for *_, total in rows))
+    check_divergence(run, {name: (skipped, refused) for name, (skipped, refused, _) in zip(run.engines, rows, strict=True)})
+
+
+def explain_skipped(run: Run, batches: list[Batch], count: int) -> None:
     """Logs what made gradients that are not finite, in the steps since this was last called. All ranks must call."""
-    count = sum(float(engine.skipped_total) for engine in run.engines.values())
     if count > run.num_skipped and run.precision.name != "fp16":  # whose scaler tries out how much is too much
         networks = {name: engine.bare for name, engine in run.engines.items()}
         whole = run.primary == "generator" and not any(is_partitioned(engine) for engine in run.engines.values())
@@ -171,19 +181,15 @@ def seed_everything(seed: int, step: int, device: torch.device) -> None:
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(number)
 
 
-def check_divergence(run: Run) -> None:
-    """Skipped updates are counted on the device; reading the count waits for it, so this is not done in every step.
-
-    All ranks must call: gradients are the same on all, buffers are not.
-    """
-    engines = run.engines.values()
+def check_divergence(run: Run, counts: Mapping[str, tuple[int, int]]) -> None:
+    """`counts` has, by network, the steps in a row whose gradients and whose buffers were not finite. All ranks must call."""
     most = run.recipe.max_skipped if run.step < run.recipe.steps else min(run.recipe.max_skipped, SKIPPED_AT_THE_END)
-    counts = ranks.all_reduce_max(torch.stack([count.float() for e in engines for count in (e.skipped, e.buffers.refused)]))
-    for (name, engine), (skipped, refused) in zip(run.engines.items(), counts.int().view(-1, 2).tolist(), strict=True):
+    for name, (skipped, refused) in counts.items():
         if (count := skipped) >= most:
             problem = f"the gradients of the {name} were not finite for {count} steps in a row"
         elif (count := refused) >= most:
-            names = ", ".join(sorted({name for part in ranks.all_gather(engine.buffers.broken()) for name in part})[:3])
+            broken = ranks.all_gather(run.engines[name].buffers.broken())
+            names = ", ".join(sorted({buffer for part in broken for buffer in part})[:3])
             problem = f"buffers of the {name} ({names}) were not finite after {count} steps in a row and were restored"
         else:
             continue

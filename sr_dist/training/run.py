@@ -106,7 +106,7 @@ class Run:
     step: int = 0
     observer: Observer | None = None  # of the last step, if its health was measured
     recent: deque[Trained] = field(default_factory=lambda: deque(maxlen=MOST))  # steps since updates were counted
-    num_skipped: float = 0.0  # updates of all networks, as they were last counted
+    num_skipped: int = 0  # updates of all networks, as they were last counted
 
     @property
     def primary(self) -> str:
@@ -262,7 +262,7 @@ def resume(run: Run, saved: checkpoint.Checkpoint) -> None:
         engine.load({"weights": saved.tensors(name), "optimizer": saved.tensors(f"{name}.optimizer")})
         engine.load_scaler(state["scalers"][name])
         engine.skipped_total += state["skipped"][name]
-    run.num_skipped = float(sum(state["skipped"][name] for name in run.engines))
+    run.num_skipped = sum(state["skipped"][name] for name in run.engines)
     run.step = saved.step
     run.state["best"], run.state["validated"] = state["best"], state["validated"]
     run.state["last_finite"], run.state["last_saved"] = state.get("last_finite"), state.get("last_saved")

@@ -83,7 +83,7 @@ def test_a_network_of_ones_own_takes_the_place_of_the_section(tmp_path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError) as mistake:
         checks.read_recipe("esrgan_x4", {"generator.name": "toy_parts.toy"})
-    text = "choose from name, width; --generator='{name: toy_parts.toy}' takes the place of the recipe's whole section"
+    text = "with num_blocks, growth; --generator='{name: toy_parts.toy}' takes the place of the whole section"
     assert str(mistake.value).endswith(text)
     section = str(mistake.value).split("--generator='")[1].split("'")[0]
     assert checks.read_recipe("esrgan_x4", {"generator": section}).generator.name == "toy_parts.toy"

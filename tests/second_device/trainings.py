@@ -27,7 +27,7 @@ from sr_dist.recipe import checks
 from sr_dist.training import loop, train
 
 STEPS = 4
-ASIDE = ("report", "validate", "save", "save_validated", "check_divergence")  # parts of the loop that may wait: not in every step
+ASIDE = ("report", "validate", "save", "save_validated", "check_updates")  # parts of the loop that may wait: not in every step
 torchvision.models.vgg19 = functools.cache(torchvision.models.vgg19)  # its 144 million random weights take seconds
 
 

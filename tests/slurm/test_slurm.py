@@ -198,5 +198,5 @@ def test_a_run_whose_rank_was_killed_continues_on_one_node_less(slurm, uninterru
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
     for ours, theirs in zip(losses(folder), losses(runs / "whole"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
-    assert [alert.title for alert in of_kind(folder, "alert")] == ["smaller failed"]
+    assert [alert.title for alert in of_kind(folder, "alert") if not alert.title.endswith(": alarm")] == ["smaller failed"]
     assert len({path.name.rsplit("-", 1)[1] for path in folder.glob("wandb/offline-run-*")}) == 1

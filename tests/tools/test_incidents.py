@@ -182,7 +182,7 @@ def test_trackers_get_an_alert(tmp_path, monkeypatch, write_recipe, capsys):
     recipe = checks.read_recipe(write_recipe(), {})
     recipe.folder.mkdir(parents=True)
     (recipe.folder / "recipe.yaml").write_text(config.text(recipe))
-    monkeypatch.setattr(tracker, "tracker_openers", lambda: [lambda recipe, info: Pager(), lambda recipe, info: None])
+    monkeypatch.setattr(tracker, "tracker_openers", lambda recipe: [lambda recipe, info: Pager(), lambda recipe, info: None])
     leave(recipe.folder / ".failed", 1, time.time(), 137)
     judge(recipe.folder, capsys, before=0, after=2)
     text = "step 2: n1, rank 1: SIGKILL; the job goes back to the queue"
