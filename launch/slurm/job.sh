@@ -6,6 +6,8 @@
 #   SR_DIST_MIN_NODES    how many nodes must remain when a node that failed is excluded (as many as the attempt had)
 #   MASTER_ADDR          the address of the first node, if its name does not resolve on the other nodes
 set -euo pipefail
+signal=  # the one that this shell has received
+trap 'signal=USR1' USR1  # here, because SLURM sends it at once to a job that is shorter than its notice
 set +u  # the environment software of some clusters reads unset variables
 . launch/slurm/environment.sh
 set -u
@@ -23,7 +25,6 @@ requeues=${SLURM_RESTART_COUNT:-0}
 for number in "SR_DIST_REQUEUES $max_requeues" "SR_DIST_RETRIES $retries" "SR_DIST_MIN_NODES $min_nodes"; do
   [[ ${number#* } =~ ^[0-9]+$ ]] || { echo "error: ${number% *}: '${number#* }' is not a whole number" >&2; exit 2; }
 done
-signal=         # the signal that this shell has received
 
 log() { echo "$(date '+%F %T') job $SLURM_JOB_ID: $*"; }
 
@@ -71,7 +72,6 @@ saved_step() {  # RUN: prints the step of its newest checkpoint, or 0
 # with 1 after a signal.
 attempt() {  # RECIPE [--key=value ...]: sets `run` and `failed_node`
   local before after reason runs code=0 runs_exist=''
-  trap 'signal=USR1' USR1
   trap 'signal=TERM' TERM
   run=$(run_folder "$@") || return
   runs=$(dirname "$run")

@@ -53,15 +53,6 @@ def test_a_fork_of_the_folder_in_which_one_stands_is_beside_it_with_an_optimizer
     assert row["loss/real"] == [json.loads(line) for line in (parent / "metrics.jsonl").read_text().splitlines()][4]["loss/real"]
 
 
-def test_a_fork_of_the_folder_in_which_one_stands_is_beside_it_with_an_optimizer_of_its_own(parent):
-    """The discriminator had the generator's optimizer; now it has a rate of its own, which is the same kind."""
-    own = "--discriminator_optimizer={name: adam, learning_rate: 0.003}"
-    run(0, "sr_dist.fork", ".", "--at=4", "--name=own", "--steps=5", own, cwd=parent)
-    assert (parent.parent / "own" / "DONE").exists() and not (parent / "own").exists()
-    row = json.loads((parent.parent / "own" / "metrics.jsonl").read_text())
-    assert row["loss/real"] == [json.loads(line) for line in (parent / "metrics.jsonl").read_text().splitlines()][4]["loss/real"]
-
-
 def test_a_fork_may_change_rates_and_weights_but_no_network(parent, run_commands):
     command = [str(parent), "--at=4", "--name=new"]
     changes = ["--optimizer.learning_rate=0.002", "--objective.adversarial_weight=0.5", "--steps=5"]
