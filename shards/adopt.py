@@ -40,6 +40,11 @@ def adopt(out: Path, patterns: Sequence[str], class_file: Path | None, tars: str
     write_lines(out / "duplicates.jsonl", duplicates)
     write_manifest(out, manifest)
     print_summary(out, manifest, sum(tar.unlabelled for tar in scanned), len(rejects), len(duplicates))
+    if unmarked := sum(tar.unmarked for tar in scanned):
+        print(
+            f"{plural(unmarked, 'JPEG')} without restart markers: training decodes them whole; `shards.build --restarts` puts "
+            "markers into images as files, without loss, and training then decodes only the rows of a crop"
+        )
     return manifest
 
 

@@ -17,6 +17,7 @@ from shards.items import Listing
 from shards.merge import merge
 from shards.pixels import Preparation
 from shards.plan import Plan, item_order, items_digest, tool_versions
+from shards.restarts import jpegtran_version
 from shards.source import Source, load_source, lr_reader, reader, source_names
 from shards.workers import write_shards
 from shards.writer import WriteOptions, WrittenShard
@@ -218,12 +219,17 @@ def make_plan(settings: Build, preparation: Preparation, listing: Listing, own: 
     order = item_order(listing, settings.seed, settings.per_class)
     per_shard = settings.per_shard or (PER_SHARD_OF_TILES if preparation.tile else PER_SHARD)
     shared = {"name": settings.shard_name, "per_shard": per_shard, "per_class": settings.per_class}
+    prepared, tool = preparation.model_dump(mode="json"), tool_versions()
+    if preparation.restarts:
+        tool["jpegtran"] = jpegtran_version()
+    else:  # plan files of builds that began before this option existed do not have it
+        prepared.pop("restarts")
     fingerprint = {
         "source": settings.source,
-        "options": {**preparation.model_dump(mode="json"), **own, **shared},
+        "options": {**prepared, **own, **shared},
         "seed": settings.seed,
         "inputs": {"count": len(listing.items), "digest": items_digest(listing.items)},
-        "tool": tool_versions(),
+        "tool": tool,
     }
     num_shards = -(-len(order) // per_shard)
     return Plan(settings.root.rstrip("/"), settings.out, settings.shard_name, listing, order, num_shards, fingerprint)

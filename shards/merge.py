@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from shards.plan import Plan
+from shards.restarts import MARKED
 from shards.writer import WrittenShard
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import write_whole
@@ -44,7 +45,10 @@ def merge(plan: Plan, written: list[WrittenShard], dedupe: bool) -> Manifest:
 
 
 def build_manifest(plan: Plan, written: list[WrittenShard], entries: list[ShardEntry]) -> Manifest:
-    converted = sum((Counter(shard.converted) for shard in written), Counter())
+    counts = {
+        "converted": sum((Counter(shard.converted) for shard in written), Counter()),
+        "restarts": sum((Counter(shard.restarts) for shard in written), Counter()),
+    }
     return Manifest(
         format=FORMAT,
         samples=sum(entry.samples for entry in entries),
@@ -54,7 +58,7 @@ def build_manifest(plan: Plan, written: list[WrittenShard], entries: list[ShardE
         attributes=tuple(plan.listing.attributes),
         order={"seed": plan.fingerprint["seed"]},
         shards=tuple(entries),
-        source={**plan.source, **({"converted": dict(sorted(converted.items()))} if converted else {})},
+        source={**plan.source, **{name: dict(sorted(count.items())) for name, count in counts.items() if count}},
         tool=plan.fingerprint["tool"],
     )
 
@@ -64,6 +68,12 @@ def print_summary(out: Path, manifest: Manifest, rejects: int, duplicates: int, 
     print(f"{counts}, {plural(len(manifest.classes), 'class', 'classes')}, smallest side {manifest.min_side}: {out}")
     if converted := manifest.source.get("converted"):
         print("converted to PNG: " + ", ".join(f"{count} {reason}" for reason, count in converted.items()))
+    if restarts := manifest.source.get("restarts"):
+        stayed = ", ".join(f"{count} {reason}" for reason, count in restarts.items() if reason != MARKED)
+        print(
+            f"restart markers were put into {plural(restarts.get(MARKED, 0), 'JPEG')}"
+            + (f"; as they were: {stayed}" if stayed else "")
+        )
     if rejects:
         print(
             f"{plural(rejects, 'input')} {'was' if rejects == 1 else 'were'} rejected; {out / 'rejects.jsonl'} lists the reasons"

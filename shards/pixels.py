@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from pydantic import Field
 
 from shards.image_header import STORED_FORMATS, Rejected, SourceImage, inspect_image
+from shards.restarts import marked
 from sr_dist.core.config import Absent, OptionalPositive, Positive, Settings
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.pixels import FORMATS, MAX_PIXELS
@@ -31,7 +33,7 @@ class Preparation(Settings):
     """How an input becomes the images that are stored. The steps are done in the order of the fields."""
 
     keep: bool = False
-    """Store the bytes of every image unchanged; an error together with centre_crop, resize, tile or format."""
+    """Store the bytes of every image unchanged; an error together with centre_crop, resize, tile, format or restarts."""
     max_pixels: Annotated[int, Field(gt=0, le=MAX_PIXELS)] = MAX_PIXELS
     """Images with more pixels are rejected by their header, before they are decoded; training reads none above the default."""
     min_side: Positive = 1
@@ -50,6 +52,9 @@ class Preparation(Settings):
     """Encode as this format; where it is not given, images that change become JPEG from JPEG and PNG from all others."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """The quality of JPEG and WebP."""
+    restarts: bool = False
+    """Put restart markers into JPEGs whose bytes are stored, without loss, by jpegtran: training then decodes only the rows of
+    its crop. Pixels and metadata stay; a JPEG for which that fails stays as it is, and the build says how many and why."""
 
     @property
     def rewrites(self) -> bool:
@@ -59,6 +64,12 @@ class Preparation(Settings):
         """Refuses options that contradict each other, and sides that are not multiples of the scale of stored LR."""
         if self.keep and self.rewrites:
             raise UserError("keep: stores the bytes unchanged, but centre_crop, resize, tile and format change them")
+        if self.keep and self.restarts:
+            raise UserError("keep: stores the bytes unchanged, but restarts writes JPEGs anew, with the same pixels")
+        if self.restarts and self.rewrites:
+            raise UserError(
+                "restarts: is for JPEGs whose bytes are stored; centre_crop, resize, tile and format write their own markers"
+            )
         if self.stride and not self.tile:
             raise UserError("stride: is the distance from tile to tile; give --tile=PIXELS too")
         if "resize_mode" in self.model_fields_set and not self.resize:
@@ -88,6 +99,7 @@ class PreparedSample(NamedTuple):
     hr: EncodedImage
     lr: EncodedImage | None
     conversion: str | None = None  # why the bytes of HR could not be stored unchanged
+    restarts: str | None = None  # whether a JPEG got restart markers, or why not, as `shards.restarts` calls it
 
 
 def prepare(hr_data: bytes, lr_data: bytes | None, preparation: Preparation, scale: int = 1) -> Iterator[PreparedSample]:
@@ -100,7 +112,11 @@ def prepare(hr_data: bytes, lr_data: bytes | None, preparation: Preparation, sca
     if preparation.rewrites:
         yield from rewrite(hr, lr, preparation, scale)
     else:
-        yield PreparedSample("", stored(hr), stored_lr(lr) if lr else None, hr.conversion)
+        outcome = None
+        if preparation.restarts and not hr.conversion and STORED_FORMATS[hr.kind] == "jpg":
+            data, outcome = marked(hr)
+            hr = replace(hr, data=data)
+        yield PreparedSample("", stored(hr), stored_lr(lr) if lr else None, hr.conversion, outcome)
 
 
 def rewrite(hr: SourceImage, lr: SourceImage | None, preparation: Preparation, scale: int) -> Iterator[PreparedSample]:

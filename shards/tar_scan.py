@@ -24,6 +24,7 @@ from sr_dist.data.format import (
     index_bytes,
     index_name,
 )
+from sr_dist.data.jpeg_rows import can_be_cut
 
 OTHER_LR = [f"lr.{suffix}" for suffix in HR_SUFFIXES if suffix != "png"]
 MOST_CLASSES = 10_000_000  # the manifest has a name for each; larger numbers are identities or hashes
@@ -39,6 +40,7 @@ class ScannedTar:
     num_classes: int  # the highest number of a class, plus one
     unlabelled: int  # samples without a class
     scales: set[int]  # of stored LR; 0 stands for samples without LR
+    unmarked: int = 0  # JPEGs without restart markers
 
 
 @dataclass
@@ -55,6 +57,7 @@ def scan_tar(number: int, path: Path, out: Path) -> tuple[int, tuple[int, Scanne
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, str]] = []
     keys: set[str] = set()
+    unmarked = 0
     with open(path, "rb") as file:
         for sample in samples(file, path):
             try:
@@ -62,6 +65,7 @@ def scan_tar(number: int, path: Path, out: Path) -> tuple[int, tuple[int, Scanne
                     raise Rejected("the key occurs twice in this tar; the members of a sample must follow each other")
                 rows.append(index_row(sample))
                 keys.add(sample.key)
+                unmarked += lacks_markers(sample)
             except Rejected as problem:
                 rejects.append({"key": sample.key[:MAX_KEY], "path": str(path), "reason": str(problem)})
     write_whole(out / index_name(path.name), index_bytes(rows, 0))
@@ -70,7 +74,7 @@ def scan_tar(number: int, path: Path, out: Path) -> tuple[int, tuple[int, Scanne
     scales = {row["width"] // row["lr_width"] if "lr_width" in row else 0 for row in rows}
     num_classes = max((row["class"] + 1 for row in rows), default=0)
     unlabelled = sum(row["class"] == NO_CLASS for row in rows)
-    return 1, (number, ScannedTar(entry, rejects, min(sides, default=0), num_classes, unlabelled, scales))
+    return 1, (number, ScannedTar(entry, rejects, min(sides, default=0), num_classes, unlabelled, scales, unmarked))
 
 
 def samples(file: IO[bytes], path: Path) -> Iterator[TarSample]:
@@ -192,6 +196,12 @@ def index_row(sample: TarSample) -> dict[str, Any]:
             raise Rejected(f"HR {hr.width} x {hr.height} is not a multiple of LR {lr.width} x {lr.height}")
         row |= {"lr_width": lr.width, "lr_height": lr.height, **member_columns("lr", *lr_images[0])}
     return row
+
+
+def lacks_markers(sample: TarSample) -> bool:
+    """Whether its HR image is a JPEG that training decodes whole, since it has no restart markers."""
+    images = [data for suffix, _, data in sample.members if suffix in HR_SUFFIXES and isinstance(data, bytes)]
+    return any(data.startswith(b"\xff\xd8") and not can_be_cut(data) for data in images)
 
 
 def member_columns(member: str, offset: int, data: bytes) -> dict[str, int]:

@@ -43,6 +43,7 @@ class WrittenShard:
     rejects: list[dict[str, Any]] = field(default_factory=list)  # key, path, reason
     min_side: int = 0  # of its images; 0 if it has none
     converted: dict[str, int] = field(default_factory=dict)  # number of images that could not be stored unchanged, by reason
+    restarts: dict[str, int] = field(default_factory=dict)  # number of JPEGs that got restart markers, or not, by reason
 
 
 class TarWriter:
@@ -75,6 +76,7 @@ def write_shard(name: str, items: Iterable[Item], options: WriteOptions) -> Writ
     rows: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     converted: Counter[str] = Counter()
+    restarts: Counter[str] = Counter()
     try:
         with open(temporary, "wb") as file:
             tar = TarWriter(file)
@@ -86,6 +88,7 @@ def write_shard(name: str, items: Iterable[Item], options: WriteOptions) -> Writ
                 for sample in result:
                     rows.append(write_sample(tar, item, sample, options.attributes))
                     converted.update([sample.conversion] if sample.conversion else [])
+                    restarts.update([sample.restarts] if sample.restarts else [])
             tar.end()
         write_whole(options.folder / index_name(name), index_bytes(rows, (len(options.attributes) + 7) // 8))
         os.replace(temporary, options.folder / name)
@@ -93,7 +96,7 @@ def write_shard(name: str, items: Iterable[Item], options: WriteOptions) -> Writ
         temporary.unlink(missing_ok=True)
     entry = ShardEntry(name=name, bytes=tar.size, samples=len(rows), sha256=tar.digest.hexdigest())
     min_side = min((min(row["width"], row["height"]) for row in rows), default=0)
-    return WrittenShard(entry, rejects, min_side, dict(converted))
+    return WrittenShard(entry, rejects, min_side, dict(converted), dict(restarts))
 
 
 def prepare_item(item: Item, options: WriteOptions) -> list[PreparedSample] | dict[str, str]:

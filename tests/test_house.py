@@ -18,7 +18,7 @@ FLOORS = {  # a file imports its own room and rooms of lower floors, never upwar
     "core": 0, "recipe": 1, "models": 2, "losses": 3, "data": 4, "evaluation": 5, "objectives": 5, "training": 6, "tools": 7,
     "commands": 8,
 }  # fmt: skip
-FOR_SHARDS = ("sr_dist.core", "sr_dist.data.format", "sr_dist.data.order")
+FOR_SHARDS = ("sr_dist.core", "sr_dist.data.format", "sr_dist.data.jpeg_rows", "sr_dist.data.order")
 HOMES = {
     "accelerate": ("sr_dist/core/ranks.py", "sr_dist/training/"),
     "deepspeed": ("sr_dist/training/deepspeed.py",),

@@ -55,6 +55,11 @@ def band(data: bytearray, size: tuple[int, int], top: int, bottom: int) -> tuple
     return cut, first * layout.step
 
 
+def can_be_cut(data: bytes | bytearray) -> bool:
+    """Whether the header states a restart marker per row of blocks."""
+    return _layout(data) is not None
+
+
 def stated_size(data: bytes | bytearray) -> tuple[int, int] | None:
     """(height, width) in the header of a JPEG of any kind; None where it has none before its pixels."""
     offset = 2
@@ -65,7 +70,7 @@ def stated_size(data: bytes | bytearray) -> tuple[int, int] | None:
     return None
 
 
-def _layout(data: bytearray) -> Layout | None:
+def _layout(data: bytes | bytearray) -> Layout | None:
     """The structure of a JPEG, or None if it cannot be cut."""
     offset, interval, frame = 2, 0, None
     try:
@@ -83,7 +88,7 @@ def _layout(data: bytearray) -> Layout | None:
     return None
 
 
-def _row_layout(data: bytearray, frame: int, scan_components: int, interval: int, begin: int) -> Layout | None:
+def _row_layout(data: bytes | bytearray, frame: int, scan_components: int, interval: int, begin: int) -> Layout | None:
     """None unless one scan has all components (luma and two of chroma), and the restart interval is one row of blocks."""
     height, width, components = struct.unpack_from(">HHB", data, frame + 5)
     across, down = 1, 1  # blocks in a unit; always one for a single component
