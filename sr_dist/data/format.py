@@ -308,12 +308,12 @@ class Shards:
 
     def damage(self) -> Iterator[str]:
         """The shards that are missing or have a wrong size, one message each."""
-        folder, entries = str(self.path(0).parent), self.manifest.shards
+        entries = self.manifest.shards
+        folder = str(self.path(0)).removesuffix(entries[0].name)
 
         def problems(numbers: range) -> list[str]:
-            return [
-                problem for number in numbers if (problem := damage_of(f"{folder}/{entries[number].name}", entries[number].bytes))
-            ]
+            damages = (damage_of(folder + entries[number].name, entries[number].bytes) for number in numbers)
+            return list(filter(None, damages))
 
         yield from chain.from_iterable(at_once(problems, self._groups()))
 

@@ -77,9 +77,10 @@ class RemoteShards(Shards):
         self._note_use()
         return self.cache.open(self._entry(shard), address(self.tars, self._entry(shard).name), self.fetch_log)
 
-    def fetch(self, shard: int) -> None:
+    def fetch(self, shard: int) -> int:
+        """Fetches a shard if it is not cached: its bytes, or 0."""
         self._note_use()
-        self.cache.fetch(self._entry(shard), address(self.tars, self._entry(shard).name), self.fetch_log)
+        return self.cache.fetch(self._entry(shard), address(self.tars, self._entry(shard).name), self.fetch_log)
 
     def _note_use(self) -> None:
         """So that a cache removes indexes after the shards that are as old."""
