@@ -116,7 +116,7 @@ def make_images(folder: Path, sizes: Sizes) -> None:
     from shards.sources import sample_photos
 
     def tiles(tile: int, count: int) -> list[Image.Image]:
-        items = sample_photos.listing("train", sample_photos.Config(tile=tile, stride=tile // 8)).items
+        items = sample_photos.listing("train", sample_photos.Config(tile=tile, stride=tile // 16)).items
         return [
             Image.open(io.BytesIO(sample_photos.read(item))).convert("RGB")
             for item in items[:: max(len(items) // count, 1)][:count]

@@ -263,13 +263,13 @@ class Loader:
 
     def _depth_limits(self, remote: Sequence[RemoteShards]) -> Limits:
         entries = [entry for shards in remote for entry in shards.manifest.shards]
-        size, room = sum(entry.bytes for entry in entries), min(shards.cache.limit for shards in remote)
+        size, room = max(sum(entry.bytes for entry in entries), 1), min(shards.cache.limit for shards in remote)
         position_bytes = size / self.samples / len(set(self.node_of))
         read_ahead = PREFETCH_STEPS * max(self.data.workers, 1) * self.data.batch
         return Limits(
             horizon=max(self.data.window, 2 * read_ahead),
             most_horizon=min(int(room / position_bytes) - self.data.window, self.samples),
-            most_at_once=max(room // (4 * max(entry.bytes for entry in entries)), 1),
+            most_at_once=max(room // (4 * max(max(entry.bytes for entry in entries), 1)), 1),
             position_bytes=position_bytes,
             shard_bytes=size / len(entries),
             at_once=self.data.fetch_at_once,

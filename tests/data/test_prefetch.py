@@ -14,10 +14,11 @@ from processes import LONGEST
 from servers import serving
 
 from sr_dist.core import ranks
+from sr_dist.core.errors import UserError
 from sr_dist.data.loader import LoaderConfig
 from sr_dist.data.remote import sources
 from sr_dist.data.remote.cache import Cache
-from sr_dist.data.remote.prefetch import Depth, Limits
+from sr_dist.data.remote.prefetch import Depth, Limits, Prefetcher
 
 SAMPLES, BATCH, STEPS = 24, 4, 6
 MB = 1_000_000
@@ -84,6 +85,45 @@ def test_nothing_changes_before_a_step_is_measured():
     depth = Depth(limits())
     assert [depth.downloaded(10 * MB, 5.0) for _ in range(5)] == [""] * 5
     assert (depth.at_once, depth.horizon) == (2, 200)
+
+
+def test_training_does_not_wait_while_the_next_shard_is_worked_out():
+    entered, released = threading.Event(), threading.Event()
+
+    def tasks():
+        entered.set()
+        assert released.wait(LONGEST)
+        yield 0, lambda: 0
+
+    with patience(LONGEST):
+        prefetcher = Prefetcher(tasks(), Depth(limits()), 0)
+        assert entered.wait(LONGEST)
+        prefetcher.advance(4, 0.1)  # would hang
+        prefetcher.close()
+        released.set()
+
+
+def test_a_shard_that_cannot_be_fetched_stops_no_other_and_order_and_horizon_are_kept():
+    """One at a time: 0 to 3 are near from the start, 5 after an advance by 1, 9 never."""
+    fetched: list[int] = []
+
+    def task(position: int):
+        def fetch() -> int:
+            fetched.append(position)
+            if position == 1:
+                raise UserError("the server is away")
+            return 0
+
+        return position, fetch
+
+    with patience(LONGEST):
+        prefetcher = Prefetcher(map(task, (0, 1, 2, 3, 5, 9)), Depth(limits(horizon=4, at_once=1)), 0)
+        while fetched != [0, 1, 2, 3]:
+            time.sleep(0.005)
+        prefetcher.advance(1, 0.1)
+        while fetched != [0, 1, 2, 3, 5]:
+            time.sleep(0.005)
+        prefetcher.close()
 
 
 @pytest.fixture(scope="module")
