@@ -5,7 +5,7 @@
 # benchmarks/RESULTS.md.
 #   bash launch/gpu_hour.sh [--minutes=60] [--out=build/gpu_hour] [--data=SHARDS] [--parts=tests,step,...] [--dry_run]
 #     --minutes   the time of all parts together; each has its share, and what has no time left is recorded as such
-#     --out       the folder of the results (results.md), logs and runs
+#     --out       the folder of the results (results.md), logs and runs; one that has results is refused
 #     --data      shards of photographs of 128 pixels or more; without it, the photographs of the demo in tiles of 256
 #     --parts     some of tests, step, batch, ranks, data, sweep, esrgan
 #     --dry_run   prints the commands and runs nothing
@@ -35,6 +35,7 @@ for name in "${parts[@]}"; do
   [ -n "${SHARES[$name]:-}" ] || mistake "parts: unknown part '$name'; choose from ${PARTS[*]}"
 done
 case $out in /*) ;; *) out=$PWD/$out ;; esac
+[ -n "$dry" ] || [ ! -e "$out/results.md" ] || mistake "out: '$out' has the results of an earlier run; name another folder with --out"
 [ -z "$data" ] || [[ $data = /* || $data = *:* ]] || data=$PWD/$data
 prepare_python dev
 cd "$ROOT"

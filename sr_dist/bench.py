@@ -15,6 +15,9 @@ from sr_dist.core.errors import UserError, nearest
 from sr_dist.data import data_checks
 
 BENCHMARKS = ("data", "step", "eval")
+OPTIONS = {  # of each benchmark, beside the recipe and --json
+    "data": ("images", "rounds"), "step": ("steps",), "step --memory": ("memory", "gpus"), "eval": ("images", "rounds", "width"),
+}  # fmt: skip
 
 
 class Bench(Settings):
@@ -68,12 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(options: Bench) -> None:
     if options.benchmark not in BENCHMARKS:
         raise UserError(f"BENCHMARK: unknown benchmark '{options.benchmark}'; choose from {', '.join(BENCHMARKS)}")
+    check_options(options)
     if options.benchmark == "eval":
         bench_eval(options)
         return
     if options.recipe is None:
         raise UserError("RECIPE is missing; see --help")
-    if options.memory and options.benchmark == "step":
+    if options.memory:
         recipe = data_checks.load_without_data(options.recipe, options.overrides)
 
         from sr_dist.tools.memory import show_memory  # loads torch, which the checks above do without
@@ -88,6 +92,16 @@ def bench(options: Bench) -> None:
         bench.bench_data(recipe, options.images or 1000, options.rounds or 7, options.as_json)
     else:
         bench.bench_step(recipe, options.steps, options.as_json)
+
+
+def check_options(options: Bench) -> None:
+    """Refuses an option of another benchmark, which would change nothing."""
+    name = f"{options.benchmark} --memory" if options.benchmark == "step" and options.memory else options.benchmark
+    given = options.model_fields_set - (set() if options.memory else {"memory"})
+    for option in sorted(given & {option for of_one in OPTIONS.values() for option in of_one} - set(OPTIONS[name])):
+        owners = " and ".join(f"`bench {other}`" for other, of_one in OPTIONS.items() if option in of_one)
+        takes = ", ".join(f"--{own}" for own in OPTIONS[name])
+        raise UserError(f"{option}: an option of {owners}; `bench {name}` takes {takes}")
 
 
 def bench_eval(options: Bench) -> None:

@@ -1,6 +1,6 @@
 """A real HTTP server of a folder, with faults: `store.faults["a.tar"] = ["drop", "500"]`, one per request.
 
-It answers ranges and sends ETags, unless `store.plain` is set.
+It answers ranges and sends ETags, unless `store.plain` is set. A tar is sent with `store.rate` bytes per second, if that is set.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ class Store(ThreadingHTTPServer):
         self.requests: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()  # bytes by file
         self.plain = False
+        self.rate = 0.0  # of each connection
+        self.connections = self.most_connections = 0  # that are sending a tar
         self.released = threading.Event()  # for the fault "wait"
         self.lock = threading.Lock()
 
@@ -79,11 +82,27 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(header, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(data)
+        self._send(data, self.server.rate if name.endswith(".tar") else 0.0)
         with self.server.lock:
             self.server.sent[name] += len(data)
         if fault == "stall":
             self.server.released.wait(60)
+
+    def _send(self, data: bytes, rate: float) -> None:
+        if not rate:
+            self.wfile.write(data)
+            return
+        with self.server.lock:
+            self.server.connections += 1
+            self.server.most_connections = max(self.server.connections, self.server.most_connections)
+        try:
+            piece = max(int(rate / 50), 1)
+            for first in range(0, len(data), piece):
+                time.sleep(1 / 50)
+                self.wfile.write(data[first : first + piece])
+        finally:
+            with self.server.lock:
+                self.server.connections -= 1
 
     def log_message(self, *_) -> None:
         pass

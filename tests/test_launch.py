@@ -295,6 +295,15 @@ def test_a_gpu_hour_with_a_mistake_is_refused(word, complaint):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {complaint}") and not done.stdout
 
 
+def test_the_results_of_an_earlier_gpu_hour_stay(tmp_path):
+    (tmp_path / "results.md").write_text("the first one's")
+    done = gpu_hour(f"--out={tmp_path}", SR_DIST_GPU_HOUR="cpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: out: '{tmp_path}' has the results of an earlier run; name another folder with --out\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
+    assert (tmp_path / "results.md").read_text() == "the first one's"
+
+
 def measured(folder: Path, minutes: int, *words: str) -> tuple[str, dict[str, str]]:
     """On a CPU, by a Python that fails in one measurement and hangs in another: -> the record, and its rows."""
     planted, out = folder / "python", folder / "hour"

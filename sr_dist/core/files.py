@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -22,6 +23,8 @@ IMAGE_FORMATS = {
 }  # fmt: skip
 IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
 SHORT_SUFFIXES = {".jpeg": ".jpg", ".tiff": ".tif"}  # other names of a format
+SETTLED = 3.0  # seconds after which a file's times tell two versions of it apart
+Version = tuple[int, int, int, int, int]
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some clusters mount Lustre and NFS without locks
 
 
@@ -97,6 +100,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     with suppress(OSError):
         stat = os.stat(path)
         return stat.st_dev, stat.st_ino
+    return None
+
+
+def version_of(path: Path) -> Version | None:
+    """Equal as long as a file is the same. None for one that cannot be read, and for one that has changed just now: the clocks of
+    file systems are coarse, so it may change again without a trace."""
+    with suppress(OSError):
+        facts = os.stat(path)
+        if abs(time.time() - max(facts.st_mtime, facts.st_ctime)) > SETTLED:
+            return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
     return None
 
 

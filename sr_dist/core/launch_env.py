@@ -58,15 +58,26 @@ def _number(name: str) -> int | None:
 def record_collectives(folder: Path) -> None:
     """NCCL's flight recorder: where a collective gets no answer, each rank writes its last ones into the run folder.
 
-    Call before the process group begins. What a user has set stays.
+    Call before the process group begins. What a user has set stays, also under the name that torch gave it later. What this
+    process has set for an earlier run follows the run.
     """
-    defaults = {
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # collectives
-        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": str(folder.absolute() / COLLECTIVES),  # torch adds the rank
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    for names, value in {
+        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_FR_BUFFER_SIZE"): "2000",  # collectives
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",
+        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_FR_DUMP_TEMP_FILE"): str(
+            folder.absolute() / COLLECTIVES
+        ),  # torch adds the rank
+    }.items():
+        if all(os.environ.get(name) in (None, _own_values.get(name)) for name in names):
+            os.environ[names[0]] = _own_values[names[0]] = value
+
+
+_own_values: dict[str, str] = {}  # of variables that this process has set
+
+
+def available_cores() -> int:
+    """The cores that this process may use. macOS knows only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def rank() -> int:

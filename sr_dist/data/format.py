@@ -20,7 +20,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import lru_cache
+from itertools import accumulate, chain, filterfalse, islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -29,9 +30,12 @@ from pydantic import Field
 
 from sr_dist.core.config import Positive, Settings, typed
 from sr_dist.core.errors import UserError, nearest, nearest_path
-from sr_dist.core.files import open_regular, read_regular, write_whole
+from sr_dist.core.files import Version, open_regular, read_regular, version_of, write_whole
 from sr_dist.core.json_text import parse_json
-from sr_dist.core.printable import CONTROLS
+from sr_dist.core.printable import is_path
+from sr_dist.data.shard_checks import MODES as MODES
+from sr_dist.data.shard_checks import NO_CLASS as NO_CLASS
+from sr_dist.data.shard_checks import Case, agreement_cases, any_wrong, at_once, damage_of, groups, joined, row_cases
 from sr_dist.recipe.labels import LabelNames
 
 FORMAT = 1
@@ -40,9 +44,7 @@ MOST_NAMES = 1_000_000  # of a brace pattern
 URLS = ("http://", "https://", "s3://")  # of tars in a manifest; not pipe:, which would run a command from a data file
 MAGIC = b"SRDISTIX"
 HEADER = struct.Struct("<8sIIIIQ")
-MODES = ("RGB", "L", "RGBA", "LA", "I;16")  # the index stores the position in this list
 HR_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-NO_CLASS = -1
 
 COLUMNS: tuple[tuple[str, str], ...] = (
     ("hr_offset", "<u8"),
@@ -116,9 +118,18 @@ def index_name(shard: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the index
 
 
-def index_columns(key_width: int, attribute_bytes: int) -> list[tuple[str, np.dtype]]:
+@lru_cache(maxsize=64)
+def index_columns(key_width: int, attribute_bytes: int) -> tuple[tuple[str, np.dtype], ...]:
     tail = [("key", f"S{key_width}"), ("attributes", f"V{attribute_bytes}")]
-    return [(name, np.dtype(kind)) for name, kind in (*COLUMNS, *tail)]
+    return tuple((name, np.dtype(kind)) for name, kind in (*COLUMNS, *tail))
+
+
+@lru_cache(maxsize=64)
+def _layout(key_width: int, attribute_bytes: int) -> tuple[dict[str, tuple[np.dtype, int]], int]:
+    """The type of each column and the bytes of a row before it, and those of a whole row. Shards have few widths of keys."""
+    kinds = index_columns(key_width, attribute_bytes)
+    ends = list(accumulate((kind.itemsize for _, kind in kinds), initial=0))
+    return {name: (kind, begin) for (name, kind), begin in zip(kinds, ends, strict=False)}, ends[-1]
 
 
 def index_bytes(rows: Sequence[Mapping[str, Any]], attribute_bytes: int) -> bytes:
@@ -157,20 +168,15 @@ class Index:
         try:
             with open_regular(path) as file:
                 header, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
-                kinds, end = self._read_header(header, size, samples)
+                end = self._read_header(header, size, samples)
                 self._body = file.read(end - HEADER.size)
         except OSError as error:
             raise ShardError(f"the index '{path}' cannot be read: {error.strerror}") from None
         if len(self._body) != end - HEADER.size:
             raise ShardError(f"'{path}' was cut short while it was read")
-        ends = np.cumsum([0, *(kind.itemsize for kind in kinds.values())]) * self.samples
-        self._columns = {
-            name: np.frombuffer(self._body, kind, self.samples, begin)
-            for (name, kind), begin in zip(kinds.items(), ends.tolist(), strict=False)
-        }
 
-    def _read_header(self, header: bytes, size: int, samples: int | None) -> tuple[dict[str, np.dtype], int]:
-        """The columns and the number of bytes that the file must have."""
+    def _read_header(self, header: bytes, size: int, samples: int | None) -> int:
+        """The number of bytes that the file must have."""
         if len(header) < HEADER.size or header[:8] != MAGIC:
             raise ShardError(f"'{self.path}' is not an index of sr_dist")
         _, version, key_width, attribute_bytes, self.crc32, self.samples = HEADER.unpack(header)
@@ -181,11 +187,11 @@ class Index:
         if not 0 < key_width <= MAX_KEY or size > MAX_INDEX:
             limits = f"an index has at most {MAX_INDEX}, and keys of 1 to {MAX_KEY}"
             raise ShardError(f"'{self.path}' has {size} bytes, and keys of {key_width}; {limits}")
-        kinds = dict(index_columns(key_width, min(attribute_bytes, size)))
-        end = HEADER.size + sum(kind.itemsize for kind in kinds.values()) * self.samples
+        self._columns, row = _layout(key_width, min(attribute_bytes, size))
+        end = HEADER.size + row * self.samples
         if not attribute_bytes or end != size:
             raise ShardError(f"'{self.path}' has {size} bytes where its header needs {end}: it is cut short or damaged")
-        return kinds, end
+        return end
 
     def __len__(self) -> int:
         return self.samples
@@ -195,7 +201,8 @@ class Index:
         return len(self._body) + 4096  # of its objects
 
     def __getitem__(self, column: str) -> np.ndarray:
-        return self._columns[column]
+        kind, before = self._columns[column]
+        return np.frombuffer(self._body, kind, self.samples, before * self.samples)
 
     def check(self) -> None:
         """Compares the checksum."""
@@ -204,16 +211,10 @@ class Index:
 
     def check_rows(self, tar_bytes: int) -> None:
         """Refuses values that no shard of this size can have, so that readers can rely on all of them."""
-        self._refuse(self["class"] < NO_CLASS, "its class is {class}; classes are numbered from 0, and {none} is none")
-        self._refuse(self["mode"] >= len(MODES), "its mode is {mode}; the last is {last}")
-        for member in ("hr", "lr"):
-            offset, length = self[f"{member}_offset"], self[f"{member}_bytes"]
-            outside = (offset > tar_bytes) | (length > tar_bytes - np.minimum(offset, np.uint64(tar_bytes)))
-            self._refuse(outside, f"its {member} image, {{{member}_bytes}} bytes at {{{member}_offset}}, is not inside the tar")
-        self._refuse(self["hr_bytes"] == 0, "its image is empty")
-        self._refuse(np.minimum(self["width"], self["height"]) == 0, "its image is {width} x {height}")
-        stored = self["lr_bytes"] > 0
-        self._refuse(stored != (np.minimum(self["lr_width"], self["lr_height"]) > 0), "its LR image is {lr_width} x {lr_height}")
+        self._refuse(row_cases(self, tar_bytes))
+        self.check_keys()
+
+    def check_keys(self) -> None:
         try:
             for key in self["key"].tolist() if (self["key"].view(np.uint8) > 127).any() else ():
                 key.decode()
@@ -222,27 +223,19 @@ class Index:
 
     def check_agreement(self, manifest: Manifest) -> None:
         """Refuses what the manifest contradicts."""
-        self._refuse(
-            self["class"] >= len(manifest.classes), f"its class is {{class}}, but the manifest names {len(manifest.classes)}"
-        )
-        smallest = np.minimum(self["width"], self["height"])
-        self._refuse(
-            smallest < manifest.min_side, f"it is {{width}} x {{height}}, but the manifest's min_side is {manifest.min_side}"
-        )
-        scale = manifest.scale or 0
-        of_lr = self["width"] // np.maximum(self["lr_width"], 1) * (self["lr_width"] > 0)
-        self._refuse(
-            of_lr != scale, f"its LR image is {{lr_width}} x {{lr_height}}, but the manifest's scale is {scale or 'none'}"
-        )
+        self._refuse(agreement_cases(self, len(manifest.classes), manifest.min_side, manifest.scale or 0))
+        self.check_attributes(manifest)
+
+    def check_attributes(self, manifest: Manifest) -> None:
         if 8 * self["attributes"].dtype.itemsize < len(manifest.attributes):
             raise ShardError(f"'{self.path}' has fewer attributes than the manifest, {len(manifest.attributes)}")
 
-    def _refuse(self, wrong: np.ndarray, problem: str) -> None:
-        """Names the first wrong row. `{column}` in the message is its value."""
-        if wrong.any():
+    def _refuse(self, cases: Sequence[Case]) -> None:
+        """Names the first wrong row of the first case that has one."""
+        if any_wrong(cases):
+            wrong, problem = next(case for case in cases if case[0].any())
             row = int(wrong.argmax())
-            values = {name: column[row] for name, column in self._columns.items()}
-            text = problem.format(**values, none=NO_CLASS, last=len(MODES) - 1)
+            text = problem.format(**{name: self[name][row] for name in self._columns})
             raise ShardError(f"'{self.path}', sample {row}: {text}; the index is damaged, or not the manifest's")
 
 
@@ -295,12 +288,17 @@ class Shards:
 
     def index(self, shard: int, agreeing: bool = True) -> Index:
         """The index of a shard, checked. `agreeing`: also with the manifest."""
+        index = self.read_index(shard)
+        index.check_rows(self.manifest.shards[shard].bytes)
+        if agreeing:
+            index.check_agreement(self.manifest)
+        return index
+
+    def read_index(self, shard: int) -> Index:
+        """The index of a shard. Its checksum is right; its values may be those of another shard."""
         entry = self.manifest.shards[shard]
         index = Index(self.folder / index_name(entry.name), entry.samples)
         index.check()
-        index.check_rows(entry.bytes)
-        if agreeing:
-            index.check_agreement(self.manifest)
         return index
 
     def check_sizes(self) -> None:
@@ -310,19 +308,36 @@ class Shards:
 
     def damage(self) -> Iterator[str]:
         """The shards that are missing or have a wrong size, one message each."""
-        for path, entry in zip(self.paths(), self.manifest.shards, strict=True):
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                yield f"the shard '{path}' of the manifest is missing ({error.strerror})"
-                continue
-            if size != entry.bytes:
-                yield f"'{path}' has {size} bytes where the manifest says {entry.bytes}: it is cut short or was changed"
+        entries = self.manifest.shards
+        folder = str(self.path(0)).removesuffix(entries[0].name)
+
+        def problems(numbers: range) -> list[str]:
+            damages = (damage_of(folder + entries[number].name, entries[number].bytes) for number in numbers)
+            return list(filter(None, damages))
+
+        yield from chain.from_iterable(at_once(problems, self._groups()))
 
     def check_indexes(self) -> None:
         """Reads and checks every index."""
-        for number in range(len(self.manifest.shards)):
-            self.index(number)
+
+        def check(numbers: range) -> None:
+            manifest, entries = self.manifest, self.manifest.shards
+            indexes = [self.read_index(number) for number in numbers]
+            for index in indexes:
+                index.check_keys()
+                index.check_attributes(manifest)
+            columns = joined(indexes)
+            ends = np.repeat([entries[number].bytes for number in numbers], [len(index) for index in indexes])
+            agreement = agreement_cases(columns, len(manifest.classes), manifest.min_side, manifest.scale or 0)
+            if any_wrong([*row_cases(columns, ends), *agreement]):
+                for number in numbers:  # one of these says which row
+                    self.index(number)
+
+        for _ in at_once(check, self._groups()):
+            pass
+
+    def _groups(self) -> list[range]:
+        return groups(len(self.manifest.shards), self.manifest.samples)
 
 
 def open_shards(source: str, key: str = "shards") -> Shards:
@@ -371,6 +386,17 @@ def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:
 
 
 def read_manifest(folder: Path, key: str = "shards") -> Manifest:
+    """The manifest, checked. A training opens its shards several times, and a process holds one copy of what may be large."""
+    version = version_of(folder / "manifest.json")
+    return _parse_manifest(folder, key) if version is None else _same_manifest(folder, key, version)
+
+
+@lru_cache(maxsize=8)
+def _same_manifest(folder: Path, key: str, version: Version) -> Manifest:
+    return _parse_manifest(folder, key)
+
+
+def _parse_manifest(folder: Path, key: str) -> Manifest:
     path = folder / "manifest.json"
     try:
         tree = parse_json(read_regular(path, MAX_MANIFEST, "a manifest").decode())
@@ -389,23 +415,19 @@ def read_manifest(folder: Path, key: str = "shards") -> Manifest:
     if manifest.samples != sum(shard.samples for shard in manifest.shards) or manifest.samples < 1:
         counts = [shard.samples for shard in manifest.shards[:4]]
         raise ShardError(f"{key}: '{path}' says {manifest.samples} samples, its shards {counts}...")
-    twice = next((name for name, count in Counter(shard.name for shard in manifest.shards).items() if count > 1), None)
+    names = [shard.name for shard in manifest.shards]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise ShardError(f"{key}: '{path}' names the shard '{twice}' twice")
     if manifest.tars is not None and is_url(manifest.tars) and not manifest.tars.startswith(URLS):
         raise ShardError(f"{key}: '{path}': tars: '{manifest.tars}' is neither a folder nor begins with {', '.join(URLS)}")
-    for name in (*(shard.name for shard in manifest.shards), manifest.tars or ""):
-        if not is_path(name):
-            raise ShardError(f"{key}: '{path}': {name!r} has an unsafe name: it holds a character that no path has")
-    for shard in manifest.shards:
-        if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
-            raise ShardError(f"{key}: '{path}' names the shard '{shard.name}', which is not a tar file of that folder")
+    if not is_path("".join((*names, manifest.tars or ""))):  # one search for all, because there may be many
+        name = next(filterfalse(is_path, (*names, manifest.tars or "")))
+        raise ShardError(f"{key}: '{path}': {name!r} has an unsafe name: it holds a character that no path has")
+    for name in names:
+        if "/" in name or not name.endswith(".tar"):
+            raise ShardError(f"{key}: '{path}' names the shard '{name}', which is not a tar file of that folder")
     return manifest
-
-
-def is_path(text: str) -> bool:
-    """Whether a file can have this path, and a terminal can show it."""
-    return not (CONTROLS.search(text) or any(0xD800 <= ord(letter) < 0xE000 for letter in text))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

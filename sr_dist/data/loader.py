@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Timer
+from time import monotonic
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +35,7 @@ from sr_dist.data.fetch_log import FetchLog
 from sr_dist.data.format import Shards
 from sr_dist.data.order import Mix, seed_of
 from sr_dist.data.reader import ShardReader
-from sr_dist.data.remote.prefetch import FetchTask, Prefetcher
+from sr_dist.data.remote.prefetch import Depth, FetchTask, Limits, Prefetcher
 from sr_dist.data.remote.sources import RemoteShards
 from sr_dist.data.select import portion_of
 from sr_dist.data.sending import send_together
@@ -145,11 +146,15 @@ class Loader:
             )
             self._batches = iter(batches)
         self._prefetcher = self._start_prefetcher(begin)  # a thread, so it starts after the workers are forked
+        busy = 0.0  # seconds of the last step after its data had arrived
         for step in range(first, self.config.steps + 1):
             self._step = step
             if self._prefetcher:
-                self._prefetcher.advance(self.position_after(step - 1))
-            yield step, [_receive(next(self._batches), shared) for _ in range(self.accumulate)]
+                self._prefetcher.advance(self.position_after(step - 1), busy)
+            crops = [_receive(next(self._batches), shared) for _ in range(self.accumulate)]
+            arrived = monotonic()
+            yield step, crops
+            busy = monotonic() - arrived
 
     def _positions(self, start: int, steps: int) -> Positions:
         shards = self.source.shards if self.remote else None
@@ -254,8 +259,22 @@ class Loader:
                     if isinstance(shards, RemoteShards):
                         yield at, partial(shards.fetch, shard)
 
+        return Prefetcher(tasks(), Depth(self._depth_limits([s for s in sets if isinstance(s, RemoteShards)])), position)
+
+    def _depth_limits(self, remote: Sequence[RemoteShards]) -> Limits:
+        entries = [entry for shards in remote for entry in shards.manifest.shards]
+        size, room = max(sum(entry.bytes for entry in entries), 1), min(shards.cache.limit for shards in remote)
+        position_bytes = size / self.samples / len(set(self.node_of))
         read_ahead = PREFETCH_STEPS * max(self.data.workers, 1) * self.data.batch
-        return Prefetcher(tasks(), max(self.data.window, 2 * read_ahead), position)
+        return Limits(
+            horizon=max(self.data.window, 2 * read_ahead),
+            most_horizon=min(int(room / position_bytes) - self.data.window, self.samples),
+            most_at_once=max(room // (4 * max(max(entry.bytes for entry in entries), 1)), 1),
+            position_bytes=position_bytes,
+            shard_bytes=size / len(entries),
+            at_once=self.data.fetch_at_once,
+            ahead=self.data.fetch_ahead,
+        )
 
     def _needs_of_one_node(self, position: int) -> Iterator[tuple[int, list[int]]]:
         """It reads all shards, so nothing has to be divided."""

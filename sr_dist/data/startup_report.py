@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 
 from sr_dist.core import launch_env, ranks
@@ -45,7 +44,7 @@ def _indexed_lines(loader: Loader) -> Iterator[str]:
         effect = "most of them wait until the first shards are fetched" if loader.remote else SAME_FILES
         counts = f"{plural(num_shards, 'shard')} for {num_workers} workers"
         yield f"warning: {counts}: {effect}; shards.build --per_shard makes more shards"
-    workers, cores = launch_env.num_local_ranks() * loader.data.workers, len(os.sched_getaffinity(0))
+    workers, cores = launch_env.num_local_ranks() * loader.data.workers, launch_env.available_cores()
     if workers > cores:
         yield f"warning: data.workers: {plural(workers, 'worker')} on {plural(cores, 'core')}; fewer may be faster"
     caches = [data_set.reader.shards.cache for data_set in data_sets if isinstance(data_set.reader.shards, RemoteShards)]

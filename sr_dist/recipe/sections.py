@@ -164,6 +164,10 @@ class Data(Settings):
     """The node's folder for fetched shards; the default is in the folder for temporary files."""
     cache_gb: Annotated[float, Field(gt=0)] = 100.0
     """The size limit of the cache."""
+    fetch_at_once: Annotated[Positive | None, Absent] = None
+    """The number of shards that a node fetches at a time; by default it follows from measured rates."""
+    fetch_ahead: Annotated[Positive | None, Absent] = None
+    """The number of shards that a node fetches ahead; by default a window, and more where downloads take long."""
     batch: Positive
     """Images per step, over all ranks."""
     flip: bool = True

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sr_dist.data import startup_report
+from sr_dist.core import launch_env
 from sr_dist.data.format import Manifest, ShardEntry, Shards, open_shards
 from sr_dist.data.loader import Loader, LoaderConfig
 from sr_dist.data.remote.cache import Cache
@@ -20,7 +20,7 @@ from sr_dist.recipe.sections import Data
 def cores(monkeypatch):
     """Of the machine; a test may change the number."""
     numbers = list(range(4))
-    monkeypatch.setattr(startup_report.os, "sched_getaffinity", lambda process: set(numbers))
+    monkeypatch.setattr(launch_env.os, "sched_getaffinity", lambda process: set(numbers))
     return numbers
 
 
@@ -82,6 +82,12 @@ def test_more_workers_than_cores_cause_one_warning_of_ours(cores, photo_shards, 
     assert len(list(loader.steps(1))) == 1
     loader.close()
     assert not [warning for warning in recwarn if "worker" in str(warning.message)]
+
+
+def test_macos_has_no_affinity_and_counts_all_cores(monkeypatch):
+    monkeypatch.delattr(launch_env.os, "sched_getaffinity")
+    monkeypatch.setattr(launch_env.os, "cpu_count", lambda: 6)
+    assert lines(shards(9, 9, 9), workers=7)[-1] == "warning: data.workers: 7 workers on 6 cores; fewer may be faster"
 
 
 def test_the_validation_images_are_counted_and_few_of_them_cause_a_warning():

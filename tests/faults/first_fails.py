@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from sr_dist.core import ranks
 from sr_dist.core.errors import UserError
 
@@ -29,6 +31,7 @@ if __name__ == "__main__":
                 fail(problem)
             except Exception as caught:
                 everywhere = getattr(caught, "on_all_ranks", False)
-                print(f"{fail.__name__}, rank {ranks.rank()}: {type(caught).__name__}: {caught}, {everywhere}", flush=True)
+                line = f"{fail.__name__}, rank {ranks.rank()}: {type(caught).__name__}: {caught}, {everywhere}\n"
+                os.write(1, line.encode())  # at once, because both ranks write to the same pipe
             ranks.barrier()
     ranks.destroy_group()

@@ -346,6 +346,7 @@ def test_nothing_has_changed_when_the_recipe_is_the_same(write_recipe):
         ("save_every", "none"), ("validate_every", "7"), ("log_every", "7"), ("keep", "5"), ("keep.last", "4"),
         ("log.wandb", "offline"), ("log.project", "p"), ("data.validation_limit", "3"), ("runs", "elsewhere"), ("name", "other"),
         ("resume.allow", "scale"), ("data.on_corrupt", "substitute"), ("data.cache", "elsewhere"), ("data.cache_gb", "7"),
+        ("data.fetch_at_once", "2"), ("data.fetch_ahead", "9"),
     ],
 )  # fmt: skip
 def test_keys_that_may_change_on_resuming(write_recipe, key, value):

@@ -96,16 +96,45 @@ def test_a_gpu_leaves_a_snapshot_and_failures_hide_nothing(tmp_path, monkeypatch
     assert (tmp_path / "oom-rank-000.pickle").exists()
 
 
-def test_the_flight_recorder_writes_into_the_run_folder(tmp_path, monkeypatch):
-    names = ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
-    for name in names:
+RECORDER = ("TORCH_NCCL_TRACE_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+LATER_NAMES = ("TORCH_FR_BUFFER_SIZE", "TORCH_FR_DUMP_TEMP_FILE")
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """The variables of the flight recorder, of which none is set yet."""
+    for name in (*RECORDER, *LATER_NAMES):
         monkeypatch.setenv(name, "")  # so that it is as before after the test
         monkeypatch.delenv(name)
-    monkeypatch.setenv(names[0], "50")
+    monkeypatch.setattr(launch_env, "_own_values", {})
+    return launch_env.os.environ
+
+
+def test_the_flight_recorder_writes_into_the_run_folder(tmp_path, monkeypatch, recorder):
+    monkeypatch.setenv(RECORDER[0], "50")
     monkeypatch.chdir(tmp_path)
     launch_env.record_collectives(tmp_path / "runs" / "a")
-    values = [launch_env.os.environ[name] for name in names]
+    values = [recorder[name] for name in RECORDER]
     assert values == ["50", "1", str(tmp_path / "runs" / "a" / "nccl-rank-")]
+
+
+def test_the_flight_recorder_follows_the_runs_of_a_process(tmp_path, recorder):
+    """The second run's records went into the first one's folder."""
+    for name in ("a", "b"):
+        launch_env.record_collectives(tmp_path / name)
+    assert recorder[RECORDER[2]] == str(tmp_path / "b" / "nccl-rank-")
+    recorder[RECORDER[2]] = "/own/file"
+    launch_env.record_collectives(tmp_path / "c")
+    assert recorder[RECORDER[2]] == "/own/file"
+
+
+def test_a_users_setting_of_the_flight_recorder_stays_under_either_name(tmp_path, monkeypatch, recorder):
+    """torch reads the later name first, and warns about the earlier one."""
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "0")
+    monkeypatch.setenv("TORCH_FR_DUMP_TEMP_FILE", "/own/file")
+    launch_env.record_collectives(tmp_path)
+    assert RECORDER[0] not in recorder and RECORDER[2] not in recorder
+    assert (recorder["TORCH_FR_BUFFER_SIZE"], recorder["TORCH_FR_DUMP_TEMP_FILE"]) == ("0", "/own/file")
 
 
 def test_a_rank_that_hangs_names_the_dumps_of_its_collectives(tmp_path, capsys):

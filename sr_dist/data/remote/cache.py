@@ -49,15 +49,17 @@ class Cache:
             with suppress(FileNotFoundError):  # another process has just removed it to make room
                 return os.open(self._path(entry), os.O_RDONLY)
 
-    def fetch(self, entry: ShardEntry, url: str, fetch_log: Path | None = None) -> None:
-        """Fetches the shard if it is not cached. If several processes need it, one fetches and the others wait."""
+    def fetch(self, entry: ShardEntry, url: str, fetch_log: Path | None = None) -> int:
+        """Fetches the shard if it is not cached: its bytes, or 0. If several processes need it, one fetches and others wait."""
         if self._touch(entry):
-            return
+            return 0
         with locked(self.folder / LOCKS / entry.sha256) as alone:
             if not self._touch(entry):
                 name = f"the shard '{url}'"
                 part = self._path(entry).with_name(f"{entry.sha256}{'' if alone else f'-{secrets.token_hex(4)}'}.part")
                 retry(lambda: self._fetch(entry, url, part, fetch_log), name, SHARD_TRIES)
+                return entry.bytes
+        return 0
 
     def forget(self, entry: ShardEntry) -> None:
         """Removes a shard whose bytes have changed since it was checked."""

@@ -62,24 +62,25 @@ class RemoteShards(Shards):
         """No advice: the shard was fetched again, so it is also damaged at its source."""
         return ""
 
-    def index(self, shard: int, agreeing: bool = True) -> Index:
+    def read_index(self, shard: int) -> Index:
         self._note_use()
         try:
-            return super().index(shard, agreeing)
+            return super().read_index(shard)
         except ShardError:
             if not self.source or (self.folder / index_name(self._entry(shard).name)).exists():
                 raise
         with locked_indexes(self.cache, self.folder):  # which were removed to make room
             _fetch_index(self.source, self.folder, self._entry(shard), self.manifest)
-            return super().index(shard, agreeing)
+            return super().read_index(shard)
 
     def open(self, shard: int) -> int:
         self._note_use()
         return self.cache.open(self._entry(shard), address(self.tars, self._entry(shard).name), self.fetch_log)
 
-    def fetch(self, shard: int) -> None:
+    def fetch(self, shard: int) -> int:
+        """Fetches a shard if it is not cached: its bytes, or 0."""
         self._note_use()
-        self.cache.fetch(self._entry(shard), address(self.tars, self._entry(shard).name), self.fetch_log)
+        return self.cache.fetch(self._entry(shard), address(self.tars, self._entry(shard).name), self.fetch_log)
 
     def _note_use(self) -> None:
         """So that a cache removes indexes after the shards that are as old."""
