@@ -140,12 +140,21 @@ def seconds(batches: Iterator[Any], steps: int) -> tuple[float, float]:
     return time.perf_counter() - clock, cpu_seconds() - cpu
 
 
+def is_installed(library: str) -> bool:
+    try:
+        return bool(metadata.version(library))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     for name, default in (("rounds", 7), ("steps", 10), ("crop", 96), ("batch", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
+    if missing := [name for name in LIBRARIES if not is_installed(name)]:
+        sys.exit(f"error: {', '.join(missing)} is not installed: pip install litdata mosaicml-streaming, beside this project")
     torch.set_num_threads(1)
     paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
     with tempfile.TemporaryDirectory() as folder:
