@@ -62,7 +62,7 @@ def test_a_file_is_opened_once_and_small_indexes_are_checked_together(shards, mo
     shards.check_sizes()
     monkeypatch.undo()
     assert sorted(path.name for path in opened) == [f"made-{number:06d}.idx" for number in range(SHARDS)]
-    assert rows == [256 * SAMPLES, 256 * SAMPLES, 88 * SAMPLES]
+    assert sorted(rows) == [88 * SAMPLES, 256 * SAMPLES, 256 * SAMPLES]  # threads, if the machine is busy, have no order
     assert sorted(path for path in sizes if path.endswith(".tar")) == sorted(map(str, shards.paths()))
 
 
