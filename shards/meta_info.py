@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 def read_entries(path: Path, option: str) -> list[Entry]:
     """Sorted, each once. `option` is the one that names the list or its folder, for messages."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"{option}: '{path}' cannot be read: {first_line(problem)}") from None
     entries = {_entry(line.strip(), f"{option}: '{path}', line {number}") for number, line in enumerate(lines, 1) if line.strip()}

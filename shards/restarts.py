@@ -15,6 +15,7 @@ from PIL import Image
 
 from shards.image_header import SourceImage
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.pixels import FORMATS
 from sr_dist.data.jpeg_rows import can_be_cut
 
 COMMAND = ("jpegtran", "-copy", "all", "-optimize", "-restart", "1")  # one marker per row of blocks; metadata stay
@@ -79,7 +80,7 @@ def transcoded(data: bytes) -> bytes | None:
 def pixels(data: bytes) -> tuple[str, tuple[int, int], bytes] | None:
     """(mode, size, pixels), or None if they cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.mode, image.size, image.tobytes()
     except Exception:  # damaged data make decoders raise errors of many types
         return None

@@ -25,6 +25,8 @@ class Interpolate(Settings):
     """A .safetensors, .pth or .onnx file."""
     alpha: Fraction
     """The weight of B, from 0 to 1."""
+    overwrite: bool = False
+    """Replace an existing file. Without it one with other content is an error."""
     scale: OptionalPositive = None
     """The scale of weights whose tensors do not show it (SRCNN)."""
 
@@ -40,7 +42,7 @@ def interpolate(options: Interpolate) -> None:
 
     from sr_dist.models.interpolate import interpolate as write  # loads torch, which the checks above do without
 
-    print(write(options.a, options.b, Path(options.out), options.alpha, options.scale))
+    print(write(options.a, options.b, Path(options.out), options.alpha, options.scale, options.overwrite))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from sr_dist.models.trained import TrainedGenerator
 from sr_dist.models.weights_files import Tensors
 
 
-def interpolate(path_a: str, path_b: str, out: Path, alpha: float, scale: int | None = None) -> str:
+def interpolate(path_a: str, path_b: str, out: Path, alpha: float, scale: int | None = None, overwrite: bool = False) -> str:
     """Writes the network between A and B: -> a line that says what was written."""
     a, b = trained.open_generator(path_a, "A", scale), trained.open_generator(path_b, "B", scale)
     refuse_unlike(a, b)
     if out.exists() and out.samefile(b.file):
         raise UserError(f"OUT: '{out}' is the file that is read; name another")
     a.network.load_state_dict(between(dict(a.network.state_dict()), dict(b.network.state_dict()), alpha))
-    return f"{1 - alpha:g} * {a.name} + {alpha:g} * {b.name} -> {write(a, None, out)}"
+    return f"{1 - alpha:g} * {a.name} + {alpha:g} * {b.name} -> {write(a, None, out, overwrite)}"
 
 
 def refuse_unlike(a: TrainedGenerator, b: TrainedGenerator) -> None:

@@ -110,6 +110,16 @@ def test_neither_source_is_overwritten(tmp_path):
             mixed(a, b, out, 0.5)
 
 
+def test_a_file_with_other_content_is_replaced_only_on_request(run_commands, tmp_path):
+    (a, _), (b, _) = saved(tmp_path / "a.safetensors"), saved(tmp_path / "b.safetensors", seed=1)
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"mine")
+    words = [a, b, str(out), "--alpha=0.5"]
+    first, second, again = run_commands([("sr_dist.interpolate", [*words, *more]) for more in ([], ["--overwrite"], [])])
+    assert first.code == 2 and first.err.startswith(f"error: OUT: '{out}' would be overwritten; say --overwrite")
+    assert second.code == again.code == 0  # the same content needs no permission
+
+
 def test_the_command_writes_the_file_and_prints_a_line(run_commands, tmp_path):
     (a, first), (b, _) = saved(tmp_path / "a.safetensors"), saved(tmp_path / "b.safetensors", seed=1)
     (answer,) = run_commands([("sr_dist.interpolate", [a, b, str(tmp_path / "out.safetensors"), "--alpha=0"])])

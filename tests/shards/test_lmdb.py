@@ -165,7 +165,13 @@ def listed(folder, *lines):
 
 
 @pytest.mark.parametrize(
-    "lines", [("sub/woman.png (44,44,3)", "baboon.png (56,56,3)"), ("baboon.png", "", "./sub/woman.png", "baboon.png")]
+    "lines",
+    [
+        ("sub/woman.png (44,44,3)", "baboon.png (56,56,3)"),
+        ("baboon.png", "", "./sub/woman.png", "baboon.png"),
+        ("\ufeffbaboon.png", "sub/woman.png"),
+    ],
+    ids=["sizes", "names", "byte order mark"],
 )
 def test_a_list_takes_these_images_of_a_folder(folders, images, lines):
     shards = built("folder", folders / "hr", folders / "out", list=listed(folders, *lines))
