@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.buffers import Buffers, equal_on_all_ranks
 from sr_dist.training.engine import EngineState
-from sr_dist.training.optimizer_state import begin_momentum, build_optimizer, load_optimizer_state, optimizer_state
+from sr_dist.training.optimizer_state import begin_momentum, build_optimizer, load_optimizer_state, optimizer_state, takes_flag
 
 
 class DDPEngine:
@@ -58,6 +58,9 @@ class DDPEngine:
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        elif not takes_flag(self.optimizer):
+            if not overflow:  # waits for the device, in every step
+                self.optimizer.step()
         else:
             vars(self.optimizer).update(grad_scale=None, found_inf=overflow)  # as torch's GradScaler sets them
             self.optimizer.step()

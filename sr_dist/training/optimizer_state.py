@@ -26,9 +26,16 @@ def build_optimizer(network: nn.Module, settings: Optimizer, on_host: bool = Fal
 
 def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Gives SGD's momentum its zeros. Its fused kernel leaves it as uninitialised memory where the first update is skipped."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
     for group in optimizer.param_groups:
-        for parameter in group["params"] if group.get("momentum") else ():
+        for parameter in group["params"] if group["momentum"] else ():
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
+def takes_flag(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it leaves the update out itself where a flag on the device says so, as torch's fused optimizers do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def states_per_weight(settings: Optimizer) -> int:

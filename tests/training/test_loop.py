@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,9 +108,11 @@ def test_the_adversarial_gradient_reaches_the_generator(tiny):
     assert (two - none - 2 * (one - none)).norm() < 1e-3 * (two - none).norm()
 
 
-def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["{name: adam}", "{name: training.without_fused_form, momentum: 0.9}"])
+def test_gradients_that_are_not_finite_change_nothing_and_are_counted(tiny, monkeypatch, optimizer):
     """A loss of nan in step 2: weights and optimizer do not change, step and data advance, the third step trains again."""
-    run = tiny(**{"optimizer.name": "adam", "optimizer.learning_rate": "1e-3"})
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    run = tiny(optimizer=optimizer, **{"optimizer.learning_rate": "1e-3"})
     engine = run.engines["generator"]
     right = run.objective.generator_loss
     steps = run.loader.steps(1)

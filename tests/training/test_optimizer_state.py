@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -13,8 +15,14 @@ SETTINGS = {
     "adam with decay": {"name": "adam", "learning_rate": "1e-2", "weight_decay": 0.1},
     "adamw": {"name": "adamw", "learning_rate": "1e-2", "weight_decay": 0.1},
     "sgd with momentum": {"name": "sgd", "learning_rate": "1e-2", "momentum": 0.9},
+    "own, without a fused form": {"name": "training.without_fused_form", "learning_rate": "1e-3", "momentum": 0.9},
     "plain sgd": {"name": "sgd", "learning_rate": "1e-2", "weight_decay": 0.01},
 }
+
+
+@pytest.fixture(autouse=True)
+def own_files(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
 
 
 def settings(which):
