@@ -11,31 +11,17 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 . "$ROOT/launch/environment.sh"
 prepare_python
-cd "$ROOT"
-export WANDB_SILENT=true
-launch_options=(
-  --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process "${COMPARE_THREADS:-2}"
-)
+. "$ROOT/launch/studies.sh"
 runs=()
 
 data=data/sample_photos
-for part in train validation; do
-  [ -e $data/$part/manifest.json ] || "$PYTHON" -m shards.build sample_photos $part $data/$part --per_shard=64
-done
+sample_photos
 
 train() {  # NAME RECIPE STEPS [--key=value ...]
-  local name=$1 recipe=$2 steps=$3
-  shift 3
-  runs+=("runs/$name")
-  if [ -e "runs/$name/DONE" ]; then
-    echo "runs/$name is done"
-    return
-  fi
-  "$PYTHON" -m accelerate.commands.launch "${launch_options[@]}" -m sr_dist.train "configs/$recipe.yaml" --name="$name" \
-    --steps="$steps" --data.train=$data/train --data.validation=$data/validation --data.validation_limit=24 --data.batch=8 \
-    --data.crop=64 --data.workers=0 --ema.decay=0.98 --schedule="{name: cosine, warmup: 20, period: $steps}" \
-    --validate_every="$steps" --save_every="$steps" --keep=1 --log.wandb=off "$@"
-  [ -e "runs/$name/DONE" ] || { echo "runs/$name was stopped before its last step; the same command continues it" >&2; exit 1; }
+  runs+=("runs/$1")
+  train_once "$1" "$2" "$3" --data.train=$data/train --data.validation=$data/validation --data.validation_limit=24 --data.batch=8 \
+    --data.crop=64 --data.workers=0 --ema.decay=0.98 --schedule="{name: cosine, warmup: 20, period: $3}" --validate_every="$3" \
+    "${@:4}"
 }
 
 pixel() {  # NAME RECIPE LEARNING_RATE [--key=value ...]

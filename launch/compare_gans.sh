@@ -14,26 +14,14 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 [ $# = 1 ] && [ -d "$1" ] || { echo "error: bash launch/compare_gans.sh PHOTOS: give a folder of images" >&2; exit 2; }
 photos=$(cd "$1" && pwd)
 prepare_python
-cd "$ROOT"
-export WANDB_SILENT=true
-launch_options=(
-  --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process "${COMPARE_THREADS:-2}"
-)
+. "$ROOT/launch/studies.sh"
 data=data/compare_gans split='[0.75,0.25]'
 [ -e $data/manifest.json ] || "$PYTHON" -m shards.build folder "$photos" $data --min_side=64
 
 train() {  # NAME RECIPE STEPS [--key=value ...]
-  local name=$1 recipe=$2 steps=$3
-  shift 3
-  if [ -e "runs/$name/DONE" ]; then
-    echo "runs/$name is done"
-    return
-  fi
-  "$PYTHON" -m accelerate.commands.launch "${launch_options[@]}" -m sr_dist.train "configs/$recipe.yaml" --name="$name" \
-    --steps="$steps" --data.train=$data --data.validation=none --data.split="$split" --data.batch=8 --data.crop=48 --data.workers=0 \
-    --generator='{name: rrdb, num_blocks: 1, width: 32, growth: 16, skip: bicubic}' --ema.decay=0.98 \
-    --validate_every=none --save_every="$steps" --log_every=10 --keep=1 --log.wandb=off "$@"
-  [ -e "runs/$name/DONE" ] || { echo "runs/$name was stopped before its last step; the same command continues it" >&2; exit 1; }
+  train_once "$1" "$2" "$3" --data.train=$data --data.validation=none --data.split="$split" --data.batch=8 --data.crop=48 \
+    --data.workers=0 --generator='{name: rrdb, num_blocks: 1, width: 32, growth: 16, skip: bicubic}' --ema.decay=0.98 \
+    --validate_every=none --log_every=10 "${@:4}"
 }
 
 train gans_first rrdb_psnr_x4 400 '--objective={name: pixel, content: {l1: 1.0}}' --optimizer.learning_rate=1e-3 \
@@ -56,7 +44,7 @@ for seed in 0 1; do
 done
 
 sample=data/sample_photos/validation
-[ -e $sample/manifest.json ] || "$PYTHON" -m shards.build sample_photos validation $sample --per_shard=64
+sample_photos
 report() {  # SEED OUT [--key=value ...]
   local runs=runs/gans_pixel_$1,runs/gans_srgan_$1,runs/gans_esrgan_$1,runs/gans_r3gan_$1,runs/gans_features_$1
   "$PYTHON" -m accelerate.commands.launch "${launch_options[@]}" -m sr_dist.evaluate "bicubic,$runs" \

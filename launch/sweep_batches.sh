@@ -9,28 +9,14 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 . "$ROOT/launch/environment.sh"
 prepare_python
-cd "$ROOT"
-export WANDB_SILENT=true
-launch_options=(
-  --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process "${COMPARE_THREADS:-2}"
-)
+. "$ROOT/launch/studies.sh"
 data=data/sample_photos
-for part in train validation; do
-  [ -e $data/$part/manifest.json ] || "$PYTHON" -m shards.build sample_photos $part $data/$part --per_shard=64
-done
+sample_photos
 
 train() {  # NAME RECIPE STEPS BATCH [--key=value ...]
-  local name=$1 recipe=$2 steps=$3 batch=$4
-  shift 4
-  if [ -e "runs/$name/DONE" ]; then
-    echo "runs/$name is done"
-    return
-  fi
-  "$PYTHON" -m accelerate.commands.launch "${launch_options[@]}" -m sr_dist.train "configs/$recipe.yaml" --name="$name" \
-    --steps="$steps" --data.train=$data/train --data.validation=none --data.batch="$batch" --data.crop=32 --data.workers=0 \
+  train_once "$1" "$2" "$3" --data.train=$data/train --data.validation=none --data.batch="$4" --data.crop=32 --data.workers=0 \
     --generator='{name: rrdb, num_blocks: 1, width: 32, growth: 16, skip: bicubic}' --objective.content='{l1: 1.0}' \
-    --validate_every=none --save_every="$steps" --log_every=$((steps / 10)) --keep=1 --log.wandb=off "$@"
-  [ -e "runs/$name/DONE" ] || { echo "runs/$name was stopped before its last step; the same command continues it" >&2; exit 1; }
+    --validate_every=none --log_every=$(($3 / 10)) "${@:5}"
 }
 
 train sweep_first rrdb_psnr_x4 300 8 --optimizer.learning_rate=1e-3 --schedule='{name: cosine, warmup: 20, period: 300}' --ema.decay=0.98
