@@ -11,7 +11,8 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 . "$ROOT/launch/environment.sh"
 prepare_python
-. "$ROOT/launch/studies.sh"
+cd "$ROOT"
+. launch/studies.sh
 runs=()
 
 data=data/sample_photos

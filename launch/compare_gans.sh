@@ -14,7 +14,8 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 [ $# = 1 ] && [ -d "$1" ] || { echo "error: bash launch/compare_gans.sh PHOTOS: give a folder of images" >&2; exit 2; }
 photos=$(cd "$1" && pwd)
 prepare_python
-. "$ROOT/launch/studies.sh"
+cd "$ROOT"
+. launch/studies.sh
 data=data/compare_gans split='[0.75,0.25]'
 [ -e $data/manifest.json ] || "$PYTHON" -m shards.build folder "$photos" $data --min_side=64
 

@@ -1,7 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the studies in this folder, after `prepare_python` has set PYTHON. Enters the repository.
+# Sourced by the studies in this folder, which have set PYTHON (`prepare_python`) and entered the repository.
 #   COMPARE_THREADS   threads of each training (2)
-cd "$ROOT"
 export WANDB_SILENT=true
 launch_options=(
   --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process "${COMPARE_THREADS:-2}"

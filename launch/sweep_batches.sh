@@ -9,7 +9,8 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 . "$ROOT/launch/environment.sh"
 prepare_python
-. "$ROOT/launch/studies.sh"
+cd "$ROOT"
+. launch/studies.sh
 data=data/sample_photos
 sample_photos
 

@@ -111,6 +111,14 @@ def common_scale(requested: int | None, generators: Sequence[TrainedGenerator]) 
     return requested or next(iter(scales))
 
 
+def image_path(folder: Path, image: str, key: str) -> Path:
+    """FOLDER/IMAGE.png. `key` is the option that asks for the file."""
+    path = folder / f"{image}.png"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{key}: the image '{image}' would be written outside '{folder}'")
+    return path
+
+
 @dataclass(frozen=True)
 class SavedImages:
     """Writes what methods made as FOLDER/METHOD/IMAGE.png, 8 bits. A file with other pixels is never replaced."""
@@ -120,11 +128,7 @@ class SavedImages:
     part: str = ""  # the name of the set, a folder between METHOD and IMAGE
 
     def path(self, method: str, image: str) -> Path:
-        root = self.folder / method / self.part
-        path = root / f"{image}.png"
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise UserError(f"save_images: the image '{image}' would be written outside '{root}'")
-        return path
+        return image_path(self.folder / method / self.part, image, "save_images")
 
     def write(self, method: str, batch: ImagePairs, sr: Tensor) -> None:
         if method not in self.methods:

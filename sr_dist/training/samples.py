@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sr_dist.core.errors import UserError
 from sr_dist.core.lost_writes import LostWrites
 from sr_dist.core.run_layout import SAMPLES
 from sr_dist.data.image_pairs import ImagePairs
 from sr_dist.evaluation.baselines import baseline
 from sr_dist.evaluation.contact_sheet import contact_sheet, enlarge, save_png, to_pil
-from sr_dist.evaluation.methods import SavedImages
+from sr_dist.evaluation.methods import SavedImages, image_path
 from sr_dist.models.tiling import Upscale
 from sr_dist.recipe.sections import Recipe
 
@@ -49,11 +48,7 @@ class WholeImages(SavedImages):
         return cls(folder, frozenset({EMA}), part, frozenset(names[: recipe.sample_images]), lost)
 
     def path(self, method: str, image: str) -> Path:
-        root = self.folder / self.part
-        path = root / f"{image}.png"
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise UserError(f"sample_images: the image '{image}' would be written outside '{root}'")
-        return path
+        return image_path(self.folder / self.part, image, "sample_images")
 
     def write(self, method: str, batch: ImagePairs, sr: Tensor) -> None:
         if method not in self.methods:
