@@ -159,6 +159,12 @@ def test_files_functions_and_constructors_are_small():
                 assert count <= (8 if node.name == "__init__" else 6), f"{path}: {node.name} takes {count} parameters"
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports them by their names alone; the second is an error, which a run of one folder does not show."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
+
+
 def test_names_say_what_they_name():
     """No identifier has one of these words between its underscores: they name whatever was at hand when they were written."""
     empty = {"found", "chosen", "there", "said", "asked", "kept", "here", "what"}
