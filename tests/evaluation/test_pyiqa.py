@@ -1,4 +1,4 @@
-"""Metrics of another package by name, with a stand-in for the package; tests/compat/test_pyiqa.py has the real one."""
+"""Metrics of another package by name, with a stand-in for the package; tests/compat/test_pyiqa_package.py has the real one."""
 
 from __future__ import annotations
 
