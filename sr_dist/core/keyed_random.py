@@ -10,23 +10,33 @@ from torch import Tensor
 
 from sr_dist.core.constants import numbers
 
+AHEAD = 64  # draws of one number each are hashed so many at a time: a hash is a dozen kernels, however many numbers it makes
+
 
 class Draws:
     """Random numbers determined by the seed of each sample and by the number of earlier draws. All samples draw together."""
 
     def __init__(self, seeds: Tensor) -> None:
         self.seeds, self.num_draws = _hash(seeds), 0
+        self._ahead: Sequence[Tensor] = ()
+        self._first = 1  # number of the draw that `_ahead` begins with
 
     def pixels(self, *shape: int) -> Tensor:
         """(B, *shape), uniform in [0, 1)."""
         self.num_draws += 1
         pixels = torch.arange(math.prod(shape), device=self.seeds.device)
         keys = _hash(self.seeds + _to_signed(self.num_draws * GOLDEN))[:, None] + pixels * _to_signed(GOLDEN)
-        return (_shift_right(_hash(keys), 11).double() / 2**53).view(-1, *shape)
+        return _fractions(keys).view(-1, *shape)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(B,)"""
-        return low + (high - low) * self.pixels(1)[:, 0]
+        """(B,), the first of the `pixels` of this draw."""
+        self.num_draws += 1
+        if self.num_draws >= self._first + len(self._ahead):
+            self._first = self.num_draws
+            numbers_of = torch.arange(self._first, self._first + AHEAD, device=self.seeds.device)[:, None]
+            self._ahead = _fractions(_hash(self.seeds + numbers_of * _to_signed(GOLDEN))).unbind()
+        fractions = self._ahead[self.num_draws - self._first]
+        return fractions if (low, high) == (0, 1) else low + (high - low) * fractions
 
     def chance(self, probability: float) -> Tensor:
         """(B,) bool, true with this probability."""
@@ -53,6 +63,11 @@ def _to_signed(number: int) -> int:
 def _shift_right(x: Tensor, by: int) -> Tensor:
     """A logical shift: torch's own copies the sign."""
     return x >> by & (1 << 64 - by) - 1
+
+
+def _fractions(keys: Tensor) -> Tensor:
+    """In [0, 1), of 53 bits."""
+    return _shift_right(_hash(keys), 11).double() / 2**53
 
 
 def _hash(x: Tensor) -> Tensor:

@@ -48,13 +48,14 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     ycc = ycc.round().clamp(0, 255)
     batch, _, height, width = images.shape
     small = ycc[:, 1:].view(batch, 2, height // 2, 2, width // 2, 2).mean((3, 5))
-    luma = quantize(ycc[:, :1], tables(quality, LUMINANCE))
-    chroma = _enlarge(_enlarge(quantize(small.round(), tables(quality, CHROMINANCE)), 3), 2).round()
+    of_luma, of_chroma = tables(quality, LUMINANCE + CHROMINANCE).view(-1, 2, 8, 8).unbind(1)
+    luma = quantize(ycc[:, :1], of_luma)
+    chroma = _enlarge(_enlarge(quantize(small.round(), of_chroma), 3), 2).round()
     return _convert(torch.cat([luma, chroma - 128], 1), YCC_TO_RGB).round().clamp(0, 255) / 255
 
 
 def tables(quality: Tensor, standard: tuple[int, ...]) -> Tensor:
-    """The quantization tables of libjpeg at each quality: (B, 8, 8)."""
+    """The quantization tables of libjpeg at each quality: (B, 8, 8), or more for several tables one after the other."""
     quality = quality.double()
     percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()[:, None]
     scaled = (numbers(standard, torch.float64, quality.device) * percent + 50) / 100
@@ -81,8 +82,9 @@ def _dct() -> Tensor:
 
 def _convert(images: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
     """Applies a colour matrix as explicit sums: the last bit of a matrix product may depend on the batch."""
-    red, green, blue = images.unbind(1)
-    return torch.stack([a * red + b * green + c * blue for a, b, c in matrix], 1)
+    red, green, blue = images.split(1, 1)
+    of_red, of_green, of_blue = numbers(sum(matrix, ()), images.dtype, images.device).view(3, 3, 1, 1).unbind(1)
+    return of_red * red + of_green * green + of_blue * blue
 
 
 def _enlarge(images: Tensor, axis: int) -> Tensor:

@@ -30,7 +30,7 @@ class Traffic:
     bytes: int
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.launches = self.bytes = 0
@@ -49,6 +49,6 @@ def micro_batch(recipe: Recipe, images: int) -> Traffic:
     """Forward and backward of all networks on so many images."""
     counted = max(images, IMAGES)  # batch normalization refuses one
     step = step_without_numbers(recipe, counted)
-    with FlopCounterMode(display=False) as operations, _Counter() as counter:
+    with FlopCounterMode(display=False) as operations, Counter() as counter:
         step()
     return Traffic(operations.get_total_flops() / counted, counter.launches, counter.bytes * images // counted)

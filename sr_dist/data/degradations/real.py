@@ -252,9 +252,14 @@ def resize_randomly(canvas: Canvas, stage: First, height: int, width: int, draws
 def resize_to(canvas: Canvas, heights: Tensor, widths: Tensor, height: int, width: int, draws: Draws) -> Canvas:
     """Resizes each image to its (heights, widths), on a canvas of (height, width), in a random mode."""
     mode = draws.choice([1.0] * NUM_MODES)
-    rows = resize_matrix(canvas.height, heights, canvas.images.shape[-2], height, mode)
-    columns = resize_matrix(canvas.width, widths, canvas.images.shape[-1], width, mode)
-    return Canvas(rows[:, None] @ canvas.images @ columns[:, None].mT, heights, widths)
+    old_height, old_width = canvas.images.shape[-2:]
+    both = resize_matrix(  # both axes at once: half the kernels
+        torch.cat([canvas.height, canvas.width]), torch.cat([heights, widths]),
+        max(old_height, old_width), max(height, width), torch.cat([mode, mode]),
+    )  # fmt: skip
+    rows, columns = both.chunk(2)
+    rows, columns = rows[:, None, :height, :old_height], columns[:, None, :width, :old_width]
+    return Canvas(rows @ canvas.images @ columns.mT, heights, widths)
 
 
 def resize_matrix(sizes: Tensor, outs: Tensor, size: int, out: int, mode: Tensor) -> Tensor:
@@ -309,9 +314,9 @@ def add_noise(canvas: Canvas, stage: First, draws: Draws) -> Canvas:
     gaussian = normal * _expand(draws.uniform(*stage.noise_sigma) / 255, 4)
 
     brightness = luma(images) if shape[0] == 3 else images
-    grey_poisson = _photons(brightness, canvas, draws.pixels(1, *shape[1:]))
-    colour_poisson = _photons(images, canvas, draws.pixels(*shape))
-    poisson = torch.where(grey, grey_poisson, colour_poisson) * _expand(draws.uniform(*stage.poisson_scale), 4)
+    uniform = torch.where(grey, draws.pixels(1, *shape[1:]), draws.pixels(*shape))
+    photons = _photons(torch.where(grey, brightness, images), canvas, uniform)
+    poisson = photons * _expand(draws.uniform(*stage.poisson_scale), 4)
     noise = torch.where(_expand(draws.chance(stage.gaussian_probability), 4), gaussian, poisson)
     return Canvas((images + noise).clamp(0, 1), canvas.height, canvas.width)
 
@@ -325,12 +330,12 @@ def _photons(images: Tensor, canvas: Canvas, uniform: Tensor) -> Tensor:
     power = torch.ceil(torch.log2(occurs[:, :256].sum(1).clamp(min=1))).long()
     table = once("poisson", _poisson_table, torch.float64, images.device)  # (9, 256, counts)
     counts = table.shape[-1]
-    row = (_expand(power, 4) * 256 + levels) * counts
-    photons = torch.zeros_like(levels)
-    for bit in reversed(range(counts.bit_length() - 1)):  # bisection: the number of k with P(count <= k) <= uniform
-        candidate = photons + (1 << bit)
-        photons = torch.where(table.view(-1)[row + candidate - 1] <= uniform, candidate, photons)
-    return photons / _expand(2.0 ** power.double(), 4) - levels.double() / 255
+    before = (_expand(power, 4) * 256 + levels) * counts - 1  # the entry before the row of each pixel
+    last = before
+    for bit in reversed(range(counts.bit_length() - 1)):  # bisection: the last k with P(count <= k) <= uniform
+        candidate = last + (1 << bit)
+        last = torch.where(table.view(-1)[candidate] <= uniform, candidate, last)
+    return (last - before) / _expand(2.0 ** power.double(), 4) - levels.double() / 255
 
 
 def _poisson_table() -> Tensor:
