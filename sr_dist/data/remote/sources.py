@@ -181,7 +181,7 @@ def _fetch_indexes(source: str, folder: Path, manifest: Manifest) -> None:
     """Saves all indexes that are missing or damaged. Where curl fetches them, a few processes are enough for all."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         complete = pool.map(lambda entry: _is_index(folder / index_name(entry.name), entry), manifest.shards)
-        missing = [entry for entry, there in zip(manifest.shards, list(complete), strict=True) if not there]
+        missing = [entry for entry, is_complete in zip(manifest.shards, complete, strict=True) if not is_complete]
         if can_download_many(source) and len(missing) > AT_ONCE:
             groups = [missing[number::AT_ONCE] for number in range(AT_ONCE)]
             left = pool.map(lambda entries: _fetch_many(source, folder, entries, manifest), groups)
