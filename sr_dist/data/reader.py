@@ -23,6 +23,7 @@ from sr_dist.core.errors import first_line
 from sr_dist.core.pixels import MAX_PIXELS, open_image
 from sr_dist.data.format import Index, ShardError, Shards, attribute_values
 from sr_dist.data.jpeg_rows import band, stated_size
+from sr_dist.data.png_rows import upper_rows
 
 JPEG = b"\xff\xd8"
 RETRY_AFTER = 600.0  # seconds after which opening a missing shard is tried again
@@ -36,6 +37,15 @@ class Square(NamedTuple):
     top: int
     left: int
     side: int
+
+
+class Box(NamedTuple):
+    """A part of an image, as Pillow's `crop` takes it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
 
 
 class ShardReader:
@@ -190,19 +200,45 @@ class WrongSize(RuntimeError):
 
 def decode_square(data: bytearray, channels: int, size: tuple[int, int], square: Square) -> np.ndarray:
     """(side, side, C) uint8 of an image of `size`, (height, width). Of a JPEG with restart markers, only the rows around the
-    square are decoded. The last row and column of an image that is too small are repeated.
+    square are decoded; of a PNG, those down to its end. The last row and column of an image that is too small are repeated.
     """
     top, left, side = square
-    height, width = size
-    bottom, right = min(top + side, height), min(left + side, width)
-    part, first = band(data, size, top, bottom) if data[:2] == JPEG else (data, 0)
+    box = Box(left, top, min(left + side, size[1]), min(top + side, size[0]))
+    pixels = _jpeg_box(data, channels, size, box) if data[:2] == JPEG else _pillow_box(data, channels, size, box)
+    return _padded(pixels, side)
+
+
+def _jpeg_box(data: bytearray, channels: int, size: tuple[int, int], box: Box) -> np.ndarray:
+    """(height, width, C) uint8 of a box in a JPEG."""
+    left, top, right, bottom = box
+    part, first = band(data, size, top, bottom)
     if part is not data:
         with suppress(RuntimeError):  # damaged before it was packed; the decoder may accept the whole file
-            return _padded(hwc(decode(part, channels))[top - first : bottom - first, left:right], side)
+            return hwc(decode(part, channels))[top - first : bottom - first, left:right]
     pixels = hwc(decode(data, channels))
-    if pixels.shape[:2] != size or top >= bottom or left >= right:
-        raise WrongSize(f"its header states {width} x {height} pixels, and it has {pixels.shape[1]} x {pixels.shape[0]}")
-    return _padded(pixels[top:bottom, left:right], side)
+    _check_size(pixels.shape[:2], size, box)
+    return pixels[top:bottom, left:right]
+
+
+def _pillow_box(data: bytearray, channels: int, size: tuple[int, int], box: Box) -> np.ndarray:
+    """The same of a PNG or WebP. Colours are converted after the cut, because the time for that grows with the pixels."""
+    part = upper_rows(data, size, box.bottom)
+    if part is not data:
+        with suppress(Exception), open_image(io.BytesIO(part)) as image:  # decoders raise errors of many types
+            return hwc(to_tensor(image.crop(box), channels))
+    try:
+        with open_image(io.BytesIO(data)) as image:
+            _check_size((image.height, image.width), size, box)
+            return hwc(to_tensor(image.crop(box), channels))
+    except WrongSize:
+        raise
+    except Exception as error:
+        raise RuntimeError(first_line(error)) from None
+
+
+def _check_size(actual: tuple[int, ...], size: tuple[int, int], box: Box) -> None:
+    if actual != size or box.top >= box.bottom or box.left >= box.right:
+        raise WrongSize(f"its header states {size[1]} x {size[0]} pixels, and it has {actual[1]} x {actual[0]}")
 
 
 def to_tensor(image: Image.Image, channels: int) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import re
 import shutil
 import signal
@@ -32,6 +33,7 @@ CONF = """\
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -83,6 +85,7 @@ def _path() -> str:
 class Cluster:
     folder: Path
     daemons: dict[str, subprocess.Popen] = field(default_factory=dict)
+    timeout: float = TIMEOUT  # of each wait
 
     @property
     def environment(self) -> dict[str, str]:
@@ -151,10 +154,10 @@ class Cluster:
         return re.search(r"^Agent queue size:\s*0$", self.run("sdiag"), re.MULTILINE) is not None
 
     def wait(self, condition: Callable[[], object], event: str) -> None:
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + self.timeout
         while not condition():
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {TIMEOUT} s: {event}\n{self._logs()}")
+                raise AssertionError(f"not within {self.timeout:.0f} s: {event}\n{self._logs()}")
             time.sleep(0.2)
 
     def ended(self, job_id: int | str) -> dict[str, str]:
@@ -207,7 +210,9 @@ def _configure(folder: Path) -> None:
     host = platform.node().split(".")[0]
     controller, *ports = _free_ports(1 + len(NODES))
     nodes = [NODE.format(name=name, host=host, port=port) for name, port in zip(NODES, ports, strict=True)]
-    (folder / "slurm.conf").write_text(CONF.format(folder=folder, host=host, controller_port=controller, nodes="\n".join(nodes)))
+    first_job = random.randrange(1, 60_000)  # the port of a job follows from its id: two clusters on a machine need other ids
+    conf = CONF.format(folder=folder, host=host, controller_port=controller, first_job=first_job, nodes="\n".join(nodes))
+    (folder / "slurm.conf").write_text(conf)
     (folder / "gres.conf").write_text("NodeName=n[0-2] Name=gpu File=/dev/null,/dev/zero\n")
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()

@@ -1,42 +1,73 @@
 """The whole mission in small, by one command: a thousand classes to shards, a GAN under ZeRO-2 and bf16 on two nodes that is
-pre-empted twice, and a report. The same in large is in docs/mission.md."""
+pre-empted twice, and a report. Once with a few images of each class, once with as many as ImageNet has. The same in large is in
+docs/mission.md."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from processes import assert_exactly_once, last_step, losses, metrics
+from processes import assert_exactly_once, last_step, losses, metrics, trace
 from test_rules import preempt
 from test_slurm import in_mid_run, send
 from wandb_records import of_kind
 
+from sr_dist.data.format import Shards, open_shards
+from sr_dist.data.order import Order
+
 pytestmark = pytest.mark.long
-CLASSES, EACH, SIDE, VALIDATION = 1000, 3, 24, 48
+CLASSES, DISTINCT, VALIDATION, SEED, WINDOW = 1000, 3, 48, 0, 8192
 BATCH, STEPS, SAVE_EVERY = 120, 40, 5
 SMALL = {  # what the recipe has in large
     "generator.widths": "[8,12]", "generator.num_blocks": 1, "generator.num_dense_blocks": 1, "generator.reduction": 4,
     "discriminator.widths": "[8,12]", "discriminator.features": 16, "objective.content.vgg.weights": "random",
-    "data.crop": 16, "data.batch": BATCH, "data.workers": 1, "data.trace": "true", "data.validation_limit": 16,
+    "data.crop": 16, "data.window": WINDOW, "seed": SEED, "data.batch": BATCH, "data.workers": 1, "data.trace": "true",
+    "data.validation_limit": 16,
     "steps": STEPS, "save_every": SAVE_EVERY, "validate_every": 20, "log_every": 1, "schedule.warmup": 4,
     "schedule.milestones": "[30]",
 }  # fmt: skip
 
 
-def write_classes(folder: Path) -> None:
-    """A coloured gradient per class, moved from image to image."""
-    ramp = np.linspace(0, 1, SIDE)
+@dataclass(frozen=True)
+class Size:
+    """How many images there are, and what is built of them."""
+
+    each: int  # of a class
+    side: int
+    per_shard: int
+    build: tuple[str, ...] = ()  # further options
+    timeout: float = 240.0  # of a stage, in seconds
+
+    @property
+    def rows(self) -> int:
+        return CLASSES * self.each
+
+
+FEW = Size(each=DISTINCT, side=24, per_shard=256, build=("--resize=16", "--resize_mode=squash"))
+IMAGENET = Size(each=1280, side=16, per_shard=1000, timeout=3600.0)  # 1.28 million
+
+
+def write_classes(folder: Path, size: Size) -> None:
+    """A coloured gradient per class, moved from image to image. Further images of a class are links to the first ones."""
+    ramp = np.linspace(0, 1, size.side)
     for number in range(CLASSES):
         colour = np.random.default_rng(number).uniform(0.2, 1, 3)
-        (folder / f"n{number:08d}").mkdir(parents=True)
-        for image in range(EACH):
+        images = folder / f"n{number:08d}"
+        images.mkdir(parents=True)
+        for image in range(DISTINCT):
             pixels = 255 * (np.add.outer(ramp, np.roll(ramp, image)) / 2)[..., None] * colour
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"n{number:08d}" / f"{image}.png")
+            Image.fromarray(pixels.astype(np.uint8)).save(images / f"{image}.png")
+        for image in range(DISTINCT, size.each):
+            os.link(images / f"{image % DISTINCT}.png", images / f"{image}.png")
 
 
 def write_validation(folder: Path, make_photo) -> None:
@@ -45,11 +76,22 @@ def write_validation(folder: Path, make_photo) -> None:
         Image.fromarray(make_photo(number, 32, 32)).save(folder / f"{number:02d}.png")
 
 
-@pytest.fixture(scope="module")
-def mission(slurm, make_photo, tmp_path_factory) -> dict:
-    """Runs the pipeline: -> folder, run, the jobs' fields by stage, and the seconds that it took."""
-    out = tmp_path_factory.mktemp("mission")
-    write_classes(out / "imagenet")
+@pytest.fixture(scope="module", params=[FEW, IMAGENET], ids=lambda size: f"{size.rows}_rows")
+def mission(slurm, make_photo, tmp_path_factory, request) -> dict:
+    """Runs the pipeline: -> size, folder, run, the jobs' fields by stage, and the seconds that it took."""
+    with patience(slurm, request.param.timeout):
+        return run_pipeline(slurm, make_photo, tmp_path_factory.mktemp("mission"), request.param)
+
+
+@contextmanager
+def patience(slurm, seconds: float):
+    usual, slurm.timeout = slurm.timeout, seconds
+    yield
+    slurm.timeout = usual
+
+
+def run_pipeline(slurm, make_photo, out: Path, size: Size) -> dict:
+    write_classes(out / "imagenet", size)
     write_validation(out / "photos", make_photo)
     extractor = save_extractor(out / "toy.pt")
     slurm.wait(slurm.idle, "idle nodes")
@@ -57,8 +99,8 @@ def mission(slurm, make_photo, tmp_path_factory) -> dict:
     data = {"runs": out / "runs", "data.train": out / "train", "data.validation": out / "validation"}
     output = slurm.run(
         "bash", "launch/slurm/pipeline.sh",
-        "build:", "--array=0-3", "class_folders", str(out / "imagenet"), str(out / "train"), "--per_shard=256", "--resize=16",
-        "--resize_mode=squash",
+        "build:", "--array=0-3", "class_folders", str(out / "imagenet"), str(out / "train"), f"--per_shard={size.per_shard}",
+        *size.build,
         "build:", "folder", str(out / "photos"), str(out / "validation"),
         "train:", "--nodes=2", "configs/imagenet_srugan_x2_large.yaml", *(f"--{k}={v}" for k, v in {**data, **SMALL}.items()),
         "evaluate:", "--nodes=2", f"{run},bicubic", f"--data={out / 'validation'}", f"--extractor={extractor}",
@@ -84,7 +126,7 @@ def mission(slurm, make_photo, tmp_path_factory) -> dict:
     jobs = {stage: slurm.ended(number) for stage, number in numbers.items() if stage != "shares"}
     jobs |= {f"share {task}": slurm.ended(f"{numbers['shares']}_{task}") for task in range(4)}
     log = slurm.log(train)
-    return {"out": out, "run": run, "jobs": jobs, "log": log, "seconds": time.monotonic() - begun}
+    return {"size": size, "out": out, "run": run, "jobs": jobs, "log": log, "seconds": time.monotonic() - begun}
 
 
 def save_extractor(path: Path) -> Path:
@@ -108,20 +150,46 @@ def test_every_job_ends_well_and_the_training_was_requeued_twice(mission):
     assert (mission["run"] / "DONE").read_text() == f"step {STEPS}\n"
     assert mission["log"].count("on 2 ranks (cpu), ZeRO-2, precision bf16, ") == 3
     assert [text in mission["log"] for text in ("time is up; ", "SLURM pre-empts the job; ")] == [True, True]
-    print(f"the mission in small: {len(states) + 1} jobs, {CLASSES * EACH} rows, {STEPS} steps, {mission['seconds']:.0f} s")
+    rows, stages = mission["size"].rows, {stage: job["RunTime"] for stage, job in mission["jobs"].items()}
+    print(f"the mission in small: {len(states) + 1} jobs, {rows} rows, {STEPS} steps, {mission['seconds']:.0f} s; {stages}")
+
+
+def test_every_step_takes_the_samples_of_the_order(mission):
+    shards = open_shards(str(mission["out"] / "train"))
+    order = order_of(shards)
+    keys = np.concatenate([shards.index(shard)["key"] for shard in range(len(shards.manifest.shards))])
+    steps = defaultdict(list)
+    for step, key in trace(mission["run"]):
+        steps[step].append(key)
+    assert list(map(len, steps.values())) == [BATCH] * STEPS
+    for step, taken in steps.items():
+        samples = [order.at(position)[1] for position in range((step - 1) * BATCH, step * BATCH)]
+        assert sorted(taken) == sorted(keys[samples].astype(str)), step
+
+
+def order_of(shards: Shards) -> Order:
+    return Order([entry.samples for entry in shards.manifest.shards], SEED, WINDOW)
 
 
 def test_every_sample_of_a_thousand_classes_comes_once_per_epoch(mission):
-    manifest = json.loads((mission["out"] / "train" / "manifest.json").read_text())
-    assert (manifest["samples"], len(manifest["classes"])) == (CLASSES * EACH, CLASSES)
-    assert_exactly_once(mission["run"], CLASSES * EACH, BATCH, STEPS)
+    """In the order; where the run is longer than an epoch, also in what it took."""
+    shards, rows = open_shards(str(mission["out"] / "train")), mission["size"].rows
+    assert (shards.manifest.samples, len(shards.manifest.classes)) == (rows, CLASSES)
+    labels = np.concatenate([shards.index(shard)["class"] for shard in range(len(shards.manifest.shards))])
+    assert np.bincount(labels).tolist() == [mission["size"].each] * CLASSES
+    order = order_of(shards)
+    assert (np.sort([order.at(position)[1] for position in range(rows)]) == np.arange(rows)).all()
+    if rows < BATCH * STEPS:
+        assert_exactly_once(mission["run"], rows, BATCH, STEPS)
+    else:
+        assert len({key for _, key in trace(mission["run"])}) == BATCH * STEPS
 
 
-def test_the_record_has_each_step_once_and_two_validations(mission):
+def test_the_record_has_each_step_once_and_three_validations(mission):
     assert [row["step"] for row in metrics(mission["run"])] == list(range(1, STEPS + 1))
     assert all(np.isfinite(value) for row in losses(mission["run"]) for value in row.values())
     rows = [json.loads(line) for line in (mission["run"] / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "validation/psnr_y" in row] == [20, 40]
+    assert [row["step"] for row in rows if "validation/psnr_y" in row] == [0, 20, 40]
 
 
 def test_three_attempts_are_one_run_of_wandb(mission):

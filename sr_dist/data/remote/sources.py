@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
@@ -28,7 +29,9 @@ from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards,
 from sr_dist.data.remote.cache import Cache, cache_of
 from sr_dist.data.remote.cache_folder import INDEXES, LOCKS
 from sr_dist.data.remote.download import download_bytes, download_file
+from sr_dist.data.remote.download_many import SmallFile, can_download_many, download_many
 
+AT_ONCE = 8  # indexes, or processes that fetch many
 ONE_INDEX = threading.RLock()  # in memory, of those that are fetched at once
 DEFAULT_GB = 100.0  # size limit of a cache
 SCHEMES = ("http", "https", "s3", "gs", "hf", "ais", "sftp", "ftps", "scp")
@@ -144,8 +147,7 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
             write_whole(folder / "manifest.json", text)
             manifest = _manifest(source, folder, key)
             shards = RemoteShards(folder, manifest, tars=_tars(source, manifest.tars), cache=cache, source=source)
-            with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda entry: _fetch_index(source, folder, entry, manifest), shards.manifest.shards))
+            _fetch_indexes(source, folder, manifest)
     except ShardError as error:
         raise ShardError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from None
     return shards
@@ -175,14 +177,46 @@ def _tars(source: str, stated: str | None) -> str:
     return address(source, f"{stated.strip('/')}/{{}}") if source.startswith("pipe:") else address(source, stated)
 
 
+def _fetch_indexes(source: str, folder: Path, manifest: Manifest) -> None:
+    """Saves all indexes that are missing or damaged. Where curl fetches them, a few processes are enough for all."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        complete = pool.map(lambda entry: _is_index(folder / index_name(entry.name), entry), manifest.shards)
+        missing = [entry for entry, is_complete in zip(manifest.shards, complete, strict=True) if not is_complete]
+        if can_download_many(source) and len(missing) > AT_ONCE:
+            groups = [missing[number::AT_ONCE] for number in range(AT_ONCE)]
+            left = pool.map(lambda entries: _fetch_many(source, folder, entries, manifest), groups)
+            missing = [entry for entries in left for entry in entries]
+        list(pool.map(lambda entry: _fetch_index(source, folder, entry, manifest), missing))
+
+
+def _fetch_many(source: str, folder: Path, entries: list[ShardEntry], manifest: Manifest) -> list[ShardEntry]:
+    """Saves the indexes that come by one try for all, and returns the others."""
+    files = []
+    for entry in entries:
+        name = index_name(entry.name)
+        files.append(SmallFile(address(source, name), _temporary(folder / name), largest_index(entry, manifest)))
+    try:
+        download_many(files)
+        correct = [_is_index(small.file, entry) for small, entry in zip(files, entries, strict=True)]
+        for small, entry in compress(zip(files, entries, strict=True), correct):
+            small.file.replace(folder / index_name(entry.name))
+    finally:
+        for small in files:
+            small.file.unlink(missing_ok=True)
+    return [entry for entry, is_correct in zip(entries, correct, strict=True) if not is_correct]
+
+
+def _temporary(path: Path) -> Path:
+    """Other processes may fetch the same where locks do not work."""
+    return path.with_suffix(f".{secrets.token_hex(4)}.new")
+
+
 def _fetch_index(source: str, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
     """Saves an index under its name after it was checked."""
     path = folder / index_name(entry.name)
-    with suppress(ShardError):  # missing or damaged
-        _check_index(path, entry)
+    if _is_index(path, entry):
         return
-    url = address(source, path.name)
-    temporary = path.with_suffix(f".{secrets.token_hex(4)}.new")  # other processes may do the same where locks do not work
+    url, temporary = address(source, path.name), _temporary(path)
     try:
         download_file(url, temporary, "the index", largest_index(entry, manifest))
         try:
@@ -192,6 +226,14 @@ def _fetch_index(source: str, folder: Path, entry: ShardEntry, manifest: Manifes
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_index(path: Path, entry: ShardEntry) -> bool:
+    """Whether a file exists and is the index of a shard."""
+    with suppress(ShardError):
+        _check_index(path, entry)
+        return True
+    return False
 
 
 def _check_index(path: Path, entry: ShardEntry) -> None:
