@@ -232,7 +232,8 @@ def log_start(run: Run) -> None:
     counts = {name: len(batches.images.names) for name, batches in run.validation.items()}
     for line in (*startup_lines(run.loader), *validation_lines(recipe.data, counts)):
         run.log.info(line)
-    backend = f"ZeRO-{launch_env.zero_stage()}, " if launch_env.under_deepspeed() else "DDP, " if ranks.size() > 1 else ""
+    deepspeed = isinstance(run.engines[run.primary], DeepSpeedEngine)
+    backend = f"ZeRO-{launch_env.zero_stage()}, " if deepspeed else "DDP, " if ranks.size() > 1 else ""
     run.log.info(
         f"on {plural(ranks.size(), 'rank')} ({run.device.type}), {backend}precision {recipe.precision}, "
         f"{plural(run.loader.accumulate, 'micro-batch', 'micro-batches')} per step"
