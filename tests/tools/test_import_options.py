@@ -111,7 +111,9 @@ def test_esrgan_has_the_numbers_of_our_own_recipe(imported):
     assert recipe.optimizer.learning_rate == ours.optimizer.learning_rate == 1e-4 and recipe.optimizer.betas == (0.9, 0.99)
     whole, ours_whole = checks.with_defaults(recipe), checks.with_defaults(ours)
     assert whole.generator == ours_whole.generator and whole.discriminator == ours_whole.discriminator
-    assert whole.objective.with_options(halved=False, batch_mean="global") == ours_whole.objective
+    content = dict(whole.objective.options["content"])
+    assert content.pop("ldl") == {"weight": 1.0}  # an option of our file that ESRGAN's own does not have
+    assert whole.objective.with_options(halved=False, batch_mean="global", content=content) == ours_whole.objective
     assert recipe.seed == 3 and whole.objective.options["halved"] and whole.objective.options["batch_mean"] == "local"
 
 
@@ -226,6 +228,12 @@ def test_forms_of_the_adversarial_loss(imported, gan_type, form):
 def test_charbonniers_eps_is_squared_in_ours(imported):
     result = imported(changed(ESRGAN, train__pixel_opt={"type": "CharbonnierLoss", "eps": "1e-12"}))
     assert result.recipe["objective"]["content"]["charbonnier"]["eps"] == pytest.approx(1e-6)
+
+
+def test_ldl_is_taken_over_where_weights_are_averaged(imported):
+    assert imported(ESRGAN).recipe["objective"]["content"]["ldl"] == 1.0
+    without = imported(changed(ESRGAN, train__ema_decay=0))
+    assert "ldl" not in without.recipe["objective"]["content"] and "train.ldl_opt.loss_weight" in without.options.without
 
 
 def test_an_lmdb_is_built_from_an_lmdb(imported):
