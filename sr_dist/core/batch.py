@@ -25,6 +25,7 @@ class Batch:
     step: int = 0  # of the run, counted from 1
     share: float = 1.0  # of the global batch: its images over those of all micro-batches of all ranks
     seeds: Tensor | None = None  # (B,) random bits of each sample in its epoch; None in a batch that no loader made
+    average: Tensor | None = None  # (B, C, H, W): sr of the averaged generator (EMA), for terms of the loss that read it
 
     def __len__(self) -> int:
         return len(self.hr)

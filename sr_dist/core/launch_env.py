@@ -42,6 +42,11 @@ def check() -> None:
             raise UserError(f"{name}: it is {stated}, but WORLD_SIZE is {world}; {_ADVICE.format(name)}")
     if size > 1 and "MASTER_ADDR" not in os.environ:
         raise UserError(f"WORLD_SIZE: it is {size}, but MASTER_ADDR is not set; {_ADVICE.format('WORLD_SIZE')}")
+    if under_deepspeed() and _on_cpu():  # the training would be one of DDP
+        raise UserError(
+            "ACCELERATE_USE_CPU: accelerate leaves DeepSpeed out where it is set; unset it. ZeRO on the CPU: "
+            "DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES= accelerate launch --config_file ..."
+        )
 
 
 _ADVICE = "a launcher sets WORLD_SIZE, RANK and LOCAL_RANK together; unset {}, or start the command with a launcher"
@@ -138,4 +143,9 @@ def uses_cuda() -> bool:
     """Whether there is a GPU and the launcher does not forbid it."""
     import torch  # loads slowly, and commands that do without torch import this module
 
-    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
+    return torch.cuda.is_available() and not _on_cpu()
+
+
+def _on_cpu() -> bool:
+    """As accelerate reads it."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes", "y", "on", "t")

@@ -24,6 +24,7 @@ from sr_dist.core.config import Positive, Settings
 from sr_dist.core.contracts import Discriminator
 from sr_dist.core.keyed_random import Draws
 from sr_dist.core.launch_env import Launch
+from sr_dist.core.precision import without_autocast
 from sr_dist.losses.adversarial import image_logits, r1_penalty
 
 
@@ -60,7 +61,7 @@ def approximated(
     In fp32: the difference of two bf16 numbers is mostly rounding.
     """
     images = images.to(torch.promote_types(images.dtype, torch.float32))
-    with torch.autocast(images.device.type, enabled=False):
+    with without_autocast(images):
         both = discriminator(torch.cat([images, images + deviation * noise(images, batch)]))
     pair = image_logits(both.logits, 2 * len(images)).view(2, -1)  # (2, B)
     penalty = (pair[1] - pair[0]).square().mean() / deviation**2

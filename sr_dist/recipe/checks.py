@@ -203,6 +203,11 @@ def content_terms(recipe: Recipe) -> Iterator[tuple[ModuleType, Any, str]]:
         yield *plugins.resolve(PACKAGES["content"], name, options, key), key
 
 
+def reads_average(recipe: Recipe) -> bool:
+    """Whether a content term compares with the image of the averaged generator."""
+    return any(getattr(module, "reads_average", False) for module, _, _ in content_terms(recipe))
+
+
 def _content(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any], str]]:
     stated = recipe.objective.options.get("content")
     for name, section in (content_sections(stated) if stated is not None else {}).items():
@@ -230,6 +235,9 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
         reason = module.refuses(options, launch_of_part(recipe, key, launch))
         if reason:
             raise UserError(f"{key}: '{recipe.parts()[key].name}': {reason}")
+    for module, options, key in content_terms(recipe):
+        if hasattr(module, "refuses") and (reason := module.refuses(options, launch)):
+            raise UserError(f"{key}: {reason}")
 
 
 def launch_of_part(recipe: Recipe, key: str, launch: Launch) -> Launch:

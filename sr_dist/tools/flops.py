@@ -24,7 +24,7 @@ from sr_dist.core.version import __version__
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
 from sr_dist.tools.step_inputs import random_batch, shapes_only, without_published_weights
-from sr_dist.training.step import Precision, take_step
+from sr_dist.training.step import Around, Precision, take_step
 
 logger = logging.getLogger("sr_dist")
 IMAGES = 2  # in the batch that is counted: batch normalization refuses one
@@ -79,7 +79,8 @@ def step_without_numbers(recipe: Recipe, images: int) -> Callable[[], object]:
         batch = random_batch(plain, images, torch.device("meta"))
     engines = {phase: GradientsOnly(network) for phase, network in networks.items()}
     rates = dict.fromkeys(engines, 0.0)
-    return lambda: take_step(objective, engines, [batch], Precision("no", "meta"), rates)
+    around = Around(average=networks["generator"] if checks.reads_average(plain) else None)
+    return lambda: take_step(objective, engines, [batch], Precision("no", "meta"), rates, around)
 
 
 class GradientsOnly:

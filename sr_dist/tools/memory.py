@@ -9,6 +9,7 @@ Not counted: CUDA's context (about 0.5 GiB), kernels' workspaces, fragmentation,
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import json
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from sr_dist.training.ema import Ema
 from sr_dist.training.networks import prepared, recompute_activations
 from sr_dist.training.optimizer_state import states_per_weight
 from sr_dist.training.power_ema import PowerEmas
-from sr_dist.training.step import Precision, take_step
+from sr_dist.training.step import Around, Precision, take_step
 
 MIB = 2**20
 FP32 = 4  # bytes: weights, gradients, optimizer states and averages are fp32 under every backend and precision
@@ -208,10 +209,11 @@ def activations(recipe: Recipe, images: int) -> dict[str, int]:
 def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, SavedTensors]:
     """Runs the forward passes of a step on tensors without numbers."""
     objective, networks = shapes_only(recipe)
+    first = next(iter(networks))
+    average = copy.deepcopy(networks[first])  # without the hooks of the trained one
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
-        for module in (objective, *networks.values()):
+        for module in (objective, average, *networks.values()):
             module.to_empty(device="cpu")
-        first = next(iter(networks))
         if recipe.checkpointing and first != "discriminator":
             recompute_activations(networks[first], recipe.checkpointing)
         known, watched = (objective, *networks.values()), outermost(networks[first], segments)
@@ -221,7 +223,8 @@ def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, 
         }
         precision = Precision("no" if recipe.precision == "no" else "bf16", "cpu")
         batch = random_batch(recipe, images, torch.device("cpu"))
-        take_step(objective, engines, [batch], precision, dict.fromkeys(engines, 0.0))
+        around = Around(average=average if checks.reads_average(recipe) else None)
+        take_step(objective, engines, [batch], precision, dict.fromkeys(engines, 0.0), around)
         return {phase: engine.saved for phase, engine in engines.items()}
 
 
@@ -239,7 +242,8 @@ def one_step(recipe: Recipe, images: int) -> dict[str, Tensor]:
     power_emas = PowerEmas(engines[first]) if recipe.ema.post_hoc else None
     rates = {phase: recipe.optimizer_of(phase).learning_rate for phase in engines}
     batch = random_batch(recipe, images, accelerator.device)
-    losses, _ = take_step(objective, engines, [batch], Precision(recipe.precision, accelerator.device.type), rates)
+    around = Around(average=ema.network if checks.reads_average(recipe) else None)
+    losses, _ = take_step(objective, engines, [batch], Precision(recipe.precision, accelerator.device.type), rates, around)
     ema.update()
     if power_emas:
         power_emas.update(1)

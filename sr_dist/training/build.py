@@ -26,7 +26,7 @@ from sr_dist.data.tar_loader import TarLoader
 from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.models.trained import match_tensors
-from sr_dist.recipe import resume_rules
+from sr_dist.recipe import checks, resume_rules
 from sr_dist.recipe.sections import Data, Recipe, whole_weights
 from sr_dist.training import checkpoint, rollback, run_folder
 from sr_dist.training.alarms import no_alarms
@@ -84,6 +84,7 @@ def set_up(recipe: Recipe, profile: Span | None = None) -> Run:
         Trace(folder / TRACE, ranks.rank(), recipe.data.trace, lost), Clock(device), stop,
         checkpoint.Writer(log.info), Watchdog(folder, ranks.rank(), recipe.hang_timeout),
         lost, begin_state(recipe, run_id, digest, rollbacks),
+        average=ema.network if checks.reads_average(recipe) else None,
         power_emas=PowerEmas(engines[objective.phases[0]]) if recipe.ema.post_hoc else None,
     )  # fmt: skip
     if saved:
@@ -232,7 +233,8 @@ def log_start(run: Run) -> None:
     counts = {name: len(batches.images.names) for name, batches in run.validation.items()}
     for line in (*startup_lines(run.loader), *validation_lines(recipe.data, counts)):
         run.log.info(line)
-    backend = f"ZeRO-{launch_env.zero_stage()}, " if launch_env.under_deepspeed() else "DDP, " if ranks.size() > 1 else ""
+    deepspeed = isinstance(run.engines[run.primary], DeepSpeedEngine)
+    backend = f"ZeRO-{launch_env.zero_stage()}, " if deepspeed else "DDP, " if ranks.size() > 1 else ""
     run.log.info(
         f"on {plural(ranks.size(), 'rank')} ({run.device.type}), {backend}precision {recipe.precision}, "
         f"{plural(run.loader.accumulate, 'micro-batch', 'micro-batches')} per step"

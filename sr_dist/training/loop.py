@@ -97,7 +97,7 @@ def advance(run: Run, step: int, batches: list[Batch]) -> StepResult:
     seed_everything(run.recipe.seed, step, run.device)
     rates = {phase: rate(run, phase, step) for phase in run.engines if trains(run, phase, step)}
     run.observer = observer_of(run, step, batches)
-    around = Around(run.clock.forward, run.observer, weight_at(run.recipe.discriminator_training.noise, step))
+    around = Around(run.clock.forward, run.observer, weight_at(run.recipe.discriminator_training.noise, step), run.average)
     result = take_step(run.objective, run.engines, batches, run.precision, rates, around)
     note_logits(run)
     run.ema.update()

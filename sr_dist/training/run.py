@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sr_dist.core import ranks
 from sr_dist.core.contracts import Objective
@@ -101,6 +101,7 @@ class Run:
     watchdog: Watchdog
     lost: LostWrites
     state: State
+    average: nn.Module | None = None  # the EMA's network, where a term of the loss compares with its images
     power_emas: PowerEmas | None = None  # of ema.post_hoc
     reference: dict[str, dict[str, float | None]] = field(default_factory=dict)  # set -> bicubic's metrics, once they are known
     step: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,6 +45,14 @@ class Around:
     timed: Callable[[], AbstractContextManager[None]] = nullcontext  # entered around the first network's forward pass
     observer: Observer | None = None  # of steps whose health is measured
     noise: float = 0.0  # on the images that the discriminator sees
+    average: nn.Module | None = None  # the averaged generator, where a term of the loss compares with its images
+
+    def compared(self, batch: Batch) -> Batch:
+        """The batch as the losses of the first network get it."""
+        if self.average is None:
+            return batch
+        with torch.no_grad():
+            return replace(batch, average=self.average(batch.lr))
 
     def shown(self, network: nn.Module | None, phase: str, batch: Batch, sr: Tensor) -> Any:
         """The discriminator as the loss of a phase gets it."""
@@ -76,7 +84,7 @@ def take_step(
                 if first == "generator":
                     check_size(output, batch.lr, tuple(batch.hr.shape))
                 seen = around.shown(discriminator, first, batch, output)
-                terms = loss_of(objective, first)(seen, batch, output) if trained else {}
+                terms = loss_of(objective, first)(seen, around.compared(batch), output) if trained else {}
             if trained and observer:
                 observer.generator(batch, output, terms)
             if trained:

@@ -113,11 +113,13 @@ def test_deepspeed_gets_them(tmp_path):
     zero = {"stage": 1, "reduce_bucket_size": 12345, "contiguous_gradients": False}
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps({"zero_optimization": zero, "wall_clock_breakdown": True, "train_batch_size": "auto"}))
-    launcher = {"ACCELERATE_USE_DEEPSPEED": "true", zero_options.FILE: str(file)}
     line = [sys.executable, str(ENGINE), str(processes.DEMO)]
     with processes.reserved_port() as reserved:
-        launcher |= processes.rank_variables(0, 1, reserved.getsockname()[1])
-        environment = processes.environment(DS_ACCELERATOR="cpu", **launcher)
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=processes.LONGEST)
+        launcher = processes.rank_variables(0, 1, reserved.getsockname()[1])
+        del launcher["ACCELERATE_USE_CPU"]  # which would leave DeepSpeed out
+        launcher |= {"ACCELERATE_USE_DEEPSPEED": "true", zero_options.FILE: str(file), "DS_ACCELERATOR": "cpu"}
+        done = subprocess.run(
+            line, env=processes.environment(**launcher), capture_output=True, text=True, timeout=processes.LONGEST
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == [1, 12345, False, True]

@@ -284,3 +284,11 @@ def test_a_stage_of_zero_that_is_none_is_a_line(photo_shards, tmp_path):
     variables = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "abc"}
     _, err = run(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=1), expect=2, **variables)
     assert err.startswith("error: ACCELERATE_DEEPSPEED_ZERO_STAGE: 'abc' is no stage of ZeRO")
+
+
+def test_zero_that_accelerate_would_leave_out_is_refused(photo_shards, tmp_path):
+    """accelerate takes ACCELERATE_USE_CPU for a wish for no DeepSpeed, so the run would train under DDP without a word."""
+    variables = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_USE_CPU": "True"}
+    _, err = run(0, "sr_dist.train", *words(photo_shards, tmp_path, steps=1), expect=2, **variables)
+    assert err.startswith("error: ACCELERATE_USE_CPU: accelerate leaves DeepSpeed out where it is set") and err.count("\n") == 1
+    assert "DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=" in err and not (tmp_path / "run").exists()

@@ -95,6 +95,7 @@ def test_a_job_out_of_time_is_requeued_under_zero(slurm, uninterrupted, photo_sh
     job, log = slurm.ended(job_id), slurm.log(job_id)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1"), log
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
+    assert "(cpu), ZeRO-2, " in (folder / "log.txt").read_text()
     for ours, theirs in zip(losses(folder), losses(runs / "whole"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
@@ -196,6 +197,7 @@ def test_a_run_whose_rank_was_killed_continues_on_one_node_less(slurm, uninterru
     assert row["saved_step"] >= 4 and row["step"] >= 6
     assert json.loads((folder / "environment.json").read_text())["ranks"] == 1
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
+    assert "(cpu), ZeRO-2, " in (folder / "log.txt").read_text()
     for ours, theirs in zip(losses(folder), losses(runs / "whole"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     assert [alert.title for alert in of_kind(folder, "alert") if not alert.title.endswith(": alarm")] == ["smaller failed"]

@@ -195,3 +195,10 @@ def test_the_share_of_the_peak_is_reported_only_for_a_known_gpu(monkeypatch):
 )
 def test_the_peak_depends_on_the_device_and_the_precision(device, precision, tf32, expected):
     assert peak(device, precision, tf32) == expected
+
+
+def test_a_term_that_leaves_autocast_is_counted():
+    """The meta device, on which operations are counted, has no autocast."""
+    small = {"generator.num_blocks": "1", "generator.width": "8", "generator.growth": "4"}
+    content = {"objective.content": "{l1: 1.0, focal_frequency: 1.0}"}
+    assert per_image(checks.complete(checks.read_recipe("rrdb_psnr_x4", {**small, **content}))) > 0

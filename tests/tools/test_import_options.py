@@ -111,7 +111,9 @@ def test_esrgan_has_the_numbers_of_our_own_recipe(imported):
     assert recipe.optimizer.learning_rate == ours.optimizer.learning_rate == 1e-4 and recipe.optimizer.betas == (0.9, 0.99)
     whole, ours_whole = checks.with_defaults(recipe), checks.with_defaults(ours)
     assert whole.generator == ours_whole.generator and whole.discriminator == ours_whole.discriminator
-    assert whole.objective.with_options(halved=False, batch_mean="global") == ours_whole.objective
+    content = dict(whole.objective.options["content"])
+    assert content.pop("ldl") == {"weight": 1.0}  # an option of our file that ESRGAN's own does not have
+    assert whole.objective.with_options(halved=False, batch_mean="global", content=content) == ours_whole.objective
     assert recipe.seed == 3 and whole.objective.options["halved"] and whole.objective.options["batch_mean"] == "local"
 
 
@@ -165,7 +167,9 @@ def test_real_esrgan_sharpens_and_degrades_as_its_authors(imported):
     assert degradation["second"]["blur_probability"] == "0.8" and degradation["first"]["resize_range"] == ["0.15", "1.5"]
     content = checks.with_defaults(recipe).objective.options["content"]
     assert content["l1"]["sharpen"] and content["vgg"]["sharpen"]
-    assert result.commands == ["python -m shards.build folder datasets/DF2K data/df2k/train --list=lists/meta.txt --min_side=256"]
+    place = recipe.data.train
+    assert re.fullmatch("data/datasets_df2k_[0-9a-f]{8}", place)
+    assert result.commands == [f"python -m shards.build folder datasets/DF2K {place} --list=lists/meta.txt --min_side=256"]
     assert any("num_gpu: auto" in line for line in imported(REAL).options.checks)
 
 
@@ -226,10 +230,67 @@ def test_charbonniers_eps_is_squared_in_ours(imported):
     assert result.recipe["objective"]["content"]["charbonnier"]["eps"] == pytest.approx(1e-6)
 
 
+def test_ldl_is_taken_over_where_weights_are_averaged(imported):
+    assert imported(ESRGAN).recipe["objective"]["content"]["ldl"] == 1.0
+    without = imported(changed(ESRGAN, train__ema_decay=0))
+    assert "ldl" not in without.recipe["objective"]["content"] and "train.ldl_opt.loss_weight" in without.options.without
+
+
 def test_an_lmdb_is_built_from_an_lmdb(imported):
     train = {"io_backend": {"type": "lmdb"}, "dataroot_gt": "HR.lmdb", "dataroot_lq": "LR.lmdb"}
     result = imported(changed(ESRGAN, **{f"datasets__train__{key}": value for key, value in train.items()}))
-    assert result.commands[0] == "python -m shards.build lmdb HR.lmdb data/div2k/train --lr=LR.lmdb --scale=4 --min_side=128"
+    place = recipe_of(result).data.train
+    assert result.commands[0] == f"python -m shards.build lmdb HR.lmdb {place} --lr=LR.lmdb --scale=4 --min_side=128"
+
+
+def train_of(imported, **changes) -> str:
+    keys = {f"datasets__train__{key}": value for key, value in changes.items()}
+    return recipe_of(imported(changed(ESRGAN, **keys))).data.train
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataroot_gt": "other/HR"}, {"dataroot_gt": "data_sets/HR"}, {"dataroot_lq": "datasets/LR_blind"},
+        {"meta_info_file": "lists/half.txt"}, {"gt_size": 192}, {"dataroot_gt": "HR.lmdb", "io_backend": {"type": "lmdb"}},
+    ],
+)  # fmt: skip
+def test_two_files_that_name_unlike_sets_alike_have_shards_of_their_own(imported, changes):
+    """Both are called DIV2K; the second training would read, or refuse to build over, the shards of the first."""
+    assert train_of(imported, **changes) != train_of(imported)
+
+
+def test_a_folder_given_twice_is_the_same_shards(imported, monkeypatch, tmp_path):
+    """In two files under two names, by a relative and the whole path, and twice in one file: one place, built once."""
+    monkeypatch.chdir(tmp_path)
+    place = train_of(imported)
+    assert train_of(imported, name="other") == train_of(imported, dataroot_gt="./datasets/HR/") == place
+    assert train_of(imported, dataroot_gt=str(tmp_path / "datasets" / "HR")) == place
+    sets = {"val": {"name": "a", "dataroot_gt": "Set5/HR"}, "val_2": {"name": "b", "dataroot_gt": "Set5/HR"}}
+    result = imported({**ESRGAN, "datasets": {"train": PAIRS, **sets}})
+    a, b = recipe_of(result).data.validation.values()
+    assert a == b and len(result.commands) == 2
+
+
+def test_validation_sets_that_are_named_alike_are_all_there(imported):
+    """Also beside one that has the name that a second would get, and as several folders of one set."""
+    names = {"val": "Set 5", "val_2": "set5", "val_0": "set_5", "val_3": "set_5_val_0", "val_4": "set_5"}
+    sets = {part: {"name": name, "dataroot_gt": f"folders/{part}"} for part, name in names.items()}
+    sets["val_4"]["dataroot_gt"] = ["folders/x", "folders/y"]
+    result = imported({**ESRGAN, "datasets": {"train": PAIRS, **sets}})
+    validation = recipe_of(result).data.validation
+    folders = [command.split()[4] for command in result.commands[1:]]
+    assert folders == ["folders/val", "folders/val_2", "folders/val_0", "folders/val_3", "folders/x", "folders/y"]
+    assert [*validation.values()] == [command.split()[5] for command in result.commands[1:]]
+    assert len({*validation.values()}) == len(validation) == 6
+
+
+def test_several_folders_of_training_are_several_places(imported):
+    folders = ["a/HR", "b/HR", "a/HR"]
+    result = imported(changed(REAL, datasets__train__dataroot_gt=folders))
+    places = [command.split()[5] for command in result.commands]
+    assert len({*places}) == len(places) == 2 and recipe_of(result).data.train == places[0]
+    assert any(all(place in line for place in places) for line in result.options.checks)
 
 
 @pytest.mark.parametrize(

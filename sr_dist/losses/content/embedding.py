@@ -19,6 +19,7 @@ from sr_dist.core.config import OptionalPositive, OptionalText, Settings
 from sr_dist.core.contracts import ContentTerm
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.json_text import read_json
+from sr_dist.core.precision import without_autocast
 from sr_dist.models import torchscript
 from sr_dist.recipe.labels import LabelNames
 
@@ -59,7 +60,7 @@ class EmbeddingDistance(nn.Module):
         return super().train(False)  # always frozen
 
     def forward(self, sr: Tensor, batch: Batch) -> Tensor:
-        with torch.autocast(sr.device.type, enabled=False):
+        with without_autocast(sr):
             own = self._embed(sr)
             if self.vectors is None:
                 with torch.no_grad():

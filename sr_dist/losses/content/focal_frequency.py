@@ -20,6 +20,7 @@ from sr_dist.core.batch import Batch
 from sr_dist.core.config import Positive, Settings
 from sr_dist.core.contracts import ContentTerm
 from sr_dist.core.errors import UserError
+from sr_dist.core.precision import without_autocast
 
 
 class Config(Settings):
@@ -39,7 +40,7 @@ class FocalFrequency(nn.Module):
         self.alpha, self.patch_factor = alpha, patch_factor
 
     def forward(self, sr: Tensor, batch: Batch) -> Tensor:
-        with torch.autocast(sr.device.type, enabled=False):
+        with without_autocast(sr):
             difference = torch.fft.fft2(self._patches(sr.float() - batch.hr.float()), norm="ortho")
         squared = difference.real.square() + difference.imag.square()  # (B, P, C, h, w)
         weight = squared.detach() ** (self.alpha / 2)

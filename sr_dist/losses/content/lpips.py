@@ -19,6 +19,7 @@ from sr_dist.core.batch import Batch
 from sr_dist.core.config import Settings
 from sr_dist.core.contracts import ContentTerm
 from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.precision import without_autocast
 from sr_dist.models import pretrained
 from sr_dist.recipe.sections import Recipe
 
@@ -65,7 +66,7 @@ class LPIPSDistance(nn.Module):
         if min(sr.shape[-2:]) < SMALLEST:
             height, width = sr.shape[-2:]
             raise UserError(f"objective.content.lpips: needs images of {SMALLEST} pixels or more, not {height} x {width}")
-        with torch.autocast(sr.device.type, enabled=False):  # squares of small differences of unit vectors
+        with without_autocast(sr):  # squares of small differences of unit vectors
             with torch.no_grad():
                 target = self._unit_features(batch.hr)
             pairs = zip(self.lins, self._unit_features(sr), target, strict=True)

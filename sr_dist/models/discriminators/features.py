@@ -25,6 +25,7 @@ from sr_dist.core.batch import DiscriminatorOutput
 from sr_dist.core.config import Names, OptionalPositive, OptionalText, Positive, Settings, Whole
 from sr_dist.core.contracts import Discriminator
 from sr_dist.core.errors import UserError, first_line, nearest
+from sr_dist.core.precision import without_autocast
 from sr_dist.models import torchscript
 from sr_dist.models.imagenet import as_imagenet, load_published
 
@@ -88,7 +89,7 @@ class FeatureDiscriminator(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, C, h, w), in fp32: foreign code may hold numbers of that type."""
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images):
             output: Any = self._frozen[0](images.float().expand(-1, 3, -1, -1))
         maps = list(output.values()) if isinstance(output, Mapping) else output
         maps = list(maps) if isinstance(maps, list | tuple) else [maps]

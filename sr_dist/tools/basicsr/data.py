@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
+import os
 import re
 import shlex
+from pathlib import PurePath
 
 from sr_dist.core.config import Tree
 from sr_dist.core.errors import UserError
@@ -25,8 +30,9 @@ def data(options: Options, scale: int, gpus: int) -> tuple[Tree, list[str]]:
     path = "datasets.train"
     if not options.has(f"{path}.dataroot_gt"):
         raise UserError(f"{path}.dataroot_gt: this key is missing; an option file for training has it")
-    train, commands = _shards(options, "train", scale)
-    section: Tree = {"train": train}
+    train = _shards(options, "train", scale)
+    commands = list(train.values())
+    section: Tree = {"train": next(iter(train))}
     sets, more = _validation(options, scale)
     if sets:
         section["validation"] = sets
@@ -56,10 +62,11 @@ def _validation(options: Options, scale: int) -> tuple[str | dict[str, str], lis
             options.drop(f"datasets.{part}", "validation needs HR; images without HR: evaluate --lr=FOLDER")
             continue
         name = _slug(str(options.value(f"datasets.{part}.name") or part))
-        place, more = _shards(options, part, scale)
-        sets[name if name not in sets else f"{name}_{part}"] = place
-        commands += more
-    return (next(iter(sets.values())) if len(sets) == 1 else sets), commands
+        for place, command in _shards(options, part, scale).items():
+            numbered = (f"{name}_{number}" for number in itertools.count(2))
+            sets[name if name not in sets else next(one for one in numbered if one not in sets)] = place
+            commands.append(command)
+    return (next(iter(sets.values())) if len(sets) == 1 else sets), list(dict.fromkeys(commands))
 
 
 def degraded(options: Options) -> bool:
@@ -67,34 +74,55 @@ def degraded(options: Options) -> bool:
     return str(options.value("datasets.train.type")).lower() == "realesrgandataset"
 
 
-def _shards(options: Options, part: str, scale: int) -> tuple[str, list[str]]:
-    """Where the shards of a set will be, and the command that makes them."""
-    path, out = f"datasets.{part}", f"data/{_slug(str(options.value(f'datasets.{part}.name') or part))}/{part}"
+def _shards(options: Options, part: str, scale: int) -> dict[str, str]:
+    """Where the shards of each folder of a set will be, and the command that makes them."""
+    path = f"datasets.{part}"
     roots, lr = texts(options.value(f"{path}.dataroot_gt")), texts(options.value(f"{path}.dataroot_lq") or [])
     backend = options.read(f"{path}.io_backend.type", str, "lmdb" if roots[0].endswith(".lmdb") else "disk")
     listed = next(
         (options.value(f"{path}.{name}") for name in ("meta_info_file", "meta_info") if options.has(f"{path}.{name}")), None
     )
     source = "lmdb" if backend == "lmdb" else "pairs" if lr else "folder"
-    commands = []
+    shards: dict[str, str] = {}
     for number, root in enumerate(roots):
-        words = ["python", "-m", "shards.build", source, root, out if len(roots) == 1 else f"{out}_{number}"]
+        words: dict[str, str] = {}
         if number < len(lr):
-            words += [f"--lr={lr[number]}", f"--scale={scale}"]
+            words |= {"lr": lr[number], "scale": str(scale)}
         if listed and source != "lmdb":
-            words.append(f"--list={listed}")
+            words["list"] = str(listed)
         if part == "train" and options.value(f"{path}.gt_size"):
-            words.append(f"--min_side={options.value(f'{path}.gt_size')}")
-        commands.append(shlex.join(words))
-    options.note(
-        f"{path}.dataroot_gt", f"data.{'train' if part == 'train' else 'validation'}: {out}, built by shards.build {source}"
-    )
+            words["min_side"] = str(options.value(f"{path}.gt_size"))
+        place = _place(source, root, words)
+        command = ["python", "-m", "shards.build", source, root, place, *(f"--{key}={value}" for key, value in words.items())]
+        shards.setdefault(place, shlex.join(command))
+    _note_set(options, part, source, list(shards))
+    return shards
+
+
+def _place(source: str, root: str, words: dict[str, str]) -> str:
+    """For the shards of one folder of images: its name, and a digest of all that decides what is in the shards."""
+    paths = {key: _normalized(value) if key in ("lr", "list") else value for key, value in words.items()}
+    digest = hashlib.sha256(json.dumps([source, _normalized(root), paths]).encode()).hexdigest()[:8]
+    return f"data/{_slug('_'.join(PurePath(_normalized(root)).parts[-2:]))}_{digest}"
+
+
+def _normalized(path: str) -> str:
+    """The same text for a relative and for a whole path."""
+    whole_path, folder = os.path.abspath(path), os.getcwd()
+    return os.path.relpath(whole_path, folder) if whole_path.startswith(folder + os.sep) else whole_path
+
+
+def _note_set(options: Options, part: str, source: str, places: list[str]) -> None:
+    path, key = f"datasets.{part}", "data.train" if part == "train" else "data.validation"
+    options.note(f"{path}.dataroot_gt", f"{key}: {', '.join(places)}, built by shards.build {source}")
     options.note(f"{path}.dataroot_lq", f"--lr of shards.build {source}")
     for name in ("meta_info_file", "meta_info"):
         options.note(f"{path}.{name}", f"--list of shards.build {source}")
     options.note(f"{path}.io_backend", f"shards.build {source}")
-    options.note(f"{path}.name", f"the folder {out}")
     options.note(f"{path}.type", f"shards.build {source}")
+    if part == "train":
+        options.drop(f"{path}.name", "shards have the name of the folder of images")
+    options.note(f"{path}.name", "the name of the set, where there are several")
     options.drop(f"{path}.filename_tmpl", "pairs are matched by name; endings such as x4 and _LR are no part of it")
     if options.value(f"{path}.color") == "y":
         options.checks.append(f"{path}.color: y. Build shards of grey images; networks here read the images as they are stored.")
@@ -102,10 +130,9 @@ def _shards(options: Options, part: str, scale: int) -> tuple[str, list[str]]:
     options.note(f"{path}.color", "images are read as they are stored")
     for name in ("mean", "std"):
         options.drop(f"{path}.{name}", "images are [0, 1]")
-    if len(roots) > 1:
-        options.checks.append(f"{path}.dataroot_gt has {len(roots)} folders; data.train: {{A: 1, B: 1}} names the shards of all.")
-        return f"{out}_0", commands
-    return out, commands
+    if part == "train" and len(places) > 1:
+        mixed = ", ".join(f"{place}: 1" for place in places)
+        options.checks.append(f"{path}.dataroot_gt has {len(places)} folders; data.train: {{{mixed}}} names the shards of all.")
 
 
 def _slug(name: str) -> str:

@@ -63,7 +63,8 @@ def _content(options: Options) -> Tree:
         content |= _perceptual(options, perceptual)
     if options.has("train.ffl_opt"):
         content["focal_frequency"] = _focal_frequency(options)
-    options.drop("train.ldl_opt", "LDL needs the EMA's images in the loss; there is none")
+    if options.has("train.ldl_opt"):
+        content |= _ldl(options)
     if not content:
         options.checks.append("The file has no pixel or perceptual loss; objective.content is l1 with the weight 1.")
         content["l1"] = {"weight": 1.0}
@@ -106,6 +107,19 @@ def _focal_frequency(options: Options) -> Tree:
     if options.has(f"{path}.patch_factor"):
         term["patch_factor"] = options.take(f"{path}.patch_factor", whole, 1, f"{ours}.patch_factor")
     return term
+
+
+def _ldl(options: Options) -> Tree:
+    """BasicSR leaves it out where it averages no weights."""
+    path = "train.ldl_opt"
+    if not options.read("train.ema_decay", float, 0.0):
+        options.drop(path, "it compares with the EMA, and train.ema_decay is 0")
+        return {}
+    if (kind := options.read(f"{path}.type", str, "L1Loss")) != "L1Loss":
+        options.drop(f"{path}.type", f"ldl has the distance of L1Loss; '{kind}' became it")
+    for name in ("type", "reduction"):
+        options.note(f"{path}.{name}", "objective.content.ldl")
+    return {"ldl": options.take(f"{path}.loss_weight", float, 1.0, "objective.content.ldl")}
 
 
 def _pixel(options: Options, sharpen: bool) -> Tree:
