@@ -104,6 +104,7 @@ PARTS = {
     ]),
     "evaluation": Part("Evaluation", 0.15, lambda images, sizes: [
         ["benchmarks/evaluation.py", str(images / "large"), f"--rounds={sizes.few}"],
+        ["benchmarks/fid_stages.py", str(images / "photos"), f"--count={20 * sizes.few}", "--rounds=0"],
     ]),
 }  # fmt: skip
 

@@ -11,7 +11,17 @@ from pydantic import BeforeValidator, Field
 
 from sr_dist.core import cli
 from sr_dist.core.cli import Word
-from sr_dist.core.config import Fraction, Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list
+from sr_dist.core.config import (
+    Absent,
+    Fraction,
+    Names,
+    NonNegative,
+    OptionalPositive,
+    OptionalText,
+    Positive,
+    Settings,
+    parse_list,
+)
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import check_exists
 from sr_dist.evaluate import check_metric, check_protocol, check_source
@@ -19,6 +29,7 @@ from sr_dist.models import published
 from sr_dist.models.weights_formats import check_out_file
 
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(parse_list)]
+LENGTH = 0.1  # of the EMA of an exported point, if none is named
 
 
 class Curve(Settings):
@@ -62,10 +73,12 @@ class Curve(Settings):
     """Loader worker processes per rank."""
     export: OptionalText = None
     """Write the network of one point, --ema and --alpha, into this file: .safetensors, .pth or .onnx."""
-    ema: float = 0.1
-    """The length of its EMA."""
-    alpha: Fraction = 1.0
-    """Its share of the GAN."""
+    ema: Annotated[float | None, Absent] = None
+    """The length of the EMA of the point that --export writes. The default is 0.1."""
+    alpha: Annotated[Fraction | None, Absent] = None
+    """Its share of the GAN. The default is 1."""
+    overwrite: bool = False
+    """Let --export replace an existing file. Without it one with other content is an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,12 +95,16 @@ def curve(options: Curve) -> None:
     ranks.open_group()
     stages = curves.open_stages(options.run, options.pixel)
     if options.export:
-        print(curves.export_point(stages, options.ema, options.alpha, Path(options.export)))
-        return
-    images = ImageOptions(options.data, limit=options.limit, batch=options.batch, workers=options.workers)
-    metrics = MetricOptions(options.protocol, options.metrics, extractor=options.extractor, allow_download=options.allow_download)
-    grid = curves.Grid(options.lengths, options.alphas)
-    curves.draw(stages, grid, images, metrics, Path(options.out), options.perception)
+        length, alpha = LENGTH if options.ema is None else options.ema, 1.0 if options.alpha is None else options.alpha
+        out = Path(options.export)
+        ranks.on_first(lambda: print(curves.export_point(stages, length, alpha, out, options.overwrite)))
+    else:
+        images = ImageOptions(options.data, limit=options.limit, batch=options.batch, workers=options.workers)
+        metrics = MetricOptions(
+            options.protocol, options.metrics, extractor=options.extractor, allow_download=options.allow_download
+        )
+        grid = curves.Grid(options.lengths, options.alphas)
+        curves.draw(stages, grid, images, metrics, Path(options.out), options.perception)
     ranks.destroy_group()
 
 
@@ -98,6 +115,7 @@ def check(options: Curve) -> None:
         published.place(options.pixel, "pixel")
     if options.export:
         return check_out_file(options.export)
+    refuse_options_of_export(options)
     if not options.data:
         raise UserError("data: this key is missing; name the images to score")
     check_source(options.data, "data")
@@ -111,6 +129,14 @@ def check(options: Curve) -> None:
         check_exists(options.extractor, "extractor")
     for name in options.metrics:
         check_metric(name)
+
+
+def refuse_options_of_export(options: Curve) -> None:
+    """Without --export they would say nothing."""
+    stated = {"ema": options.ema is not None, "alpha": options.alpha is not None, "overwrite": options.overwrite}
+    for key, is_stated in stated.items():
+        if is_stated:
+            raise UserError(f"{key}: only --export uses it; add --export=FILE or leave it out")
 
 
 if __name__ == "__main__":

@@ -288,11 +288,11 @@ def markdown(tree: Mapping[str, Any]) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def export_point(stages: Stages, length: float, alpha: float, out: Path) -> str:
+def export_point(stages: Stages, length: float, alpha: float, out: Path, overwrite: bool) -> str:
     """Writes the network of one point: -> a line that says what was written."""
     check_length(length, "ema")
     if alpha < 1 and stages.pixel is None:
         raise UserError(f"alpha: {alpha:g} needs the pixel stage; --pixel names it")
     network = stages.network(length, alpha)
     mixed = f"{1 - alpha:g} * {stages.pixel.name} + {alpha:g} * " if stages.pixel and alpha < 1 else ""
-    return f"{mixed}{stages.gan.name} (EMA {length:g}, step {stages.step}) -> {export(network, None, out)}"
+    return f"{mixed}{stages.gan.name} (EMA {length:g}, step {stages.step}) -> {export(network, None, out, overwrite)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_dist.core import ranks
+from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.data.image_pairs import Batches, ImagePairs, load, numbers_of_this_rank, progress_of
 from sr_dist.evaluation.classifiers.classifier_answers import (
@@ -97,11 +98,11 @@ def _score_missing_batches(methods: Mapping[str, Method], batches: Batches, scor
     with ranks.failing_together():
         remaining = missing_batches(results, scoring.saved, numbers_of_this_rank(batches), needed)
     _announce(len(remaining), len(batches))
-    with ranks.failing_together(), progress_of(batches, remaining, scoring.about) as progress:
+    with ranks.failing_together(), resizing_threads() as threads, progress_of(batches, remaining, scoring.about) as progress:
         for number, batch in zip(remaining, load(batches, remaining, scoring.workers), strict=True):
             if scoring.give_up():
                 break
-            results.put(number, *_score_batch(methods, batch, scoring, views_of_hr))
+            results.put(number, *_score_batch(methods, batch, scoring, views_of_hr, threads))
             progress.advance(len(batch.names))
     if any(ranks.all_gather(scoring.give_up())):
         raise Abandoned
@@ -122,15 +123,20 @@ def _announce(remaining: int, batches: int) -> None:
         print(f"continuing: {done} of {batches} batches are done", flush=True)
 
 
+def resizing_threads() -> ThreadPoolExecutor:
+    """This rank's threads that resize images for the extractor, beside restoring and metrics. Pillow resizes without the GIL."""
+    return ThreadPoolExecutor(max(launch_env.available_cores() // launch_env.num_local_ranks(), 1), "resize")
+
+
 def _score_batch(
-    methods: Mapping[str, Method], batch: ImagePairs, scoring: Scoring, views_of_hr: Sequence[str]
+    methods: Mapping[str, Method], batch: ImagePairs, scoring: Scoring, views_of_hr: Sequence[str], threads: Executor
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The partial results of a batch: rows and labels; features of HR and of every method, and classifiers' answers."""
     metrics, protocol = scoring.metrics, scoring.protocol
     hr = batch.hr.to(scoring.device)
     rows: list[Row] = []
-    arrays = {f"{view}/{HR}": _features(metrics, view, hr) for view in views_of_hr}
-    arrays |= classify_batch(metrics.classifiers, HR, hr, protocol, batch)
+    features = {f"{view}/{HR}": _features(metrics, view, hr, threads) for view in views_of_hr}
+    arrays = classify_batch(metrics.classifiers, HR, hr, protocol, batch)
     for number, (name, method) in enumerate(methods.items(), HR + 1):
         sr = restored(method, batch, scoring.device)
         if scoring.saved:
@@ -141,8 +147,9 @@ def _score_batch(
         for i, image in enumerate(batch.names):
             values = {column: (value[i] if math.isfinite(value[i]) else None) for column, value in columns.items()}
             rows.append({"image": image, "method": name, **values})
-        arrays |= {f"{view}/{number}": _features(metrics, view, sr) for view in metrics.views}
+        features |= {f"{view}/{number}": _features(metrics, view, sr, threads) for view in metrics.views}
         arrays |= classify_batch(metrics.classifiers, number, sr, protocol, batch)
+    arrays |= {name: finish() for name, finish in features.items()}
     saved = {"saved": scoring.saved.mark()} if scoring.saved else {}
     return {"rows": rows, "labels": batch.label.tolist(), **saved}, arrays
 
@@ -158,11 +165,18 @@ def _values(metric: ImageMetric, sr: Tensor, hr: Tensor, protocol: Protocol, gre
     return columns
 
 
-def _features(metrics: Metrics, view: str, images: Tensor) -> np.ndarray:
-    """(B x patches, width); nan for images that are not finite."""
-    assert metrics.extractor
-    extract = {"whole": metrics.extractor.whole, "patches": metrics.extractor.patches}[view]
-    rows = extract(images.nan_to_num())
-    finite = images.isfinite().flatten(1).all(1).cpu().numpy()
-    rows[~np.repeat(finite, len(rows) // len(images))] = np.nan
-    return rows
+def _features(metrics: Metrics, view: str, images: Tensor, threads: Executor) -> Callable[[], np.ndarray]:
+    """A function that returns (B x patches, width); nan for images that are not finite. Threads resize until it is called."""
+    extractor = metrics.extractor
+    assert extractor
+    clean, finite = images.nan_to_num(), images.isfinite().flatten(1).all(1).cpu().numpy()
+
+    def without_infinite(rows: np.ndarray) -> np.ndarray:
+        rows[~np.repeat(finite, len(rows) // len(images))] = np.nan
+        return rows
+
+    if view == "patches":  # large, and not resized: not kept
+        rows = without_infinite(extractor.patches(clean))
+        return lambda: rows
+    resized = extractor.resized(clean, threads)
+    return lambda: without_infinite(extractor.features(resized()))

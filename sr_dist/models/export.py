@@ -76,7 +76,7 @@ def raw_weights(ema: Path, key: str) -> Tensors:
     return trained.read(ema.with_name("generator.safetensors"), key)[0]
 
 
-def write(generator: TrainedGenerator, raw: Tensors | None, out: Path, overwrite: bool = True) -> str:
+def write(generator: TrainedGenerator, raw: Tensors | None, out: Path, overwrite: bool = False) -> str:
     if out.exists() and out.samefile(generator.file):
         raise UserError(f"OUT: '{out}' is the file that is read; name another")
     content, note = WRITERS[out.suffix](generator, raw)

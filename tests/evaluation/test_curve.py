@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import run
 from safetensors.torch import save_file
 from scipy import stats
 
@@ -171,7 +172,7 @@ def test_points_of_the_grid_are_the_networks_that_are_exported(place, capsys):
     assert draw() == 0, capsys.readouterr().err
     grid = json.loads((place / "curve" / "report.json").read_text())
     for length, alpha in ((0.05, 0.5), (0.1, 0.5), (0.1, 1)):
-        assert curve.main(["gan", "--export=point.safetensors", f"--ema={length}", f"--alpha={alpha}"]) == 0
+        assert export(f"--ema={length}", f"--alpha={alpha}", "--overwrite") == 0
         assert evaluate.main(["point.safetensors", "--data=images", "--metrics=psnr,ssim", "--out=alone"]) == 0
         own = json.loads((place / "alone" / "report.json").read_text())["methods"]["point"]
         assert own == grid["methods"][f"ema{length:g}_a{alpha:g}"]
@@ -181,6 +182,46 @@ def test_points_of_the_grid_are_the_networks_that_are_exported(place, capsys):
     sources = grid["sources"].values()
     assert len({source["sha256"] for source in sources}) == 5
     assert {source["parameters"] for source in sources} == {sum(value.numel() for value in weights(0).values())}
+
+
+def export(*words: str) -> int:
+    return curve.main(["gan", "--export=point.safetensors", *words])
+
+
+def test_an_export_asks_before_it_replaces_a_file(place, capsys):
+    """As export and interpolate do. The same point again is no other content."""
+    assert [export("--ema=0.05"), export("--ema=0.05")] == [0, 0], capsys.readouterr().err
+    first = Path("point.safetensors").read_bytes()
+    assert export("--ema=0.2") == 2
+    err = capsys.readouterr().err
+    assert "'point.safetensors' would be overwritten; say --overwrite" in err and err.count("\n") == 1, err
+    assert Path("point.safetensors").read_bytes() == first
+    assert export("--ema=0.2", "--overwrite") == 0
+    assert Path("point.safetensors").read_bytes() != first
+
+
+def test_an_export_without_ema_and_alpha_is_the_gan_at_a_tenth(place, capsys):
+    assert [export(), export("--ema=0.1", "--alpha=1")] == [0, 0], capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--ema=0.1", "--alpha=0", "--alpha=1", "--overwrite"])
+def test_options_of_an_export_are_refused_without_one(place, word, capsys):
+    assert draw(word) == 2
+    err = capsys.readouterr().err
+    assert f"error: {word[2:].split('=')[0]}: only --export uses it; " in err and err.count("\n") == 1, err
+    assert not (place / "curve").exists()
+
+
+@pytest.mark.slow
+def test_of_two_ranks_one_exports(place):
+    """The first writes the file and prints its line; both close the process group."""
+    words = [str(place / "gan"), f"--pixel={place / 'weights' / 'pixel_stage.safetensors'}", "--alpha=0.5"]
+    out, _ = run(2, "exporting", *words, f"--export={place / 'point.safetensors'}", cwd=Path(__file__).parent)
+    assert sorted(line for line in out.splitlines() if line.startswith("code")) == [
+        "code 0, written 0, ranks 1",
+        "code 0, written 1, ranks 1",
+    ]
+    assert out.count(" -> ") == 1 and (place / "point.safetensors").is_file()
 
 
 def test_the_interval_of_a_mean_is_students():

@@ -8,6 +8,7 @@ verifies nothing, and downloads without asking.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,19 @@ class Extractor:
 
     def whole(self, images: Tensor) -> np.ndarray:
         """(B, 3, H, W) in [0, 1] -> (B, width). Every image is resized to 299 x 299, unless the network takes any size."""
+        with ThreadPoolExecutor(1) as thread:
+            return self.features(self.resized(images, thread)())
+
+    def resized(self, images: Tensor, threads: Executor) -> Callable[[], Tensor]:
+        """(B, 3, H, W) in [0, 1] -> a function that returns (B, 3, 299, 299), or (B, 3, H, W), in [0, 255], when the threads have
+        resized them."""
+        levels = _to_uint8(images)
         if self.resize is None:
-            return self._features(torch.from_numpy(_to_uint8(images)).permute(0, 3, 1, 2).float())
+            return lambda: torch.from_numpy(levels).permute(0, 3, 1, 2).float()
         from cleanfid.resize import build_resizer  # spares a second at the start
 
-        resize = build_resizer(self.resize)
-        resized = [torch.from_numpy(resize(image)).permute(2, 0, 1) for image in _to_uint8(images)]
-        return self._features(torch.stack(resized).float())
+        resizing = [threads.submit(build_resizer(self.resize), image) for image in levels]
+        return lambda: torch.stack([torch.from_numpy(one.result()).permute(2, 0, 1) for one in resizing]).float()
 
     def patches(self, images: Tensor) -> np.ndarray:
         """(B, 3, H, W) in [0, 1] -> (B x patches, width): a grid of 299 x 299 in the middle of every image, not resized."""
@@ -64,9 +71,10 @@ class Extractor:
         top, left = (images.shape[-2] - rows * SIDE) // 2, (images.shape[-1] - columns * SIDE) // 2
         inside = torch.from_numpy(_to_uint8(images))[:, top : top + rows * SIDE, left : left + columns * SIDE].float()
         grid = inside.unflatten(1, (rows, SIDE)).unflatten(3, (columns, SIDE))  # (B, rows, 299, columns, 299, 3)
-        return self._features(grid.permute(0, 1, 3, 5, 2, 4).flatten(0, 2))
+        return self.features(grid.permute(0, 1, 3, 5, 2, 4).flatten(0, 2))
 
-    def _features(self, images: Tensor) -> np.ndarray:
+    def features(self, images: Tensor) -> np.ndarray:
+        """(B, 3, 299, 299), or any size, in [0, 255] -> (B, width)."""
         return np.concatenate([self._rows(part) for part in images.split(AT_ONCE)])
 
     def _rows(self, images: Tensor) -> np.ndarray:
