@@ -37,7 +37,7 @@ from sr_dist.training.deepspeed import DeepSpeedEngine
 from sr_dist.training.ema import Ema
 from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
-from sr_dist.training.networks import build_degradation, build_objective, phase_network, prepared
+from sr_dist.training.networks import build_degradation, build_objective, in_precision, phase_network, prepared
 from sr_dist.training.power_ema import PowerEmas, check_averages, keep_snapshot
 from sr_dist.training.profile import Span, check_span
 from sr_dist.training.run import Rollback, Run, State, resume
@@ -59,7 +59,7 @@ def set_up(recipe: Recipe, profile: Span | None = None) -> Run:
     digest = data_digest(recipe.data, shards)
     check_same_data(recipe, shards, digest, saved)
     torch.manual_seed(recipe.seed)  # every rank builds the same networks
-    objective = build_objective(recipe).to(device)
+    objective = in_precision(build_objective(recipe).to(device), recipe.precision)
     torch.manual_seed(recipe.seed)  # and the same ones whether or not a content term builds networks
     notes: list[str] = []
     networks = {phase: phase_network(recipe, phase, saved is not None, notes) for phase in objective.phases}

@@ -29,6 +29,17 @@ def build_objective(recipe: Recipe) -> Any:
     return laid_out(module.Objective(options), recipe)  # its frozen networks see the images of the trained ones
 
 
+def in_precision(objective: Any, precision: str) -> Any:
+    """Converts the frozen weights that autocast would convert in every call: it keeps only what it made of trained ones. A module
+    says by `follows_autocast` that nothing in it leaves autocast."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    followers = [module for module in objective.modules() if getattr(module, "follows_autocast", False)]
+    for layer in (layer for follower in followers for layer in follower.modules()):
+        if dtype and isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.to(dtype)
+    return objective
+
+
 def build_degradation(recipe: Recipe) -> Degradation:
     part = recipe.data.degradation
     module, options = plugins.resolve(PACKAGES["degradation"], part.name, part.options, "data.degradation")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from functools import partialmethod
+from types import SimpleNamespace
 
 import pytest
 import torch
 from finished import finished
 from safetensors.torch import load_file
+from torchvision.models.vgg import make_layers
 
 from sr_dist.core import plugins
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.data import data_checks
 from sr_dist.recipe import checks
 from sr_dist.recipe.labels import Labels
-from sr_dist.training import loop
+from sr_dist.training import build, loop, networks
 from sr_dist.training.build import set_up
 from sr_dist.training.networks import repeated_blocks
 
@@ -81,6 +83,36 @@ def test_frozen_networks_of_the_loss_have_the_layout_of_the_trained_ones(layout,
         loop.advance(run, *next(iter(run.loader.steps(1))))
     finally:
         run.loader.close(), run.stop.close(), run.watchdog.close(), run.log.close()
+
+
+def thin_vgg19(weights=None):
+    """Its layers with four channels."""
+    widths = [4, 4, "M", 4, 4, "M", *2 * [4, 4, 4, 4, "M"], 4, 4, 4, 4, "M"]
+    return SimpleNamespace(features=make_layers(widths))
+
+
+def test_frozen_features_are_converted_once_and_change_no_bit(write_recipe, monkeypatch):
+    """Autocast keeps the 16-bit weights of trained layers only; those of a frozen network it would make in every call."""
+    monkeypatch.setattr("torchvision.models.vgg19", thin_vgg19)
+    content = "{mse: 1.0, vgg: {weight: 1.0, weights: random, layers: {conv2_2: 0.5, conv5_4: 1.0}, distance: l1}}"
+    options = {"objective": f"{{name: srgan, content: {content}, adversarial_weight: 0.1}}", "precision": "bf16"}
+    path, dtypes = write_recipe(steps=2, save_every=2), []
+
+    def as_it_was(objective, precision):
+        return objective
+
+    def watched(objective, precision, convert=networks.in_precision):
+        result = convert(objective, precision)
+        dtypes.extend(p.dtype for p in result.parameters())
+        return result
+
+    monkeypatch.setattr(build, "in_precision", watched)
+    once = tensors(train(path, name="once", **options), 2)
+    monkeypatch.setattr(build, "in_precision", as_it_was)
+    each_time = tensors(train(path, name="each", **options), 2)
+    assert len(dtypes) == 32 and set(dtypes) == {torch.bfloat16}
+    assert once.keys() == each_time.keys() and len(once) > 40
+    assert [name for name in once if not once[name].equal(each_time[name])] == []
 
 
 BLOCKS = {"generator": "{name: rrdb, num_blocks: 2, width: 8, growth: 4}"}

@@ -65,6 +65,8 @@ def _places(activated: bool) -> dict[str, int]:
 
 
 class VGGDistance(nn.Module):
+    follows_autocast = True
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
