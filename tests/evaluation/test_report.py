@@ -385,8 +385,8 @@ def test_hr_features_are_computed_once_and_cached(tmp_path, stand_in, monkeypatc
         store(tmp_path / "images" / f"tile{i}.png", seed=i)
     batches = batches_of(tmp_path / "images")
     metrics = open_metrics(["fid", "kid"], CPU, extractor=torchscript(stand_in, "clean", CPU))
-    computed, right = [], Extractor.whole
-    monkeypatch.setattr(Extractor, "whole", lambda self, images: computed.append(len(images)) or right(self, images))
+    computed, right = [], Extractor.features
+    monkeypatch.setattr(Extractor, "features", lambda self, images: computed.append(len(images)) or right(self, images))
     runs = []
     for _ in range(2):
         computed.clear()
