@@ -51,6 +51,7 @@ class Job:
 
 def run_all(file: str) -> None:
     """All ranks must call."""
+    ranks.open_group()
     for number, entry in enumerate(read_json(Path(file))):
         run_one(Job(**entry))
         if number == 0:

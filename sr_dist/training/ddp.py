@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.buffers import Buffers, equal_on_all_ranks
 from sr_dist.training.engine import EngineState
-from sr_dist.training.optimizer_state import begin_momentum, build_optimizer, load_optimizer_state, optimizer_state, takes_flag
+from sr_dist.training.optimizer_state import (
+    Groups,
+    begin_momentum,
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    takes_flag,
+)
+from sr_dist.training.optimizer_trial import try_out
 
 
 class DDPEngine:
@@ -24,7 +32,9 @@ class DDPEngine:
         self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
         self.buffers = Buffers(self.bare)  # first, because backends keep references to buffers
+        try_out(self.settings, accelerator.device, zero=False)
         self.optimizer = build_optimizer(self.bare, self.settings)
+        self._groups = Groups(self.optimizer)
         begin_momentum(self.optimizer)
         self._trained = [p for p in self.bare.parameters() if p.requires_grad]  # once, because a walk takes a millisecond
         accelerator.ddp_handler = DistributedDataParallelKwargs(
@@ -81,11 +91,13 @@ class DDPEngine:
         return local
 
     def state(self) -> EngineState:
-        return {"weights": self.bare.state_dict(), "optimizer": optimizer_state(self.bare, self.optimizer)}
+        optimizer = optimizer_state(self.bare, self.optimizer) | self._groups.changed()
+        return {"weights": self.bare.state_dict(), "optimizer": optimizer}
 
     def load(self, state: EngineState) -> None:
         self.load_weights(state["weights"])
         load_optimizer_state(self.bare, self.optimizer, state["optimizer"])
+        self._groups.load(state["optimizer"])
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         self.bare.load_state_dict(weights)

@@ -20,7 +20,8 @@ from sr_dist.core import ranks, zero_options
 from sr_dist.recipe.sections import Optimizer, Recipe
 from sr_dist.training.buffers import Buffers, saved_buffers
 from sr_dist.training.engine import EngineState
-from sr_dist.training.optimizer_state import build_optimizer
+from sr_dist.training.optimizer_state import Groups, Value, build_optimizer, by_parameter, is_cut, named
+from sr_dist.training.optimizer_trial import try_out
 
 
 class DeepSpeedEngine:
@@ -41,12 +42,15 @@ class DeepSpeedEngine:
             self.stage = recipe.zero.discriminator
         config = configuration(recipe, self.settings, self.stage, zero.offload, sum(p.numel() for p in self.bare.parameters()))
         zero.add_to(config)
+        on_host = zero.offload is not None
+        try_out(self.settings, accelerator.device, zero=True, on_host=on_host)
         self.engine, *_ = deepspeed.initialize(
             model=self.bare,
-            optimizer=build_optimizer(self.bare, self.settings, on_host=zero.offload is not None),
+            optimizer=build_optimizer(self.bare, self.settings, on_host=on_host),
             config=config,
             dist_init_required=False,
         )
+        self._groups = Groups(self.engine.optimizer.optimizer)
         self.network = self.engine
         self.skipped = torch.zeros((), device=accelerator.device)
         self.skipped_total = torch.zeros((), device=accelerator.device)
@@ -93,11 +97,12 @@ class DeepSpeedEngine:
     def state(self) -> EngineState:
         names = [name for name, _ in self.bare.named_parameters()]
         weights = dict(zip(names, self.whole(self.local_weights()), strict=True)) | saved_buffers(self.bare)
-        return {"weights": weights, "optimizer": self._optimizer_state()}
+        return {"weights": weights, "optimizer": self._optimizer_state() | self._groups.changed()}
 
     def load(self, state: EngineState) -> None:
         self.load_weights(state["weights"])
-        self._load_optimizer_state(state["optimizer"])
+        self._load_optimizer_state(by_parameter(state["optimizer"]))
+        self._groups.load(state["optimizer"])
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         for name, buffer in saved_buffers(self.bare).items():
@@ -120,36 +125,34 @@ class DeepSpeedEngine:
     def _optimizer_state(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state  # importing deepspeed takes seconds
 
-        flat = self._flat_state()
+        optimizer = self.engine.optimizer
+        slots = {slot: value for slot, value in optimizer.optimizer.state.get(self._flat()[0], {}).items() if value is not None}
         state: dict[str, Tensor] = {}
         for name, parameter in self._named_parameters():
-            if not parameter.requires_grad or not flat:
-                continue
-            for slot, value in flat.items():
-                if slot == "step":
-                    state[f"{name}/step"] = value.clone()
+            for slot, value in slots.items() if parameter.requires_grad else ():
+                if not is_cut(value):
+                    copied = value.clone() if isinstance(value, Tensor) else value
+                    state |= named(f"{name}/{slot}", copied, optimizer.optimizer)
                 elif self.stage == 3:
-                    partition = self.engine.optimizer.get_local_fp32_param(parameter, slot)
+                    partition = optimizer.get_local_fp32_param(parameter, slot)
                     state[f"{name}/{slot}"] = _joined(partition, parameter.ds_shape)
                 else:
                     state[f"{name}/{slot}"] = safe_get_full_optimizer_state(parameter, slot)
         return state
 
-    def _load_optimizer_state(self, state: dict[str, Tensor]) -> None:
-        if not state:
+    def _load_optimizer_state(self, state: dict[str, dict[str, Value]]) -> None:
+        own = {name: state[name] for name, _ in self._named_parameters() if name in state}
+        if not own:
             return
         optimizer = self.engine.optimizer
-        slots = {key.rsplit("/", 1)[1]: value for key, value in state.items()}
+        slots = {slot: value for values in own.values() for slot, value in values.items()}
         for flat in self._flat():  # the optimizer has no state of its own yet
-            optimizer.optimizer.state[flat] = {
-                slot: value.clone() if slot == "step" else torch.zeros_like(flat) for slot, value in slots.items()
-            }
+            optimizer.optimizer.state[flat] = {slot: _begun(value, flat) for slot, value in slots.items()}
         if self.stage < 3:
             optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self._named_parameters():
-            for slot in slots:
-                value = state.get(f"{name}/{slot}")
-                if value is None or slot == "step":
+            for slot, value in own.get(name, {}).items():
+                if not is_cut(value):
                     continue
                 if self.stage < 3:
                     parameter.set_full_hp_param(value.to(parameter.device), slot)
@@ -161,13 +164,6 @@ class DeepSpeedEngine:
         """This rank's flat fp32 masters."""
         optimizer = self.engine.optimizer
         return optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
-
-    def _flat_state(self) -> dict[str, Tensor]:
-        return {
-            slot: value
-            for slot, value in self.engine.optimizer.optimizer.state.get(self._flat()[0], {}).items()
-            if value is not None
-        }
 
     def scaler_state(self) -> dict[str, Any]:
         return {}
@@ -198,6 +194,13 @@ def configuration(recipe: Recipe, settings: Optimizer, stage: int, offload: dict
         "torch_autocast": {"enabled": recipe.precision == "bf16", "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": None,
     }
+
+
+def _begun(value: Value, flat: Tensor) -> Value:
+    """The place of a value beside a rank's masters: zeros, which parts are copied into, or the number itself."""
+    if is_cut(value):
+        return torch.zeros_like(flat)
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _partition(whole: Tensor, like: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from finished import finished
-from processes import DEMO, ROOT, finish_with, popen, run
+from processes import DEMO, ROOT, finish_with, metrics, popen, run
+from safetensors.torch import load_file
 
 from sr_dist.recipe.labels import Labels
 from sr_dist.tools import prove, prove_results
@@ -70,6 +71,7 @@ EXACT = {
 LDL = {"generator": PLAIN, "discriminator": "none", "objective": "{name: pixel, content: {l1: 1.0, ldl: 100.0}}"}
 # The weight of the class term in srgan, and its classifiers.
 GUIDED = {"one": (3e-4, "one"), "two": (3e-4, "one,two"), "none": (0, "one,two")}
+WATCHED = ("srugan", "esrgan", "penalized")  # also trained without measuring their health
 # bf16 rounds the gradients of each micro-batch, so one process must have those of two ranks.
 HALF = {
     "bf16": {"discriminator": "none", "objective": "{name: pixel, content: {l1: 1.0}}", "generator": PLAIN, "precision": "bf16"},
@@ -99,7 +101,10 @@ def job(shards: Path, runs: Path, objective: str, accumulate: int, optimizer: st
 
 
 def jobs(shards: Path, runs: Path) -> list[dict]:
-    return [
+    unwatched = [job(shards, runs, objective, 1, "adam") for objective in WATCHED]
+    for objective, one in zip(WATCHED, unwatched, strict=True):
+        one["options"] |= {"name": f"{objective}-unwatched", "health.enabled": "false"}
+    return unwatched + [
         job(shards, runs, objective, accumulate, optimizer)
         for objective in (*OBJECTIVES, *GUIDED)
         for accumulate in (1, 2)
@@ -182,6 +187,8 @@ def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
         print(f"{backend} {name}: gap {gap:.1e} of a change of {change:.1e}")
         assert gap <= 1e-4 * change
     check_guidance(tmp_path)
+    for objective in WATCHED:
+        check_health(tmp_path, objective, reference)
     assert counts(tmp_path / "classify-1-sgd") == counts(reference / "classify-1-sgd")
     for one in faulty:
         wrong = distance(tmp_path / one["options"]["name"], reference / "srugan-1-sgd")
@@ -215,6 +222,33 @@ def check_guidance(runs: Path) -> None:
     one, two = (distance(runs / f"{name}-1-sgd", plain) for name in ("one", "two"))
     assert one > 1e-3 and two > 1e-3
     assert distance(runs / "one-1-sgd", runs / "two-1-sgd") > 1e-3
+
+
+def check_health(runs: Path, objective: str, reference: Path) -> None:
+    """Measuring it changes no bit of weights, averages, losses and norms. The first row is that of one process: the weights are
+    equal there."""
+    watched, unwatched = runs / f"{objective}-1-adam", runs / f"{objective}-unwatched"
+    ours, theirs = (all_tensors(run) for run in (watched, unwatched))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    rows, plain = metrics(watched), metrics(unwatched)
+    assert [numbers(row) for row in rows] == [numbers(row) for row in plain]
+    assert not any(name.startswith("health/") for row in plain for name in row)
+    first, other = rows[0], metrics(reference / watched.name)[0]
+    names = {name for name in other if name.startswith("health/")}
+    assert {"health/margin", "health/saturated_real", "health/adversarial_ratio"} <= names and len(names) >= 14
+    assert "health/ema_distance" in {name for row in rows for name in row}
+    for name in names:
+        assert first[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+
+
+def all_tensors(run: Path) -> dict:
+    folder = max((run / "checkpoints").iterdir())
+    return {f"{path.stem}/{name}": value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+
+
+def numbers(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name.startswith(("loss/", "grad_norm/", "reading/"))}
 
 
 def counts(run: Path) -> list:

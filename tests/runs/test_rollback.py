@@ -66,7 +66,10 @@ def test_after_the_last_rollback_a_collapse_ends_the_run(photo_shards, tmp_path)
     assert not (tmp_path / "run" / "DONE").exists()
 
 
-@pytest.mark.parametrize("moment", ["before the removal", "in the removal", "after the rollback"])
+LONG = [pytest.param(moment, marks=pytest.mark.long) for moment in ("before the removal", "after the rollback")]
+
+
+@pytest.mark.parametrize("moment", ["in the removal", *LONG])
 def test_a_kill_in_or_after_a_rollback_changes_nothing(moment, whole, photo_shards, tmp_path):
     """The first process ends at that moment of the rollback, or five steps after it."""
     script = str(Path(__file__).with_name("killed_in_rollback.py"))
