@@ -197,7 +197,6 @@ def test_a_run_whose_rank_was_killed_continues_on_one_node_less(slurm, uninterru
     assert row["saved_step"] >= 4 and row["step"] >= 6
     assert json.loads((folder / "environment.json").read_text())["ranks"] == 1
     assert_exactly_once(folder, SAMPLES, BATCH, STEPS)
-    assert "(cpu), ZeRO-2, " in (folder / "log.txt").read_text()
     for ours, theirs in zip(losses(folder), losses(runs / "whole"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     assert [alert.title for alert in of_kind(folder, "alert") if not alert.title.endswith(": alarm")] == ["smaller failed"]
