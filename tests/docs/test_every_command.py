@@ -109,7 +109,7 @@ RUN_BY = {
     "README": "test_manual.py", "start": "test_manual.py", "finetune": "test_manual.py", "plan": "test_plan_page.py",
     "fetch": "tools/test_fetch.py, from a server of its own", "prove": "runs/test_prove.py", "page": "tools/test_local_page.py",
     "catalogue": "files that the index names and no test machine has", "cluster": "slurm/test_slurm.py, slurm/test_pipeline.py",
-    "mission": "slurm/test_mission.py",
+    "mission": "slurm/test_mission.py", "speedrun": "runs/test_speedrun.py",
     "CONTRIBUTING": "the installation", "benchmarks/README": "whoever measures",
 }  # fmt: skip
 
