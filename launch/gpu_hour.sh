@@ -126,6 +126,7 @@ launcher() {  # CONFIGURATION: the words of a launch over all GPUs
     config=(--multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no)
   fi
   launch=("$PYTHON" -m accelerate.commands.launch "${config[@]}" --num_processes "$gpus" --main_process_port 0)
+  case $1 in zero*) launch=(env -u ACCELERATE_USE_CPU "${launch[@]}") ;; esac  # with it accelerate leaves DeepSpeed out
 }
 
 # ---- the parts

@@ -41,7 +41,11 @@ PIXELS = {  # sha256 of the keys and pixels of all tiles
     "validation": "9eb3ce328ae52e364bc67b02c27aada586831a13434ba5cc98aa60bb0e481fe1",
 }
 ENTRIES = Path(__file__).with_name("speedrun")
-FIXED = ("name", "runs", "scale", "data.train", "data.validation", "data.degradation", "validate_every", "log_every", "seed")
+FIXED = (
+    "name", "runs", "scale", "steps", "seed", "init", "resume", "log_every", "validate_every", "validate_first", "save_every",
+    "keep", "data.train", "data.validation", "data.validation_limit", "data.split", "data.select", "data.balance",
+    "data.degradation",
+)  # fmt: skip
 
 
 def work(words: list[str], options: dict[str, Any]) -> None:
@@ -52,7 +56,10 @@ def work(words: list[str], options: dict[str, Any]) -> None:
         raise UserError(f"size: '{size}'{nearest(size, SIZES)}")
     if options or not words:
         raise UserError("usage: speedrun.py ENTRY ... [--size=1] [--runs=FOLDER] [--steps=N]")
-    entries = {path.stem: path for path in map(entry_file, words)}
+    files = [entry_file(word) for word in words]
+    entries = {path.stem: path for path in files}
+    if len(entries) < len(files):
+        raise UserError("ENTRY: two of these files have one name, which is that of their run")
     check_tiles()
     results = [run(name, path, SIZES[size] | ({"steps": int(steps)} if steps else {}), runs) for name, path in entries.items()]
     report = evaluate(runs, list(entries))
@@ -102,9 +109,14 @@ def options_of(path: Path, name: str, size: dict[str, Any], runs: Path) -> dict[
     """What the size says, then what the entry says. Its `share` is of the steps of the size."""
     entry = yaml.safe_load(path.read_text()) or {}
     for key in entry:
-        if key in FIXED or key.startswith(("data.train", "data.validation")):
+        if key == "data":
+            raise UserError(f"data: '{path}' has a section; write its keys with dots, such as data.crop")
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
             raise UserError(f"{key}: '{path}' changes what all entries have in common")
-    steps = max(1, round(size["steps"] * entry.pop("share", 1)))
+    share = entry.pop("share", 1)
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UserError(f"share: '{path}' has {share}; it is a part of the steps of the size, above 0 and at most 1")
+    steps = max(1, round(size["steps"] * share))
     if isinstance(entry.get("schedule"), dict) and entry["schedule"].get("period") == "steps":
         entry["schedule"]["period"] = steps
     every = max(1, size["steps"] // 10)
@@ -126,15 +138,18 @@ def options_of(path: Path, name: str, size: dict[str, Any], runs: Path) -> dict[
 def run(name: str, path: Path, size: dict[str, Any], runs: Path) -> dict[str, Any]:
     """Trains one entry, unless it is done."""
     folder, record = runs / name, runs / f"{name}.json"
-    if record.is_file() and (folder / "DONE").exists():
-        print(f"{folder} is done")
-        return read_json(record)
     options = [f"--{key}={value}" for key, value in options_of(path, name, size, runs).items()]
+    if record.is_file() and (folder / "DONE").exists():
+        result = read_json(record)
+        if result["options"] != options:
+            raise UserError(f"'{folder}' was trained with other options of '{path}'; remove it to train it again")
+        print(f"{folder} is done")
+        return result
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "sr_dist.train", "srresnet_x4", *options], check=True, env=threads())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60
-    result = {"entry": name, **to_target(folder, size["target"]), "cpu_minutes": round(cpu, 2)}
+    result = {"entry": name, "options": options, **to_target(folder, size["target"]), "cpu_minutes": round(cpu, 2)}
     write_json(record, result)
     return result
 

@@ -114,6 +114,7 @@ def check(options: Curve) -> None:
     if options.pixel:
         published.place(options.pixel, "pixel")
     if options.export:
+        refuse_options_of_the_grid(options)
         return check_out_file(options.export)
     refuse_options_of_export(options)
     if not options.data:
@@ -129,6 +130,12 @@ def check(options: Curve) -> None:
         check_exists(options.extractor, "extractor")
     for name in options.metrics:
         check_metric(name)
+
+
+def refuse_options_of_the_grid(options: Curve) -> None:
+    """With --export nothing is scored."""
+    for key in sorted(options.model_fields_set - {"run", "pixel", "export", "ema", "alpha", "overwrite"}):
+        raise UserError(f"{key}: --export writes the network of one point and scores nothing; leave it out")
 
 
 def refuse_options_of_export(options: Curve) -> None:

@@ -18,7 +18,7 @@ if [ "$ranks" = 0 ]; then
   ranks=${SR_DIST_CPU_RANKS:-1}
   export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
   # DDP needs ACCELERATE_USE_CPU; where it is set, accelerate leaves DeepSpeed out.
-  grep -qis '^distributed_type: *deepspeed' "${SR_DIST_ACCELERATE:-}" || export ACCELERATE_USE_CPU=true
+  grep -qis '^distributed_type: *["'"'"']\?deepspeed' "${SR_DIST_ACCELERATE:-}" || export ACCELERATE_USE_CPU=true
   threads=$((${SLURM_CPUS_PER_TASK:-1} / ranks))
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}
 fi

@@ -170,9 +170,10 @@ def _features(metrics: Metrics, view: str, images: Tensor, threads: Executor) ->
     extractor = metrics.extractor
     assert extractor
     clean, finite = images.nan_to_num(), images.isfinite().flatten(1).all(1).cpu().numpy()
+    count = len(images)  # what is returned must not hold the images
 
     def without_infinite(rows: np.ndarray) -> np.ndarray:
-        rows[~np.repeat(finite, len(rows) // len(images))] = np.nan
+        rows[~np.repeat(finite, len(rows) // count)] = np.nan
         return rows
 
     if view == "patches":  # large, and not resized: not kept

@@ -165,7 +165,9 @@ def complete(recipe: Recipe) -> Recipe:
         if hasattr(module, "check"):
             module.check(options, recipe)
     whole = with_defaults(recipe)
-    for module, term, _ in content_terms(whole):
+    for module, term, key in content_terms(whole):
+        if getattr(module, "reads_average", False) and not recipe.ema.decay:
+            raise UserError(f"{key}: it compares with the averaged generator; ema.decay: 0 averages nothing")
         if hasattr(module, "check"):
             module.check(term, whole)
     return whole
@@ -236,6 +238,8 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
         if reason:
             raise UserError(f"{key}: '{recipe.parts()[key].name}': {reason}")
     for module, options, key in content_terms(recipe):
+        if getattr(module, "reads_average", False) and launch.stage == 3:
+            raise UserError(f"{key}: it would collect the averaged generator in every step under ZeRO-3; use stage 1, 2 or DDP")
         if hasattr(module, "refuses") and (reason := module.refuses(options, launch)):
             raise UserError(f"{key}: {reason}")
 

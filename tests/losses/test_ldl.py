@@ -100,8 +100,10 @@ def test_it_is_refused_without_an_average_and_where_the_average_is_in_parts():
 
 
 def test_its_forward_pass_is_counted():
-    """A step of the generator alone is a forward and two passes back, so it costs a third more."""
+    """A step of the generator alone is a forward and two passes back, so it costs a third more. It keeps no activations of the
+    average: only its own of the images."""
     small = {"generator.num_blocks": "1", "generator.width": "8", "generator.growth": "4"}
     plain, ours = (checks.complete(recipe(**small, **more)) for more in ({"objective.content": "{l1: 1.0}"}, {}))
     assert flops.per_image(ours) / flops.per_image(plain) == pytest.approx(4 / 3, rel=0.02)
-    assert memory.activations(ours, 2)["generator"] > memory.activations(plain, 2)["generator"]
+    more = memory.activations(ours, 2)["generator"] / memory.activations(plain, 2)["generator"]
+    assert 1 < more < 1.5

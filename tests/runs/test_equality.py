@@ -189,6 +189,7 @@ def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
     check_guidance(tmp_path)
     for objective in WATCHED:
         check_health(tmp_path, objective, reference)
+        check_health(reference, objective, reference)
     assert counts(tmp_path / "classify-1-sgd") == counts(reference / "classify-1-sgd")
     for one in faulty:
         wrong = distance(tmp_path / one["options"]["name"], reference / "srugan-1-sgd")
@@ -200,8 +201,8 @@ def test_two_ranks_take_the_step_of_one(backend, shards, one_process, tmp_path):
 
 def check_bf16(runs: Path, reference: Path, start: Path) -> None:
     """Ranks exchange gradients in fp32, so the same micro-batches give the same parameters: 0 but for a GAN with normalization
-    under ZeRO-3, with 0.7 % of the change. That is within the noise of bf16: half as many micro-batches of twice the size, whose
-    gradients are rounded elsewhere, are 1 to 3 % away."""
+    under ZeRO-3, with less than 1 % of the change. That is within the noise of bf16: half as many micro-batches of twice the
+    size, whose gradients are rounded elsewhere."""
     for name in HALF:
         change, noise = (
             distance(run, reference / f"{name}-4-sgd") for run in (start / f"{name}-1-sgd", reference / f"{name}-2-sgd")

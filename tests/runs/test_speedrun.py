@@ -38,9 +38,15 @@ def test_an_entry_says_its_share_of_the_steps_and_nothing_that_all_have_in_commo
     options = script.options_of(file, "mine", script.SIZES["1"], tmp_path)
     assert options["steps"] == script.SIZES["1"]["steps"] // 2
     assert json.loads(options["schedule"]) == {"name": "cosine", "period": options["steps"]}
-    file.write_text("data.validation_limit: 1\n")
-    with pytest.raises(script.UserError, match=r"data\.validation_limit: .*in common"):
-        script.options_of(file, "mine", script.SIZES["1"], tmp_path)
+    refused = {
+        "data.validation_limit: 1": "in common", "steps: 5000": "in common", "init.generator: x.pth": "in common",
+        "init: {generator: x.pth}": "in common", "data: {train: x}": "with dots", "share: 3": "at most 1",
+        "share: 0": "at most 1",
+    }  # fmt: skip
+    for line, reason in refused.items():
+        file.write_text(f"{line}\n")
+        with pytest.raises(script.UserError, match=rf"^{line.split(':')[0]}: .*{reason}"):
+            script.options_of(file, "mine", script.SIZES["1"], tmp_path)
 
 
 @pytest.mark.slow
@@ -57,6 +63,8 @@ def test_entries_train_and_other_tiles_are_refused(tmp_path):
     assert entry["target"] == 36.5 and entry["versions"]["torch"]
     (second,) = entry["entries"]
     assert second["steps"] == 4 and second["cpu_minutes"] > 0 and 30 < second["psnr_y"] < 36.5
+    result = subprocess.run([*line[:-1], "--steps=5"], **ours)
+    assert result.returncode == 2 and "was trained with other options" in result.stderr
     (tmp_path / "data" / "sample_photos" / "validation" / "validation-000000.tar").unlink()
     result = subprocess.run(line, **ours)
     assert result.returncode == 2 and "has other tiles" in result.stderr

@@ -230,6 +230,14 @@ def test_charbonniers_eps_is_squared_in_ours(imported):
     assert result.recipe["objective"]["content"]["charbonnier"]["eps"] == pytest.approx(1e-6)
 
 
+@pytest.mark.parametrize(("project", "trackers"), [(None, ["tensorboard"]), ("theirs", ["wandb", "tensorboard"])])
+def test_tensorboard_is_a_tracker_beside_wandb(imported, project, trackers):
+    logger = {**ESRGAN["logger"], "wandb": {"project": project, "resume_id": None}}
+    recipe = imported({**ESRGAN, "logger": logger}).recipe
+    assert recipe["log"]["trackers"] == trackers
+    assert recipe["log"].get("project") == project
+
+
 def test_ldl_is_taken_over_where_weights_are_averaged(imported):
     assert imported(ESRGAN).recipe["objective"]["content"]["ldl"] == 1.0
     without = imported(changed(ESRGAN, train__ema_decay=0))

@@ -33,7 +33,8 @@ def download_many(files: Sequence[SmallFile]) -> None:
     """Writes what arrives. Files may be missing, cut short or something else afterwards: the caller checks them."""
     config = "".join(f"url = {_quoted(small.url)}\noutput = {_quoted(str(small.file))}\n" for small in files)
     nothing = subprocess.DEVNULL
-    with suppress(OSError), subprocess.Popen(FIRST_TRY, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing) as curl:
+    line = [*FIRST_TRY, "--max-filesize", str(max(small.most for small in files))]  # if this process is killed, nobody else looks
+    with suppress(OSError), subprocess.Popen(line, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing) as curl:
         try:
             assert curl.stdin
             with suppress(BrokenPipeError), curl.stdin as stdin:

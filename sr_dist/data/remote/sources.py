@@ -32,6 +32,7 @@ from sr_dist.data.remote.download import download_bytes, download_file
 from sr_dist.data.remote.download_many import SmallFile, can_download_many, download_many
 
 AT_ONCE = 8  # indexes, or processes that fetch many
+IN_A_CURL = 64  # indexes that one process fetches: what a kill loses, and what is left to fetch when one is refused
 ONE_INDEX = threading.RLock()  # in memory, of those that are fetched at once
 DEFAULT_GB = 100.0  # size limit of a cache
 SCHEMES = ("http", "https", "s3", "gs", "hf", "ais", "sftp", "ftps", "scp")
@@ -183,10 +184,15 @@ def _fetch_indexes(source: str, folder: Path, manifest: Manifest) -> None:
         complete = pool.map(lambda entry: _is_index(folder / index_name(entry.name), entry), manifest.shards)
         missing = [entry for entry, is_complete in zip(manifest.shards, complete, strict=True) if not is_complete]
         if can_download_many(source) and len(missing) > AT_ONCE:
-            groups = [missing[number::AT_ONCE] for number in range(AT_ONCE)]
-            left = pool.map(lambda entries: _fetch_many(source, folder, entries, manifest), groups)
-            missing = [entry for entries in left for entry in entries]
-        list(pool.map(lambda entry: _fetch_index(source, folder, entry, manifest), missing))
+            groups = [missing[first : first + IN_A_CURL] for first in range(0, len(missing), IN_A_CURL)]
+            list(pool.map(lambda entries: _fetch_group(source, folder, entries, manifest), groups))
+        else:
+            list(pool.map(lambda entry: _fetch_index(source, folder, entry, manifest), missing))
+
+
+def _fetch_group(source: str, folder: Path, entries: list[ShardEntry], manifest: Manifest) -> None:
+    for entry in _fetch_many(source, folder, entries, manifest):
+        _fetch_index(source, folder, entry, manifest)
 
 
 def _fetch_many(source: str, folder: Path, entries: list[ShardEntry], manifest: Manifest) -> list[ShardEntry]:

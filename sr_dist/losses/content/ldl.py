@@ -18,10 +18,7 @@ from torch.nn import functional
 from sr_dist.core.batch import Batch
 from sr_dist.core.config import Settings
 from sr_dist.core.contracts import ContentTerm
-from sr_dist.core.errors import UserError
-from sr_dist.core.launch_env import Launch
 from sr_dist.core.precision import without_autocast
-from sr_dist.recipe.sections import Recipe
 
 WINDOW = 7
 reads_average = True
@@ -29,17 +26,6 @@ reads_average = True
 
 class Config(Settings):
     pass
-
-
-def check(config: Config, recipe: Recipe) -> None:
-    if not recipe.ema.decay:
-        raise UserError("objective.content.ldl: it compares with the averaged generator; ema.decay: 0 averages nothing")
-
-
-def refuses(config: Config, launch: Launch) -> str | None:
-    return (
-        "it would collect the averaged generator in every step under ZeRO-3; use stage 1, 2 or DDP" if launch.stage == 3 else None
-    )
 
 
 def build(config: Config) -> ContentTerm:

@@ -115,9 +115,13 @@ def log(options: Options) -> Tree:
             section[ours] = options.take(f"logger.{theirs}", whole, 1, ours)
     if "save_every" in section:
         options.checks.append("keep: the last 3 checkpoints stay; BasicSR keeps all (keep: {last: 3, every: N} keeps more).")
-    options.drop("logger.use_tb_logger", "no TensorBoard; metrics.jsonl and sr_dist.plot")
+    log: Tree = {}
     if options.has("logger.wandb.project"):
-        section["log"] = {"wandb": "online", "project": options.take("logger.wandb.project", str, "", "log.project")}
+        log = {"wandb": "online", "project": options.take("logger.wandb.project", str, "", "log.project")}
+    if options.take("logger.use_tb_logger", yes, False, "log.trackers"):
+        log["trackers"] = ["wandb", "tensorboard"] if log else ["tensorboard"]
+    if log:
+        section["log"] = log
     options.note("logger.wandb.project", "log.wandb: off")
     options.drop("logger.wandb.resume_id", "the id of the run is kept by itself")
     return section
