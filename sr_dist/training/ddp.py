@@ -87,6 +87,9 @@ class DDPEngine:
     def local_weights(self) -> list[Tensor]:
         return list(self.bare.parameters())
 
+    def without_padding(self, local: list[Tensor]) -> list[Tensor]:
+        return local
+
     def whole(self, local: list[Tensor]) -> list[Tensor]:
         return local
 

@@ -82,6 +82,12 @@ class DeepSpeedEngine:
     def local_weights(self) -> list[Tensor]:
         return [p.ds_tensor for p in self._parameters()] if self.stage == 3 else list(self.bare.parameters())
 
+    def without_padding(self, local: list[Tensor]) -> list[Tensor]:
+        if self.stage < 3:
+            return local
+        sizes = [p.ds_numel - ranks.rank() * part.numel() for part, p in zip(local, self._parameters(), strict=True)]
+        return [part.flatten()[: max(size, 0)] for part, size in zip(local, sizes, strict=True)]
+
     def whole(self, local: list[Tensor]) -> list[Tensor]:
         if self.stage < 3:
             return local

@@ -51,6 +51,9 @@ class Engine(StepEngine, Protocol):
     def local_weights(self) -> list[Tensor]:
         """The weights that this rank keeps between steps; a partition of each parameter under ZeRO-3."""
 
+    def without_padding(self, local: list[Tensor]) -> list[Tensor]:
+        """Tensors like `local_weights()`, without the uninitialized memory in which a partition of ZeRO-3 may end."""
+
     def whole(self, local: list[Tensor]) -> list[Tensor]:
         """Tensors like `local_weights()` as whole parameters."""
 

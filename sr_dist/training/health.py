@@ -138,8 +138,9 @@ class Observer:
     @torch.no_grad()
     def weights(self, ema: Ema) -> None:
         """After the step: how far the averaged weights are from those of the generator."""
-        weights = [weight.detach() for weight in ema.engine.local_weights()]
-        averages = [average.to(weight.dtype) for average, weight in zip(ema.averages, weights, strict=True)]
+        own = ema.engine.without_padding
+        weights = [weight.detach() for weight in own(ema.engine.local_weights())]
+        averages = [average.to(weight.dtype) for average, weight in zip(own(ema.averages), weights, strict=True)]
         apart = torch._foreach_norm(torch._foreach_sub(weights, averages))
         self.add("ema_apart", torch.stack(apart).double().square().sum())
         self.add("ema_weights", torch.stack(torch._foreach_norm(weights)).double().square().sum())

@@ -242,8 +242,7 @@ def check_health(runs: Path, objective: str, reference: Path) -> None:
     # Gradients through the discriminator are not measured where a rank has a part of it (ZeRO-3).
     through = {"health/adversarial_ratio", *(name for name in names if name.startswith("health/gradient_"))}
     assert names - first.keys() <= through
-    partitioned = names > first.keys() & names
-    for name in (names & first.keys()) - ({"health/ema_distance"} if partitioned else set()):  # see docs/health.md
+    for name in names & first.keys():
         assert first[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
 
 
