@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import math
 import re
@@ -23,7 +25,7 @@ from sr_dist.evaluation.protocol import protocol
 from sr_dist.evaluation.report import report
 from sr_dist.evaluation.report.drawings import HEIGHT, LABELS, MARGIN, WIDTH, trade_offs
 from sr_dist.evaluation.report.markdown import markdown
-from sr_dist.evaluation.report.page import example_images, extremes, page
+from sr_dist.evaluation.report.page import Beside, example_images, extremes, page
 from sr_dist.evaluation.report.report import Report
 from sr_dist.evaluation.scoring import Scores, Scoring, score
 
@@ -67,6 +69,25 @@ def table(**methods):
     rows = [{"image": "i", "method": name, **values} for name, values in methods.items()]
     scores = Scores(rows, METRICS.better, {}, {})
     return Report(protocol("matlab-y", 2), "d", ["i"], list(methods), scores, {}, METRICS, [])
+
+
+@pytest.mark.parametrize("budget", [400_000, 100_000])
+def test_the_images_of_a_page_keep_within_its_bytes(tmp_path, budget):
+    """Noise, which no format makes small: 14 examples of six methods, 100 KB each as PNG."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(14):
+        Image.fromarray(draw.integers(0, 256, (160, 200, 3), dtype=np.uint8)).save(tmp_path / "images" / f"noise{i:02d}.png")
+    finished, batches, methods = reported(tmp_path / "images", "other", "third", "mine", metrics=open_metrics(["psnr"], CPU))
+    examples = example_images(finished, batches, methods, CPU, Beside(tmp_path, budget=budget))
+    assert len(examples) >= 12
+    embedded = [base64.b64decode(view["data"].partition(",")[2]) for example in examples for view in example["views"]]
+    assert 0.1 * budget < sum(map(len, embedded)) <= budget
+    assert all(min(Image.open(io.BytesIO(content)).size) >= 16 for content in embedded)
+    assert {(example["width"], example["height"]) for example in examples} == {(200, 160)}
+    whole, without = (len(page(finished, some).encode()) for some in (examples, []))
+    assert whole - without < 4 / 3 * budget + 2000 * len(examples)
+    assert len(list((tmp_path / "report_pictures" / "mine").iterdir())) == len(examples), "in full size beside the page"
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXAMPLES, SIDE = 12, 512  # images besides the extreme ones, and the most pixels of a side
 PAGE_BYTES = 20_000_000  # of all embedded images; base64 makes a third more of them
+SMALLEST = 32  # pixels of a side below which nothing is made smaller
 QUALITIES = (90, 80, 65, 50, 35)  # of WebP, where images as they are would make the page larger
 
 
@@ -167,7 +168,7 @@ def _example(
 
 def _embedded(images: list[Image.Image], share: int) -> tuple[list[str], bool]:
     """Addresses with the images in them, and whether they have all pixels: PNG, or WebP where PNG takes more than `share` bytes
-    each."""
+    each, made smaller where WebP does too. The page shows them in one size."""
     encoded = [png(image) for image in images]
     if sum(map(len, encoded)) <= share * len(images):
         return [_address(content, "png") for content in encoded], True
@@ -175,6 +176,9 @@ def _embedded(images: list[Image.Image], share: int) -> tuple[list[str], bool]:
         encoded = [_webp(image, quality) for image in images]
         if sum(map(len, encoded)) <= share * len(images):
             break
+    while sum(map(len, encoded)) > share * len(images) and min(images[0].size) > SMALLEST:
+        images = [image.reduce(2) for image in images]
+        encoded = [_webp(image, QUALITIES[-1]) for image in images]
     return [_address(content, "webp") for content in encoded], False
 
 
