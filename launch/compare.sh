@@ -8,11 +8,7 @@
 # (msrresnet) for the same reason. COMPARE_THREADS=1 is faster where other jobs use the cores.
 # The same command continues what was interrupted and skips what is done.
 set -euo pipefail
-ROOT=$(cd "$(dirname "$0")/.." && pwd)
-. "$ROOT/launch/environment.sh"
-prepare_python
-cd "$ROOT"
-. launch/studies.sh
+. "$(dirname "$0")/studies.sh"
 runs=()
 
 data=data/sample_photos

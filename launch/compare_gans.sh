@@ -9,13 +9,9 @@
 # ResNet-18 with random weights: the script needs no published file. COMPARE_THREADS=1 is faster where other jobs use the cores.
 # The same command continues what was interrupted and skips what is done.
 set -euo pipefail
-ROOT=$(cd "$(dirname "$0")/.." && pwd)
-. "$ROOT/launch/environment.sh"
 [ $# = 1 ] && [ -d "$1" ] || { echo "error: bash launch/compare_gans.sh PHOTOS: give a folder of images" >&2; exit 2; }
 photos=$(cd "$1" && pwd)
-prepare_python
-cd "$ROOT"
-. launch/studies.sh
+. "$(dirname "$0")/studies.sh"
 data=data/compare_gans split='[0.75,0.25]'
 [ -e $data/manifest.json ] || "$PYTHON" -m shards.build folder "$photos" $data --min_side=64
 

@@ -4,11 +4,7 @@
 #   with SR_DIST_PYTHON=/path/to/python, that environment is used and nothing is installed; SPEEDRUN_THREADS=1 takes one core
 # The tiles are those of the demo, cut from scikit-image's photographs. The same command skips entries that are done.
 set -euo pipefail
-ROOT=$(cd "$(dirname "$0")/.." && pwd)
-. "$ROOT/launch/environment.sh"
-prepare_python
-cd "$ROOT"
-. launch/studies.sh
+. "$(dirname "$0")/studies.sh"
 sample_photos
 entries=false
 for word in "$@"; do

@@ -1,6 +1,10 @@
 # shellcheck shell=bash
-# Sourced by the studies in this folder, which have set PYTHON (`prepare_python`) and entered the repository.
+# Sourced by the studies in this folder: sets ROOT and PYTHON (`prepare_python`) and enters the repository.
 #   COMPARE_THREADS   threads of each training (2)
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+. "$ROOT/launch/environment.sh"
+prepare_python
+cd "$ROOT" || exit
 export WANDB_SILENT=true
 launch_options=(
   --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process "${COMPARE_THREADS:-2}"

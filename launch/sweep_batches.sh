@@ -6,11 +6,7 @@
 #   bash launch/sweep_batches.sh      with SR_DIST_PYTHON=/path/to/python, that environment is used and nothing is installed
 # COMPARE_THREADS=1 is faster where other jobs use the cores. The same command continues what was interrupted and skips what is done.
 set -euo pipefail
-ROOT=$(cd "$(dirname "$0")/.." && pwd)
-. "$ROOT/launch/environment.sh"
-prepare_python
-cd "$ROOT"
-. launch/studies.sh
+. "$(dirname "$0")/studies.sh"
 data=data/sample_photos
 sample_photos
 
