@@ -31,7 +31,7 @@ from sr_dist.tools.step_inputs import objective_and_networks, quiet, random_batc
 from sr_dist.training.ddp import DDPEngine
 from sr_dist.training.deepspeed import configuration
 from sr_dist.training.ema import Ema
-from sr_dist.training.networks import prepared, recompute_activations
+from sr_dist.training.networks import in_precision, prepared, recompute_activations
 from sr_dist.training.optimizer_state import states_per_weight
 from sr_dist.training.power_ema import PowerEmas
 from sr_dist.training.step import Around, Precision, take_step
@@ -63,6 +63,11 @@ def sizes(network: nn.Module) -> Sizes:
         tuple(p.numel() for p in parameters if not p.requires_grad),
         sum(buffer.numel() for buffer in network.buffers()),
     )
+
+
+def held(objective: nn.Module) -> int:
+    """Bytes of what the objective holds."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*objective.parameters(), *objective.buffers()))
 
 
 def state_bytes(network: Sizes, states: int, stage: int, gpus: int, averaged: bool) -> dict[str, int]:
@@ -209,7 +214,8 @@ def activations(recipe: Recipe, images: int) -> dict[str, int]:
 def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, SavedTensors]:
     """Runs the forward passes of a step on tensors without numbers."""
     objective, networks = shapes_only(recipe)
-    first = next(iter(networks))
+    precision = Precision("no" if recipe.precision == "no" else "bf16", "cpu")
+    objective, first = in_precision(objective, precision.name), next(iter(networks))
     average = copy.deepcopy(networks[first])  # without the hooks of the trained one
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
         for module in (objective, average, *networks.values()):
@@ -221,7 +227,6 @@ def _saved(recipe: Recipe, images: int, segments: tuple[str, ...]) -> dict[str, 
             phase: ForwardOnly(network, SavedTensors(*known), watched if phase == first else {})
             for phase, network in networks.items()
         }
-        precision = Precision("no" if recipe.precision == "no" else "bf16", "cpu")
         batch = random_batch(recipe, images, torch.device("cpu"))
         around = Around(average=average if checks.reads_average(recipe) else None)
         take_step(objective, engines, [batch], precision, dict.fromkeys(engines, 0.0), around)
@@ -232,7 +237,7 @@ def one_step(recipe: Recipe, images: int) -> dict[str, Tensor]:
     """The losses of one real step of one process on random images, with the averages that training keeps."""
     accelerator = ranks.open_accelerator(recipe.precision)
     objective, networks = objective_and_networks(recipe)
-    objective = objective.to(accelerator.device)
+    objective = in_precision(objective.to(accelerator.device), recipe.precision)
     first = next(iter(networks))
     ema = Ema(networks[first], recipe.ema.decay)
     ema.network.to(accelerator.device)
@@ -267,7 +272,7 @@ def images_per_micro_batch(recipe: Recipe, gpus: int) -> int:
 def parts_sizes(recipe: Recipe) -> tuple[dict[str, Sizes], int]:
     """The sizes of the networks, and the bytes of what the objective holds. The recipe is without published weights."""
     objective, networks = shapes_only(recipe)
-    return {phase: sizes(network) for phase, network in networks.items()}, FP32 * sizes(objective).whole
+    return {phase: sizes(network) for phase, network in networks.items()}, held(in_precision(objective, recipe.precision))
 
 
 def memory_table(stated: Recipe, gpus: int) -> Table:

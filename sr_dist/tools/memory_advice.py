@@ -13,9 +13,9 @@ from sr_dist.core import launch_env
 from sr_dist.core.errors import UserError
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
-from sr_dist.tools.memory import COLUMNS, FP32, activations, backend_row, mebibytes, sizes
+from sr_dist.tools.memory import COLUMNS, activations, backend_row, held, mebibytes, sizes
 from sr_dist.tools.step_inputs import objective_and_networks, quiet, without_published_weights
-from sr_dist.training.networks import repeated_blocks
+from sr_dist.training.networks import in_precision, repeated_blocks
 
 WORDS = {
     "optimizer": "states of the optimizers",
@@ -49,7 +49,8 @@ def _state(recipe: Recipe, num_ranks: int) -> dict[str, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants in caches
         objective, networks = objective_and_networks(recipe)
         network_sizes = {phase: sizes(network) for phase, network in networks.items()}
-        row = backend_row(recipe, network_sizes, FP32 * sizes(objective).whole, f"ZeRO-{stage}" if stage else "DDP", num_ranks)
+        content = held(in_precision(objective, recipe.precision))
+        row = backend_row(recipe, network_sizes, content, f"ZeRO-{stage}" if stage else "DDP", num_ranks)
     return {name: row[name] for name in COLUMNS}
 
 

@@ -82,3 +82,10 @@ def test_an_index_that_never_comes_is_named(many_shards, starts, tmp_path):
         with pytest.raises(ShardError, match=rf"^data\.train: the index '{url}' could not be fetched: the server answers 404"):
             open_shards(store.url, "data.train", Cache(tmp_path / "cache", 10**9))
     assert not list((tmp_path / "cache").rglob("*.new"))
+
+
+@pytest.mark.parametrize("name", ["two\nlines", os.fsdecode(b"not utf-8 \xff")])
+def test_a_cache_whose_name_curl_cannot_read_is_filled_one_by_one(many_shards, starts, tmp_path, name):
+    with serving(many_shards) as store:
+        remote = open_shards(store.url, "data.train", Cache(tmp_path / name, 10**9))
+        assert len(remote.index(11)) == 1

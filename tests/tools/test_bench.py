@@ -159,6 +159,10 @@ def test_published_weights_are_counted_and_not_read(write_recipe, monkeypatch, t
     objective = {"content": {"vgg": {"weight": 1.0, "layers": "conv5_4"}}}
     table = gan_table(write_recipe, objective=objective, data={"crop": 32})
     assert table["backends"]["DDP"]["content"] == 4 * (20_024_384 + 6)  # VGG19's convolutions, and a mean and deviation
+    half = gan_table(write_recipe, objective=objective, data={"crop": 32}, precision="bf16")
+    assert half["backends"]["DDP"]["content"] == 2 * 20_024_384 + 4 * 6
+    by_precision = {row["precision"]: row["generator"] for row in half["activations"]}
+    assert by_precision["bf16"] < by_precision["no"], "weights that are 16 bits already are not saved once more"
 
 
 def test_bench_step_times_real_steps_and_touches_no_run_folder(write_recipe, tmp_path):

@@ -24,9 +24,9 @@ class SmallFile(NamedTuple):
     most: int  # bytes
 
 
-def can_download_many(source: str) -> bool:
-    """Whether curl fetches the files of a folder, and their addresses can stand in its configuration."""
-    return source.startswith(BY_CURL) and source.isprintable()
+def can_download_many(source: str, folder: Path) -> bool:
+    """Whether curl fetches the files, and their addresses and their place can stand in its configuration."""
+    return source.startswith(BY_CURL) and f"{source}{folder}".isprintable()
 
 
 def download_many(files: Sequence[SmallFile]) -> None:

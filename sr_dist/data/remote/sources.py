@@ -183,7 +183,7 @@ def _fetch_indexes(source: str, folder: Path, manifest: Manifest) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         complete = pool.map(lambda entry: _is_index(folder / index_name(entry.name), entry), manifest.shards)
         missing = [entry for entry, is_complete in zip(manifest.shards, complete, strict=True) if not is_complete]
-        if can_download_many(source) and len(missing) > AT_ONCE:
+        if can_download_many(source, folder) and len(missing) > AT_ONCE:
             groups = [missing[first : first + IN_A_CURL] for first in range(0, len(missing), IN_A_CURL)]
             list(pool.map(lambda entries: _fetch_group(source, folder, entries, manifest), groups))
         else:
