@@ -80,9 +80,9 @@ class Evaluate(Settings):
     """Trained classifiers (runs or weights files). They classify HR and every method's output: accuracy, agreement with HR, lost
     accuracy, McNemar's test."""
     metrics: Names = ()
-    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid; the default is all. With the package pyiqa
-    installed, also pyiqa:NAME (pyiqa:musiq). A metric that cannot be computed, for example
-    without its published weights, is null with its reason."""
+    """psnr, ssim, lpips, fid, kid, patch_fid, class_fid, precision, recall; the default is all. With the package pyiqa installed,
+    also pyiqa:NAME (pyiqa:musiq). A metric that cannot be computed, for example without its published weights, is null with its
+    reason."""
     resize: Literal["clean", "legacy_pytorch"] = "clean"
     """How clean-fid resizes images to 299 pixels for FID and KID."""
     extractor: OptionalText = None

@@ -226,7 +226,8 @@ class Loader:
         columns = attributes8.float().unbind(1)
         attributes = dict(zip(names, columns, strict=True))
         share = len(hr) / self.data.batch
-        return Batch(lr.contiguous(memory_format=layout), hr, label, crops.keys, attributes, step, share, seed)
+        lr = lr.contiguous(memory_format=layout)
+        return Batch(lr, hr, label, crops.keys, attributes=attributes, step=step, share=share, seeds=seed)
 
     def _to_device(self, numbers: list[Tensor], images: list[Tensor | None]) -> tuple[list[Tensor], list[Tensor | None]]:
         """A copy to a GPU is asynchronous, and the images' slot can be reused at once."""

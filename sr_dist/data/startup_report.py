@@ -64,10 +64,11 @@ def validation_lines(data: Data, counts: Mapping[str, int]) -> Iterator[str]:
 
 def _epochs(loader: Loader, source: str, data_set: DataSet, weight: int) -> str:
     total, steps, batch = sum(loader.source.mix.weights), loader.config.steps, loader.data.batch
+    epochs = steps * batch * weight / total / data_set.order.samples
     share = f" of '{source}', {weight} of {total} images" if len(loader.source.data_sets) > 1 else ""
     return (
         f"{plural(data_set.order.samples, 'sample')} in {plural(_num_shards(data_set), 'shard')}{share}; "
-        f"{plural(steps, 'step')} of {batch} are {steps * batch * weight / total / data_set.order.samples:.1f} epochs"
+        f"{plural(steps, 'step')} of {batch} are {f'{epochs:.1f}' if epochs >= 0.05 else f'{epochs:.1g}'} epochs"
     )
 
 

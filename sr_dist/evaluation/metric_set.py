@@ -63,16 +63,16 @@ class SetMetric(typing.Protocol):
         """
 
     def floor(self, hr: Features, labels: Array) -> float:
-        """The distance between two halves of HR."""
+        """The value of one half of HR against the other."""
 
 
 Metric = ImageMetric | SetMetric
 
 if typing.TYPE_CHECKING:  # mypy compares our own files with the protocols
-    from sr_dist.evaluation.metrics import class_fid, fid, kid, lpips, patch_fid, psnr, ssim
+    from sr_dist.evaluation.metrics import class_fid, fid, kid, lpips, patch_fid, precision, psnr, recall, ssim
 
     _IMAGE_METRICS: tuple[ImageMetric, ...] = (lpips, psnr, ssim)
-    _SET_METRICS: tuple[SetMetric, ...] = (class_fid, fid, kid, patch_fid)
+    _SET_METRICS: tuple[SetMetric, ...] = (class_fid, fid, kid, patch_fid, precision, recall)
 
 
 @dataclass(frozen=True)

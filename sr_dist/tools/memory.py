@@ -113,13 +113,18 @@ def buffer_bytes(network: Sizes, zero: dict[str, Any]) -> int:
     return bucket * (2 if stage == 2 else 1)
 
 
+def own_stage(recipe: Recipe, phase: str, stage: int) -> int:
+    """The discriminator may have a stage of its own."""
+    return (recipe.zero.discriminator or stage) if phase == "discriminator" and stage else stage
+
+
 def backend_row(recipe: Recipe, networks: dict[str, Sizes], content: int, backend: str, gpus: int) -> dict[str, int]:
     """Bytes per rank under one backend, by purpose; `host` is in the machine's memory."""
     stage, offload = BACKENDS[backend]
     row = dict.fromkeys((*COLUMNS, "host"), 0) | {"content": content}
     shared_buffers = 0
     for place, (phase, network) in enumerate(networks.items()):
-        own = (recipe.zero.discriminator or stage) if phase == "discriminator" and stage else stage
+        own = own_stage(recipe, phase, stage)
         settings = recipe.optimizer_of(phase)
         amounts = state_bytes(network, states_per_weight(settings), own, gpus, averaged=place == 0)
         if recipe.ema.post_hoc and place == 0:

@@ -180,7 +180,7 @@ def exchanged(recipe: Recipe, sizes: dict[str, memory.Sizes], machine: Machine) 
         for gpus in sorted({*NUMBERS, machine.gpus}):
             amount = sum(
                 communication.step_bytes(
-                    own_stage(recipe, phase, stage),
+                    memory.own_stage(recipe, phase, stage),
                     sum(s.trained),
                     sum(s.frozen),
                     gpus,
@@ -193,11 +193,6 @@ def exchanged(recipe: Recipe, sizes: dict[str, memory.Sizes], machine: Machine) 
             numbers[gpus] = {"bytes": amount, "seconds": communication.seconds(amount, other)}
         rows[backend] = numbers
     return rows
-
-
-def own_stage(recipe: Recipe, phase: str, stage: int) -> int:
-    """The discriminator may have a stage of its own."""
-    return (recipe.zero.discriminator or stage) if phase == "discriminator" and stage else stage
 
 
 def speeds(recipe: Recipe, request: Request, plan: Plan) -> list[dict[str, Any]]:

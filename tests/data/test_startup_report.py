@@ -45,6 +45,11 @@ def test_one_data_set():
     ]
 
 
+def test_a_small_part_of_an_epoch_is_not_nothing():
+    """60 steps of 50 are 3,000 images of 1,000,000."""
+    assert lines(shards(4, 250_000, 1_000_000))[0].endswith("60 steps of 50 are 0.003 epochs")
+
+
 def test_a_mix_reports_the_epochs_of_each_data_set():
     """2,000 of 3,000 images from 500 samples, 1,000 from 250; three quarters of an image are 4 KB, ..."""
     mixed = lines(shards(2, 250, 1_000_000), shards(1, 250, 250_000), weights=(2, 1))

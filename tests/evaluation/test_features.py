@@ -6,6 +6,7 @@ import torch
 from cleanfid.fid import kernel_distance
 from test_frechet import naive, rows
 
+from sr_dist.evaluation.distances import neighbours
 from sr_dist.evaluation.distances.features import (
     Features,
     Unmeasurable,
@@ -15,7 +16,7 @@ from sr_dist.evaluation.distances.features import (
     random_groups,
 )
 from sr_dist.evaluation.distances.frechet import from_rows
-from sr_dist.evaluation.metrics import class_fid, fid, kid
+from sr_dist.evaluation.metrics import class_fid, fid, kid, precision, recall
 
 NO_CLASSES = np.full(1000, -1)
 
@@ -129,6 +130,47 @@ def test_kid_of_one_kind_is_nothing_on_average():
     values = [kid.squared_mmd(rows(30, 6, i), rows(30, 6, i + 500))[0] for i in range(200)]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(200)
     assert min(values) < 0
+
+
+# ------------------------------------------------------------------------------------------------ precision and recall
+
+
+def test_precision_and_recall_by_hand():
+    """HR at 0, 1, 2, 3, 10: radii 3, 2, 2, 3, 9. SR at 0, 4.5, 6.5, 30, 31: radii 30, 25.5, 24.5, 25.5, 26.5.
+
+    0 and 4.5 are in balls of HR (of 10: from 1 on), 6.5 too; 30 and 31 are in none. All of HR is in the ball of 0.
+    """
+    hr, sr = (np.array([values]).T for values in ([0.0, 1, 2, 3, 10], [0, 4.5, 6.5, 30, 31]))
+    estimate = precision.of_sets(features(sr), features(hr), NO_CLASSES)
+    assert (estimate.value, estimate.n) == (3 / 5, 5) and estimate.low < 3 / 5 < estimate.high
+    assert recall.of_sets(features(sr), features(hr), NO_CLASSES).value == 1
+    assert precision.of_sets(features(hr), features(sr), NO_CLASSES).value == 1  # the two change places
+
+
+@pytest.mark.parametrize("block", [1000, 7])
+def test_precision_is_the_papers_formula(monkeypatch, block):
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    hr, sr = rows(40, 3, 1).astype(np.float32), (rows(40, 3, 2) * 1.5 + 0.5).astype(np.float32)
+    radius = [sorted(np.linalg.norm(each - other) for other in hr)[3] for each in hr]
+    inside = [any(np.linalg.norm(each - other) <= r for other, r in zip(hr, radius, strict=True)) for each in sr]
+    assert 0 < sum(inside) < 40
+    assert precision.of_sets(features(sr), features(hr), NO_CLASSES).value == sum(inside) / 40
+
+
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_a_set_lies_among_itself_even_where_all_rows_are_equal(offset):
+    for hr in (rows(20, 6, 1) + offset, np.full((20, 6), offset + 0.3)):
+        assert precision.of_sets(features(hr), features(hr), NO_CLASSES).value == 1
+        assert recall.of_sets(features(hr), features(hr), NO_CLASSES).value == 1
+
+
+def test_too_few_images_have_no_precision():
+    few = features(rows(3, 4, 1))
+    with pytest.raises(Unmeasurable, match="more than 3 images"):
+        recall.of_sets(few, few, NO_CLASSES)
+    with pytest.raises(Unmeasurable, match="more than 3 images"):
+        precision.floor(features(rows(7, 4, 1)), NO_CLASSES)  # 3 in each half
+    assert precision.floor(features(rows(8, 4, 1)), NO_CLASSES) >= 0
 
 
 # ---------------------------------------------------------------------------------------------------------- per class

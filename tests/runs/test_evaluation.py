@@ -174,7 +174,7 @@ import json, sys
 import numpy as np, torch
 from sr_dist.core import ranks
 from sr_dist.evaluation.distances.features import Features, frechet_distances, halves, jackknifed
-from sr_dist.evaluation.metrics import class_fid, kid
+from sr_dist.evaluation.metrics import class_fid, kid, precision, recall
 
 accelerator = ranks.open_accelerator("no")
 draw = np.random.default_rng(0)
@@ -191,6 +191,7 @@ for name, total, width, per, cuts in json.loads(sys.argv[1]):
     results[name] = {
         "mean": moments.mean.tolist(), "covariance": moments.covariance.tolist(), "n": moments.n,
         "fid": vars(jackknifed(a, b)), "floor": frechet_distances([halves(a)])[0], "kid": vars(kid.of_sets(a, b, labels)),
+        "precision": vars(precision.of_sets(a, b, labels)), "recall": vars(recall.of_sets(a, b, labels)),
         "class": vars(class_fid.of_sets(a, b, labels)) if per == 1 else None,
         "numpys": np.cov(x.astype(np.float64), rowvar=False).tolist(),
     }
@@ -228,7 +229,7 @@ def test_moments_and_distances_are_the_same_on_one_two_and_three_ranks(tmp_path)
             np.testing.assert_allclose(other["mean"], one["mean"], rtol=1e-12)
             np.testing.assert_allclose(other["covariance"], one["covariance"], rtol=1e-12, atol=1e-13)
             assert other["floor"] == pytest.approx(one["floor"], rel=1e-6)
-            for metric in ("fid", "kid", "class"):
+            for metric in ("fid", "kid", "precision", "recall", "class"):
                 actual, wanted = ({key: value for key, value in (r[metric] or {}).items() if value} for r in (other, one))
                 assert actual == pytest.approx(wanted, rel=1e-6), (name, ranks, metric)
 

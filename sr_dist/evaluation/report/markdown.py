@@ -13,7 +13,7 @@ def markdown(report: Report) -> str:
     if report.scores.distances:
         blocks += [
             _distances(report),
-            "In brackets: 95 % intervals. The floor is the distance between two halves of HR, each of n / 2.",
+            "In brackets: 95 % intervals. The floor is the value of one half of HR against the other, each of n / 2.",
         ]
     if report.pairs and report.image_columns:
         blocks += [_differences(report), "Means over images of paired differences, with 95 % intervals."]
