@@ -51,9 +51,10 @@ def find(name: str, key: str, download: bool = False) -> Path:
     if download and file:
         return _downloaded(file, target, key)
     command = f"{advice} fetches it, or " if (advice := catalogue.advice(name)) else ""
+    without = f"; {key}=none trains without it" if key.startswith("objective.content.") else ""
     raise MissingWeights(
         f"{key}: the weights file '{name}' is missing; {command}put it at '{target}' (or in the folder that SR_DIST_WEIGHTS "
-        f"names), or set allow_download=true"
+        f"names), or set allow_download=true{without}"
     )
 
 

@@ -26,7 +26,10 @@ def objective_and_networks(recipe: Recipe) -> tuple[Any, dict[str, nn.Module]]:
 def shapes_only(recipe: Recipe) -> tuple[Any, dict[str, nn.Module]]:
     """The same on the meta device: shapes without numbers, and without initial values, which some of torch's functions read."""
     with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return objective_and_networks(recipe)
+        objective, networks = objective_and_networks(recipe)
+    for module in (objective, *networks.values()):
+        module.to("meta")  # what was loaded from a file, or made by torch.Tensor(...), which does not heed the device
+    return objective, networks
 
 
 def random_batch(recipe: Recipe, images: int, device: torch.device) -> Batch:

@@ -132,8 +132,9 @@ def test_lpips_needs_its_published_file_and_does_not_download_it_by_itself(weigh
     assert lpips.files(lpips.Config(net=net)) == [file]
     assert lpips.files(lpips.Config(net=net, weights="random")) == []
     assert catalogue.weights_file(file).address == f"https://download.pytorch.org/models/{file}"
-    with pytest.raises(MissingWeights, match=rf"^objective\.content\.lpips: the weights file '{file}' is missing"):
+    with pytest.raises(MissingWeights, match=rf"^objective\.content\.lpips: the weights file '{file}' is missing") as told:
         build("lpips", net=net)
+    assert str(told.value).endswith("; objective.content.lpips=none trains without it")
 
 
 def test_lpips_loads_torchvisions_file(weights_folder, monkeypatch):

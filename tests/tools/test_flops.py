@@ -1,5 +1,6 @@
 """Operations per image: worked out by hand, counted once per recipe, and compared with the peak of a GPU."""
 
+import json
 import shutil
 
 import pytest
@@ -197,8 +198,17 @@ def test_the_peak_depends_on_the_device_and_the_precision(device, precision, tf3
     assert peak(device, precision, tf32) == expected
 
 
-def test_a_term_that_leaves_autocast_is_counted():
-    """The meta device, on which operations are counted, has no autocast."""
-    small = {"generator.num_blocks": "1", "generator.width": "8", "generator.growth": "4"}
-    content = {"objective.content": "{l1: 1.0, focal_frequency: 1.0}"}
-    assert per_image(checks.complete(checks.read_recipe("rrdb_psnr_x4", {**small, **content}))) > 0
+def test_terms_with_networks_and_without_autocast_are_counted(tmp_path):
+    """The meta device, on which operations are counted, has no autocast. The networks of two terms are loaded from packages and
+    files onto the CPU. Such a network runs forward for SR and HR and backward to SR: three times its 3 x 3 layer at least."""
+    torch.jit.script(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())).save(tmp_path / "own.pt")
+
+    def operations(**terms):
+        small = {"generator.num_blocks": "1", "generator.width": "8", "generator.growth": "4"}
+        content = {"objective.content": json.dumps({"l1": 1.0, **terms})}
+        return per_image(checks.complete(checks.read_recipe("rrdb_psnr_x4", {**small, **content})))
+
+    alone = operations()
+    assert operations(focal_frequency=1.0) >= alone > 0
+    assert operations(embedding={"model": str(tmp_path / "own.pt")}) - alone == 3 * convolution(4, 3, 3, 126 * 126)
+    assert operations(lpips={"weights": "random"}) - alone > 3 * convolution(64, 3, 11, 31 * 31)
