@@ -22,7 +22,7 @@ from sr_dist.core.config import (
     Settings,
     parse_list,
 )
-from sr_dist.core.errors import UserError
+from sr_dist.core.errors import UserError, renamed_key
 from sr_dist.core.files import check_exists
 from sr_dist.evaluate import check_metric, check_protocol, check_source
 from sr_dist.models import published
@@ -115,7 +115,8 @@ def check(options: Curve) -> None:
         published.place(options.pixel, "pixel")
     if options.export:
         refuse_options_of_the_grid(options)
-        return check_out_file(options.export)
+        with renamed_key("OUT", "export"):
+            return check_out_file(options.export)
     refuse_options_of_export(options)
     if not options.data:
         raise UserError("data: this key is missing; name the images to score")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sr_dist.core.passwords import without_passwords
@@ -25,6 +26,17 @@ class UserError(ValueError):
         if len(message) > LONGEST_MESSAGE * 5 // 4:  # a name from a file may have any length
             message = f"{message[:LONGEST_MESSAGE]} ... {message[-(LONGEST_MESSAGE // 4) :]}"
         super().__init__(message)
+
+
+@contextmanager
+def renamed_key(key: str, to: str) -> Iterator[None]:
+    """A mistake under the key of one command is told under that of another, which shares its code."""
+    try:
+        yield
+    except UserError as mistake:
+        if not str(mistake).startswith(f"{key}: "):
+            raise
+        raise UserError(f"{to}{str(mistake).removeprefix(key)}") from None
 
 
 def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:

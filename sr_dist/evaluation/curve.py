@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sr_dist.core import config, ranks
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, nearest, renamed_key
 from sr_dist.core.files import sha256
 from sr_dist.core.outputs import write_output
 from sr_dist.core.run_layout import POST_HOC, RECIPE, is_run
@@ -295,4 +295,5 @@ def export_point(stages: Stages, length: float, alpha: float, out: Path, overwri
         raise UserError(f"alpha: {alpha:g} needs the pixel stage; --pixel names it")
     network = stages.network(length, alpha)
     mixed = f"{1 - alpha:g} * {stages.pixel.name} + {alpha:g} * " if stages.pixel and alpha < 1 else ""
-    return f"{mixed}{stages.gan.name} (EMA {length:g}, step {stages.step}) -> {export(network, None, out, overwrite)}"
+    with renamed_key("OUT", "export"):
+        return f"{mixed}{stages.gan.name} (EMA {length:g}, step {stages.step}) -> {export(network, None, out, overwrite)}"

@@ -194,10 +194,12 @@ def test_an_export_asks_before_it_replaces_a_file(place, capsys):
     first = Path("point.safetensors").read_bytes()
     assert export("--ema=0.2") == 2
     err = capsys.readouterr().err
-    assert "'point.safetensors' would be overwritten; say --overwrite" in err and err.count("\n") == 1, err
+    assert "export: 'point.safetensors' would be overwritten; say --overwrite" in err and err.count("\n") == 1, err
     assert Path("point.safetensors").read_bytes() == first
     assert export("--ema=0.2", "--overwrite") == 0
     assert Path("point.safetensors").read_bytes() != first
+    assert export("--export=point.txt") == 2
+    assert "export: 'point.txt' does not end in" in capsys.readouterr().err
 
 
 def test_an_export_without_ema_and_alpha_is_the_gan_at_a_tenth(place, capsys):
