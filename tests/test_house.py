@@ -35,7 +35,7 @@ HOMES = {
     "fire": ("sr_dist/core/cli.py",),
     "yaml": ("sr_dist/core/config.py",),
     "torch.distributed": ("sr_dist/core/ranks.py",),
-    "onnxruntime": ("sr_dist/models/export.py",),
+    "onnxruntime": ("sr_dist/models/onnx_outputs.py",),
     "skimage": ("shards/sources/",),
     "lmdb": ("shards/sources/lmdb.py",),
 }

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,7 +17,7 @@ from sr_dist.core.errors import UserError
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.export import Export
 from sr_dist.export import export as command
-from sr_dist.models import export, trained
+from sr_dist.models import export, onnx_outputs, trained
 from sr_dist.models.metadata import generator_metadata
 
 SECTIONS = {
@@ -172,6 +173,17 @@ def test_a_graph_that_runs_at_one_size_only_is_refused_with_what_works(tmp_path)
     with pytest.raises(UserError, match=message):
         export.write(generator, None, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_graph_that_ends_the_process_of_onnxruntime_is_told_apart(tmp_path, monkeypatch):
+    """As a graph of spandrel's OmniSR does, which divides by zero."""
+    crash = tmp_path / "python"
+    crash.write_text("#!/bin/sh\ntouch $3/0.sr.npy; kill -FPE $$\n")
+    crash.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(crash))
+    with pytest.raises(onnx_outputs.GraphFailed, match=r"^SIGFPE$") as told:
+        onnx_outputs.outputs(b"", [np.zeros((1, 3, 4, 4), np.float32)] * 2)
+    assert told.value.done == 1
 
 
 def test_the_error_about_onnx_names_the_packages_to_install(make_run, tmp_path, monkeypatch):

@@ -68,6 +68,19 @@ def _one_by_one(network: Any, forward: Callable[[Tensor], Any], lr: Tensor) -> T
     return forward(lr) if network.training else torch.cat([forward(image) for image in lr.split(1)])
 
 
+def _as_computed_before(network: Any, forward: Callable[[Tensor], Any], lr: Tensor) -> Tensor:
+    """SPAN computes weights for evaluation in every call, which ends the process of torch's exporter. A graph has those of the
+    call before."""
+    computing = [module for module in network.modules() if torch.compiler.is_exporting() and hasattr(module, "update_params")]
+    for module in computing:
+        module.update_params = lambda: None  # hides the method
+    try:
+        return forward(lr)
+    finally:
+        for module in computing:
+            del module.update_params
+
+
 class _Call:
     """A network as IPT's code for cutting calls it."""
 
@@ -104,7 +117,7 @@ ARCHS = {
     "RealCUGAN": Arch("RealCUGAN:UpCunet{}x", 40, 4, scales=(2, 3, 4)),
     "RealPLKSR": Arch("PLKSR:RealPLKSR"),
     "SAFMN": Arch("SAFMN:SAFMN", 8, 8, defaults={"dim": 36}),
-    "SPAN": Arch("SPAN:SPAN"),
+    "SPAN": Arch("SPAN:SPAN", run=_as_computed_before),
     "SeemoRe": Arch("SeemoRe:SeemoRe", 16, run=_one_by_one),
     "SwiftSRGAN": Arch("SwiftSRGAN:SwiftSRGAN"),
     "Swin2SR": Arch("Swin2SR:Swin2SR", 16, defaults={**SHUFFLE, "window_size": 8}),
