@@ -75,7 +75,10 @@ class Failure:
 
     @property
     def suspect(self) -> str:
-        """The node to exclude, or `-`: a rank that only lost another one says nothing against its own node."""
+        """The node to exclude, or `-`: a rank that only lost another one, or met a server or an image that fails, says nothing
+        against its own node."""
+        if self.exit_code == MISTAKE:
+            return "-"
         if self.cause == "network" and any(PEER.search(line) for line in self.last_lines):
             return "-"
         return self.node or "-"
@@ -95,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def handle(options: Incident) -> None:
-    failure = Failure("lost", 0) if options.lost else first_failure(options.records, options.code)
+    failure = Failure("lost", 0) if options.lost else first_failure(options)
     if failure.cause == "mistake":
         print(f"stop - {MISTAKE}\nnot requeued: it would make the same mistake again", flush=True)
         return
@@ -107,19 +110,23 @@ def handle(options: Incident) -> None:
         send_alert(options.run, failure, row)
 
 
-def first_failure(records: Path, code: int) -> Failure:
+def first_failure(options: Incident) -> Failure:
     """The earliest of the records. A mistake or a divergence counts wherever it is: it is alike on all ranks."""
+    trained, code = options.after > options.before, options.code
     failures = [
-        Failure(cause_of(row["exit_code"], row["last_lines"]), row["exit_code"], row["node"], row["rank"], row["last_lines"])
-        for row in sorted(map(read_json, records.glob("rank-*.json")), key=lambda row: row["time"])
+        Failure(
+            cause_of(row["exit_code"], row["last_lines"], trained), row["exit_code"], row["node"], row["rank"], row["last_lines"]
+        )
+        for row in sorted(map(read_json, options.records.glob("rank-*.json")), key=lambda row: row["time"])
     ]
     certain = [failure for failure in failures if failure.cause in ("mistake", "diverged")]
-    unseen = Failure(cause_of(code, ()) if code > 128 or code == MISTAKE else "unknown", code)
+    unseen = Failure(cause_of(code, (), trained) if code > 128 or code == MISTAKE else "unknown", code)
     return next(iter(certain or failures), unseen)
 
 
-def cause_of(code: int, lines: Sequence[str]) -> Cause:
-    if code == MISTAKE:
+def cause_of(code: int, lines: Sequence[str], trained: bool = False) -> Cause:
+    """`trained`: the attempt made progress. Exit code 2 then means what it met on its way: a server or an image."""
+    if code == MISTAKE and not trained:
         return "mistake"
     if code > 128 and code != 128 + signal.SIGABRT:  # with which NCCL and CUDA end a process
         return "signal"

@@ -75,8 +75,9 @@ class _Normalize(torch.autograd.Function):
             return by_input.get(0), by_input.get(1), by_input.get(2), None
         # The kernel of fixed statistics gives the first term and both sums of this rank.
         scale = weight if weight is not None else torch.ones_like(mean)
+        empty = mean.new_empty(0)  # as torch's own layers do with fixed statistics: CUDA kernels for channels_last refuse None
         own, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, scale, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            gradient, x, scale, mean, variance, empty, empty, False, ctx.eps, [True, True, True]
         )
         along_xhat, along_one = (ranks.all_reduce_sum(torch.stack([of_weight, of_bias])) / count).unbind()
         per_sigma = torch.rsqrt(variance + ctx.eps)

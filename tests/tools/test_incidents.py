@@ -85,8 +85,19 @@ def test_a_rank_that_lost_another_one_does_not_blame_its_own_node(tmp_path, caps
 def test_a_mistake_on_any_rank_ends_the_job_without_a_trace(tmp_path, capsys):
     leave(tmp_path / ".failed", 0, 1.0, 1, PEER)
     leave(tmp_path / ".failed", 1, 2.0, 2, "error: data.train: no folder")
-    assert judge(tmp_path, capsys, before=4, after=8)[0] == "stop - 2"
+    assert judge(tmp_path, capsys, before=4, after=4)[0] == "stop - 2"
     assert not rows(tmp_path)
+
+
+def test_exit_code_2_of_an_attempt_that_trained_is_no_mistake(tmp_path, capsys):
+    """A server that fails on the way, or an image that cannot be read. The next attempt fails at once if it is still so."""
+    line = "error: data.train: 'http://h/00001.tar': the server answers 503 Service Unavailable"
+    leave(tmp_path / ".failed", 0, 1.0, 2, line)
+    leave(tmp_path / ".failed", 1, 2.0, 1, PEER)
+    verdict, reason = judge(tmp_path, capsys, before=4, after=8)
+    assert verdict == "again - 2" and line in reason and "advanced from step 4 to step 8" in reason
+    assert [(row["cause"], row["requeued"], row["last_lines"]) for row in rows(tmp_path)] == [("error", True, [line])]
+    assert judge(tmp_path, capsys, before=8, after=8)[0] == "stop - 2"
 
 
 def test_a_divergence_is_not_repeated_even_after_progress(tmp_path, capsys):
