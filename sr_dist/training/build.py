@@ -39,14 +39,13 @@ from sr_dist.training.engine import Engine
 from sr_dist.training.log import Log, Trace
 from sr_dist.training.networks import build_degradation, build_objective, in_precision, phase_network, prepared
 from sr_dist.training.power_ema import PowerEmas, check_averages, keep_snapshot
-from sr_dist.training.profile import Span, check_span
 from sr_dist.training.run import Rollback, Run, State, resume
 from sr_dist.training.stop_request import StopRequest
 from sr_dist.training.throughput import Clock
 from sr_dist.training.watchdog import Watchdog
 
 
-def set_up(recipe: Recipe, profile: Span | None = None) -> Run:
+def set_up(recipe: Recipe) -> Run:
     """Mistakes are refused before the run folder changes. All ranks must call."""
     launch_env.record_collectives(recipe.folder)
     accelerator = ranks.open_accelerator(recipe.precision)
@@ -54,7 +53,6 @@ def set_up(recipe: Recipe, profile: Span | None = None) -> Run:
     torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = recipe.tf32
     saved = newest_checkpoint(recipe)
-    check_span(profile, saved.step if saved else 0)
     shards = open_training_sets(recipe.data)
     digest = data_digest(recipe.data, shards)
     check_same_data(recipe, shards, digest, saved)

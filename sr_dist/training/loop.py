@@ -22,7 +22,7 @@ from sr_dist.training.alarms import COLLAPSES, check
 from sr_dist.training.engine import is_partitioned
 from sr_dist.training.health import Observer, columns, logit_gradient
 from sr_dist.training.not_finite import Trained, diagnoses
-from sr_dist.training.profile import Span, profiled
+from sr_dist.training.profile import Span, bar, profiled
 from sr_dist.training.rollback import Collapsed, rate_factor
 from sr_dist.training.run import Best, Run, check_folder, check_saves, close, save, save_validated
 from sr_dist.training.schedule import due, learning_rate
@@ -58,7 +58,8 @@ def fit(run: Run, profile: Span | None = None) -> bool:
         validate_start(run)
     run.watchdog.beat("waiting for the first images")
     for step, batches in run.clock.steps(profiled(profile, run, run.loader.steps(first, run.clock.waiting))):
-        result = advance(run, step, batches)
+        with bar(step):
+            result = advance(run, step, batches)
         run.log.advance(step)
         if step == first and ranks.is_first():
             run_folder.begin_steps(recipe.folder)

@@ -45,7 +45,7 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
     lock = run_folder.claim(recipe.folder)
     try:
         run_folder.check_recipe(recipe.folder, recipe)
-        run = set_up(recipe, profile)
+        run = set_up(recipe)
     except BaseException:
         if lock:
             run_folder.remove_unused(recipe.folder, missing)

@@ -19,31 +19,43 @@ def steps_in(path) -> list[str]:
     return [event["name"] for event in sorted(steps, key=lambda event: event["ts"])]
 
 
-def test_a_range_of_steps_is_recorded_also_of_a_run_that_continues(write_recipe, run_commands):
+def convolutions_in_bars(path) -> list[int]:
+    """How many convolutions begin in each step."""
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    bars = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if str(e.get("name")).startswith("step ") and e.get("ph") == "X")
+    begins = [event["ts"] for event in events if event.get("name") == "aten::conv2d"]
+    assert any(begin > bars[-1][1] for begin in begins)  # of the validation
+    return [sum(low <= begin <= high for begin in begins) for low, high in bars]
+
+
+def test_a_range_of_steps_is_recorded_also_of_a_run_that_continues(write_recipe, run_commands, photo_shards):
     recipe = write_recipe(steps=4)
-    path, runs = str(recipe), recipe.parent / "runs"
+    path, runs, data = str(recipe), recipe.parent / "runs", photo_shards
     command = "sr_dist.train"
-    first, continued, past, whole = run_commands(
+    first, continued, partly, behind, whole = run_commands(
         [
             (command, [path, "--profile=2:3"]),
             (command, [path, "--steps=6", "--profile=6:6"]),
             (command, [path, "--steps=8", "--profile=6:7"]),
-            (command, [path, "--name=whole", "--steps=2", "--profile=1:2"]),
+            (command, [path, "--steps=9", "--profile=2:3"]),  # the first command again, with more steps
+            (command, [path, "--name=whole", "--steps=2", "--profile=1:2", "--validate_every=2", f"--data.validation={data}"]),
         ]
     )
-    assert (first.code, continued.code, whole.code) == (0, 0, 0), first.err + continued.err + whole.err
-    assert past.code == 2 and past.err.splitlines()[-1] == (
-        "error: profile: 6:7, but the run continues after step 6; choose later steps"
-    )
+    for answer in (first, continued, partly, behind, whole):
+        assert answer.code == 0, answer.err
+    assert "profile: 6:7, but the run continues after step 6: steps 7 to 7 are recorded" in partly.out
+    assert "profile: 2:3, but the run continues after step 8: nothing is recorded" in behind.out
     run = runs / "tiny"
-    assert (run / "DONE").exists() and "steps: 6\n" in (run / "recipe.yaml").read_text()  # as before the mistake
     assert sorted(file.name for file in (run / "profile").iterdir()) == [
         "0000002-0000003.json.gz",
         "0000006-0000006.json.gz",
+        "0000007-0000007.json.gz",
     ]
     assert steps_in(run / "profile" / "0000002-0000003.json.gz") == ["step 2", "step 3"]
     assert steps_in(run / "profile" / "0000006-0000006.json.gz") == ["step 6"]
     assert steps_in(runs / "whole" / "profile" / "0000001-0000002.json.gz") == ["step 1", "step 2"]
+    one, two = convolutions_in_bars(runs / "whole" / "profile" / "0000001-0000002.json.gz")
+    assert one == two > 0  # the validation of step 2 is in no bar
     assert "open it in https://ui.perfetto.dev" in first.out
 
 
