@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,7 @@ from sr_dist.training.build import open_loader, set_up
 from sr_dist.training.loop import advance
 from sr_dist.training.needed_files import find_weights
 from sr_dist.training.run import Run, close
-from sr_dist.training.throughput import peak_memory_gb
+from sr_dist.training.throughput import Clock, Intervals, peak_memory_gb
 
 WARM_UP = 1  # untimed steps, in which kernels are chosen and optimizer states are allocated
 
@@ -109,20 +110,20 @@ def _temporary(recipe: Recipe, runs: Path, steps: int) -> Recipe:
 
 
 def time_steps(run: Run) -> dict[str, Any]:
-    """Trains to the recipe's last step. All ranks must call: losses are means over all, memory is the fullest rank's."""
-    seconds, waited, losses = [], [], []
-    steps = run.loader.steps(1)
-    while run.step < run.recipe.steps:
-        _synchronize(run)
-        begin = time.perf_counter()
-        step, batches = next(steps)
-        waited.append(time.perf_counter() - begin)
-        result = advance(run, step, batches)
-        _synchronize(run)
-        seconds.append(time.perf_counter() - begin)
-        losses.append(result.losses)
+    """Trains to the recipe's last step. All ranks must call: losses are means over all, memory is the fullest rank's.
+
+    Times are the device's, as in training, so that the host runs ahead as it does there."""
+    clock, waits, losses = Clock(run.device), Intervals(), []
+    moments = [clock.moment()]
+    for step, batches in run.loader.steps(1, lambda: clock.interval(waits)):
+        losses.append(advance(run, step, batches).losses)
+        moments.append(clock.moment())
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+    timed = list(pairwise(moments))[WARM_UP:]
+    seconds = [clock.seconds([interval]) for interval in timed]
     values = [ranks.all_reduce_sum(torch.stack([value.double() for value in terms.values()])).tolist() for terms in losses]
-    speeds = [run.recipe.data.batch / second for second in seconds[WARM_UP:]]
+    speeds = [run.recipe.data.batch / second for second in seconds]
     return {
         "recipe": run.recipe.name,
         "ranks": ranks.size(),
@@ -131,16 +132,11 @@ def time_steps(run: Run) -> dict[str, Any]:
         "batch": run.recipe.data.batch,
         "steps": len(speeds),
         "images_per_second": {"median": median(speeds), "min": min(speeds), "max": max(speeds)},
-        "data_wait": sum(waited[WARM_UP:]) / sum(seconds[WARM_UP:]),
+        "data_wait": clock.seconds(waits[WARM_UP:]) / clock.seconds(timed),
         "memory_gb": max(ranks.all_gather(peak_memory_gb())),
         "losses": {name: _finite(value) for name, value in zip(losses[-1], values[-1], strict=True)},
         "finite": all(math.isfinite(value) for row in values for value in row),
     }
-
-
-def _synchronize(run: Run) -> None:
-    if run.device.type == "cuda":
-        torch.cuda.synchronize(run.device)
 
 
 def _finite(value: float) -> float | None:

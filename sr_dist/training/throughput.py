@@ -112,19 +112,19 @@ class Clock:
 
     def waiting(self) -> AbstractContextManager[None]:
         """Around the wait for a step's images. A device that is still busy with the step before does not wait."""
-        return self._interval(self._waits)
+        return self.interval(self._waits)
 
     def forward(self) -> AbstractContextManager[None]:
         """Around a forward pass: the part of a step in which no rank waits for another."""
-        return self._interval(self._forwards)
+        return self.interval(self._forwards)
 
     @contextmanager
-    def _interval(self, intervals: Intervals) -> Iterator[None]:
-        begin = self._now()
+    def interval(self, intervals: Intervals) -> Iterator[None]:
+        begin = self.moment()
         yield
-        intervals.append((begin, self._now()))
+        intervals.append((begin, self.moment()))
 
-    def _now(self) -> Any:
+    def moment(self) -> Any:
         """A moment in the device's time, or in the host's without a GPU."""
         if self._event is None:
             return time.perf_counter()
@@ -132,7 +132,7 @@ class Clock:
         event.record()
         return event
 
-    def _seconds(self, intervals: Intervals) -> float:
+    def seconds(self, intervals: Intervals) -> float:
         """The device must have finished the step."""
         return sum(begin.elapsed_time(end) / 1e3 if self._event else end - begin for begin, end in intervals)
 
@@ -142,7 +142,7 @@ class Clock:
         A whole step shows no straggler, because all ranks wait for the slowest one. The device must have finished the step. Call
         before `report`.
         """
-        return self._seconds(self._waits) + self._seconds(self._forwards)
+        return self.seconds(self._waits) + self.seconds(self._forwards)
 
     def speed(self, images_per_step: int) -> float:
         """Images/s since the last report. Called within a step, which counts as done."""
@@ -152,7 +152,7 @@ class Clock:
     def report(self, images_per_step: int) -> dict[str, float]:
         """Columns of metrics.jsonl. Called within a step, which counts as done and which the device must have finished."""
         speed = self.speed(images_per_step)
-        busy, waited = max(self._busy, 1e-9), self._seconds(self._waits)
+        busy, waited = max(self._busy, 1e-9), self.seconds(self._waits)
         self._total_busy, self._total_steps = self._total_busy + busy, self._total_steps + self._steps
         self._busy, self._steps = 0.0, 0
         self._waits.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -16,10 +17,12 @@ from sr_dist.core.resize import imresize
 from sr_dist.data import data_checks
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Optimizer
-from sr_dist.tools import memory
+from sr_dist.tools import bench, memory
 from sr_dist.tools.memory import SavedTensors, Sizes, buffer_bytes, outermost, sizes, state_bytes
+from sr_dist.training.build import set_up
 from sr_dist.training.optimizer_state import build_optimizer, states_per_weight
 from sr_dist.training.power_ema import PowerEmas
+from sr_dist.training.run import close
 
 TINY_DISCRIMINATOR = {"name": "acgan", "classes": 3, "widths": [4, 4], "features": 8}
 GAN = {"name": "srugan", "content": {"mse": 1.0}, "class_weight": 1.0}
@@ -175,6 +178,18 @@ def test_bench_step_times_real_steps_and_touches_no_run_folder(write_recipe, tmp
     assert 0 <= result["data_wait"] < 1
     assert result["losses"].keys() >= {"mse", "real", "fake"}
     assert not (tmp_path / "runs").exists()
+
+
+def test_bench_step_counts_making_lr_as_work_and_not_as_a_wait(write_recipe, monkeypatch, tmp_path):
+    """Images are in memory at once, and the device takes 0.2 s for LR: as in a training, nobody waits for data."""
+    recipe = data_checks.load(write_recipe(), {"steps": "4", "data.workers": "0", "runs": str(tmp_path)})
+    run = set_up(checks.complete(recipe))
+    degrade = run.loader.degrade
+    monkeypatch.setattr(run.loader, "degrade", lambda hr, seeds: (time.sleep(0.2), degrade(hr, seeds))[1])
+    monkeypatch.setattr(bench, "WARM_UP", 1)
+    result = bench.time_steps(run)
+    close(run)
+    assert (result["steps"], result["data_wait"] < 0.5) == (3, True)
 
 
 def test_bench_data_measures_the_stream_beside_the_decoder_and_webdataset(write_recipe, tmp_path):
