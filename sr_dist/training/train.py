@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
 from sr_dist.recipe import checks
@@ -17,11 +15,13 @@ from sr_dist.training import classification, rollback, run_folder
 from sr_dist.training.build import set_up
 from sr_dist.training.loop import finish, fit
 from sr_dist.training.needed_files import find_weights
-from sr_dist.training.out_of_memory import out_of_memory
+from sr_dist.training.out_of_memory import is_full, out_of_memory, out_of_memory_at_start
 from sr_dist.training.profile import Span
 from sr_dist.training.run import Run, release
 from sr_dist.training.throughput import work
 from sr_dist.training.tracker import check_trackers
+
+LONGEST = 4000  # characters of an error in the log: that of a compiler has its whole input
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,11 @@ def train(recipe: Recipe, estimates: Estimates | None = None, profile: Span | No
     try:
         run_folder.check_recipe(recipe.folder, recipe)
         run = set_up(recipe)
-    except BaseException:
+    except BaseException as caught:
         if lock:
             run_folder.remove_unused(recipe.folder, missing)
+        if is_full(caught):
+            raise out_of_memory_at_start(recipe, caught, estimates.memory) from caught
         raise
     while (done := attempt(run, estimates, profile)) is None:
         del run
@@ -74,12 +76,17 @@ def attempt(run: Run, estimates: Estimates, profile: Span | None) -> bool | None
             release(run)
             return None
         problem = run.loader.describe_failure(caught)
-        if isinstance(caught, torch.OutOfMemoryError):
+        if is_full(caught):
             problem = out_of_memory(run, caught, estimates.memory)
         if isinstance(problem, UserError) and not problem.on_all_ranks and not launch_env.prints_mistakes():
             print(f"error: rank {ranks.rank()}: {problem}", file=sys.stderr, flush=True)
-        run.log.info(f"failed after step {run.step}: {type(problem).__name__}: {problem}")
+        run.log.info(f"failed after step {run.step}: {type(problem).__name__}: {shortened(problem)}")
         run.log.close(code=1)
         raise problem from caught if problem is not caught else None
     finally:
         run.loader.close()
+
+
+def shortened(problem: BaseException) -> str:
+    text = str(problem)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

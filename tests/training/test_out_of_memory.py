@@ -22,14 +22,14 @@ FULL = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capaci
 class Full(torch.nn.Module):
     """A generator that fills the memory in its third forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, error) -> None:
         super().__init__()
-        self.weight, self.calls = torch.nn.Parameter(torch.ones(1)), 0
+        self.error, self.weight, self.calls = error, torch.nn.Parameter(torch.ones(1)), 0
 
     def forward(self, lr):
         self.calls += self.training
         if self.calls > 2:
-            raise torch.OutOfMemoryError(FULL)
+            raise self.error
         return torch.nn.functional.interpolate(lr * self.weight, scale_factor=2)
 
 
@@ -38,19 +38,51 @@ def recipe_of(write_recipe, generator=None, **changes):
     return checks.complete(data_checks.load(write_recipe(**changes), options))
 
 
-def test_the_error_names_the_largest_users_and_what_to_change(write_recipe, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(FULL),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_the_error_names_the_largest_users_and_what_to_change(error, write_recipe, monkeypatch):
     recipe = recipe_of(write_recipe, name="full")
     estimates = training.Estimates(memory=memory_advice.largest_users)
     text = memory_advice.largest_users(recipe, 1)
-    monkeypatch.setattr("sr_dist.training.build.phase_network", lambda *_: Full())
+    monkeypatch.setattr("sr_dist.training.build.phase_network", lambda *_: Full(error))
     with pytest.raises(OutOfMemory) as raised:
         training.train(recipe, estimates)
     lines = str(raised.value).splitlines()
-    assert lines[0] == f"out of memory in step 3: {FULL}"
+    assert lines[0] == f"out of memory in step 3: {error}"
     assert lines[1:] == text.splitlines()
     assert lines[1] == "largest users of a rank's memory (estimated):" and len(lines) == 6
     assert f"OutOfMemory: {lines[0]}" in (recipe.folder / "log.txt").read_text()
     assert (recipe.folder / "checkpoints" / "0000002").is_dir()  # what was saved stays
+
+
+def test_memory_that_is_full_before_the_first_step_is_told_alike(write_recipe, monkeypatch):
+    recipe = recipe_of(write_recipe, name="full")
+
+    def fills(*_):
+        raise torch.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr("sr_dist.training.build.phase_network", fills)
+    with pytest.raises(OutOfMemory) as raised:
+        training.train(recipe, training.Estimates(memory=memory_advice.largest_users))
+    expected = ["out of memory before the first step: " + FULL, *memory_advice.largest_users(recipe, 1).splitlines()]
+    assert str(raised.value).splitlines() == expected
+    assert not recipe.folder.exists()
+
+
+def test_an_error_of_any_length_is_a_line_of_the_log(write_recipe, monkeypatch):
+    """As a compiler's, which has its whole input."""
+    recipe = recipe_of(write_recipe, name="long")
+    monkeypatch.setattr("sr_dist.training.build.phase_network", lambda *_: Full(RuntimeError("begin " + "x" * 100_000 + " end")))
+    with pytest.raises(RuntimeError, match="begin"):
+        training.train(recipe)
+    line = (recipe.folder / "log.txt").read_text().splitlines()[-1]
+    assert "failed after step 2: RuntimeError: begin x" in line and line.endswith("x end") and len(line) < 5000
 
 
 def amounts(text: str) -> list[float]:
@@ -91,7 +123,7 @@ def test_a_gpu_leaves_a_snapshot_and_failures_hide_nothing(tmp_path, monkeypatch
     problem = out_of_memory_module.out_of_memory(run, torch.OutOfMemoryError(FULL), fails)
     assert str(problem).splitlines() == [
         f"out of memory in step 5: {FULL}",
-        f"what was in it: {tmp_path / 'oom-rank-000.pickle'}; open it in https://pytorch.org/memory_viz",
+        f"its blocks: {tmp_path / 'oom-rank-000.pickle'}; open it in https://pytorch.org/memory_viz",
     ]
     assert (tmp_path / "oom-rank-000.pickle").exists()
 
