@@ -9,8 +9,8 @@
 #     --data      shards of photographs of 128 pixels or more; without it, the photographs of the demo in tiles of 256
 #     --parts     some of tests, step, batch, ranks, data, sweep, esrgan
 #     --dry_run   prints the commands and runs nothing
-# A part that fails is recorded and does not stop the others. With SR_DIST_PYTHON=/path/to/python, that environment is used and
-# nothing is installed. SR_DIST_GPU_HOUR=cpu does the same on a CPU with tiny networks, to try the script.
+# A part that fails is recorded and does not stop the others; the exit code is 1 then. With SR_DIST_PYTHON=/path/to/python, that
+# environment is used and nothing is installed. SR_DIST_GPU_HOUR=cpu does the same on a CPU with tiny networks.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 . "$ROOT/launch/environment.sh"
@@ -37,6 +37,7 @@ done
 case $out in /*) ;; *) out=$PWD/$out ;; esac
 [ -n "$dry" ] || [ ! -e "$out/results.md" ] || mistake "out: '$out' has the results of an earlier run; name another folder with --out"
 [ -z "$data" ] || [[ $data = /* || $data = *:* ]] || data=$PWD/$data
+[ -z "$data" ] || [[ $data = *:* ]] || [ -e "$data/manifest.json" ] || mistake "data: no shards in '$data'"
 prepare_python dev
 cd "$ROOT"
 export WANDB_MODE=offline
@@ -50,6 +51,7 @@ if [ "${SR_DIST_GPU_HOUR:-}" = cpu ]; then
   esrgan=(esrgan_x4 --generator.num_blocks=1 --generator.width=8 --generator.growth=4 --data.crop=32 --discriminator.crop=32
     --discriminator.width=8 --discriminator.features=16 --data.workers=0 --objective.content="{l1: 1.0}")
   pixel=(rrdb_psnr_x4 --generator.num_blocks=1 --generator.width=8 --generator.growth=4 --data.crop=32 --data.workers=0)
+  layout=(--channels_last=true)
   forms=("fp32" "bf16, channels_last|--precision=bf16 --channels_last=true")
 else
   gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
@@ -60,8 +62,9 @@ else
   tests=(-m gpu) batches=(16 32 64 128 256 512) timed=30 sweep=(8 32 128) images=16000 half=100
   esrgan=(esrgan_x4 --objective.content.vgg.weights=random --data.workers=8)
   pixel=(rrdb_psnr_x4 --generator.num_blocks=4 --data.workers=8)
+  layout=(--channels_last=true --compile=body)
   forms=("fp32|--tf32=false" "TF32|--tf32=true" "bf16|--precision=bf16" "fp16|--precision=fp16"
-    "bf16, channels_last|--precision=bf16 --channels_last=true"
+    "bf16, channels_last|--precision=bf16 --channels_last=true" "bf16, cudnn_benchmark|--precision=bf16 --cudnn_benchmark=true"
     "bf16, compile|--precision=bf16 --compile=true" "bf16, compile: body|--precision=bf16 --compile=body"
     "bf16, channels_last, compile: body|--precision=bf16 --channels_last=true --compile=body")
 fi
@@ -151,7 +154,7 @@ part_batch() {
   local size
   for size in "${batches[@]}"; do  # up to the first that does not fit
     measure "batch $size" 'images/s' "${bench[@]}" step "${esrgan[@]}" --steps="$timed" "${images_of[@]}" \
-      --data.batch="$size" --precision=bf16 || break
+      --data.batch="$size" --precision=bf16 || { [ "$size" = "${batches[0]}" ] || failures=$((failures - 1)); break; }
   done
 }
 
@@ -162,6 +165,9 @@ part_ranks() {
     measure "$config, $gpus ranks" 'images/s' "${launch[@]}" -m sr_dist.bench step "${esrgan[@]}" --steps="$timed" \
       "${images_of[@]}" --data.batch="$((batches[0] * gpus))" --precision=bf16 || true
   done
+  launcher ddp_node
+  measure "ddp_node, $gpus ranks, ${layout[*]}" 'images/s' "${launch[@]}" -m sr_dist.bench step "${esrgan[@]}" \
+    --steps="$timed" "${images_of[@]}" --data.batch="$((batches[0] * gpus))" --precision=bf16 "${layout[@]}" || true
 }
 
 part_data() {
@@ -230,3 +236,4 @@ for name in "${parts[@]}"; do
   end_part
 done
 [ -n "$dry" ] || echo "results    $results ($failures failed)"
+[ "$failures" = 0 ]

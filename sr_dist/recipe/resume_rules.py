@@ -14,13 +14,21 @@ from sr_dist.recipe.sections import Recipe
 # These keys may differ. A section stands for all its keys. Starting weights are not used on resumption. A renamed folder is the
 # same run: its id is in run.json and in its checkpoints.
 FREE = (
-    "name", "steps", "runs", "accumulate", "precision", "compile", "channels_last", "checkpointing", "tf32", "data.workers",
-    "data.trace", "data.train", "data.samples", "data.on_corrupt", "data.cache", "data.cache_gb", "data.fetch_at_once",
-    "data.fetch_ahead", "data.validation", "data.validation_limit", "save_every", "keep", "validate_every", "validate_first",
-    "sample_images", "metrics", "log_every", "log", "health", "zero", "init.generator", "init.discriminator", "init.classifier",
-    "allow_download", "max_skipped", "on_save_error", "hang_timeout", "resume",
+    "name", "steps", "runs", "accumulate", "precision", "compile", "channels_last", "checkpointing", "tf32", "cudnn_benchmark",
+    "data.workers", "data.trace", "data.train", "data.samples", "data.on_corrupt", "data.cache", "data.cache_gb",
+    "data.fetch_at_once", "data.fetch_ahead", "data.validation", "data.validation_limit", "save_every", "keep",
+    "validate_every", "validate_first", "sample_images", "metrics", "log_every", "log", "health", "zero", "init.generator",
+    "init.discriminator", "init.classifier", "allow_download", "max_skipped", "on_save_error", "hang_timeout", "resume",
 )  # fmt: skip
-WARNED = ("precision", "compile", "channels_last", "checkpointing", "tf32", "accumulate")  # they change results slightly
+WARNED = (
+    "precision",
+    "compile",
+    "channels_last",
+    "checkpointing",
+    "tf32",
+    "cudnn_benchmark",
+    "accumulate",
+)  # they change results slightly
 
 
 def part_of(tree: Mapping[str, Any], free: bool, prefix: str = "") -> dict[str, Any]:

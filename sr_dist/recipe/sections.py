@@ -384,6 +384,8 @@ class Recipe(Settings):
     """Name patterns of modules of the generator whose activations are recomputed in the backward pass."""
     tf32: bool = True
     """Allow TF32 products (10 bits of mantissa) on GPUs that have them."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its kernels and take the fastest, which suits crops of one size; another process may round differently."""
     save_every: Period = 1000
     """The period of checkpoints in steps."""
     on_save_error: Literal["stop", "continue"] = "stop"

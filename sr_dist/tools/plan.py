@@ -196,11 +196,14 @@ def exchanged(recipe: Recipe, sizes: dict[str, memory.Sizes], machine: Machine) 
 
 
 def speeds(recipe: Recipe, request: Request, plan: Plan) -> list[dict[str, Any]]:
-    """Images/s of all GPUs, and the time for all steps, for each assumed share of the peak."""
+    """Images/s of all GPUs, and the time for all steps, for each assumed share of the peak, and for the largest that the recipe
+    reaches as it is, where that is below all of them."""
     peak, flops = plan["peak_tflops"] * 1e12, plan["flops_per_image"]
     given, measured = request.speed.share_of_peak, request.speed.images_per_second
     shares = [measured * flops / peak] if measured else [given] if given else list(EFFICIENCIES)
     most = min(bound["share_of_peak"] for bound in plan["bounds"].values())
+    if not (measured or given or recipe.compile) and most < min(EFFICIENCIES):
+        shares = [most, *shares]
     exchange = plan["communication"][request.backend][request.gpus]["seconds"]
     rows = []
     for share in shares:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sr_dist.tools.gpus import GB, Gpu
 from sr_dist.tools.plan import BACKENDS, Plan
@@ -57,7 +58,7 @@ def speed_lines(plan: Plan, gpu: Gpu) -> list[str]:
             f"{100 * row['share_of_peak']:.0f} %{' (measured)' if row['measured'] else ''}", number(row["images_per_second"]),
             number(row["seconds_per_step"]), number(row["hours"]), number(row["gpu_hours"]), number(row["hours_without_overlap"]),
             "-" if row["jobs"] is None else str(row["jobs"]), "?" if node is None else number(node / 1e6),
-            "only with compile" if row["needs_compile"] and not row["measured"] else "",
+            _condition(row, plan),
         ])  # fmt: skip
     causes = {
         "traffic": f"memory traffic at {gpu.memory_bandwidth:,.0f} GB/s takes",
@@ -68,6 +69,15 @@ def speed_lines(plan: Plan, gpu: Gpu) -> list[str]:
         share, milliseconds = 100 * plan["bounds"][kind]["share_of_peak"], 1e3 * plan["bounds"][kind]["seconds"]
         notes.append(f"  Without compile at most {share:.0f} % of the peak: {cause} {milliseconds:.1f} ms per step.")
     return [title, *aligned(rows), *notes]
+
+
+def _condition(row: dict[str, Any], plan: Plan) -> str:
+    if row["measured"]:
+        return ""
+    if row["needs_compile"]:
+        return "only with compile"
+    most = min(bound["share_of_peak"] for bound in plan["bounds"].values())
+    return "at most, as it is" if row["share_of_peak"] == most else ""
 
 
 def exchange_lines(plan: Plan) -> list[str]:

@@ -51,7 +51,7 @@ def set_up(recipe: Recipe) -> Run:
     accelerator = ranks.open_accelerator(recipe.precision)
     device = accelerator.device
     torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = recipe.tf32
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = recipe.tf32, recipe.cudnn_benchmark
     saved = newest_checkpoint(recipe)
     shards = open_training_sets(recipe.data)
     digest = data_digest(recipe.data, shards)

@@ -248,6 +248,7 @@ def show_progress(run: Run) -> None:
     run.log.info(progress_line(row, run.recipe.steps, run.clock.remaining(run.recipe.steps - run.step)))
 
 
+@validation.without_timed_kernels()
 def validate(run: Run) -> bool:
     """Scores the generator with averaged weights (EMA) on the validation images. Returns True if it is the best so far.
     `run.state["validated"]` becomes True unless the run is asked to stop before. All ranks must call."""

@@ -5,8 +5,11 @@ Bicubic is scored in the first validation of a process, in the same pass; its nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+
+import torch
 
 from sr_dist.core.printable import plural
 from sr_dist.core.run_layout import SAMPLES
@@ -20,6 +23,16 @@ from sr_dist.training.samples import COUNT, EMA, Pair, SampleSheet, WholeImages,
 
 REFERENCE = "bicubic"
 GiveUp = Callable[[], bool]
+
+
+@contextmanager
+def without_timed_kernels() -> Iterator[None]:
+    """Images of validation vary in size, and cuDNN would time its kernels for each."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def validate_sets(run: Run, give_up: GiveUp) -> ValidationResult:

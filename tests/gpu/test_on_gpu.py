@@ -55,6 +55,7 @@ VARIANTS = {  # options, relative tolerance of the content loss
     "compiled": ({"tf32": "false", "compile": "true"}, 1e-3),
     "compiled blocks": ({"tf32": "false", "compile": "body"}, 1e-3),
     "channels last": ({"tf32": "false", "channels_last": "true"}, 1e-3),
+    "timed kernels": ({"tf32": "false", "cudnn_benchmark": "true"}, 1e-3),
     "recomputed activations": ({"tf32": "false", "checkpointing": "[dense*,encoder.*]"}, 1e-3),
     "all at once": ({"precision": "bf16", "compile": "true", "channels_last": "true"}, 5e-2),
 }

@@ -187,7 +187,7 @@ def test_time_jobs_and_epochs_follow_from_the_share_of_the_peak(write, capsys):
 
 def test_without_a_share_there_are_three(write, capsys):
     made, _ = planned(capsys, write(), "--gpus=2")
-    assert [row["share_of_peak"] for row in made["speed"]] == [0.14, 0.30, 0.40]
+    assert [row["share_of_peak"] for row in made["speed"]][-3:] == [0.14, 0.30, 0.40]
     assert made["data"]["epochs"] is None and made["speed"][0]["jobs"] is None
 
 
@@ -315,5 +315,11 @@ def test_memory_traffic_and_launches_bound_the_share_of_the_peak(write, capsys):
     assert made["bounds"]["traffic"] == pytest.approx({"seconds": traffic_seconds, "share_of_peak": share})
     assert made["bounds"]["launches"]["seconds"] == pytest.approx(made["launches_per_step"] * 5e-6)
     most = min(bound["share_of_peak"] for bound in made["bounds"].values())
-    assert most < 0.14 and all(row["needs_compile"] for row in made["speed"])  # SRCNN at 32 pixels is too little work for a GPU
+    assert [row["share_of_peak"] for row in made["speed"]] == [most, 0.14, 0.3, 0.4] and text.count("at most, as it is") == 1
+    assert most < 0.14 and [row["needs_compile"] for row in made["speed"]] == [
+        False,
+        True,
+        True,
+        True,
+    ]  # SRCNN at 32 pixels is too little work for a GPU
     assert "Without compile at most" in text and text.count("only with compile") == 3

@@ -267,3 +267,20 @@ def test_validation_computes_the_recipes_metrics_and_records_the_best(tiny, phot
     assert run.state["best"] == {"metric": "ssim_y", "value": row["validation/ssim_y"], "step": 0, "by": None}
     assert "(n 4, floor" in (run.recipe.folder / "log.txt").read_text()
     assert not loop.validate(run)  # no better than itself
+
+
+def test_kernels_are_timed_in_steps_only(tiny, photos, monkeypatch):
+    """Sizes of validation images vary."""
+    seen = []
+    forward = torch.nn.Conv2d.forward
+
+    def noting(layer, x):
+        seen.append((layer.training, torch.backends.cudnn.benchmark))
+        return forward(layer, x)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", noting)
+    loop.fit(tiny(**{"cudnn_benchmark": "true", "steps": "1", "data.validation": str(photos), "data.validation_limit": "1"}))
+    assert set(seen) == {(True, True), (False, False)}
+    tiny()
+    assert not torch.backends.cudnn.benchmark
