@@ -13,6 +13,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from time import sleep
 from typing import IO, TypeVar
@@ -95,18 +96,24 @@ def download(url: str, file: Path, entry: ShardEntry, on_bytes: Callable[[int], 
 
 def retry(attempt: Callable[[], Result], name: str, tries: int) -> Result:
     """The result of `attempt`, which is called up to `tries` times. `name` names the file in messages."""
-    for number in range(1, tries + 1):
+    for number in count(1):
         try:
             return attempt()
-        except PermanentError as error:
-            raise ShardError(f"{name} could not be fetched: {first_line(error)}") from None
         except (FetchError, OSError) as error:
-            if number == tries:
-                raise ShardError(f"{name} could not be fetched in {tries} tries: {first_line(error)}") from None
-            wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.75, 1.25)
-            logger.warning(f"{name}: {first_line(error)}; try {number + 1} of {tries} in {wait:.1f} s")
-            sleep(wait)
+            wait_after(number, error, name, tries)
     raise AssertionError("unreachable")
+
+
+def wait_after(number: int, error: FetchError | OSError, name: str, tries: int) -> None:
+    """Waits after a try that has failed, or raises a ShardError where another one is of no use or one too many."""
+    reason = first_line(error)
+    if isinstance(error, PermanentError):
+        raise ShardError(f"{name} could not be fetched: {reason}") from None
+    if number == tries:
+        raise ShardError(f"{name} could not be fetched in {tries} tries: {reason}") from None
+    wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.75, 1.25)
+    logger.warning(f"{name}: {reason}; try {number + 1} of {tries} in {wait:.1f} s")
+    sleep(wait)
 
 
 def chunks(url: str) -> Generator[bytes, None, None]:
