@@ -61,6 +61,20 @@ def tars(folder: Path) -> list[Path]:
     return sorted((folder / "tars").iterdir())
 
 
+@pytest.mark.parametrize("end", ["", "/", "/photos-{000000..000002}.tar"])
+def test_the_query_of_a_folder_is_that_of_every_file(store, tmp_path, end):
+    """A token may have a slash, and is in no message."""
+    store.query = "token=abc/x.tar"
+    shards = open_shards(f"{store.url}{end}?{store.query}", "data.train", Cache(tmp_path / "cache", 10**9))
+    assert len(shards.manifest.shards) == 3
+    assert [content(shards, number) for number in range(3)] == [(store.folder / name).read_bytes() for name in NAMES]
+    sources._fetched.cache_clear()
+    refusal = r"manifest.json\?token=\*\*\*' could not be fetched: the server answers 403 Forbidden"
+    with pytest.raises(ShardError, match=refusal) as error:
+        open_shards(f"{store.url}{end}?token=wrong", "data.train", Cache(tmp_path / "other", 10**9))
+    assert "wrong" not in str(error.value)
+
+
 def content(shards, number: int) -> bytes:
     descriptor = shards.open(number)
     try:
