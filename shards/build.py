@@ -25,6 +25,7 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import OptionalPositive, OptionalText, Settings, typed
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.files import DISK_FULL
 from sr_dist.data.format import Manifest, read_manifest
 from sr_dist.data.order import split_range
 
@@ -121,6 +122,8 @@ def work(words: cli.Words, options: cli.Options) -> None:
     try:
         build(source, root, Path(out), options)
     except OSError as problem:
+        if problem.errno in DISK_FULL:
+            sys.exit(f"the disk of '{out}' is full; make room, and the same command continues")
         raise UserError(f"OUT: '{problem.filename or out}' cannot be written: {problem.strerror}") from None
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues")
@@ -149,6 +152,8 @@ def run_plan(plan: Plan, write_options: WriteOptions, settings: Build) -> Manife
         plan.check_continues()
         plan.tidy()
         return read_manifest(plan.out)
+    if settings.merge and not (plan.out / PLAN_FILE).exists():
+        raise UserError(f"merge: no build has begun in '{plan.out}'; without --merge this command builds its shards")
     plan.begin()
     try:
         written = build_shards(plan, write_options, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 from made_shards import built, bytes_of, keys_of, rejects_of
 from processes import family, finish, kill, run, start, wait_for
 
-from shards import build, workers
+from shards import build, merge, workers, writer
 from shards.build_files import PLAN_FILE
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import ShardError, open_shards
@@ -64,6 +65,38 @@ def test_a_merge_before_all_tasks_are_done_is_refused_and_names_a_shard(whole, t
         build.build("class_folders", str(whole / "in"), tmp_path / "out", {**WORK, "merge": "true"})
     assert bytes_of(tmp_path / "out") == before
     built("class_folders", whole / "in", tmp_path / "out", **WORK)  # without --merge it goes on
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+def test_a_merge_where_no_build_has_begun_changes_nothing(whole, tmp_path):
+    """Its plan file would block the right build."""
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(UserError, match=rf"^merge: no build has begun in '{tmp_path / name}'"):
+            build.build("class_folders", str(whole / "in"), tmp_path / name, {**WORK, "seed": "7", "merge": "true"})
+    assert not (tmp_path / "new").exists() and bytes_of(tmp_path / "empty") == {}
+
+
+@pytest.mark.parametrize("place", ["tar", "part file", "merge"])
+def test_a_full_disk_is_a_failure_after_which_the_same_command_continues(whole, tmp_path, monkeypatch, place):
+    targets = {
+        "tar": (writer.TarWriter, "end"), "part file": (workers, "write_part_file"), "merge": (merge, "find_duplicates")
+    }  # fmt: skip
+    owner, name = targets[place]
+    function, calls = getattr(owner, name), []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == (1 if place == "merge" else 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return function(*args)
+
+    monkeypatch.setattr(owner, name, failing)
+    line = list(map(str, words(whole, tmp_path / "out")))
+    with pytest.raises(SystemExit, match=r"^the disk of '.*out' is full; make room, and the same command continues$"):
+        build.main(line)
+    assert len(list((tmp_path / "out").glob("*.part"))) == (9 if place == "merge" else 2)
+    assert build.main(line) == 0
     assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
 
 

@@ -20,6 +20,7 @@ from typing import IO, TypeVar
 
 from sr_dist.core.errors import first_line
 from sr_dist.core.fetch_file import PERMANENT
+from sr_dist.core.files import DISK_FULL
 from sr_dist.data.format import ShardEntry, ShardError
 
 SHARD_TRIES = 7
@@ -28,6 +29,7 @@ FIRST_WAIT = 1.0  # seconds until the second try; doubled before every further o
 TIMEOUT = 120.0  # seconds of silence after which a connection is closed
 WARN_AFTER = 10.0  # seconds of silence after which a warning is logged
 CHUNK = 1 << 20
+CACHE_FULL = "the disk of data.cache is full; make room there, or set data.cache to a folder on another disk"
 CURL_ERRORS = {
     1: "the protocol is unknown, or not one to be redirected to", 3: "the URL is malformed", 47: "too many redirects",
     6: "unknown host", 7: "connection refused", 18: "the connection was lost", 28: "timeout",
@@ -109,6 +111,8 @@ def wait_after(number: int, error: FetchError | OSError, name: str, tries: int) 
     reason = first_line(error)
     if isinstance(error, PermanentError):
         raise ShardError(f"{name} could not be fetched: {reason}") from None
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        raise ShardError(f"{name} could not be kept: {CACHE_FULL}") from None
     if number == tries:
         raise ShardError(f"{name} could not be fetched in {tries} tries: {reason}") from None
     wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.75, 1.25)

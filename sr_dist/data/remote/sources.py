@@ -23,13 +23,13 @@ from itertools import compress
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import locked, write_whole
+from sr_dist.core.files import DISK_FULL, locked, write_whole
 from sr_dist.core.passwords import has_hidden
 from sr_dist.data import format as local
 from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name, largest_index
 from sr_dist.data.remote.cache import Cache, cache_of
 from sr_dist.data.remote.cache_folder import INDEXES, LOCKS
-from sr_dist.data.remote.download import download_bytes, download_file
+from sr_dist.data.remote.download import CACHE_FULL, download_bytes, download_file
 from sr_dist.data.remote.download_many import SmallFile, can_download_many, download_many
 
 AT_ONCE = 8  # indexes, or processes that fetch many
@@ -162,6 +162,10 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
             _fetch_indexes(source, folder, manifest)
     except ShardError as error:
         raise ShardError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from None
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise ShardError(f"{key}: the manifest of '{source}' could not be kept: {CACHE_FULL}") from None
+        raise
     return shards
 
 
