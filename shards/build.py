@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from shards.build_files import PLAN_FILE
+from shards.build_lock import building
 from shards.items import Listing
 from shards.merge import merge
 from shards.pixels import Preparation
@@ -155,14 +156,15 @@ def run_plan(plan: Plan, write_options: WriteOptions, settings: Build) -> Manife
     if settings.merge and not (plan.out / PLAN_FILE).exists():
         raise UserError(f"merge: no build has begun in '{plan.out}'; without --merge this command builds its shards")
     plan.begin()
-    try:
-        written = build_shards(plan, write_options, settings)
-    except UserError:
-        if not settings.task and not settings.merge:
-            plan.clear()
-        raise
-    if not settings.task:
-        return merge(plan, written, settings.dedupe)
+    with building(plan.out, settings.shards_of_task(plan.num_shards)):
+        try:
+            written = build_shards(plan, write_options, settings)
+        except UserError:
+            if not settings.task and not settings.merge:
+                plan.clear()
+            raise
+        if not settings.task:
+            return merge(plan, written, settings.dedupe)
     print(f"task {settings.task}: its {len(written)} of {plan.num_shards} shards are built; when all tasks are done, --merge")
     return None
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 import psutil
 import pytest
 from made_shards import built, bytes_of, keys_of, rejects_of
-from processes import family, finish, kill, run, start, wait_for
+from processes import family, finish, finish_with, kill, run, start, wait_for
 
 from shards import build, merge, workers, writer
 from shards.build_files import PLAN_FILE
@@ -98,6 +98,37 @@ def test_a_full_disk_is_a_failure_after_which_the_same_command_continues(whole, 
     assert len(list((tmp_path / "out").glob("*.part"))) == (9 if place == "merge" else 2)
     assert build.main(line) == 0
     assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+WAITING = """
+import time
+from pathlib import Path
+from shards.sources.class_folders import Config, listing
+
+def read(item):
+    Path("begun").touch()
+    while not Path("go").exists():
+        time.sleep(0.02)
+    return Path(item.path).read_bytes()
+"""
+
+
+def test_two_builds_of_the_same_shards_at_once_are_refused_and_tasks_of_others_are_not(whole, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "waiting.py").write_text(WAITING)
+    line = ["mine.waiting", whole / "in", tmp_path / "out", *(f"--{key}={value}" for key, value in WORK.items())]
+    first = start(0, "shards.build", *line, "--task=0/2", cwd=tmp_path)
+    wait_for((tmp_path / "begun").exists, first)
+    seconds = [start(0, "shards.build", *line, *more, cwd=tmp_path) for more in ([], ["--task=0/2"], ["--task=0/4"], ["--merge"])]
+    for second in seconds:
+        _, error = finish_with(2, second)
+        assert error.startswith(f"error: OUT: another command builds these shards in '{tmp_path / 'out'}' at this moment")
+    other = start(0, "shards.build", *line, "--task=1/2", cwd=tmp_path)
+    (tmp_path / "go").touch()
+    finish_with(0, first)
+    finish_with(0, other)
+    run(0, "shards.build", *line, "--merge", cwd=tmp_path)
+    assert open_shards(str(tmp_path / "out")).manifest.samples == 25
 
 
 @pytest.mark.parametrize("seed", range(3))
