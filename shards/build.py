@@ -40,8 +40,10 @@ class Build(Settings):
     the same command. OUT/rejects.jsonl lists the inputs that cannot be samples, with the reason; OUT/duplicates.jsonl lists the
     samples that have the bytes of another.
 
-    CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Broken
-    images and those of several frames or pages are rejected.
+    CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Rejected
+    are empty files, those without an image's header or end, images of several frames or pages, and whatever is decoded (to
+    crop, resize, cut, convert or encode it, or for --restarts) and cannot be. Bytes that are stored unchanged are not decoded:
+    shards.verify OUT --deep decodes all.
 
     CelebA as the class-conditional study has it: celeba --centre_crop=144 --resize=64 --format=png (for images of half the
     size: 72).
