@@ -208,19 +208,23 @@ def test_damaged_and_small_images_end_the_run_or_are_replaced(tars, tmp_path):
     small = io.BytesIO()
     Image.new("RGB", (20, 9)).save(small, "PNG")
     with tarfile.open(folder / "wds-000003.tar", "w") as tar:
-        for name, data in (("bad.jpg", b"\xff\xd8 no image"), ("small.png", small.getvalue())):
+        for name, data in (
+            ("bad.jpg", b"\xff\xd8 no image"), ("small.png", small.getvalue()), ("empty.jpg", b""), ("text.png", b"no image"),
+        ):  # fmt: skip
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    with pytest.raises(UserError, match=r"wds-000003.tar (bad|small)'"):
+    with pytest.raises(UserError, match=r"wds-000003.tar (bad|small|empty|text)'"):
         read(loader_of(folder))
     steps = read(loader_of(folder, steps=7, folder=tmp_path, on_corrupt="substitute"))
-    assert len(keys_of(steps)) == 28 and not {"bad", "small"} & set(keys_of(steps))
+    assert len(keys_of(steps)) == 28 and not {"bad", "small", "empty", "text"} & set(keys_of(steps))
     reasons = {
         row["wanted"].rpartition(" ")[2]: row["why"]
         for row in map(json.loads, (tmp_path / "substituted" / "rank-000.jsonl").read_text().splitlines())
     }
-    assert reasons.keys() == {"bad", "small"} and reasons["small"].startswith("20 x 9 pixels, fewer than 16 on a side")
+    assert reasons.pop("small").startswith("20 x 9 pixels, fewer than 16 on a side")
+    unknown, empty = "it is no image of a known format", "it is empty (0 bytes)"
+    assert reasons == {"bad": unknown, "text": unknown, "empty": empty}  # no address of an object, no line of a decoder's code
     replicated = read(loader_of(folder, steps=7, on_corrupt="substitute", small="replicate"))
     assert "small" in keys_of(replicated)
 
@@ -241,6 +245,7 @@ def test_tars_without_an_image_and_stored_lr_are_refused(tmp_path, tars):
         ({"workers": 4}, r"data.train: 3 tars for 4 readers \(ranks times data.workers\)"),
         ({"train": {"a": 1, "b": 1}}, "data.train: 2 sources, and data.reader=webdataset streams one"),
         ({"train": "no/wds-{0..2}.tar"}, "data.train: no tar is at 'no/wds-0.tar'"),
+        ({"train": "no/*.tar"}, r"data.train: 'no/\*.tar': a \* stands for nothing; patterns are such as"),
         ({"train": "configs"}, "data.train: 'configs' has no file that ends with .tar"),
         ({"train": "https://***@host/a.tar"}, "data.train: .* give the whole URL"),
     ],

@@ -130,7 +130,7 @@ def chunks(url: str) -> Generator[bytes, None, None]:
         curl = url.startswith(BY_CURL)
         stream = Pipe([*CURL, url], mode="rb", bufsize=CHUNK, stderr=subprocess.PIPE) if curl else gopen(url, bufsize=CHUNK)
     except (OSError, ValueError) as error:
-        raise FetchError(f"it cannot be opened: {first_line(error)}") from None
+        raise FetchError(f"it cannot be opened: {getattr(error, 'strerror', None) or first_line(error)}") from None
     program = getattr(stream, "proc", None)
     try:
         while chunk := stream.read(CHUNK) if program is None else _next_chunk(program.stdout, url):
