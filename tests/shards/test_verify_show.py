@@ -183,13 +183,38 @@ def test_show_makes_a_sheet_of_images_and_a_summary(copy, capsys):
 
 
 def test_the_images_of_the_sheet_are_the_samples(copy, tmp_path, photos):
-    assert show.main([str(copy), "--num=1", f"--picture={tmp_path}/new/sheet.png"]) == 0
-    sheet = np.array(Image.open(tmp_path / "new" / "sheet.png"))
+    assert show.main([str(copy), "--num=1", f"--picture={tmp_path}/sheet.png"]) == 0
+    sheet = np.array(Image.open(tmp_path / "sheet.png"))
     key = Index(copy / "photos-000000.idx")["key"][0].decode()
     image = np.array(Image.open(next(photos.glob(f"{key}.*"))).convert("RGB"))
     height, width = image.shape[:2]
     assert np.array_equal(sheet[4 : 4 + height, 4 : 4 + width], image)
     assert not (copy / "contact_sheet.png").exists()
+
+
+def test_a_picture_in_a_folder_that_does_not_exist_is_refused(copy, tmp_path, capsys):
+    assert show.main([str(copy), f"--picture={tmp_path}/new/sheet.png"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: picture: no folder '{tmp_path}/new'")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_image_that_cannot_be_shown_leaves_a_gap_and_is_named(copy, capsys):
+    assert show.main([str(copy), "--num=24"]) == 0
+    before = np.array(Image.open(copy / "contact_sheet.png"))
+    capsys.readouterr()
+    index = Index(copy / "photos-000001.idx")
+    key = index["key"][3].decode()
+    flip(copy / "photos-000001.tar", int(index["hr_offset"][3]) + 50)
+    assert show.main([str(copy), "--num=24"]) == 1
+    bad = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD")]
+    reason = "cannot be shown: its bytes do not match their checksum"
+    assert bad == [f"BAD '{copy}/photos-000001.tar': the hr image of '{key}' {reason}"]
+    changed = (np.array(Image.open(copy / "contact_sheet.png")) != before).any(2)
+    top, left = 4 + 11 // 5 * 68, 4 + 11 % 5 * 52  # of sample 11, the fourth of the second shard
+    assert changed[top : top + 48, left : left + 48].any()
+    changed[top : top + 48, left : left + 48] = False  # its image
+    changed[top + 48 : top + 68, left:] = False  # and the line below
+    assert not changed.any()
 
 
 def test_a_larger_num_than_samples_shows_them_all(copy, tmp_path):
