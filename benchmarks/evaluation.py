@@ -24,6 +24,7 @@ from pathlib import Path
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ROOT = Path(__file__).resolve().parents[1]
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def plain_loop(folder: str, scale: int) -> None:
@@ -102,7 +103,8 @@ def measured(line: list[str], path: Path) -> tuple[float, float, float, str]:
         text = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, text
+    if process.returncode:
+        sys.exit(f"error: '{' '.join(line)}' ended with {process.returncode}; its last line is above")
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20, text
 
 
@@ -128,9 +130,17 @@ def evaluations(folder: str, scale: int, rounds: int, before: str | None) -> Non
         print(f"{name}: {wall:.1f} s, {cpu:.1f} s of CPU, {peak:.2f} GB; bicubic {numbers}")
 
 
+def folder_of_images(text: str) -> str:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"no folder '{text}'")
+    if not any(path.suffix.lower() in SUFFIXES for path in Path(text).iterdir()):
+        raise argparse.ArgumentTypeError(f"'{text}' has no images ({', '.join(SUFFIXES)})")
+    return text
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=folder_of_images, metavar="HR_FOLDER")
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--before", help="another checkout of this repository")

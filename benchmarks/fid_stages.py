@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
+SUFFIXES = (".jpg", ".jpeg", ".png")
 SIZES = ((375, 500), (333, 500), (500, 375), (400, 500))  # height, width
 Result = TypeVar("Result")
 
@@ -38,7 +39,7 @@ def make_images(photographs: Path, out: Path, count: int) -> None:
     """Windows of photographs, so many of a size after each other that batches are full."""
     from PIL import Image, ImageOps
 
-    sources = sorted(path for path in photographs.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    sources = sources_in(photographs)
     for number in range(count):
         height, width = SIZES[number * len(SIZES) // count]
         with Image.open(sources[number % len(sources)]) as image:
@@ -47,6 +48,10 @@ def make_images(photographs: Path, out: Path, count: int) -> None:
         ImageOps.fit(whole, (width, height), Image.Resampling.BICUBIC, bleed=0.05, centering=(across, 1 - across)).save(
             out / f"{number:05d}.jpg", quality=95
         )
+
+
+def sources_in(photographs: Path) -> list[Path]:
+    return sorted(path for path in photographs.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def make_extractor(kind: str, folder: Path) -> Path:
@@ -166,9 +171,17 @@ def evaluations(images: Path, scale: int, extractor: Path, rounds: int, before: 
     print(f"distances of one number of threads: {'equal to the last bit' if equal else 'NOT equal'}", flush=True)
 
 
+def folder_of_photographs(text: str) -> str:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"no folder '{text}'")
+    if not sources_in(Path(text)):
+        raise argparse.ArgumentTypeError(f"no photographs are below '{text}' ({', '.join(SUFFIXES)})")
+    return text
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=folder_of_photographs, metavar="FOLDER")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3, help="of the whole command; 0: the stages only")

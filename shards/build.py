@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from shards.build_files import PLAN_FILE
+from shards.build_lock import building
 from shards.items import Listing
 from shards.merge import merge
 from shards.pixels import Preparation
@@ -25,6 +26,7 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import OptionalPositive, OptionalText, Settings, typed
 from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.files import DISK_FULL
 from sr_dist.data.format import Manifest, read_manifest
 from sr_dist.data.order import split_range
 
@@ -38,8 +40,10 @@ class Build(Settings):
     the same command. OUT/rejects.jsonl lists the inputs that cannot be samples, with the reason; OUT/duplicates.jsonl lists the
     samples that have the bytes of another.
 
-    CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Broken
-    images and those of several frames or pages are rejected.
+    CMYK, palettes, 1 bit, BMP, TIFF, still GIF and photographs that EXIF turns become upright PNG of the same pixels. Rejected
+    are empty files, those without an image's header or end, images of several frames or pages, and whatever is decoded (to
+    crop, resize, cut, convert or encode it, or for --restarts) and cannot be. Bytes that are stored unchanged are not decoded:
+    shards.verify OUT --deep decodes all.
 
     CelebA as the class-conditional study has it: celeba --centre_crop=144 --resize=64 --format=png (for images of half the
     size: 72).
@@ -121,6 +125,8 @@ def work(words: cli.Words, options: cli.Options) -> None:
     try:
         build(source, root, Path(out), options)
     except OSError as problem:
+        if problem.errno in DISK_FULL:
+            sys.exit(f"the disk of '{out}' is full; make room, and the same command continues")
         raise UserError(f"OUT: '{problem.filename or out}' cannot be written: {problem.strerror}") from None
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues")
@@ -149,15 +155,18 @@ def run_plan(plan: Plan, write_options: WriteOptions, settings: Build) -> Manife
         plan.check_continues()
         plan.tidy()
         return read_manifest(plan.out)
+    if settings.merge and not (plan.out / PLAN_FILE).exists():
+        raise UserError(f"merge: no build has begun in '{plan.out}'; without --merge this command builds its shards")
     plan.begin()
-    try:
-        written = build_shards(plan, write_options, settings)
-    except UserError:
-        if not settings.task and not settings.merge:
-            plan.clear()
-        raise
-    if not settings.task:
-        return merge(plan, written, settings.dedupe)
+    with building(plan.out, settings.shards_of_task(plan.num_shards)):
+        try:
+            written = build_shards(plan, write_options, settings)
+        except UserError:
+            if not settings.task and not settings.merge:
+                plan.clear()
+            raise
+        if not settings.task:
+            return merge(plan, written, settings.dedupe)
     print(f"task {settings.task}: its {len(written)} of {plan.num_shards} shards are built; when all tasks are done, --merge")
     return None
 

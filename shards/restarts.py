@@ -1,7 +1,7 @@
 """Puts restart markers into JPEGs without loss, by the program `jpegtran`, so that training decodes only the rows of its crop.
 
 jpegtran rewrites the Huffman codes and leaves the coefficients as they are. Both files are decoded all the same: if a pixel
-differs, or anything else is unusual, the original stays.
+differs, or anything else is unusual, the original stays. One that cannot be decoded is rejected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 from PIL import Image
 
-from shards.image_header import SourceImage
+from shards.image_header import Rejected, SourceImage
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.pixels import FORMATS
 from sr_dist.data.jpeg_rows import can_be_cut
@@ -25,7 +25,6 @@ PACKAGES = "Debian, Ubuntu: apt-get install libjpeg-turbo-progs; conda: install 
 MARKED = "marked"
 MARKED_BEFORE = "had markers"
 SEVERAL = "several images in the file (MPO)"
-DAMAGED = "damaged: it cannot be decoded"
 REFUSED = "jpegtran refuses or corrects it"
 NOT_CUT = "jpegtran writes no rows of blocks"
 DIFFERS = "other pixels"
@@ -49,15 +48,14 @@ def jpegtran_version() -> str:
 
 
 def marked(image: SourceImage) -> tuple[bytes, str]:
-    """The JPEG with a restart marker per row of blocks and MARKED, or its own bytes and why they stay."""
-    data = image.data
+    """The JPEG with a restart marker per row of blocks and MARKED, or its own bytes and why they stay. Raises `Rejected`."""
+    data, before = image.data, pixels(image.data)
+    if before is None:
+        raise Rejected("cannot be decoded")
     if image.kind != "JPEG":
         return data, SEVERAL
     if can_be_cut(data):
         return data, MARKED_BEFORE
-    before = pixels(data)
-    if before is None:
-        return data, DAMAGED
     result = transcoded(data)
     if result is None:
         return data, REFUSED

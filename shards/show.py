@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Positive, Settings
-from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.errors import UserError, first_line, nearest_path
 from sr_dist.core.outputs import write_output
 from sr_dist.core.passwords import without_passwords
 from sr_dist.core.pixels import open_image
@@ -31,7 +31,7 @@ LARGEST_IMAGE, LINE_HEIGHT = 160, 16  # pixels of an image, and of the line of t
 class Show(Settings):
     """Draws a contact sheet of some samples with their labels, and prints a summary of the shards.
 
-    The samples are spread evenly over the shards.
+    The samples are spread evenly over the shards. An image that cannot be shown leaves a gap; the exit code is then 1.
     """
 
     folder: Annotated[str, Word("OUT")]
@@ -46,14 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(Show, show, argv)
 
 
-def show(options: Show) -> None:
+def show(options: Show) -> int:
     shards = open_shards(options.folder, "OUT")
     path = Path(options.picture or Path(shards.folder) / "contact_sheet.png")
     if options.picture and os.path.lexists(path):
         raise UserError(f"picture: '{path}' exists; name a new file")
+    if not path.parent.is_dir():
+        raise UserError(f"picture: no folder '{path.parent}'{nearest_path(path.parent)}")
     print(summary(shards))
-    contact_sheet(shards, options.num, path)
+    problems = contact_sheet(shards, options.num, path)
+    for problem in problems:
+        print(printable(f"BAD {problem}"))
     print(f"picture: {path}")
+    return int(bool(problems))
 
 
 def columns_of(shards: Shards, *names: str) -> list[np.ndarray]:
@@ -86,14 +91,22 @@ def summary(shards: Shards) -> str:
     return "\n".join(printable(without_passwords(line)) for line in lines)
 
 
-def contact_sheet(shards: Shards, num: int, path: Path) -> None:
-    """Samples spread evenly over the shards. Stored LR is enlarged and drawn to the right of its HR."""
+def contact_sheet(shards: Shards, num: int, path: Path) -> list[str]:
+    """Samples spread evenly over the shards. Stored LR is enlarged and drawn to the right of its HR. Images that cannot be shown
+    leave a gap: -> what is wrong with them. If none can be shown, it is a ShardError."""
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in shards.manifest.shards])])
-    cells = []
+    cells, problems = [], []
     index_of = lru_cache(maxsize=1)(shards.index)  # samples come shard by shard
     for sample in np.linspace(0, starts[-1] - 1, min(num, int(starts[-1]))).astype(int):
         shard = int(np.searchsorted(starts, sample, side="right")) - 1
-        cells.append(cell(shards, shard, index_of(shard), int(sample - starts[shard])))
+        index, row = index_of(shard), int(sample - starts[shard])
+        try:
+            cells.append(cell(shards, shard, index, row))
+        except ShardError as problem:
+            problems.append(str(problem))
+            cells.append((gap(), "BAD " + index["key"][row].decode("utf-8", "replace")))
+    if len(problems) == len(cells):
+        raise ShardError(problems[0])
     columns = min(8, max(1, int(np.ceil(np.sqrt(len(cells))))))
     num_beside = 2 if shards.manifest.scale else 1
     height = max(max(image.width // num_beside, image.height) for image, _ in cells)
@@ -112,6 +125,16 @@ def contact_sheet(shards: Shards, num: int, path: Path) -> None:
     except (KeyError, OSError, ValueError) as problem:
         raise UserError(f"picture: '{path}' cannot be written: {first_line(problem)}") from None
     write_output(path, file.getvalue(), "picture")  # in the place of a symbolic link, and not through it
+    return problems
+
+
+def gap() -> Image.Image:
+    """The place of an image that cannot be shown: crossed out."""
+    image = Image.new("RGB", (32, 32), (225, 225, 222))
+    pen = ImageDraw.Draw(image)
+    for line in ((0, 0, 31, 31), (0, 31, 31, 0)):
+        pen.line(line, (170, 60, 60), 2)
+    return image
 
 
 def cell(shards: Shards, shard: int, index: Index, row: int) -> tuple[Image.Image, str]:

@@ -13,6 +13,7 @@ from typing import IO, Any
 from shards.image_header import Rejected, SourceImage, inspect_image, pillow_settings
 from sr_dist.core.errors import first_line
 from sr_dist.core.files import sha256, write_whole
+from sr_dist.core.tar_end import problem_at_end
 from sr_dist.data.format import (
     HR_SUFFIXES,
     MAX_KEY,
@@ -144,14 +145,8 @@ def shortened(name: str) -> str:
 
 def check_end(file: IO[bytes], path: Path, end: int) -> None:
     """Only zeros may follow the end of the tar."""
-    more = next_nonzero(file, end)
-    if more is not None and more < end + 512:
-        raise ShardError(f"'{path}': the header at byte {end} is damaged")
-    if more is not None:
-        raise ShardError(
-            f"'{path}' ends at byte {end}, but more follows at byte {more}: a second tar behind the first, as "
-            "`cat a.tar b.tar` makes, or damage; programs read only the first tar, so give each its own file"
-        )
+    if problem := problem_at_end(end, next_nonzero(file, end)):
+        raise ShardError(f"'{path}': {problem}")
 
 
 def next_nonzero(file: IO[bytes], offset: int) -> int | None:

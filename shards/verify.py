@@ -14,7 +14,7 @@ from sr_dist.core import cli
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Settings
 from sr_dist.core.files import sha256
-from sr_dist.core.printable import printable
+from sr_dist.core.printable import plural, printable
 from sr_dist.core.progress import Progress, print_line
 from sr_dist.data.format import MODES, Index, ShardError, Shards, content_hash, open_shards, read_manifest
 
@@ -40,10 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def verify(options: Verify) -> int:
     shards = open_shards(options.folder, "OUT")
     entries = shards.manifest.shards
-    whole, passed = [], 0
+    whole, passed, bad = [], 0, 0
     with Progress(shards.manifest.samples, "sample") as progress:
         for number, entry in enumerate(entries):
-            if not print_problems(shards, number, options.deep, progress):
+            problems, bad_samples = print_problems(shards, number, options.deep, progress)
+            bad += bad_samples
+            if not problems:
                 whole.append(number)
             passed += entry.samples
             progress.reach(passed)  # a shard that cannot be read has been passed too
@@ -51,7 +53,8 @@ def verify(options: Verify) -> int:
     for problem in of_manifest:
         print(printable(f"BAD manifest.json: {problem}"))
     samples = sum(entries[number].samples for number in whole)
-    print(f"{len(whole)} of {len(entries)} shards are whole, with {samples} of {shards.manifest.samples} samples")
+    found = "" if len(whole) == len(entries) else f"; the others have {plural(bad, 'bad sample')}"
+    print(f"{len(whole)} of {len(entries)} shards are whole, with {samples} of {shards.manifest.samples} samples{found}")
     return int(bool(of_manifest) or len(whole) < len(entries))
 
 
@@ -72,35 +75,39 @@ def manifest_problems(shards: Shards, whole: list[int]) -> Iterator[str]:
         yield f"it names {len(manifest.classes)} classes, but the indexes have the class {highest}"
 
 
-def print_problems(shards: Shards, number: int, deep: bool, progress: Progress) -> int:
-    """Prints the problems of one shard, up to MOST_LINES of them, and returns their number."""
-    count = 0
-    for count, problem in enumerate(shard_problems(shards, number, deep, progress), 1):
+def print_problems(shards: Shards, number: int, deep: bool, progress: Progress) -> tuple[int, int]:
+    """Prints the problems of one shard, up to MOST_LINES of them: -> their number, and that of the samples that have some."""
+    count, rows = 0, set[int | None]()
+    for count, (row, problem) in enumerate(shard_problems(shards, number, deep, progress), 1):
+        rows.add(row)
         if count <= MOST_LINES:
             print_line(printable(f"BAD {shards.path(number).name}: {problem}"))
     if count > MOST_LINES:
         print_line(f"BAD {shards.path(number).name}: and {count - MOST_LINES} more")
-    return count
+    return count, len(rows - {None})
 
 
-def shard_problems(shards: Shards, number: int, deep: bool, progress: Progress) -> Iterator[str]:
-    """The problems of one shard, the cheapest checks first."""
+def shard_problems(shards: Shards, number: int, deep: bool, progress: Progress) -> Iterator[tuple[int | None, str]]:
+    """The problems of one shard, the cheapest checks first, with the row of the sample that they are about, if it is one."""
     path, entry = shards.path(number), shards.manifest.shards[number]
     try:
         if path.stat().st_size != entry.bytes:
-            yield f"{path.stat().st_size} bytes where the manifest says {entry.bytes}"
+            yield None, f"{path.stat().st_size} bytes where the manifest says {entry.bytes}"
         elif sha256(path) != entry.sha256:
-            yield "its sha256 is not the manifest's"
+            yield None, "its sha256 is not the manifest's"
         index = shards.index(number, agreeing=False)
-    except (OSError, ShardError) as problem:
-        yield str(problem)
+    except OSError as problem:
+        yield None, f"it cannot be read: {problem.strerror}"
+        return
+    except ShardError as problem:
+        yield None, str(problem)
         return
     if not path.is_file():  # such as a folder, whose size was wrong
         return
     with open(path, "rb") as tar:
         for row in range(len(index)):
             for member in ("hr", "lr"):
-                yield from _member_problems(tar, index, row, member, deep)
+                yield from ((row, problem) for problem in _member_problems(tar, index, row, member, deep))
             progress.advance()
 
 

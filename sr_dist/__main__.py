@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ FOLDERS = ("shards", "sr_dist")
 class Overview(Settings):
     """Lists the commands and the recipes of the package. With the name of a recipe, prints that recipe.
 
+    With the name of a command, runs it: python -m sr_dist train demo is python -m sr_dist.train demo.
+
     A recipe of your own begins as a copy: python -m sr_dist esrgan_x4 > mine.yaml
     """
 
@@ -30,6 +33,11 @@ class Overview(Settings):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else list(argv)
+    names = [name for name, _ in commands()]
+    for module in words[:1] and (words[0], f"sr_dist.{words[0]}"):
+        if module in names:
+            os.execv(sys.executable, [sys.executable, "-m", module, *words[1:]])
     return cli.run(Overview, overview, argv)
 
 
@@ -39,7 +47,8 @@ def overview(options: Overview) -> None:
     elif options.recipe in shipped.names():
         print(copy_of(options.recipe), end="")
     else:
-        raise UserError(f"RECIPE: the package has no '{options.recipe}'{nearest(options.recipe, shipped.names())}")
+        names = [*shipped.names(), *(name.removeprefix("sr_dist.") for name, _ in commands())]
+        raise UserError(f"RECIPE: the package has no recipe or command '{options.recipe}'{nearest(options.recipe, names)}")
 
 
 def copy_of(recipe: str) -> str:

@@ -26,6 +26,7 @@ class Store(ThreadingHTTPServer):
         self.requests: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()  # bytes by file
         self.plain = False
+        self.query = ""  # without which every request is refused
         self.rate = 0.0  # of each connection
         self.connections = self.most_connections = 0  # that are sending a tar
         self.released = threading.Event()  # for the fault "wait"
@@ -48,7 +49,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Store
 
     def do_GET(self) -> None:
-        name = self.path.lstrip("/")
+        name, _, query = self.path.lstrip("/").partition("?")
+        if self.server.query not in ("", query):
+            self.send_error(403)
+            return
         fault, path = self.server.next_fault(name), self.server.folder / name
         if fault in ("404", "403", "500") or not path.is_file():
             self.send_error(int(fault or 404))

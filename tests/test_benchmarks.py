@@ -49,6 +49,20 @@ def test_mistakes_and_earlier_results_are_refused(tmp_path):
     assert (tmp_path / "results.md").read_text() == "the first one's"
 
 
+@pytest.mark.parametrize("name", ["evaluation", "fid_stages"])
+def test_a_benchmark_of_photographs_says_what_it_does_and_refuses_folders_without_any(name, tmp_path):
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, f"benchmarks/{name}.py", *map(str, words)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    described = run("--help")
+    assert described.returncode == 0 and f"python benchmarks/{name}.py" in described.stdout.partition("\n\n")[2]
+    for folder, problem in ((tmp_path / "none", f"no folder '{tmp_path}/none'"), (tmp_path, str(tmp_path))):
+        done = run(folder)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 2 and ": error: argument " in last and problem in last and not done.stdout
+
+
 def test_a_command_that_fails_or_hangs_is_recorded_and_the_next_part_runs(module, tmp_path):
     (tmp_path / "logs").mkdir()
     hang = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "launch" / "containers"
-INSTRUCTIONS = {"FROM", "RUN", "COPY", "WORKDIR", "CMD"}  # those that we use
+INSTRUCTIONS = {"FROM", "RUN", "COPY", "WORKDIR", "ENTRYPOINT"}  # those that we use
 SECTIONS = {"files", "post", "environment", "runscript", "test"}
 
 
@@ -41,7 +41,6 @@ def test_the_dockerfile_has_instructions_that_exist():
     instructions = dockerfile()
     assert instructions[0][0] == "FROM"
     assert {word for word, _ in instructions} <= INSTRUCTIONS
-    assert json.loads(dict(instructions)["CMD"])[0] == "python"
     for _, rest in (pair for pair in instructions if pair[0] == "COPY"):
         *sources, target = rest.split()
         assert len(sources) == 1 or target.endswith("/"), f"COPY {rest}: several sources need a folder"
@@ -56,6 +55,25 @@ def test_the_definition_does_what_the_dockerfile_does():
     assert [line.split()[0] for line in sections["files"]] == copied()
     runs = [rest for word, rest in instructions if word == "RUN"]
     assert sections["post"] == runs[:2]
+
+
+def test_a_container_takes_the_words_of_a_command():
+    """Those of `docker run` and `apptainer run` reach the same program."""
+    entry = json.loads(dict(dockerfile())["ENTRYPOINT"])
+    assert definition()[1]["runscript"] == [f'exec {" ".join(entry)} "$@"']
+    words = ["shards.show", "--help"], ["plan", "--help"], []
+    lines = [[sys.executable, *entry[1:], *more] for more in words]
+    answers = [subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120) for line in lines]
+    expected = ["Usage: python -m shards.show", "Usage: python -m sr_dist.plan", "Commands (python -m"]
+    assert [answer.returncode for answer in answers] == [0, 0, 0]
+    assert [answer.stdout[: len(text)] for answer, text in zip(answers, expected, strict=True)] == expected
+
+
+def test_all_extras_that_users_need_are_installed():
+    lines = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = \[", lines, re.MULTILINE)) - {"dev", "docs"}
+    installed = re.search(r"/opt/sr_dist\[(.*)\]", next(rest for _, rest in dockerfile() if "pip install" in rest))
+    assert installed and set(installed[1].split(",")) == extras
 
 
 def test_the_images_python_is_one_that_the_package_supports():

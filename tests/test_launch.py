@@ -44,6 +44,9 @@ def test_accelerate_configurations_state_their_use_and_their_needs(path):
     load_config_from_file(str(path))
 
 
+BUILD = ("folder", "in", "out")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -54,6 +57,15 @@ def test_accelerate_configurations_state_their_use_and_their_needs(path):
         (["sweep:", "--array=0-1", "seed=1,2"], "sweep: no recipe ''"),
         (["train:", "--gres", "gpu:8", "configs/demo.yaml"], "train: '--gres': an option of sbatch is one word"),
         (["evaluate:", "--exclusive", "-N", "4", "bicubic", "--data=x"], "evaluate: '-N': an option of sbatch is one word"),
+        (["build:", "folder"], "build: needs SOURCE INPUT OUT, and has 'folder'"),
+        (["build:", "folder", "in", "--resize=64"], "build: needs SOURCE INPUT OUT, and has 'folder in'"),
+        (["build:", "--array=1-3,7", *BUILD], "build: '--array=1-3,7': the shares are an array without gaps"),
+        (["build:", "-a0-9:3", *BUILD], "build: '-a0-9:3': the shares are an array without gaps"),
+        (["evaluate:", "x"], "evaluate: without images: give --data=SHARDS_OR_FOLDER"),
+        (["train:", "demo", "--nodes=4"], "train: '--nodes=4': options of sbatch come before the arguments of the job"),
+        (["train:", "demo", "-N4"], "train: '-N4': options of sbatch come before the arguments of the job"),
+        (["train_array:", "--array=0-3", "demo"], "one after the other, such as --array=0-3%1"),
+        (["train_array:", "--array=0-3%2", "demo"], "one after the other, such as --array=0-3%1"),
     ],
 )
 def test_a_pipeline_with_mistakes_is_refused_before_anything_is_submitted(words, complaint, tmp_path):
@@ -89,6 +101,28 @@ def test_a_correct_pipeline_is_submitted_unchanged(tmp_path):
         "--parsable --exclusive -N4 --gres=gpu:8 launch/slurm/train.sbatch configs/demo.yaml --dry_run",
         "--parsable --dependency=afterok:1 --kill-on-invalid-dep=yes launch/slurm/evaluate.sbatch bicubic --data=x",
     ]
+
+
+def test_a_pipeline_is_not_submitted_from_another_folder_nor_with_help(tmp_path):
+    stub(tmp_path, "sbatch", "echo this is job 1")
+    script = str(ROOT / "launch/slurm/pipeline.sh")
+    options = {"env": with_stubs(tmp_path), "capture_output": True, "text": True}
+    done = subprocess.run(["bash", script, "evaluate:", "bicubic", "--data=x"], cwd=tmp_path, **options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: start it in the repository's folder: cd '{ROOT}'\n"
+    for words in (["--help"], ["train:", "demo", "--help"]):
+        done = subprocess.run(["bash", script, *words], cwd=ROOT, **options)
+        assert done.returncode == 0 and done.stdout.startswith("Submits stages that each wait") and not done.stderr
+        assert "this is job 1" not in done.stdout and "set -" not in done.stdout
+
+
+@pytest.mark.parametrize("script", [path.name for path in SCRIPTS if path.suffix == ".sbatch"])
+def test_a_job_outside_of_slurm_says_how_it_is_started(script):
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    line = ["bash", f"launch/slurm/{script}", "demo"]
+    done = subprocess.run(line, cwd=ROOT, env=outside, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: this is a job of SLURM: submit it with sbatch, as its first lines say\n"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@
 #   SR_DIST_MIN_NODES    how many nodes must remain when a node that failed is excluded (as many as the attempt had)
 #   MASTER_ADDR          the address of the first node, if its name does not resolve on the other nodes
 set -euo pipefail
+[ -n "${SLURM_JOB_ID:-}" ] || { echo "error: this is a job of SLURM: submit it with sbatch, as its first lines say" >&2; exit 2; }
 signal=  # the one that this shell has received
 trap 'signal=USR1' USR1  # here, because SLURM sends it at once to a job that is shorter than its notice
 set +u  # the environment software of some clusters reads unset variables

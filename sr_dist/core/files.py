@@ -25,6 +25,7 @@ IMAGE_SUFFIXES = tuple(IMAGE_FORMATS)
 SHORT_SUFFIXES = {".jpeg": ".jpg", ".tiff": ".tif"}  # other names of a format
 SETTLED = 3.0  # seconds after which a file's times tell two versions of it apart
 Version = tuple[int, int, int, int, int]
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some clusters mount Lustre and NFS without locks
 
 

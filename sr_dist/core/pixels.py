@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from sr_dist.core.errors import first_line
 
@@ -29,8 +30,14 @@ def without_pillows_limit() -> Iterator[None]:
 
 def open_image(file: Path | IO[bytes]) -> ImageFile.ImageFile:
     """An image whose header was read."""
-    with without_pillows_limit():
-        image = Image.open(file, formats=FORMATS)
+    try:
+        with without_pillows_limit():
+            image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        if isinstance(file, Path):
+            raise
+        text = "it is no image of a known format" if file.seek(0, os.SEEK_END) else "it is empty (0 bytes)"
+        raise UnidentifiedImageError(text) from None  # Pillow's message has the address of an object
     try:
         check_pixels(*image.size)
     except Image.DecompressionBombError:

@@ -21,13 +21,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate, chain, filterfalse, islice
+from itertools import accumulate, chain, filterfalse
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from sr_dist.core.braces import expanded as expanded
 from sr_dist.core.config import Positive, Settings, typed
 from sr_dist.core.errors import UserError, nearest, nearest_path
 from sr_dist.core.files import Version, open_regular, read_regular, version_of, write_whole
@@ -40,7 +41,6 @@ from sr_dist.recipe.labels import LabelNames
 
 FORMAT = 1
 MAX_MANIFEST, MAX_INDEX, MAX_KEY = 64_000_000, 4_000_000_000, 1024  # bytes
-MOST_NAMES = 1_000_000  # of a brace pattern
 URLS = ("http://", "https://", "s3://")  # of tars in a manifest; not pipe:, which would run a command from a data file
 MAGIC = b"SRDISTIX"
 HEADER = struct.Struct("<8sIIIIQ")
@@ -357,21 +357,6 @@ def _some_shards(pattern: str, key: str) -> Shards:
     if len(folders) > 1:
         raise ShardError(f"{key}: '{pattern}' names {len(folders)} folders; one manifest describes one folder")
     return some_of(Shards(folders[0], read_manifest(folders[0], key)), [path.name for path in paths], key)
-
-
-def expanded(pattern: str, key: str) -> list[str]:
-    """The names that a brace pattern stands for."""
-    from braceexpand import braceexpand  # not needed for folders
-
-    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)  # braceexpand makes a list of each
-    too_many = any(abs(int(last[-20:]) - int(first[-20:])) >= MOST_NAMES for first, last in ranges)
-    try:
-        names = [] if too_many else list(islice(braceexpand(pattern), MOST_NAMES + 1))
-    except (ValueError, RecursionError):
-        raise ShardError(f"{key}: the braces of '{pattern}' do not close") from None
-    if too_many or len(names) > MOST_NAMES:
-        raise ShardError(f"{key}: '{pattern}' stands for more than {MOST_NAMES} names")
-    return names
 
 
 def some_of(shards: Shards, names: Sequence[str], key: str) -> Shards:

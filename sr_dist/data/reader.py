@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import resource
 import sys
 import zlib
@@ -26,6 +27,7 @@ from sr_dist.data.jpeg_rows import band, stated_size
 from sr_dist.data.png_rows import upper_rows
 
 JPEG = b"\xff\xd8"
+PLACE_IN_CODE = re.compile(r"^\w+, \S+:\d+, ")  # which torchvision puts before its message
 RETRY_AFTER = 600.0  # seconds after which opening a missing shard is tried again
 INDEX_BYTES = 64 << 20  # of indexes in the memory of one reader; the index of a million samples has about 100 MB
 NO_ATTRIBUTES = np.zeros(0, np.uint8)
@@ -186,7 +188,10 @@ def decode(data: bytes | bytearray, channels: int) -> Tensor:
             raise RuntimeError(f"{size[1]} x {size[0]} is more than {MAX_PIXELS} pixels")
         mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
         raw = torch.frombuffer(data if isinstance(data, bytearray) else bytearray(data), dtype=torch.uint8)
-        return torch.ops.image.decode_jpeg(raw, mode.value, False)
+        try:
+            return torch.ops.image.decode_jpeg(raw, mode.value, False)
+        except RuntimeError as error:
+            raise RuntimeError(PLACE_IN_CODE.sub("", first_line(error))) from None
     try:
         with open_image(io.BytesIO(data)) as image:
             return to_tensor(image, channels)

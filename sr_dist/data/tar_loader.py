@@ -1,6 +1,6 @@
 """Tars without an index -> micro-batches, by WebDataset's pipeline: `data.reader: webdataset`.
 
-    tars in a new order per pass --its splitters--> those of this rank and worker --its tar reader--> samples
+    tars in a new order per pass --its splitters--> those of this rank and worker --tar_stream--> samples
     samples --its shuffle buffer--> bytes --decode, crop--> Crops, as from an index
 
 Passes follow each other for ever, and a rank that has read its tars begins its next pass. Crops and flips are keyed by
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-import tarfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,13 +33,12 @@ from sr_dist.data.jpeg_rows import stated_size
 from sr_dist.data.loader import Loader, _receive, _set_up_worker, _unchanged
 from sr_dist.data.order import CROP, DEGRADE, SHARDS, TURN, crop_corner, draw, micro_batch, permutation
 from sr_dist.data.reader import JPEG, NO_ATTRIBUTES, Square, decode, decode_square, hwc
-from sr_dist.data.remote.download import FetchError, chunks
 from sr_dist.data.shared_batches import SharedBatches
+from sr_dist.data.tar_stream import samples
 from sr_dist.data.unindexed import INDEX, UnindexedTars
 
 LEAST_BUFFER = 256  # samples that a worker shuffles, if data.window divided among all workers is fewer
 FIRST_BUFFER = 1000  # samples that are read before the first one is used; the buffer grows from that
-SUFFIXES = (*HR_SUFFIXES, *(f"lr.{suffix}" for suffix in HR_SUFFIXES))
 
 
 class TarLoader(Loader):
@@ -210,19 +208,12 @@ class TarCrops(IterableDataset[Crops | UserError]):
         )
 
     def _members(self, urls: Iterator[dict[str, str]], problems: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-        """The images of tars, grouped into samples by WebDataset. A tar that ends early is damaged, where that can be known."""
-        import webdataset as wds  # takes long to import
-
+        """The samples of tars. A tar that ends early is damaged, where that can be known."""
         for source in urls:
-            url = source["url"]
             try:
-                with closing(chunks(url)) as content, io.BufferedReader(Stream(content), 1 << 20) as stream:
-                    files = wds.tariterators.tar_file_expander([{"url": url, "stream": stream}], select_files=_is_image)
-                    yield from wds.tariterators.group_by_keys(files)
-                    while stream.read(1 << 20):  # to the end, where the program behind a URL says whether it has failed
-                        pass
-            except (FetchError, ShardError, OSError, EOFError, ValueError, tarfile.TarError) as error:
-                self._note(problems, url, _reason(error))
+                yield from samples(source["url"])
+            except ShardError as error:
+                self._note(problems, source["url"], first_line(error))
 
     def _note(self, problems: list[tuple[str, str]], name: str, reason: str) -> None:
         problems.append((without_passwords(name), reason))
@@ -249,31 +240,3 @@ class Image(NamedTuple):
     hr: np.ndarray
     bits: tuple[int, int, int]
     substitutions: list[Substitution]
-
-
-class Stream(io.RawIOBase):
-    """Chunks of bytes as a file."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest = chunks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._rest = self._rest or next(self._chunks, b"")
-        size = min(len(buffer), len(self._rest))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
-        return size
-
-
-def _reason(error: Exception) -> str:
-    """WebDataset adds its stream to the message and to the arguments of an error."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return first_line(Exception(str(error.args[0]).partition(" @ <")[0] if error.args else error))
-
-
-def _is_image(name: str) -> bool:
-    """Texts and other members are skipped."""
-    return name.rpartition("/")[2].partition(".")[2].lower() in SUFFIXES

@@ -11,6 +11,7 @@ from pathlib import Path
 from sr_dist.core import launch_env
 from sr_dist.core.errors import UserError
 from sr_dist.core.passwords import has_hidden, without_passwords
+from sr_dist.core.printable import plural
 from sr_dist.data.format import FORMAT, Manifest, ShardEntry, Shards, expanded, is_url
 from sr_dist.recipe.sections import Data
 
@@ -74,6 +75,7 @@ def check_unindexed(data: Data, tars: UnindexedTars) -> None:
     readers = launch_env.num_ranks() * max(data.workers, 1)
     if len(tars.urls) < readers:
         raise UserError(
-            f"data.train: {len(tars.urls)} tars for {readers} readers (ranks times data.workers), each with tars of its own; "
+            f"data.train: {plural(len(tars.urls), 'tar')} for {plural(readers, 'reader')} (ranks times data.workers), each with "
+            "tars of its own; "
             f"use fewer data.workers, or more tars"
         )

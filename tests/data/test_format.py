@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.writer import member_header
+from sr_dist.core.errors import UserError
 from sr_dist.data.format import (
     Index,
     Manifest,
@@ -281,7 +282,7 @@ def test_a_brace_pattern_opens_some_shards_in_its_own_order(photo_shards):
     ],
 )
 def test_a_wrong_brace_pattern_is_refused(photo_shards, pattern, message):
-    with pytest.raises(ShardError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_shards(f"{photo_shards}{pattern}", "data.train")
     assert str(caught.value).startswith("data.train: ")
 

@@ -54,6 +54,19 @@ def test_sixteen_bits_become_eight(channels):
     assert np.abs(result[0].numpy() - GREY * 50 / 257).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (saved(Image.effect_noise((64, 64), 80), "JPEG")[:900], "Image is incomplete or truncated"),
+        (b"no image", "it is no image of a known format"),
+        (b"", r"it is empty \(0 bytes\)"),
+    ],
+)
+def test_reasons_have_no_address_of_an_object_and_no_line_of_code(data, reason):
+    with pytest.raises(RuntimeError, match=rf"^{reason}$"):
+        decode(data, 3)
+
+
 def test_a_decompression_bomb_is_an_error_that_names_it(image_bytes, make_photo, tmp_path):
     """Its header is enough."""
     huge = bytearray(image_bytes(make_photo(1, 20, 20)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -59,6 +60,35 @@ def open_remote(store, tmp_path):
 
 def tars(folder: Path) -> list[Path]:
     return sorted((folder / "tars").iterdir())
+
+
+@pytest.mark.parametrize("end", ["", "/", "/photos-{000000..000002}.tar"])
+def test_the_query_of_a_folder_is_that_of_every_file(store, tmp_path, end):
+    """A token may have a slash, and is in no message."""
+    store.query = "token=abc/x.tar"
+    shards = open_shards(f"{store.url}{end}?{store.query}", "data.train", Cache(tmp_path / "cache", 10**9))
+    assert len(shards.manifest.shards) == 3
+    assert [content(shards, number) for number in range(3)] == [(store.folder / name).read_bytes() for name in NAMES]
+    sources._fetched.cache_clear()
+    refusal = r"manifest.json\?token=\*\*\*' could not be fetched: the server answers 403 Forbidden"
+    with pytest.raises(ShardError, match=refusal) as error:
+        open_shards(f"{store.url}{end}?token=wrong", "data.train", Cache(tmp_path / "other", 10**9))
+    assert "wrong" not in str(error.value)
+
+
+def test_a_full_disk_is_no_fault_of_the_server(open_remote, waits, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shards = open_remote()
+    monkeypatch.setattr(download.os, "fsync", full)
+    with pytest.raises(ShardError, match=r"^the shard '.*photos-000000.tar' could not be kept: the disk of data.cache is full; "):
+        shards.open(0)
+    sources._fetched.cache_clear()
+    shutil.rmtree(shards.folder)
+    with pytest.raises(ShardError, match=r"^data.train: the manifest of 'http.*' could not be kept: the disk of data.c"):
+        open_remote()
+    assert waits == []
 
 
 def content(shards, number: int) -> bytes:

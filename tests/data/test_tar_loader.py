@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -11,7 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from loaders import CROP_SIZE, SCALE, read, same, settings
+from loaders import CROP_SIZE, SCALE, logged_messages, read, same, settings
 from PIL import Image
 from processes import finish_with, launch, metrics, run, small_gan, trace
 from servers import serving
@@ -19,6 +21,7 @@ from servers import serving
 from sr_dist.core.errors import UserError
 from sr_dist.data.degradations import bicubic
 from sr_dist.data.loader import LoaderConfig, Start
+from sr_dist.data.remote import download
 from sr_dist.data.tar_loader import TarLoader
 from sr_dist.data.unindexed import check_unindexed, open_unindexed
 
@@ -42,6 +45,14 @@ def tars(photo_shards, tmp_path_factory):
 def store(tars):
     with serving(tars) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """The seconds between tries, which are recorded and not waited for."""
+    seconds: list[float] = []
+    monkeypatch.setattr(download, "sleep", seconds.append)
+    return seconds
 
 
 WORDS = {"discriminator.classes": "none"}  # the tars have none
@@ -135,21 +146,60 @@ def test_sample_images_come_from_the_first_tars(tars):
     assert len({batch.keys for batch in first}) == 3 and all(len(batch.hr) == 1 for batch in first)
 
 
+@pytest.mark.parametrize("fault", ["500", "drop", "stall"])
+def test_a_tar_that_fails_is_opened_again_and_every_sample_comes_once(store, waits, monkeypatch, fault):
+    """`drop` and `stall` send half of the tar first: its samples are not given twice."""
+    monkeypatch.setattr(download, "WARN_AFTER", 0.1)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    store.faults["wds-000001.tar"] = [fault] * 6
+    with logged_messages() as logged:
+        keys = keys_of(read(loader_of(f"{store.url}/{PATTERN}")))
+    assert len(keys) == 24 and set(Counter(keys).values()) == {1}
+    tries = [line for line in logged if "; try " in line]
+    assert len(tries) == len(waits) == 6 and store.requests["wds-000001.tar"] >= 7
+    assert re.fullmatch(rf"the shard '{store.url}/wds-000001.tar': .*; try 2 of 7 in \d\.\d s", tries[0])
+
+
 @pytest.mark.parametrize(
-    ("fault", "reason"),
-    [("404", "answers 404 Not Found"), ("cut", "unexpected end of data"), ("drop", "the connection was lost")],
+    ("fault", "reason", "requests"),
+    [
+        ("404", "could not be fetched: the server answers 404 Not Found", 1),
+        ("403", "could not be fetched: the server answers 403 Forbidden", 1),
+        ("500", "could not be fetched in 7 tries: the server answers 500 Internal Server Error", 7),
+        ("drop", "could not be fetched in 7 tries: the connection was lost", 7),
+        ("cut", "unexpected end of data", 1),
+        ("page", "it is a web page and no tar", 1),
+    ],
 )
-def test_a_tar_that_cannot_be_read_ends_the_run_or_is_recorded(store, tmp_path, fault, reason):
+def test_a_tar_that_cannot_be_read_ends_the_run_or_is_recorded(store, tmp_path, fault, reason, requests):
     name = "wds-000001.tar"
-    store.faults[name] = [fault] * 3
-    with pytest.raises(UserError, match=f"^data.train: '{store.url}/{name}': .*data.on_corrupt=substitute") as error:
+    store.faults[name] = [fault] * requests * 2
+    with pytest.raises(UserError, match=f"^data.train: '{store.url}/{name}': {reason}; data.on_corrupt=substitute") as error:
         read(loader_of(f"{store.url}/{PATTERN}"))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and store.requests[name] == requests
     steps = read(loader_of(f"{store.url}/{PATTERN}", on_corrupt="substitute", folder=tmp_path))
     assert len(keys_of(steps)) == 24
     rows = [json.loads(line) for line in (tmp_path / "substituted" / "rank-000.jsonl").read_text().splitlines()]
     assert rows[0]["wanted"] == f"{store.url}/{name}" and rows[0]["taken"] in keys_of(steps)
-    assert reason in rows[0]["why"] and "@" not in rows[0]["why"]
+    assert rows[0]["why"] == reason
+
+
+@pytest.mark.parametrize("source", ["file", "pipe", "gzip"])
+def test_what_follows_the_end_of_a_tar_is_refused(tars, tmp_path, source):
+    """Two tars in one file, and a header that is damaged: what lies behind would be left out in silence."""
+    first, second = ((tars / f"wds-00000{number}.tar").read_bytes() for number in range(2))
+    with tarfile.open(tars / "wds-000000.tar") as tar:
+        tar.getmembers()
+        end, third = tar.offset, tar.getmembers()[2].offset
+    damaged = first[:third] + b"x" * 512 + first[third + 512 :]
+    behind = f"it ends at byte {end}, but more follows at byte {len(first)}: a second tar behind the first"
+    for content, reason in ((first + second, behind), (damaged, f"the header at byte {third} is damaged")):
+        path = tmp_path / "two.tar"
+        path.write_bytes(gzip.compress(content) if source == "gzip" else content)
+        with pytest.raises(UserError, match=f"two.tar': {reason}"):
+            read(loader_of(f"pipe:cat {path}" if source == "pipe" else path))
+    path.write_bytes(first + bytes(30_000))
+    assert len(keys_of(read(loader_of(path)))) == 24
 
 
 def test_damaged_and_small_images_end_the_run_or_are_replaced(tars, tmp_path):
@@ -158,19 +208,23 @@ def test_damaged_and_small_images_end_the_run_or_are_replaced(tars, tmp_path):
     small = io.BytesIO()
     Image.new("RGB", (20, 9)).save(small, "PNG")
     with tarfile.open(folder / "wds-000003.tar", "w") as tar:
-        for name, data in (("bad.jpg", b"\xff\xd8 no image"), ("small.png", small.getvalue())):
+        for name, data in (
+            ("bad.jpg", b"\xff\xd8 no image"), ("small.png", small.getvalue()), ("empty.jpg", b""), ("text.png", b"no image"),
+        ):  # fmt: skip
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    with pytest.raises(UserError, match=r"wds-000003.tar (bad|small)'"):
+    with pytest.raises(UserError, match=r"wds-000003.tar (bad|small|empty|text)'"):
         read(loader_of(folder))
     steps = read(loader_of(folder, steps=7, folder=tmp_path, on_corrupt="substitute"))
-    assert len(keys_of(steps)) == 28 and not {"bad", "small"} & set(keys_of(steps))
+    assert len(keys_of(steps)) == 28 and not {"bad", "small", "empty", "text"} & set(keys_of(steps))
     reasons = {
         row["wanted"].rpartition(" ")[2]: row["why"]
         for row in map(json.loads, (tmp_path / "substituted" / "rank-000.jsonl").read_text().splitlines())
     }
-    assert reasons.keys() == {"bad", "small"} and reasons["small"].startswith("20 x 9 pixels, fewer than 16 on a side")
+    assert reasons.pop("small").startswith("20 x 9 pixels, fewer than 16 on a side")
+    unknown, empty = "it is no image of a known format", "it is empty (0 bytes)"
+    assert reasons == {"bad": unknown, "text": unknown, "empty": empty}  # no address of an object, no line of a decoder's code
     replicated = read(loader_of(folder, steps=7, on_corrupt="substitute", small="replicate"))
     assert "small" in keys_of(replicated)
 
@@ -191,6 +245,7 @@ def test_tars_without_an_image_and_stored_lr_are_refused(tmp_path, tars):
         ({"workers": 4}, r"data.train: 3 tars for 4 readers \(ranks times data.workers\)"),
         ({"train": {"a": 1, "b": 1}}, "data.train: 2 sources, and data.reader=webdataset streams one"),
         ({"train": "no/wds-{0..2}.tar"}, "data.train: no tar is at 'no/wds-0.tar'"),
+        ({"train": "no/*.tar"}, r"data.train: 'no/\*.tar': a \* stands for nothing; patterns are such as"),
         ({"train": "configs"}, "data.train: 'configs' has no file that ends with .tar"),
         ({"train": "https://***@host/a.tar"}, "data.train: .* give the whole URL"),
     ],

@@ -135,7 +135,7 @@ def test_a_manifest_that_the_parser_cannot_take_is_one_line(copy, text, message)
 
 def test_braces_that_stand_for_too_many_names_are_refused(copy):
     for pattern in ("{0..9999999999}.tar", "{0..9999}{0..9999}.tar"):
-        with pytest.raises(ShardError, match="stands for more than 1000000 names"):
+        with pytest.raises(UserError, match="stands for more than 1000000 names"):
             open_shards(f"{copy}/{pattern}")
 
 

@@ -331,7 +331,7 @@ def test_postscript_in_a_png_reaches_no_ghostscript(postscript, tmp_path):
     (tmp_path / "shards").mkdir()
     shards = open_shards(str(handmade(tmp_path / "shards", [postscript], sizes=[(64, 64)])))
     for readers, message in (
-        (lambda: decode(postscript, 3), "cannot identify"),
+        (lambda: decode(postscript, 3), "no image of a known format"),
         (lambda: FolderImages(file.parent, None, "data").load(0), "cannot be decoded"),
         (lambda: FolderImages(file.parent, None, "data").shape(0), "is not an image that can be read"),
         (lambda: image_files.read(file), "cannot identify"),

@@ -225,6 +225,7 @@ def test_compressed_missing_and_piped_tars_are_refused_in_one_line(tmp_path, jpe
         ([tmp_path / "out", "pipe:cat a.tar"], "is not on this machine"),
         ([tmp_path / "out"], "TARS is missing"),
         ([tmp_path / "out", tmp_path / "a{1.tar"], "braces"),
+        ([tmp_path / "out", tmp_path / "*.tar"], "a * stands for nothing; patterns are such as 'name-{000000..000127}.tar'"),
         ([tmp_path / "out", tmp_path / "a.tar", tmp_path / "a.tar"], "named twice"),
         ([tmp_path / "out", tmp_path / "a.tar", tmp_path / "x" / "a.tar"], "2 folders"),
     ):

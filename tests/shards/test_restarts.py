@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_shards import built, bytes_of, contents
+from made_shards import built, bytes_of, contents, rejects_of
 from photographs import made_photo
 from PIL import Image
 
-from shards import build, index, restarts
+from shards import build, index, restarts, verify
 from shards.image_header import inspect_image
-from shards.restarts import DAMAGED, DIFFERS, MARKED, MARKED_BEFORE, NOT_CUT, REFUSED, SEVERAL, marked
+from shards.restarts import DIFFERS, MARKED, MARKED_BEFORE, NOT_CUT, REFUSED, SEVERAL, marked
 from sr_dist.core.errors import UserError
 from sr_dist.data.jpeg_rows import band
 from sr_dist.data.reader import ShardReader, Square, decode
@@ -99,12 +99,27 @@ def test_jpegs_that_stay_say_why():
     Image.fromarray(made_photo(1, 64, 48)).save(file, "MPO", save_all=True, append_images=[second])
     assert with_markers(file.getvalue()) == (file.getvalue(), SEVERAL)
     scan = good.index(b"\xff\xda")
-    bad_tables = bytearray(good)
-    table = good.index(b"\xff\xc4")
-    bad_tables[table + 5 : table + 21] = b"\xff" * 16  # more codes than fit
-    assert with_markers(bytes(bad_tables)) == (bytes(bad_tables), DAMAGED)
     cut = good[: scan + 200] + b"\xff\xd9"  # decoders warn and paint the rest grey
     assert with_markers(cut) == (cut, REFUSED)
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("restart_marker_rows", [0, 1])
+def test_a_jpeg_that_cannot_be_decoded_is_rejected_with_restarts_and_found_by_verify(tmp_path, capsys, restart_marker_rows):
+    """Its header and its end are right."""
+    (tmp_path / "images").mkdir()
+    bad = bytearray(jpeg(64, 48, restart_marker_rows=restart_marker_rows))
+    table = bad.index(b"\xff\xc4")
+    bad[table + 5 : table + 21] = b"\xff" * 16  # more codes than fit
+    for name, data in (("bad", bytes(bad)), ("good", jpeg(64, 48))):
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(data)
+    marked_shards = built("folder", tmp_path / "images", tmp_path / "marked", restarts="true")
+    assert list(contents(marked_shards)) == ["good.jpg"]
+    assert rejects_of(tmp_path / "marked") == {"bad": "cannot be decoded"}
+    assert sorted(contents(built("folder", tmp_path / "images", tmp_path / "plain"))) == ["bad.jpg", "good.jpg"]
+    capsys.readouterr()
+    assert verify.main([str(tmp_path / "plain"), "--deep"]) == 1
+    assert "BAD plain-000000.tar: the hr image of 'bad' cannot be decoded" in capsys.readouterr().out
 
 
 @needs_jpegtran

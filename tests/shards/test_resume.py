@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -13,9 +14,9 @@ from contextlib import suppress
 import psutil
 import pytest
 from made_shards import built, bytes_of, keys_of, rejects_of
-from processes import family, finish, kill, run, start, wait_for
+from processes import family, finish, finish_with, kill, run, start, wait_for
 
-from shards import build, workers
+from shards import build, merge, workers, writer
 from shards.build_files import PLAN_FILE
 from sr_dist.core.errors import UserError
 from sr_dist.data.format import ShardError, open_shards
@@ -65,6 +66,69 @@ def test_a_merge_before_all_tasks_are_done_is_refused_and_names_a_shard(whole, t
     assert bytes_of(tmp_path / "out") == before
     built("class_folders", whole / "in", tmp_path / "out", **WORK)  # without --merge it goes on
     assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+def test_a_merge_where_no_build_has_begun_changes_nothing(whole, tmp_path):
+    """Its plan file would block the right build."""
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(UserError, match=rf"^merge: no build has begun in '{tmp_path / name}'"):
+            build.build("class_folders", str(whole / "in"), tmp_path / name, {**WORK, "seed": "7", "merge": "true"})
+    assert not (tmp_path / "new").exists() and bytes_of(tmp_path / "empty") == {}
+
+
+@pytest.mark.parametrize("place", ["tar", "part file", "merge"])
+def test_a_full_disk_is_a_failure_after_which_the_same_command_continues(whole, tmp_path, monkeypatch, place):
+    targets = {
+        "tar": (writer.TarWriter, "end"), "part file": (workers, "write_part_file"), "merge": (merge, "find_duplicates")
+    }  # fmt: skip
+    owner, name = targets[place]
+    function, calls = getattr(owner, name), []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == (1 if place == "merge" else 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return function(*args)
+
+    monkeypatch.setattr(owner, name, failing)
+    line = list(map(str, words(whole, tmp_path / "out")))
+    with pytest.raises(SystemExit, match=r"^the disk of '.*out' is full; make room, and the same command continues$"):
+        build.main(line)
+    assert len(list((tmp_path / "out").glob("*.part"))) == (9 if place == "merge" else 2)
+    assert build.main(line) == 0
+    assert bytes_of(tmp_path / "out") == bytes_of(whole / "out")
+
+
+WAITING = """
+import time
+from pathlib import Path
+from shards.sources.class_folders import Config, listing
+
+def read(item):
+    Path("begun").touch()
+    while not Path("go").exists():
+        time.sleep(0.02)
+    return Path(item.path).read_bytes()
+"""
+
+
+def test_two_builds_of_the_same_shards_at_once_are_refused_and_tasks_of_others_are_not(whole, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "waiting.py").write_text(WAITING)
+    line = ["mine.waiting", whole / "in", tmp_path / "out", *(f"--{key}={value}" for key, value in WORK.items())]
+    first = start(0, "shards.build", *line, "--task=0/2", cwd=tmp_path)
+    wait_for((tmp_path / "begun").exists, first)
+    seconds = [start(0, "shards.build", *line, *more, cwd=tmp_path) for more in ([], ["--task=0/2"], ["--task=0/4"], ["--merge"])]
+    for second in seconds:
+        _, error = finish_with(2, second)
+        assert error.startswith(f"error: OUT: another command builds these shards in '{tmp_path / 'out'}' at this moment")
+    other = start(0, "shards.build", *line, "--task=1/2", cwd=tmp_path)
+    (tmp_path / "go").touch()
+    finish_with(0, first)
+    finish_with(0, other)
+    run(0, "shards.build", *line, "--merge", cwd=tmp_path)
+    assert open_shards(str(tmp_path / "out")).manifest.samples == 25
 
 
 @pytest.mark.parametrize("seed", range(3))

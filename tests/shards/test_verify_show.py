@@ -49,12 +49,13 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_reported(verified, copy, place):
     code, lines = verified(copy)
     assert code == 1
     assert lines[0] == "BAD photos-000001.tar: its sha256 is not the manifest's"
-    assert lines[-1] == "2 of 3 shards are whole, with 16 of 24 samples"
     index = open_shards(str(copy)).index(1)
     at = place % (copy / "photos-000001.tar").stat().st_size
     begins, ends = index["hr_offset"], index["hr_offset"] + index["hr_bytes"]
     hit = [key.decode() for key, begin, end in zip(index["key"], begins, ends, strict=True) if begin <= at < end]
     assert lines[1:-1] == [f"BAD photos-000001.tar: the hr image of '{key}' does not match its checksum" for key in hit]
+    bad = "1 bad sample" if hit else "0 bad samples"
+    assert lines[-1] == f"2 of 3 shards are whole, with 16 of 24 samples; the others have {bad}"
 
 
 def test_of_many_damaged_samples_the_first_are_named_and_the_others_counted(verified, copy, monkeypatch):
@@ -75,8 +76,7 @@ def test_a_shard_that_was_cut_short_or_is_gone_is_reported(verified, copy):
     code, lines = verified(copy)
     assert code == 1
     assert lines[0] == f"BAD photos-000000.tar: {size - 512} bytes where the manifest says {size}"
-    assert lines[1].startswith("BAD photos-000002.tar: ")
-    assert "No such file" in lines[1]
+    assert lines[1] == "BAD photos-000002.tar: it cannot be read: No such file or directory"
     assert lines[2].startswith("1 of 3 shards are whole")
 
 
@@ -183,13 +183,38 @@ def test_show_makes_a_sheet_of_images_and_a_summary(copy, capsys):
 
 
 def test_the_images_of_the_sheet_are_the_samples(copy, tmp_path, photos):
-    assert show.main([str(copy), "--num=1", f"--picture={tmp_path}/new/sheet.png"]) == 0
-    sheet = np.array(Image.open(tmp_path / "new" / "sheet.png"))
+    assert show.main([str(copy), "--num=1", f"--picture={tmp_path}/sheet.png"]) == 0
+    sheet = np.array(Image.open(tmp_path / "sheet.png"))
     key = Index(copy / "photos-000000.idx")["key"][0].decode()
     image = np.array(Image.open(next(photos.glob(f"{key}.*"))).convert("RGB"))
     height, width = image.shape[:2]
     assert np.array_equal(sheet[4 : 4 + height, 4 : 4 + width], image)
     assert not (copy / "contact_sheet.png").exists()
+
+
+def test_a_picture_in_a_folder_that_does_not_exist_is_refused(copy, tmp_path, capsys):
+    assert show.main([str(copy), f"--picture={tmp_path}/new/sheet.png"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: picture: no folder '{tmp_path}/new'")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_image_that_cannot_be_shown_leaves_a_gap_and_is_named(copy, capsys):
+    assert show.main([str(copy), "--num=24"]) == 0
+    before = np.array(Image.open(copy / "contact_sheet.png"))
+    capsys.readouterr()
+    index = Index(copy / "photos-000001.idx")
+    key = index["key"][3].decode()
+    flip(copy / "photos-000001.tar", int(index["hr_offset"][3]) + 50)
+    assert show.main([str(copy), "--num=24"]) == 1
+    bad = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD")]
+    reason = "cannot be shown: its bytes do not match their checksum"
+    assert bad == [f"BAD '{copy}/photos-000001.tar': the hr image of '{key}' {reason}"]
+    changed = (np.array(Image.open(copy / "contact_sheet.png")) != before).any(2)
+    top, left = 4 + 11 // 5 * 68, 4 + 11 % 5 * 52  # of sample 11, the fourth of the second shard
+    assert changed[top : top + 48, left : left + 48].any()
+    changed[top : top + 48, left : left + 48] = False  # its image
+    changed[top + 48 : top + 68, left:] = False  # and the line below
+    assert not changed.any()
 
 
 def test_a_larger_num_than_samples_shows_them_all(copy, tmp_path):

@@ -13,12 +13,14 @@ import shlex
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from time import sleep
 from typing import IO, TypeVar
 
 from sr_dist.core.errors import first_line
 from sr_dist.core.fetch_file import PERMANENT
+from sr_dist.core.files import DISK_FULL
 from sr_dist.data.format import ShardEntry, ShardError
 
 SHARD_TRIES = 7
@@ -27,6 +29,7 @@ FIRST_WAIT = 1.0  # seconds until the second try; doubled before every further o
 TIMEOUT = 120.0  # seconds of silence after which a connection is closed
 WARN_AFTER = 10.0  # seconds of silence after which a warning is logged
 CHUNK = 1 << 20
+CACHE_FULL = "the disk of data.cache is full; make room there, or set data.cache to a folder on another disk"
 CURL_ERRORS = {
     1: "the protocol is unknown, or not one to be redirected to", 3: "the URL is malformed", 47: "too many redirects",
     6: "unknown host", 7: "connection refused", 18: "the connection was lost", 28: "timeout",
@@ -95,18 +98,26 @@ def download(url: str, file: Path, entry: ShardEntry, on_bytes: Callable[[int], 
 
 def retry(attempt: Callable[[], Result], name: str, tries: int) -> Result:
     """The result of `attempt`, which is called up to `tries` times. `name` names the file in messages."""
-    for number in range(1, tries + 1):
+    for number in count(1):
         try:
             return attempt()
-        except PermanentError as error:
-            raise ShardError(f"{name} could not be fetched: {first_line(error)}") from None
         except (FetchError, OSError) as error:
-            if number == tries:
-                raise ShardError(f"{name} could not be fetched in {tries} tries: {first_line(error)}") from None
-            wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.75, 1.25)
-            logger.warning(f"{name}: {first_line(error)}; try {number + 1} of {tries} in {wait:.1f} s")
-            sleep(wait)
+            wait_after(number, error, name, tries)
     raise AssertionError("unreachable")
+
+
+def wait_after(number: int, error: FetchError | OSError, name: str, tries: int) -> None:
+    """Waits after a try that has failed, or raises a ShardError where another one is of no use or one too many."""
+    reason = first_line(error)
+    if isinstance(error, PermanentError):
+        raise ShardError(f"{name} could not be fetched: {reason}") from None
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        raise ShardError(f"{name} could not be kept: {CACHE_FULL}") from None
+    if number == tries:
+        raise ShardError(f"{name} could not be fetched in {tries} tries: {reason}") from None
+    wait = FIRST_WAIT * 2 ** (number - 1) * random.uniform(0.75, 1.25)
+    logger.warning(f"{name}: {reason}; try {number + 1} of {tries} in {wait:.1f} s")
+    sleep(wait)
 
 
 def chunks(url: str) -> Generator[bytes, None, None]:
@@ -119,7 +130,7 @@ def chunks(url: str) -> Generator[bytes, None, None]:
         curl = url.startswith(BY_CURL)
         stream = Pipe([*CURL, url], mode="rb", bufsize=CHUNK, stderr=subprocess.PIPE) if curl else gopen(url, bufsize=CHUNK)
     except (OSError, ValueError) as error:
-        raise FetchError(f"it cannot be opened: {first_line(error)}") from None
+        raise FetchError(f"it cannot be opened: {getattr(error, 'strerror', None) or first_line(error)}") from None
     program = getattr(stream, "proc", None)
     try:
         while chunk := stream.read(CHUNK) if program is None else _next_chunk(program.stdout, url):

@@ -1,6 +1,7 @@
 """Remote shards: `https://host/folder`, `s3://bucket/folder`, or a command that prints a file.
 
     pipe:ssh store cat /data/imagenet/{}       {} is replaced by the name of a file: manifest.json, NAME.idx, NAME.tar
+    https://host/folder?token=secret           the name of a file is put before the ?
 
 The manifest and the indexes are fetched when the shards are opened, the tars through the node's cache when they are read.
 A manifest may name a URL for its tars, but never a command: commands come only from the user. No torch here.
@@ -22,13 +23,13 @@ from itertools import compress
 from pathlib import Path
 
 from sr_dist.core.errors import UserError
-from sr_dist.core.files import locked, write_whole
+from sr_dist.core.files import DISK_FULL, locked, write_whole
 from sr_dist.core.passwords import has_hidden
 from sr_dist.data import format as local
 from sr_dist.data.format import Index, Manifest, ShardEntry, ShardError, Shards, index_name, largest_index
 from sr_dist.data.remote.cache import Cache, cache_of
 from sr_dist.data.remote.cache_folder import INDEXES, LOCKS
-from sr_dist.data.remote.download import download_bytes, download_file
+from sr_dist.data.remote.download import CACHE_FULL, download_bytes, download_file
 from sr_dist.data.remote.download_many import SmallFile, can_download_many, download_many
 
 AT_ONCE = 8  # indexes, or processes that fetch many
@@ -36,6 +37,7 @@ IN_A_CURL = 64  # indexes that one process fetches: what a kill loses, and what 
 ONE_INDEX = threading.RLock()  # in memory, of those that are fetched at once
 DEFAULT_GB = 100.0  # size limit of a cache
 SCHEMES = ("http", "https", "s3", "gs", "hf", "ais", "sftp", "ftps", "scp")
+WITH_QUERY = ("http://", "https://")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=@+-]*\.tar")  # means the same in a URL, in a shell and on disk
 FOLDER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.,=@+-]*(/[A-Za-z0-9_.][A-Za-z0-9_.,=@+-]*)*/?")  # a relative path, likewise
 
@@ -110,7 +112,16 @@ def is_remote(source: str) -> bool:
 
 def address(source: str, name: str) -> str:
     """The URL or the command for a file of the folder."""
-    return source.replace("{}", name) if source.startswith("pipe:") else f"{source.rstrip('/')}/{name}"
+    if source.startswith("pipe:"):
+        return source.replace("{}", name)
+    folder, query = split_query(source)
+    return f"{folder.rstrip('/')}/{name}{query}"
+
+
+def split_query(source: str) -> tuple[str, str]:
+    """The address of a folder, and the `?token=...` that belongs behind the name of each file."""
+    folder, mark, query = source.partition("?") if source.startswith(WITH_QUERY) else (source, "", "")
+    return folder, mark + query
 
 
 def open_shards(source: str, key: str = "shards", cache: Cache | None = None) -> Shards:
@@ -129,12 +140,12 @@ def open_shards(source: str, key: str = "shards", cache: Cache | None = None) ->
         return RemoteShards(shards.folder, shards.manifest, tars=shards.manifest.tars, cache=cache)
     if source.startswith("pipe:") and "{}" not in source:
         raise UserError(f"{key}: '{source}' has no {{}} for the name of a file, as in 'pipe:ssh store cat /data/{{}}'")
-    folder, pattern = source, ""
-    if not source.startswith("pipe:") and ("{" in source or source.endswith(".tar")):
-        folder, _, pattern = source.rpartition("/")
+    (folder, query), pattern = split_query(source), ""
+    if not source.startswith("pipe:") and ("{" in folder or folder.endswith(".tar")):
+        folder, _, pattern = folder.rpartition("/")
     cache = cache or cache_of(None, DEFAULT_GB)
     cache.claim()
-    shards = _fetched(folder, key, cache)
+    shards = _fetched(folder + query, key, cache)
     return local.some_of(shards, local.expanded(pattern, key), key) if pattern else shards
 
 
@@ -151,6 +162,10 @@ def _fetched(source: str, key: str, cache: Cache) -> RemoteShards:
             _fetch_indexes(source, folder, manifest)
     except ShardError as error:
         raise ShardError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from None
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise ShardError(f"{key}: the manifest of '{source}' could not be kept: {CACHE_FULL}") from None
+        raise
     return shards
 
 
