@@ -55,7 +55,8 @@ class Evaluate(Settings):
     protocol: str = "matlab-y"
     """matlab-y (that of the published tables), basicsr, or rgb-float."""
     border: Literal["refuse", "crop"] = "refuse"
-    """Pictures of another size than HR are refused, or everything is cropped to the middle that all methods have."""
+    """Pictures of another size than HR are refused, or everything is cropped to the part that all methods have. Such pictures
+    lack as many pixels on every side of HR."""
     against: OptionalText = None
     """The method with which the others are compared: their differences from it stand first in the report."""
     find: Annotated[tuple[str, ...], BeforeValidator(parse_list)] = ()

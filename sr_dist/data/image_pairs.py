@@ -37,7 +37,7 @@ class ImagePairs:
     label: Tensor  # (B,); -1 where there is no class
     grey: bool
     attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
-    centred: bool = False  # HR is the middle of what a network makes of LR
+    corner: tuple[int, int] | None = None  # of HR in what a network makes of LR, if HR is a part of that
 
     def single(self, i: int) -> ImagePairs:
         """The image i alone."""

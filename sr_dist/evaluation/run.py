@@ -39,7 +39,8 @@ from sr_dist.evaluation.methods import (
 )
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.evaluation.partial_results import PartialResults, identity
-from sr_dist.evaluation.pictures import Pictures, as_identified
+from sr_dist.evaluation.picture_places import as_identified
+from sr_dist.evaluation.pictures import Pictures
 from sr_dist.evaluation.protocol import Protocol, protocol
 from sr_dist.evaluation.report import folders, report, sets
 from sr_dist.evaluation.report.markdown import markdown

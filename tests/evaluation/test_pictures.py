@@ -206,8 +206,70 @@ def test_wrong_sizes_are_refused_or_the_middle_is_compared(saved, images, tmp_pa
     assert report["methods"]["small"] == report["methods"]["whole"]  # the same pixels are compared
     assert report["methods"]["full"]["psnr_rgb"] == 100  # HR itself
     assert report["methods"]["bicubic"] != tree(saved / "out")["methods"]["bicubic"]
-    assert "5 of 5 images compared in the middle that all pictures have" in report["notes"]
+    note = "5 of 5 images compared in the part that all pictures have: 3 pixels cut on every side of all methods"
+    assert note in report["notes"]
     assert report["inputs"]["images"] != tree(saved / "out")["inputs"]["images"]
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory, make_photo):
+    """`sides(131, 103)` -> a folder of two HR images of this width and height."""
+
+    def make(width: int, height: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"hr{width}x{height}")
+        for i in range(2):
+            Image.fromarray(make_photo(i, height, width)).save(folder / f"{i}.png")
+        return folder
+
+    return make
+
+
+def test_pictures_that_are_the_middle_of_hr_before_or_after_it_was_cropped_are_laid_on_it(sides, tmp_path, run_commands):
+    """Of 131 x 103 pixels, 128 x 100 are compared at x4. HR itself scores 100 dB wherever it lies; a pixel beside, 20 to 30."""
+    hr = sides(131, 103)
+    kinds = {
+        "stored": resized(hr, tmp_path / "stored", lambda x: x[2:-2, 2:-2]),  # 127 x 99
+        "cropped": resized(hr, tmp_path / "cropped", lambda x: x[:100, :128][3:-3, 3:-3]),  # 122 x 94
+        "whole": resized(hr, tmp_path / "whole", lambda x: x),
+    }
+    words = [f"--data={hr}", "--scale=4", "--metrics=psnr", "--cache=none", "--border=crop"]
+    one, other, both = run_commands([
+        ("sr_dist.evaluate", [",".join(f"{name}={kinds[name]}" for name in names), *words, f"--out={tmp_path / names[0]}"])
+        for names in (["stored"], ["cropped"], ["whole", "cropped", "stored"])
+    ])  # fmt: skip
+    assert (one.code, other.code, both.code) == (0, 0, 0), one.err + other.err + both.err
+    for out in kinds:
+        methods = tree(tmp_path / out)["methods"]
+        assert all(methods[name]["psnr_rgb"] == 100 for name in kinds if name in methods), (out, methods)
+    part = "2 of 2 images compared in the part that all pictures have: "
+    assert f"{part}0 to 2 pixels cut on a side of all methods" in tree(tmp_path / "stored")["notes"]
+    assert f"{part}3 pixels cut on every side of all methods" in tree(tmp_path / "whole")["notes"]
+
+
+def test_pictures_whose_place_in_hr_is_not_known_are_refused(sides, tmp_path, run_commands):
+    """130 x 102 less 6 is 124 x 96: the middle of HR, or that of 128 x 100."""
+    hr, odd = sides(130, 102), sides(132, 104)
+    cases = [
+        (
+            hr,
+            lambda x: x[3:-3, 3:-3],
+            "may be the middle of HR before or after that was cropped to a multiple of 4; crop the images",
+        ),
+        (odd, lambda x: x[:-5, :-5], "it does not lack as many pixels on one side as on every other"),
+        (odd, lambda x: x[:, 2:-2], "it does not lack as many pixels on one side as on every other"),
+        (hr, lambda x: np.pad(x, ((0, 2), (0, 2), (0, 0))), "it is larger than HR"),
+    ]
+    calls = []
+    for number, (data, change, _) in enumerate(cases):
+        pictures = resized(data, tmp_path / str(number), change)
+        calls += [("sr_dist.evaluate", [f"x={pictures}", f"--data={data}", "--scale=4", f"--out={tmp_path / 'o'}", *crop])
+                  for crop in ([], ["--border=crop"])]  # fmt: skip
+    answers = run_commands(calls)
+    for number, answer in enumerate(answers):
+        assert answer.code == 2 and answer.err.count("\n") == 1, answer
+        assert "its place in HR is not known: " in answer.err and cases[number // 2][2] in answer.err, answer.err
+        assert "--border=crop" not in answer.err
+    assert "picture 124 x 96 and HR 130 x 102 (cropped: 128 x 100) of '0' differ in size; wrong sizes: x (2)" in answers[0].err
 
 
 def test_pictures_of_other_formats_and_extra_ones_are_noted(saved, images, tmp_path, run_commands):
