@@ -12,6 +12,11 @@ from sr_dist.core.printable import plural
 from sr_dist.data.image_pairs import Batches, ImagePairs
 from sr_dist.evaluation.pictures import Pictures, Size
 
+BORDERS = (
+    2  # times the largest published border, the scale + 6 of NTIRE; others are 0, the scale and 4. SRCNN without padding loses 8
+)
+SHARE = 8  # of a side; a picture of another scale has 3/4 of HR's sides or fewer, so lacks an eighth or more
+
 
 class Box(NamedTuple):
     """A part of HR as it is cropped to a multiple of the scale."""
@@ -97,6 +102,8 @@ def place(own: Size, stored: Size, full: Size, scale: int) -> Size | str:
     """
     if own in (full, stored):
         return (0, 0)
+    if all(abs(side * scale - whole) < scale for side, whole in zip(own, stored, strict=True)):
+        return "this is the size of LR"
     if own[0] > stored[0] or own[1] > stored[1]:
         return "it is larger than HR"
     borders = {border for whole in (stored, full) if (border := _border(own, whole))}
@@ -107,7 +114,9 @@ def place(own: Size, stored: Size, full: Size, scale: int) -> Size | str:
             f"it may be the middle of HR before or after that was cropped to a multiple of {scale}; "
             f"crop the images of --data to the pixels of the pictures"
         )
-    (border,) = borders
+    (border,), most = borders, min(BORDERS * (scale + 6), (min(full) - 1) // SHARE)
+    if border > most:
+        return f"it lacks {plural(border, 'pixel')} on every side; --border=crop cuts at most {most} of such images"
     return (border, border)
 
 
@@ -127,7 +136,7 @@ def _misfit(one: Pictures, batches: Batches, i: int, corner: Size | str) -> Misf
 
 def _refusal(misfits: Sequence[Misfit], has_hr: bool) -> str:
     first = next((one for one in misfits if one.reason), misfits[0])
-    remedy = f"its place in HR is not known: {first.reason}" if first.reason else "--border=crop compares the part that all have"
+    remedy = f"it cannot be laid on HR: {first.reason}" if first.reason else "--border=crop compares the part that all have"
     counts = ", ".join(f"{name} ({count})" for name, count in Counter(one.method for one in misfits).items())
     return f"METHOD: {first.text}; wrong sizes: {counts}{f'; {remedy}' if has_hr else ''}"
 

@@ -267,9 +267,34 @@ def test_pictures_whose_place_in_hr_is_not_known_are_refused(sides, tmp_path, ru
     answers = run_commands(calls)
     for number, answer in enumerate(answers):
         assert answer.code == 2 and answer.err.count("\n") == 1, answer
-        assert "its place in HR is not known: " in answer.err and cases[number // 2][2] in answer.err, answer.err
+        assert "it cannot be laid on HR: " in answer.err and cases[number // 2][2] in answer.err, answer.err
         assert "--border=crop" not in answer.err
     assert "picture 124 x 96 and HR 130 x 102 (cropped: 128 x 100) of '0' differ in size; wrong sizes: x (2)" in answers[0].err
+
+
+def test_pictures_that_lack_more_than_a_border_are_refused(sides, tmp_path, run_commands):
+    """The middle of HR scores better than the whole, so pictures of LR's size would raise all methods. At x4 a border has at most
+    20 pixels; of 80, fewer than an eighth, since 60 x 60 may be x3."""
+    wide, square = sides(264, 208), sides(80, 80)
+    cases = [
+        (wide, lambda x: x[::4, ::4], "this is the size of LR"),
+        (square, lambda x: x[::4, ::4], "this is the size of LR"),
+        (wide, lambda x: x[21:-21, 21:-21], "it lacks 21 pixels on every side; --border=crop cuts at most 20 of such images"),
+        (square, lambda x: x[10:-10, 10:-10], "it lacks 10 pixels on every side; --border=crop cuts at most 9 of such images"),
+        (wide, lambda x: x[20:-20, 20:-20], ""),
+    ]
+    calls = []
+    for number, (data, change, _) in enumerate(cases):
+        pictures = resized(data, tmp_path / str(number), change)
+        words = [f"x={pictures}", f"--data={data}", "--scale=4", "--metrics=psnr", f"--out={tmp_path / f'o{number}'}"]
+        calls += [("sr_dist.evaluate", [*words, *crop]) for crop in ([], ["--border=crop"])]
+    *refused, advised, accepted = run_commands(calls)
+    for number, answer in enumerate(refused):
+        message = f"; it cannot be laid on HR: {cases[number // 2][2]}\n"
+        assert answer.code == 2 and answer.err.endswith(message), answer.err
+    assert advised.code == 2 and "; --border=crop compares the part that all have" in advised.err
+    assert accepted.code == 0 and tree(tmp_path / "o4")["methods"]["x"]["psnr_rgb"] == 100
+    assert any("20 pixels cut on every side" in note for note in tree(tmp_path / "o4")["notes"])
 
 
 def test_pictures_of_other_formats_and_extra_ones_are_noted(saved, images, tmp_path, run_commands):
