@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,31 @@ def match(images: Sequence[str], pictures: Sequence[str], folder: str) -> tuple[
     best = [ending for ending, numbers in by_ending.items() if len(numbers) == most]
     best = [ending for ending in best if not ending] or [e for e in best if e.upper() not in ("_HR", "_LR")] or best
     if len(best) > 1:
+        endings = " and ".join(map(repr, sorted(best)[:LISTED]))
         raise UserError(
-            f"METHOD: names in '{folder}' end in {' and '.join(map(repr, sorted(best)))}; name a folder of one method"
+            f"METHOD: names in '{folder}' end in {endings}; name a folder of one method, whose names all have one ending"
         )
     numbers = by_ending[best[0]] if best else {}
-    if missing := [images[i] for i in range(len(images)) if i not in numbers]:
-        raise UserError(f"METHOD: no picture in '{folder}' for {listed(missing)} ({len(missing)} of {len(images)} images)")
+    if missing := [i for i in range(len(images)) if i not in numbers]:
+        raise UserError(
+            f"METHOD: no picture in '{folder}' for {listed([images[i] for i in missing])} ({len(missing)} of {len(images)} "
+            f"images){_under_other_endings(images, missing, best, by_ending)}"
+        )
     if twice := [images[i] for i, several in numbers.items() if len(several) > 1]:
         raise UserError(f"METHOD: several pictures in '{folder}' for {listed(twice)}, which differ only in their suffix")
     return best[0], [numbers[i][0] for i in range(len(images))]
+
+
+def _under_other_endings(
+    images: Sequence[str], missing: Sequence[int], best: Sequence[str], by_ending: Mapping[str, Mapping[int, list[int]]]
+) -> str:
+    """The end of a message about missing pictures: those that are there under other endings."""
+    own = {ending: [images[i] for i in missing if i in numbers] for ending, numbers in by_ending.items()}
+    others = [f"'{ending}' ({listed(names)})" for ending, names in sorted(own.items()) if names]
+    if not others:
+        return ""
+    chosen = f"with the ending '{best[0]}', which most have" if best[0] else "without an ending, as most are named"
+    return f" {chosen}; other endings there: {listed(others)}; give all names one ending"
 
 
 def _endings(images: Sequence[str], pictures: Sequence[str]) -> dict[str, dict[int, list[int]]]:

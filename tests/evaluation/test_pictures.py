@@ -91,6 +91,21 @@ def test_any_names_find_their_own_pictures(names, ending, random):
     [
         (["a", "b", "c"], ["a_SR", "c_SR"], "no picture in 'folder' for b (1 of 3 images)"),
         (["a", "b"], ["x", "y"], "no picture in 'folder' for a, b (2 of 2 images)"),
+        (
+            ["img_001", "img_002", "img_003", "img_004"],
+            ["img_001_a", "img_002_b", "img_003_b"],
+            "for img_001, img_004 (2 of 4 images) with the ending '_b', which most have; other endings there: '_a' (img_001)",
+        ),
+        (
+            ["a", "b", "c"],
+            ["a", "b", "c_SR"],
+            "for c (1 of 3 images) without an ending, as most are named; other endings there: '_SR'",
+        ),
+        (
+            ["img_001", "img_003"],
+            ["img_001_a", "img_003_b"],
+            "end in '_a' and '_b'; name a folder of one method, whose names all",
+        ),
         (["a", "b"], ["a_SR", "b_SR", "a_GAN", "b_GAN"], "end in '_GAN' and '_SR'; name a folder of one method"),
         (["a"], ["a_SR", "a_SR"], "several pictures in 'folder' for a"),
         ([f"{i:02d}" for i in range(9)], ["none"], "for 00, 01, 02, 03, 04, ... (9 of 9 images)"),
