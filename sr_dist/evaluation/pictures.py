@@ -103,8 +103,8 @@ def _under_other_endings(
     others = [f"'{ending}' ({listed(names)})" for ending, names in sorted(own.items()) if names]
     if not others:
         return ""
-    chosen = f"with the ending '{best[0]}', which most have" if best[0] else "without an ending, as most are named"
-    return f" {chosen}; other endings there: {listed(others)}; give all names one ending"
+    taken = f"with the ending '{best[0]}', which most have" if best[0] else "without an ending, as most are named"
+    return f" {taken}; other endings there: {listed(others)}; give all names one ending"
 
 
 def _endings(images: Sequence[str], pictures: Sequence[str]) -> dict[str, dict[int, list[int]]]:
