@@ -17,6 +17,7 @@ from sr_dist.core import config, ranks
 from sr_dist.core.errors import UserError, nearest, renamed_key
 from sr_dist.core.files import sha256
 from sr_dist.core.outputs import write_output
+from sr_dist.core.printable import plural
 from sr_dist.core.run_layout import POST_HOC, RECIPE, is_run
 from sr_dist.evaluation.curve_page import page
 from sr_dist.evaluation.intervals import mean_interval
@@ -284,7 +285,7 @@ def markdown(tree: Mapping[str, Any]) -> str:
     example = best[len(best) // 2] if best else None
     command = "To export a point: python -m sr_dist.curve RUN --export=point.safetensors"
     command += f" --ema={example['ema']:g} --alpha={example['alpha']:g}" if example else " --ema=E --alpha=A"
-    blocks = [f"# {tree['distortion']} against {axis}, {tree['n']} images", table(head, rows), *tree["notes"], command]
+    blocks = [f"# {tree['distortion']} against {axis}, {plural(tree['n'], 'image')}", table(head, rows), *tree["notes"], command]
     return "\n\n".join(block for block in blocks if block)
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import images_below
+from sr_dist.core.printable import plural
 from sr_dist.data.folder_images import ImageFiles, names_below
 from sr_dist.data.image_pairs import ImagePairs
-from sr_dist.data.images import contents_of
+from sr_dist.data.images import Images, changed_when_read, contents_of
 
 Size = tuple[int, int]
 LISTED = 5  # names in a message
@@ -59,11 +60,27 @@ class Pictures:
             "ending": self.ending,
         }
 
-    def notes(self) -> list[str]:
-        lossy, count = sum(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in self.files), len(self.files)
-        notes = [f"{lossy} of {count} pictures of {self.name} are JPEG or WebP, which changes pixels"] if lossy else []
-        notes += [f"{len(self.unused)} pictures of {self.name} without an image: {listed(self.unused)}"] if self.unused else []
-        return notes
+    def notes(self, images: Images) -> list[str]:
+        """Notes for the report: how many pictures of these images are not what another program made, or lose something here."""
+        indices = range(len(self.files))
+        formats = [self._images.format(i) for i in indices]
+        counts = {
+            "stored as JPEG, which changes pixels": sum(name in ("JPEG", "MPO") for name in formats),
+            "stored as WebP, which may change pixels": sum(
+                name == "WEBP" and not is_lossless(path) for name, path in zip(formats, self.files, strict=True)
+            ),
+            "stored grey beside images in colour": sum(self._images.shape(i)[2] > images.shape(i)[2] for i in indices),
+            **changed_when_read([self._images.mode(i) for i in indices]),
+        }
+        notes = [f"{count} of {len(formats)} pictures of {self.name} {words}" for words, count in counts.items() if count]
+        count = plural(len(self.unused), "picture")
+        return notes + ([f"{count} of {self.name} without an image: {listed(self.unused)}"] if self.unused else [])
+
+
+def is_lossless(webp: Path) -> bool:
+    """Whether its first chunk says so. That of a WebP with metadata or transparency may be another one."""
+    with webp.open("rb") as file:
+        return file.read(16)[12:] == b"VP8L"
 
 
 def match(images: Sequence[str], pictures: Sequence[str], folder: str) -> tuple[str, list[int]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from sr_dist.core import ranks
 from sr_dist.core.formats import stamp
 from sr_dist.core.outputs import write_output
+from sr_dist.core.printable import plural
 from sr_dist.data.image_pairs import Batches, ImagePairs, progress_of_rank
 from sr_dist.data.order import split_range
 from sr_dist.evaluation.conditions import AXES, PSNR_AXES, SHARED, SSIM_AXES, Conditions, borders, known_as, statement
@@ -100,7 +101,7 @@ def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | 
             )
             for method in requested:
                 answers = [answer(number, candidates[method][number.metric], scale) for number in numbers]
-                title = f"{method} on {len(batches.images.names)} images{f' of {name}' if name else ''}, x{scale}"
+                title = f"{method} on {plural(len(batches.images.names), 'image')}{f' of {name}' if name else ''}, x{scale}"
                 texts.append(described(title, answers, scale))
                 about = {"method": method, "set": name, "n": len(batches.images.names), "scale": scale}
                 matches = agreeing(answers)

@@ -191,9 +191,10 @@ def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOpt
                     saved=places.saved(one),
                 ))  # fmt: skip
                 pictures = [method for method in one.methods.values() if isinstance(method, Pictures)]
+                notes = [*one.batches.notes(), *(note for method in pictures for note in method.notes(one.batches.images))]
                 finished[one.name] = report.Report(
                     rules, data_of(one.options), one.batches.images.names, list(one.methods), scores, one.sources, metrics,
-                    [*one.batches.notes(), *(note for method in pictures for note in method.notes())], one.options.portion,
+                    notes, one.options.portion,
                     inputs(one.facts), places.results.against, one.batches.has_hr,
                 )  # fmt: skip
         except UserError:

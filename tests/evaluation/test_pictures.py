@@ -322,8 +322,40 @@ def test_pictures_of_other_formats_and_extra_ones_are_noted(saved, images, tmp_p
     assert answer.code == 0, answer.err
     report = tree(tmp_path / "o")
     assert report["sources"]["j"]["ending"] == "_x2"
-    assert "5 of 5 pictures of j are JPEG or WebP, which changes pixels" in report["notes"]
-    assert "1 pictures of j without an image: other" in report["notes"]
+    assert "5 of 5 pictures of j stored as JPEG, which changes pixels" in report["notes"]
+    assert "1 picture of j without an image: other" in report["notes"]
+
+
+def test_pictures_that_are_read_otherwise_than_they_are_stored_are_counted(saved, tmp_path, run_commands, make_photo):
+    """Grey beside grey HR is as it should be; so is a WebP that says it is lossless. Formats are those of the content."""
+    hr, folder, one = tmp_path / "hr", tmp_path / "kinds", tmp_path / "one"
+    for place in (hr, folder, one):
+        place.mkdir()
+    for i in range(6):
+        image = Image.fromarray(make_photo(i, 32, 40)).convert("L" if i == 2 else "RGB")
+        image.save(hr / f"{i}.png")
+        (image if i else image.convert("L")).save(folder / f"{i}.png", format="JPEG" if i == 0 else "PNG")
+    image.save(one / "5.png")
+    Image.open(hr / "1.png").convert("RGBA").save(folder / "1.png")
+    deep = np.array(Image.open(hr / "2.png")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / "2.png")
+    for i, lossless in ((3, True), (4, False)):
+        Image.open(hr / f"{i}.png").save(folder / f"{i}.webp", lossless=lossless)
+        (folder / f"{i}.png").unlink()
+    words = ["--scale=2", "--metrics=psnr", "--cache=none"]
+    many, single = run_commands([
+        ("sr_dist.evaluate", [f"x={folder}", f"--data={hr}", *words, f"--out={tmp_path / 'o'}"]),
+        ("sr_dist.evaluate", [f"x={one}", f"--data={one}", *words, f"--out={tmp_path / 'p'}"]),
+    ])  # fmt: skip
+    assert (many.code, single.code) == (0, 0), many.err + single.err
+    assert [note for note in tree(tmp_path / "o")["notes"] if " of x " in note] == [
+        f"1 of 6 pictures of x {words}" for words in (
+            "stored as JPEG, which changes pixels", "stored as WebP, which may change pixels",
+            "stored grey beside images in colour", "without their transparency", "of 16 bits, read as 8",
+        )
+    ]  # fmt: skip
+    page = (tmp_path / "p" / "report.html").read_text()
+    assert "x on 1 image</h1>" in page and f"1 picture in {one}" in page and "x2, 1 image of" in page
 
 
 def test_mistakes_in_words_are_one_line(saved, images, network, run_commands):
