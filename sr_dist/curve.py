@@ -24,7 +24,7 @@ from sr_dist.core.config import (
 )
 from sr_dist.core.errors import UserError, renamed_key
 from sr_dist.core.files import check_exists
-from sr_dist.evaluate import check_metric, check_protocol, check_source
+from sr_dist.evaluate import check_metrics, check_protocol, check_source
 from sr_dist.models import published
 from sr_dist.models.weights_formats import check_out_file
 
@@ -129,8 +129,7 @@ def check(options: Curve) -> None:
         raise UserError("metrics: psnr is missing, which is the axis of distortion")
     if options.extractor:
         check_exists(options.extractor, "extractor")
-    for name in options.metrics:
-        check_metric(name)
+    check_metrics(options.metrics)
 
 
 def refuse_options_of_the_grid(options: Curve) -> None:

@@ -170,8 +170,7 @@ def check(options: Evaluate) -> None:
         raise UserError(f"attributes: '{','.join(options.attributes)}' names a classifier twice")
     check_part(options)
     plugins.check(PACKAGES["degradation"], options.degradation, {}, "degradation")
-    for name in options.metrics:
-        check_metric(name)
+    check_metrics(options.metrics)
     words = [method_word(text) for text in options.methods]
     if options.scale is None and all(word.is_baseline or word.is_pictures for word in words):
         folders = [word.path for word in words if word.is_pictures and not word.name]
@@ -182,6 +181,17 @@ def check(options: Evaluate) -> None:
 def check_protocol(name: str) -> None:
     if name not in PROTOCOLS:
         raise UserError(f"protocol: no '{name}'{nearest(name, PROTOCOLS)}")
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    known = plugins.names(PACKAGES["metric"])
+    foreign = [name for name in names if re.fullmatch(r"[\w+-]+", name) and nearest(name, known).startswith("; choose")]
+    for name in names:
+        try:
+            check_metric(name)
+        except UserError as mistake:
+            theirs = f"; a metric of the package pyiqa is named {', '.join(PYIQA + one for one in foreign)}"
+            raise UserError(f"{mistake}{theirs if name in foreign else ''}") from None
 
 
 def check_metric(name: str) -> None:

@@ -367,6 +367,8 @@ def test_mistakes_in_words_are_one_line(saved, images, network, run_commands):
         ([f"x={saved}/out", data, *OPTIONS], "METHOD: no pictures in "),
         ([str(network), data, *OPTIONS, "--against=bicubik"], "against: no method 'bicubik'; did you mean 'bicubic'"),
         ([str(network), data, *OPTIONS, "--border=none"], "border: "),
+        ([str(network), data, "--metrics=psnr,dists,niqe"], "; a metric of the package pyiqa is named pyiqa:dists, pyiqa:niqe"),
+        ([str(network), data, "--metrics=pnsr,niqe"], "evaluation/metrics; did you mean 'psnr'?\n"),
         ([str(network), data, *OPTIONS, f"--save_images={network}"], "save_images: "),
         ([str(network), *OPTIONS], "data: this key is missing; name"),
         ([str(network), "--data=a=nowhere,b=x", *OPTIONS], "data: a: no folder 'nowhere'"),
