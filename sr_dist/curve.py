@@ -127,6 +127,8 @@ def check(options: Curve) -> None:
             raise UserError(f"{key}: {', '.join(map(str, values)) or 'none'}; give different numbers, such as 0.05,0.1")
     if "psnr" not in options.metrics:
         raise UserError("metrics: psnr is missing, which is the axis of distortion")
+    if set(options.metrics) == {"psnr"} and options.perception is None:
+        raise UserError("metrics: psnr alone has no column for the perceptual axis; add lpips, fid, ssim or a metric of your own")
     if options.extractor:
         check_exists(options.extractor, "extractor")
     check_metrics(options.metrics)
