@@ -239,13 +239,18 @@ def check_find(options: Evaluate) -> None:
     """A published number has its last digit: 28.420 is another number than 28.42."""
     if not options.find:
         return
-    if len(options.find) != len(options.metric):
-        raise UserError(f"metric: {len(options.find)} numbers in --find, {len(options.metric)} in --metric; give as many")
-    for number, metric in zip(options.find, options.metric, strict=True):
+    for number in options.find:
         if not re.fullmatch(r"\d+\.\d+", number):
             raise UserError(f"find: '{number}' is no number with decimals, such as 28.42")
+    likely = ",".join("ssim" if float(number) <= 1 else "psnr" for number in options.find)
+    if len(options.find) != len(options.metric):
+        numbers = f"{len(options.find)} numbers in --find, {len(options.metric)} in --metric"
+        raise UserError(f"metric: {numbers}; give as many, such as --metric={likely}")
+    for number, metric in zip(options.find, options.metric, strict=True):
         if metric not in ("psnr", "ssim"):
             raise UserError(f"metric: no '{metric}' in a search{nearest(metric, ('psnr', 'ssim'))}")
+        if (metric == "ssim") != (float(number) <= 1):
+            raise UserError(f"find: {number} is no {metric.upper()}; values up to 1 are SSIM's, others PSNR's: --metric={likely}")
     if len(set(options.metric)) < len(options.metric):
         raise UserError(f"metric: '{','.join(options.metric)}' names a metric twice")
     if not options.data:

@@ -324,13 +324,16 @@ def _span(row: Row, digits: int) -> str:
 
 
 def _known(metric: str, row: Row, scale: int) -> str:
+    """Published names of what the row has. Where it joins several values of an axis that belongs to a name, each with its own."""
+    several = [axis for axis, values in row.values.items() if len(values) > 1 and axis not in ("lr", "enlarged")]
     names: dict[str, None] = {}
     rows: list[Conditions] = [{}]
     for axis, values in row.values.items():
         rows = [{**one, axis: value} for one in rows for value in values]
     for conditions in rows:
-        names |= dict.fromkeys(known_as(metric, conditions, scale))
-    return ", ".join(names)
+        own = ", ".join(f"{axis} {conditions[axis]}" for axis in several)
+        names |= dict.fromkeys(f"{name} with {own}" if own else name for name in known_as(metric, conditions, scale))
+    return f"{'among them ' if names and several else ''}{', '.join(names)}"
 
 
 def as_tree(one: Answer, matches: Sequence[Candidate], scale: int) -> dict[str, Any]:
