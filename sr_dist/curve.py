@@ -24,7 +24,7 @@ from sr_dist.core.config import (
 )
 from sr_dist.core.errors import UserError, renamed_key
 from sr_dist.core.files import check_exists
-from sr_dist.evaluate import check_metric, check_protocol, check_source
+from sr_dist.evaluate import check_metrics, check_protocol, check_source
 from sr_dist.models import published
 from sr_dist.models.weights_formats import check_out_file
 
@@ -127,10 +127,11 @@ def check(options: Curve) -> None:
             raise UserError(f"{key}: {', '.join(map(str, values)) or 'none'}; give different numbers, such as 0.05,0.1")
     if "psnr" not in options.metrics:
         raise UserError("metrics: psnr is missing, which is the axis of distortion")
+    if set(options.metrics) == {"psnr"} and options.perception is None:
+        raise UserError("metrics: psnr alone has no column for the perceptual axis; add lpips, fid, ssim or a metric of your own")
     if options.extractor:
         check_exists(options.extractor, "extractor")
-    for name in options.metrics:
-        check_metric(name)
+    check_metrics(options.metrics)
 
 
 def refuse_options_of_the_grid(options: Curve) -> None:

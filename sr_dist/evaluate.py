@@ -55,7 +55,8 @@ class Evaluate(Settings):
     protocol: str = "matlab-y"
     """matlab-y (that of the published tables), basicsr, or rgb-float."""
     border: Literal["refuse", "crop"] = "refuse"
-    """Pictures of another size than HR are refused, or everything is cropped to the middle that all methods have."""
+    """Pictures of another size than HR are refused, or everything is cropped to the part that all methods have. Such pictures
+    lack as many pixels on every side of HR."""
     against: OptionalText = None
     """The method with which the others are compared: their differences from it stand first in the report."""
     find: Annotated[tuple[str, ...], BeforeValidator(parse_list)] = ()
@@ -169,8 +170,7 @@ def check(options: Evaluate) -> None:
         raise UserError(f"attributes: '{','.join(options.attributes)}' names a classifier twice")
     check_part(options)
     plugins.check(PACKAGES["degradation"], options.degradation, {}, "degradation")
-    for name in options.metrics:
-        check_metric(name)
+    check_metrics(options.metrics)
     words = [method_word(text) for text in options.methods]
     if options.scale is None and all(word.is_baseline or word.is_pictures for word in words):
         folders = [word.path for word in words if word.is_pictures and not word.name]
@@ -181,6 +181,17 @@ def check(options: Evaluate) -> None:
 def check_protocol(name: str) -> None:
     if name not in PROTOCOLS:
         raise UserError(f"protocol: no '{name}'{nearest(name, PROTOCOLS)}")
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    known = plugins.names(PACKAGES["metric"])
+    foreign = [name for name in names if re.fullmatch(r"[\w+-]+", name) and nearest(name, known).startswith("; choose")]
+    for name in names:
+        try:
+            check_metric(name)
+        except UserError as mistake:
+            theirs = f"; a metric of the package pyiqa is named {', '.join(PYIQA + one for one in foreign)}"
+            raise UserError(f"{mistake}{theirs if name in foreign else ''}") from None
 
 
 def check_metric(name: str) -> None:
@@ -228,13 +239,18 @@ def check_find(options: Evaluate) -> None:
     """A published number has its last digit: 28.420 is another number than 28.42."""
     if not options.find:
         return
-    if len(options.find) != len(options.metric):
-        raise UserError(f"metric: {len(options.find)} numbers in --find, {len(options.metric)} in --metric; give as many")
-    for number, metric in zip(options.find, options.metric, strict=True):
+    for number in options.find:
         if not re.fullmatch(r"\d+\.\d+", number):
             raise UserError(f"find: '{number}' is no number with decimals, such as 28.42")
+    likely = ",".join("ssim" if float(number) <= 1 else "psnr" for number in options.find)
+    if len(options.find) != len(options.metric):
+        numbers = f"{len(options.find)} numbers in --find, {len(options.metric)} in --metric"
+        raise UserError(f"metric: {numbers}; give as many, such as --metric={likely}")
+    for number, metric in zip(options.find, options.metric, strict=True):
         if metric not in ("psnr", "ssim"):
             raise UserError(f"metric: no '{metric}' in a search{nearest(metric, ('psnr', 'ssim'))}")
+        if (metric == "ssim") != (float(number) <= 1):
+            raise UserError(f"find: {number} is no {metric.upper()}; values up to 1 are SSIM's, others PSNR's: --metric={likely}")
     if len(set(options.metric)) < len(options.metric):
         raise UserError(f"metric: '{','.join(options.metric)}' names a metric twice")
     if not options.data:

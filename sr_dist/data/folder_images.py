@@ -31,20 +31,24 @@ class ImageFiles:
 
     def __init__(self, files: list[Path], names: list[str], lr_files: list[Path]) -> None:
         self.files, self.names, self.lr_files = files, names, lr_files
-        self._headers: dict[int, tuple[int, int, str]] = {}
+        self._headers: dict[int, tuple[int, int, str, str]] = {}
 
     def shape(self, i: int) -> tuple[int, int, bool]:
-        height, width, mode = self._header(i)
+        height, width, mode, _ = self._header(i)
         return height, width, mode.split(";")[0] in GREY
 
     def mode(self, i: int) -> str:
         return self._header(i)[2]
 
-    def _header(self, i: int) -> tuple[int, int, str]:
-        """Height, width and mode. Each file is opened once."""
+    def format(self, i: int) -> str:
+        """Pillow's name of the file's format, whatever the file is called: PNG, JPEG, WEBP, ..."""
+        return self._header(i)[3]
+
+    def _header(self, i: int) -> tuple[int, int, str, str]:
+        """Height, width, mode and format. Each file is opened once."""
         if i not in self._headers:
             with _opened(self.files[i], "is not an image that can be read") as image:
-                self._headers[i] = (image.height, image.width, _mode(image))
+                self._headers[i] = (image.height, image.width, _mode(image), image.format or "")
         if self._headers[i][2] == "F":
             raise UserError(f"'{self.files[i]}' is stored as floats, whose range is not known")
         return self._headers[i]

@@ -21,7 +21,7 @@ from sr_dist.core import ranks
 from sr_dist.core.contracts import Degradation
 from sr_dist.core.errors import UserError
 from sr_dist.core.progress import Progress
-from sr_dist.data.images import Images
+from sr_dist.data.images import Images, changed_when_read
 from sr_dist.data.order import split_range
 
 MOST_PIXELS = 2**22  # of HR in a batch: one image of DIV2K, eight of 724 x 724
@@ -37,7 +37,7 @@ class ImagePairs:
     label: Tensor  # (B,); -1 where there is no class
     grey: bool
     attributes: Mapping[str, Tensor] = field(default_factory=dict)  # by name: (B,) of 0 and 1
-    centred: bool = False  # HR is the middle of what a network makes of LR
+    corner: tuple[int, int] | None = None  # of HR in what a network makes of LR, if HR is a part of that
 
     def single(self, i: int) -> ImagePairs:
         """The image i alone."""
@@ -96,8 +96,7 @@ class Batches(Dataset[ImagePairs | UserError]):
                 bool(height % self.scale or width % self.scale) for height, width, _ in shapes
             ),
             "stored grey, so their own Y": sum(grey for _, _, grey in shapes),
-            "without their transparency": sum(mode.split(";")[0] in ("RGBA", "LA", "PA") for mode in modes),
-            "of 16 bits, read as 8": sum(mode.startswith("I") or ";16" in mode for mode in modes),
+            **changed_when_read(modes),
         }
         return [f"{count} of {len(modes)} images {meaning}" for meaning, count in counts.items() if count]
 

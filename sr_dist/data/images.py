@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +43,14 @@ class Images(Protocol):
 
     def attributes(self, i: int) -> dict[str, int]:
         """0 or 1 by name."""
+
+
+def changed_when_read(modes: Sequence[str]) -> dict[str, int]:
+    """How many images of these modes lose something when they are read as 8-bit RGB, by what is done."""
+    return {
+        "without their transparency": sum(mode.split(";")[0] in ("RGBA", "LA", "PA") for mode in modes),
+        "of 16 bits, read as 8": sum(mode.startswith("I") or ";16" in mode for mode in modes),
+    }
 
 
 def open_images(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +19,7 @@ from sr_dist.core import config, ranks
 from sr_dist.core.errors import UserError, nearest, renamed_key
 from sr_dist.core.files import sha256
 from sr_dist.core.outputs import write_output
+from sr_dist.core.printable import plural
 from sr_dist.core.run_layout import POST_HOC, RECIPE, is_run
 from sr_dist.evaluation.curve_page import page
 from sr_dist.evaluation.intervals import mean_interval
@@ -69,6 +72,7 @@ class Mixed(nn.Module):
 class Stages:
     """A GAN run with its snapshots, and the network it began from."""
 
+    words: tuple[str, ...]  # RUN and --pixel, as the user gave them
     gan: TrainedGenerator
     files: Mapping[int, Path]
     step: int
@@ -136,12 +140,13 @@ def open_stages(run: str, pixel: str | None) -> Stages:
     if not files:
         raise UserError(f"RUN: '{folder / POST_HOC}' has no averages; they are kept by a training with ema.post_hoc=true")
     stated = config.read(folder / RECIPE).get("init", {}).get("generator")
+    words = (run, f"--pixel={pixel}") if pixel else (run,)
     start = pixel or (stated if isinstance(stated, str) and stated.lower() not in ("", "none", "null") else None)
     if start is None:
-        return Stages(gan, files, max(files), None)
+        return Stages(words, gan, files, max(files), None)
     first = trained.open_generator(ranks.from_first(lambda: pixel_stage(start, stated=pixel is not None)), "pixel", gan.scale)
     refuse_unlike(first, gan)
-    return Stages(gan, files, max(files), first)
+    return Stages(words, gan, files, max(files), first)
 
 
 def pixel_stage(start: str, stated: bool) -> Weights:
@@ -164,7 +169,7 @@ def draw(stages: Stages, grid: Grid, images: ImageOptions, metrics: MetricOption
     about = notes(stages, grid)
     if ranks.is_first() and about:
         print("\n".join(about), flush=True)
-    drawing = Drawing(points, perception, about)
+    drawing = Drawing(points, perception, about, stages.words)
     results = ResultOptions(str(out), against=point_name(*points[0]), accept=drawing.choose_axes, also=drawing.write)
     evaluate_opened(words, generators, {"": images}, metrics, stages.gan.scale, results)
 
@@ -189,6 +194,7 @@ class Drawing:
     points: Sequence[tuple[float | None, float]]
     perception: str | None
     notes: Sequence[str]
+    words: Sequence[str]  # of the command that exports a point
     axes: Sequence[str] = ()  # the columns that may be the perceptual axis, best first
 
     def choose_axes(self, metrics: Metrics) -> None:
@@ -196,7 +202,7 @@ class Drawing:
 
     def write(self, out: Path) -> None:
         tree = self.tree(json.loads((out / REPORT).read_text()), out)
-        text = markdown(tree)
+        text = "\n\n".join(filter(None, (markdown(tree), self.hint(tree))))
         for name, content in zip(FILES, (json.dumps(tree, indent=1) + "\n", text + "\n", page(tree)), strict=True):
             write_output(out / name, content.encode(), "out")
         print(text)
@@ -212,6 +218,16 @@ class Drawing:
             row["on_frontier"] = row["name"] in best
         about = {"distortion": DISTORTION, "perception": axis, "better": better}
         return {**about, "n": report["n"], "points": points, "notes": list(self.notes)}
+
+    def hint(self, tree: Mapping[str, Any]) -> str:
+        """How a point is exported: one of the frontier, if it is not the pixel stage."""
+        points = [point for point in tree["points"] if point["ema"] is not None]
+        best = [point for point in points if point["on_frontier"]] or points
+        if not best:
+            return ""
+        point = best[len(best) // 2]
+        ends = ["--export=point.safetensors", f"--ema={point['ema']:g}", f"--alpha={point['alpha']:g}"]
+        return f"To export a point: python -m sr_dist.curve {shlex.join([*self.words, *ends])}"
 
     def _axis(self, methods: Mapping[str, Mapping[str, float | None]]) -> str:
         """The first column that all methods have. The one that is named needs one point."""
@@ -250,9 +266,17 @@ def point_row(point: tuple[float | None, float], report: Mapping[str, Any], rows
     for column in (DISTORTION, axis):
         distance = report["distances"].get(column, {}).get("methods", {}).get(name)
         values = [row[column] for row in rows if row["method"] == name and row.get(column) is not None]
-        low, high = (distance["low"], distance["high"]) if distance else (mean_interval(values) or (None,) * 3)[1:]
+        ends = (distance["low"], distance["high"]) if distance else (mean_interval(values) or (None,) * 3)[1:]
+        low, high = (within(end, *report["metrics"][column]["range"]) for end in ends)
         result[column] = {"value": report["methods"][name][column], "low": low, "high": high}
     return result
+
+
+def within(end: float | None, lowest: float | None, highest: float | None) -> float | None:
+    """The end of an interval, inside the range of its metric. Student's interval of a few images can leave it."""
+    if end is None:
+        return None
+    return min(max(end, -math.inf if lowest is None else lowest), math.inf if highest is None else highest)
 
 
 def frontier(points: Sequence[Mapping[str, Any]], axis: str, better: str) -> set[str]:
@@ -280,12 +304,8 @@ def markdown(tree: Mapping[str, Any]) -> str:
          "yes" if p["on_frontier"] else ""] for p in tree["points"]
     ]  # fmt: skip
     head = ["point", "EMA", "alpha", DISTORTION, axis, "on the frontier"]
-    best = [p for p in tree["points"] if p["on_frontier"] and p["ema"] is not None]
-    example = best[len(best) // 2] if best else None
-    command = "To export a point: python -m sr_dist.curve RUN --export=point.safetensors"
-    command += f" --ema={example['ema']:g} --alpha={example['alpha']:g}" if example else " --ema=E --alpha=A"
-    blocks = [f"# {tree['distortion']} against {axis}, {tree['n']} images", table(head, rows), *tree["notes"], command]
-    return "\n\n".join(block for block in blocks if block)
+    blocks = [f"# {tree['distortion']} against {axis}, {plural(tree['n'], 'image')}", table(head, rows), *tree["notes"]]
+    return "\n\n".join(blocks)
 
 
 def export_point(stages: Stages, length: float, alpha: float, out: Path, overwrite: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720.0, 440.0, 76.0, 20.0, 16.0, 48.0
+WIDTH, HEIGHT = 640.0, 380.0  # of the field; the numbers beside it are text of the page, which is as large on any screen
 TICKS = 5
 TONES = ("#2f6f5e", "#c4513a", "#3b7dd8", "#c9a227", "#8457b8", "#4aa3b5", "#d2749b", "#6b7280")
 
@@ -20,7 +20,7 @@ def page(tree: Mapping[str, Any]) -> str:
 
 
 def drawing(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Marks, lines and ticks in the coordinates of the picture. Better is to the right and upwards."""
+    """Marks and lines in the coordinates of the field, ticks as shares of its sides. Better is to the right and upwards."""
     horizontal, vertical = tree["distortion"], tree["perception"]
     points = [p for p in tree["points"] if None not in (p[horizontal]["value"], p[vertical]["value"])]
     x, y = ([p[axis]["value"] for p in points] for axis in (horizontal, vertical))
@@ -28,11 +28,11 @@ def drawing(tree: Mapping[str, Any]) -> dict[str, Any]:
     upwards = tree["better"] == "higher"
 
     def across(value: float) -> float:
-        return LEFT + (value - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+        return (value - left) / (right - left) * WIDTH
 
     def up(value: float) -> float:
         share = (value - low) / (high - low)
-        return TOP + ((1 - share) if upwards else share) * (HEIGHT - TOP - BOTTOM)
+        return ((1 - share) if upwards else share) * HEIGHT
 
     lengths = sorted({p["ema"] for p in points if p["ema"] is not None})
     tone = {length: TONES[number % len(TONES)] for number, length in enumerate(lengths)}
@@ -48,10 +48,9 @@ def drawing(tree: Mapping[str, Any]) -> dict[str, Any]:
         lines.append({"length": length, "tone": tone[length], "way": way})
     steps = [number / (TICKS - 1) for number in range(TICKS)]
     return {
-        "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM,
-        "marks": marks, "lines": lines,
-        "x_ticks": [(across(left + share * (right - left)), left + share * (right - left)) for share in steps],
-        "y_ticks": [(up(low + share * (high - low)), low + share * (high - low)) for share in steps],
+        "width": WIDTH, "height": HEIGHT, "marks": marks, "lines": lines,
+        "x_ticks": [(share, left + share * (right - left)) for share in steps],
+        "y_ticks": [(1 - share if upwards else share, low + share * (high - low)) for share in steps],
     }  # fmt: skip
 
 

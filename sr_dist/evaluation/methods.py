@@ -20,7 +20,8 @@ from sr_dist.data.image_pairs import Batches, ImagePairs
 from sr_dist.evaluation.baselines import Upscale, baseline
 from sr_dist.evaluation.classifiers.classifier_answers import ORIGINAL
 from sr_dist.evaluation.contact_sheet import png, to_pil
-from sr_dist.evaluation.pictures import Pictures, centre, fitting
+from sr_dist.evaluation.picture_places import fitting
+from sr_dist.evaluation.pictures import Pictures
 from sr_dist.evaluation.presets import BASELINES
 from sr_dist.evaluation.words import MethodWord
 from sr_dist.models import trained
@@ -37,7 +38,10 @@ def restored(method: Method, batch: ImagePairs, device: torch.device) -> Tensor:
     if isinstance(method, Pictures):
         return method.of(batch).to(device)
     sr = method(batch.lr.to(device))
-    return centre(sr, batch.hr.shape[-2:]) if batch.centred else sr
+    if batch.corner is None:
+        return sr
+    (top, left), (height, width) = batch.corner, batch.hr.shape[-2:]
+    return sr[..., top : top + height, left : left + width]
 
 
 def open_generators(words: Sequence[MethodWord], scale: int | None) -> dict[str, TrainedGenerator]:

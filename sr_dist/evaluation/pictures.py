@@ -1,11 +1,10 @@
-"""Pictures that were made elsewhere as a method: files matched to HR by name, as large as HR."""
+"""Pictures that were made elsewhere as a method: files matched to HR by name."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import images_below
+from sr_dist.core.printable import plural
 from sr_dist.data.folder_images import ImageFiles, names_below
-from sr_dist.data.image_pairs import Batches, ImagePairs
-from sr_dist.data.images import contents_of
+from sr_dist.data.image_pairs import ImagePairs
+from sr_dist.data.images import Images, changed_when_read, contents_of
 
 Size = tuple[int, int]
 LISTED = 5  # names in a message
@@ -36,18 +36,19 @@ class Pictures:
         self.unused = sorted(set(names_below(folder, files)) - set(names_below(folder, self.files)))
         self._number = {image: number for number, image in enumerate(images)}
         self._images = ImageFiles(self.files, [str(path.relative_to(folder)) for path in self.files], [])
-        self.uncropped: dict[int, Size] = {}  # pictures as large as the stored HR -> the size of HR that is compared
+        self.corners: dict[int, Size] = {}  # of the pictures in HR
 
     def size(self, number: int) -> Size:
         return self._images.shape(number)[:2]
 
     def of(self, batch: ImagePairs) -> Tensor:
-        """(B, 3, H, W) float in [0, 1]: the pictures of these images. One of HR's stored size loses what HR lost."""
+        """(B, 3, H, W) float in [0, 1]: what the pictures of these images have of this part of HR."""
+        (top, left), (height, width) = batch.corner or (0, 0), batch.hr.shape[-2:]
         pictures = []
         for number in map(self._number.__getitem__, batch.names):
-            height, width = self.uncropped.get(number, self.size(number))
-            picture = self._images.load(number)[0][:, :height, :width].to(torch.float64).div(255).float()
-            pictures.append(centre(picture, batch.hr.shape[-2:]))
+            above, before = self.corners.get(number, (0, 0))
+            rows, columns = slice(top - above, top - above + height), slice(left - before, left - before + width)
+            pictures.append(self._images.load(number)[0][:, rows, columns].to(torch.float64).div(255).float())
         return torch.stack(pictures)
 
     def source(self) -> dict[str, Any]:
@@ -59,11 +60,27 @@ class Pictures:
             "ending": self.ending,
         }
 
-    def notes(self) -> list[str]:
-        lossy, count = sum(path.suffix.lower() in (".jpg", ".jpeg", ".webp") for path in self.files), len(self.files)
-        notes = [f"{lossy} of {count} pictures of {self.name} are JPEG or WebP, which changes pixels"] if lossy else []
-        notes += [f"{len(self.unused)} pictures of {self.name} without an image: {listed(self.unused)}"] if self.unused else []
-        return notes
+    def notes(self, images: Images) -> list[str]:
+        """Notes for the report: how many pictures of these images are not what another program made, or lose something here."""
+        indices = range(len(self.files))
+        formats = [self._images.format(i) for i in indices]
+        counts = {
+            "stored as JPEG, which changes pixels": sum(name in ("JPEG", "MPO") for name in formats),
+            "stored as WebP, which may change pixels": sum(
+                name == "WEBP" and not is_lossless(path) for name, path in zip(formats, self.files, strict=True)
+            ),
+            "stored grey beside images in colour": sum(self._images.shape(i)[2] > images.shape(i)[2] for i in indices),
+            **changed_when_read([self._images.mode(i) for i in indices]),
+        }
+        notes = [f"{count} of {len(formats)} pictures of {self.name} {words}" for words, count in counts.items() if count]
+        count = plural(len(self.unused), "picture")
+        return notes + ([f"{count} of {self.name} without an image: {listed(self.unused)}"] if self.unused else [])
+
+
+def is_lossless(webp: Path) -> bool:
+    """Whether its first chunk says so. That of a WebP with metadata or transparency may be another one."""
+    with webp.open("rb") as file:
+        return file.read(16)[12:] == b"VP8L"
 
 
 def match(images: Sequence[str], pictures: Sequence[str], folder: str) -> tuple[str, list[int]]:
@@ -80,15 +97,31 @@ def match(images: Sequence[str], pictures: Sequence[str], folder: str) -> tuple[
     best = [ending for ending, numbers in by_ending.items() if len(numbers) == most]
     best = [ending for ending in best if not ending] or [e for e in best if e.upper() not in ("_HR", "_LR")] or best
     if len(best) > 1:
+        endings = " and ".join(map(repr, sorted(best)[:LISTED]))
         raise UserError(
-            f"METHOD: names in '{folder}' end in {' and '.join(map(repr, sorted(best)))}; name a folder of one method"
+            f"METHOD: names in '{folder}' end in {endings}; name a folder of one method, whose names all have one ending"
         )
     numbers = by_ending[best[0]] if best else {}
-    if missing := [images[i] for i in range(len(images)) if i not in numbers]:
-        raise UserError(f"METHOD: no picture in '{folder}' for {listed(missing)} ({len(missing)} of {len(images)} images)")
+    if missing := [i for i in range(len(images)) if i not in numbers]:
+        raise UserError(
+            f"METHOD: no picture in '{folder}' for {listed([images[i] for i in missing])} ({len(missing)} of {len(images)} "
+            f"images){_under_other_endings(images, missing, best, by_ending)}"
+        )
     if twice := [images[i] for i, several in numbers.items() if len(several) > 1]:
         raise UserError(f"METHOD: several pictures in '{folder}' for {listed(twice)}, which differ only in their suffix")
     return best[0], [numbers[i][0] for i in range(len(images))]
+
+
+def _under_other_endings(
+    images: Sequence[str], missing: Sequence[int], best: Sequence[str], by_ending: Mapping[str, Mapping[int, list[int]]]
+) -> str:
+    """The end of a message about missing pictures: those that are there under other endings."""
+    own = {ending: [images[i] for i in missing if i in numbers] for ending, numbers in by_ending.items()}
+    others = [f"'{ending}' ({listed(names)})" for ending, names in sorted(own.items()) if names]
+    if not others:
+        return ""
+    taken = f"with the ending '{best[0]}', which most have" if best[0] else "without an ending, as most are named"
+    return f" {taken}; other endings there: {listed(others)}; give all names one ending"
 
 
 def _endings(images: Sequence[str], pictures: Sequence[str]) -> dict[str, dict[int, list[int]]]:
@@ -109,62 +142,3 @@ def _endings(images: Sequence[str], pictures: Sequence[str]) -> dict[str, dict[i
 
 def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-
-
-def centre(images: Tensor, size: Sequence[int]) -> Tensor:
-    """(..., H, W) -> the middle, (..., *size)"""
-    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
-    return images[..., top : top + size[0], left : left + size[1]]
-
-
-@dataclass
-class CentredBatches(Batches):
-    """Images of which only the middle is compared, because pictures lack the rest."""
-
-    sizes: list[Size] = field(default_factory=list)  # of each middle
-
-    def kind(self, i: int) -> tuple[int, ...]:
-        return (*super().kind(i), *self.sizes[i])
-
-    def __getitem__(self, number: int) -> ImagePairs | UserError:
-        batch = super().__getitem__(number)
-        if isinstance(batch, UserError):
-            return batch
-        return replace(batch, hr=centre(batch.hr, self.sizes[self.groups[number][0]]), centred=True)
-
-    def notes(self) -> list[str]:
-        count = sum(self.sizes[i] != self.full_size(i) for i in range(len(self.sizes)))
-        return [*super().notes(), f"{count} of {len(self.sizes)} images compared in the middle that all pictures have"]
-
-
-def fitting(batches: Batches, methods: Sequence[Pictures], crop: bool) -> Batches:
-    """The batches as these pictures can be compared with them. Refuses wrong sizes, or, with `crop`, takes the common middle."""
-    sizes = [batches.full_size(i) for i in range(len(batches.images.names))]
-    wrong: Counter[str] = Counter()
-    first = ""
-    for one in methods:
-        for i, size in enumerate(sizes):
-            own, full = one.size(i), batches.full_size(i)
-            if own == full:
-                continue
-            if own == batches.stored_size(i):
-                one.uncropped[i] = full
-                continue
-            wrong[one.name] += 1
-            hr = f"HR {size[1]} x {size[0]}" if batches.has_hr else f"{batches.scale} times LR ({size[1]} x {size[0]})"
-            first = first or f"picture {own[1]} x {own[0]} and {hr} of '{batches.images.names[i]}'"
-            sizes[i] = (min(size[0], own[0]), min(size[1], own[1]))
-    if not wrong:
-        return batches
-    counts = ", ".join(f"{name} ({count})" for name, count in wrong.items())
-    if not crop or not batches.has_hr:
-        remedy = "; --border=crop compares the middle that all have" if batches.has_hr else ""
-        raise UserError(f"METHOD: {first} differ in size; wrong sizes: {counts}{remedy}")
-    return CentredBatches(batches.images, batches.scale, batches.degrade, batches.size, sizes)
-
-
-def as_identified(batches: Batches) -> Mapping[str, Any]:
-    """What the pixels of HR depend on besides the files."""
-    if isinstance(batches, CentredBatches):
-        return {"sizes": batches.sizes}
-    return {} if batches.has_hr else {"hr": None}

@@ -17,6 +17,7 @@ from torch import Tensor
 from sr_dist.core import ranks
 from sr_dist.core.formats import stamp
 from sr_dist.core.outputs import write_output
+from sr_dist.core.printable import plural
 from sr_dist.data.image_pairs import Batches, ImagePairs, progress_of_rank
 from sr_dist.data.order import split_range
 from sr_dist.evaluation.conditions import AXES, PSNR_AXES, SHARED, SSIM_AXES, Conditions, borders, known_as, statement
@@ -100,7 +101,7 @@ def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | 
             )
             for method in requested:
                 answers = [answer(number, candidates[method][number.metric], scale) for number in numbers]
-                title = f"{method} on {len(batches.images.names)} images{f' of {name}' if name else ''}, x{scale}"
+                title = f"{method} on {plural(len(batches.images.names), 'image')}{f' of {name}' if name else ''}, x{scale}"
                 texts.append(described(title, answers, scale))
                 about = {"method": method, "set": name, "n": len(batches.images.names), "scale": scale}
                 matches = agreeing(answers)
@@ -323,13 +324,16 @@ def _span(row: Row, digits: int) -> str:
 
 
 def _known(metric: str, row: Row, scale: int) -> str:
+    """Published names of what the row has. Where it joins several values of an axis that belongs to a name, each with its own."""
+    several = [axis for axis, values in row.values.items() if len(values) > 1 and axis not in ("lr", "enlarged")]
     names: dict[str, None] = {}
     rows: list[Conditions] = [{}]
     for axis, values in row.values.items():
         rows = [{**one, axis: value} for one in rows for value in values]
     for conditions in rows:
-        names |= dict.fromkeys(known_as(metric, conditions, scale))
-    return ", ".join(names)
+        own = ", ".join(f"{axis} {conditions[axis]}" for axis in several)
+        names |= dict.fromkeys(f"{name} with {own}" if own else name for name in known_as(metric, conditions, scale))
+    return f"{'among them ' if names and several else ''}{', '.join(names)}"
 
 
 def as_tree(one: Answer, matches: Sequence[Candidate], scale: int) -> dict[str, Any]:

@@ -39,7 +39,8 @@ from sr_dist.evaluation.methods import (
 )
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.evaluation.partial_results import PartialResults, identity
-from sr_dist.evaluation.pictures import Pictures, as_identified
+from sr_dist.evaluation.picture_places import as_identified
+from sr_dist.evaluation.pictures import Pictures
 from sr_dist.evaluation.protocol import Protocol, protocol
 from sr_dist.evaluation.report import folders, report, sets
 from sr_dist.evaluation.report.markdown import markdown
@@ -190,9 +191,10 @@ def score_sets(scored: Sequence[ScoredSet], metrics: Metrics, options: MetricOpt
                     saved=places.saved(one),
                 ))  # fmt: skip
                 pictures = [method for method in one.methods.values() if isinstance(method, Pictures)]
+                notes = [*one.batches.notes(), *(note for method in pictures for note in method.notes(one.batches.images))]
                 finished[one.name] = report.Report(
                     rules, data_of(one.options), one.batches.images.names, list(one.methods), scores, one.sources, metrics,
-                    [*one.batches.notes(), *(note for method in pictures for note in method.notes())], one.options.portion,
+                    notes, one.options.portion,
                     inputs(one.facts), places.results.against, one.batches.has_hr,
                 )  # fmt: skip
         except UserError:

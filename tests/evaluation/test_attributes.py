@@ -161,7 +161,7 @@ def test_report_json_and_markdown_have_it_all():
     assert [entry["head"] for entry in tree["ranking"]["mine"]] == ["Male", "Smiling"]
     assert tree["portion"] == {"select": {}, "split": [0.7, 0.15, 0.15], "part": "test"}
     text = markdown(finished_report)
-    assert "1 images of d (the test part of [0.7, 0.15, 0.15] by content hash)" in text
+    assert "1 image of d (the test part of [0.7, 0.15, 0.15] by content hash)" in text
     assert "| mine | 2 | 3 | 1 | 2 | 62.50 [" in text and "| facts | Male | mine - bicubic | 8 | +25.00 [" in text
     assert "McNemar's exact test" in text
 

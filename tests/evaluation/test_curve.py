@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import run
 from safetensors.torch import save_file
 from scipy import stats
 
 from sr_dist import curve
 from sr_dist.core.plugins import PACKAGES
+from sr_dist.evaluation import curve as curves
 from sr_dist.evaluation import intervals
 from sr_dist.models import trained
 from sr_dist.models.generators.srcnn import SRCNN
@@ -125,6 +128,39 @@ def test_a_curve_without_points_is_one_line(place, photographs, words, metrics, 
     assert message in err and err.count("\n") == 1, err
 
 
+def test_intervals_end_where_their_metric_does(place, capsys):
+    """Student's interval of two images reaches 12.7 standard errors to each side. That of a flat image is near 1."""
+    Image.new("RGB", (48, 40), (90, 120, 150)).save(place / "images" / "01.png")
+    assert draw() == 0, capsys.readouterr().err
+    tree = json.loads((place / "curve" / "curve.json").read_text())
+    ends = [(point["ssim_y"]["low"], point["ssim_y"]["value"], point["ssim_y"]["high"]) for point in tree["points"]]
+    assert tree["perception"] == "ssim_y" and all(-1 <= low < value < high <= 1 for low, value, high in ends), ends
+    assert any(high == 1 for *_, high in ends)
+
+
+def test_the_last_line_is_a_command_that_exports_a_point_of_the_grid(place, capsys):
+    """With the words that the user gave."""
+    Path("gan").rename("a gan")
+    pixel = "--pixel=weights/pixel_stage.safetensors"
+    words = ["a gan", pixel, "--data=images", "--lengths=0.05", "--alphas=0,0.5,1", "--metrics=psnr,ssim"]
+    assert curve.main(words) == 0, capsys.readouterr().err
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("To export a point: ")]
+    assert line in (place / "curve" / "curve.md").read_text()
+    command = shlex.split(line.removeprefix("To export a point: "))
+    assert command[:5] == ["python", "-m", "sr_dist.curve", "a gan", pixel]
+    names = {point["name"] for point in json.loads((place / "curve" / "curve.json").read_text())["points"]}
+    assert f"ema{command[-2].removeprefix('--ema=')}_a{command[-1].removeprefix('--alpha=')}" in names
+    assert curve.main(command[3:]) == 0, capsys.readouterr().err
+    assert Path("point.safetensors").is_file()
+
+
+def test_psnr_alone_is_refused_before_the_run_is_opened(place, monkeypatch, capsys):
+    """Which takes as long as reading its weights."""
+    monkeypatch.setattr(curves, "open_stages", lambda *_: pytest.fail("the run was opened"))
+    assert draw(metrics="psnr") == 2
+    assert "error: metrics: psnr alone" in capsys.readouterr().err
+
+
 def test_the_pixel_stage_of_the_recipe_that_is_nowhere_is_one_line(place, capsys):
     (place / "weights" / "pixel_stage.safetensors").unlink()
     assert draw() == 2
@@ -136,7 +172,6 @@ def test_a_grid_reads_snapshots_once_per_length_and_holds_a_network_per_length(p
     """Two lengths and five shares are nine points. Networks in memory while one runs: the pixel stage, the newest EMA, two
     averages, and the one into which points are mixed."""
     read, hashed, most = [], [], 0
-    from sr_dist.evaluation import curve as curves
     from sr_dist.models import weights_files
 
     open_file, digest, forward = weights_files.read, curves.sha256, SRCNN.forward

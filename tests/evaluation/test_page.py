@@ -7,6 +7,7 @@ import torch
 from test_attributes import with_answers
 from test_report import reported, store, write
 
+from sr_dist.evaluation import curve_page
 from sr_dist.evaluation.distances.extractor import torchscript
 from sr_dist.evaluation.metric_set import open_metrics
 
@@ -92,3 +93,35 @@ def test_the_page_works_in_a_browser(opened):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     requests = [entry["message"] for entry in browser.get_log("performance") if 'Network.requestWillBeSent"' in entry["message"]]
     assert [message for message in requests if '"url":"http' in message] == []
+
+
+def point(name, length, alpha, x, y):
+    ends = {"psnr_y": (x, x - 0.4, x + 0.4), "lpips_alex": (y, y - 0.02, y + 0.02)}
+    values = {column: dict(zip(("value", "low", "high"), numbers, strict=True)) for column, numbers in ends.items()}
+    return {"name": name, "ema": length, "alpha": alpha, "on_frontier": True, **values}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1400, 420])
+def test_a_curve_is_read_on_a_wide_and_on_a_narrow_screen(browser, tmp_path, width):
+    """All numbers of the axes are inside the page and of readable size, and a table that is cut says that it scrolls."""
+    points = [point("pixel", None, 0.0, 28.4178, 0.2711), point("ema0.05_a0.5", 0.05, 0.5, 26.91, 0.1532)]
+    about = {"distortion": "psnr_y", "perception": "lpips_alex", "better": "lower", "n": 9, "notes": []}
+    (tmp_path / "curve.html").write_text(curve_page.page({**about, "points": points}))
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    browser.get((tmp_path / "curve.html").as_uri())
+    numbers = elements(browser, ".plot span, svg text")
+    assert len(numbers) >= 10
+    for number in numbers:
+        left, right, size = browser.execute_script(
+            "const box = arguments[0].getBoundingClientRect(), own = arguments[0].closest('main').getBoundingClientRect();"
+            "return [box.left - own.left, own.right - box.right, box.height]",
+            number,
+        )
+        assert left > 0 and right > 0 and size > 10, (number.text, left, right, size)
+    (table,), (hint,) = elements(browser, ".scroll"), elements(browser, ".hint")
+    cut = browser.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", table)
+    assert (cut, hint.is_displayed()) == ((True, True) if width == 420 else (False, False))
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -91,6 +91,21 @@ def test_any_names_find_their_own_pictures(names, ending, random):
     [
         (["a", "b", "c"], ["a_SR", "c_SR"], "no picture in 'folder' for b (1 of 3 images)"),
         (["a", "b"], ["x", "y"], "no picture in 'folder' for a, b (2 of 2 images)"),
+        (
+            ["img_001", "img_002", "img_003", "img_004"],
+            ["img_001_a", "img_002_b", "img_003_b"],
+            "for img_001, img_004 (2 of 4 images) with the ending '_b', which most have; other endings there: '_a' (img_001)",
+        ),
+        (
+            ["a", "b", "c"],
+            ["a", "b", "c_SR"],
+            "for c (1 of 3 images) without an ending, as most are named; other endings there: '_SR'",
+        ),
+        (
+            ["img_001", "img_003"],
+            ["img_001_a", "img_003_b"],
+            "end in '_a' and '_b'; name a folder of one method, whose names all",
+        ),
         (["a", "b"], ["a_SR", "b_SR", "a_GAN", "b_GAN"], "end in '_GAN' and '_SR'; name a folder of one method"),
         (["a"], ["a_SR", "a_SR"], "several pictures in 'folder' for a"),
         ([f"{i:02d}" for i in range(9)], ["none"], "for 00, 01, 02, 03, 04, ... (9 of 9 images)"),
@@ -206,8 +221,95 @@ def test_wrong_sizes_are_refused_or_the_middle_is_compared(saved, images, tmp_pa
     assert report["methods"]["small"] == report["methods"]["whole"]  # the same pixels are compared
     assert report["methods"]["full"]["psnr_rgb"] == 100  # HR itself
     assert report["methods"]["bicubic"] != tree(saved / "out")["methods"]["bicubic"]
-    assert "5 of 5 images compared in the middle that all pictures have" in report["notes"]
+    note = "5 of 5 images compared in the part that all pictures have: 3 pixels cut on every side of all methods"
+    assert note in report["notes"]
     assert report["inputs"]["images"] != tree(saved / "out")["inputs"]["images"]
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory, make_photo):
+    """`sides(131, 103)` -> a folder of two HR images of this width and height."""
+
+    def make(width: int, height: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"hr{width}x{height}")
+        for i in range(2):
+            Image.fromarray(make_photo(i, height, width)).save(folder / f"{i}.png")
+        return folder
+
+    return make
+
+
+def test_pictures_that_are_the_middle_of_hr_before_or_after_it_was_cropped_are_laid_on_it(sides, tmp_path, run_commands):
+    """Of 131 x 103 pixels, 128 x 100 are compared at x4. HR itself scores 100 dB wherever it lies; a pixel beside, 20 to 30."""
+    hr = sides(131, 103)
+    kinds = {
+        "stored": resized(hr, tmp_path / "stored", lambda x: x[2:-2, 2:-2]),  # 127 x 99
+        "cropped": resized(hr, tmp_path / "cropped", lambda x: x[:100, :128][3:-3, 3:-3]),  # 122 x 94
+        "whole": resized(hr, tmp_path / "whole", lambda x: x),
+    }
+    words = [f"--data={hr}", "--scale=4", "--metrics=psnr", "--cache=none", "--border=crop"]
+    one, other, both = run_commands([
+        ("sr_dist.evaluate", [",".join(f"{name}={kinds[name]}" for name in names), *words, f"--out={tmp_path / names[0]}"])
+        for names in (["stored"], ["cropped"], ["whole", "cropped", "stored"])
+    ])  # fmt: skip
+    assert (one.code, other.code, both.code) == (0, 0, 0), one.err + other.err + both.err
+    for out in kinds:
+        methods = tree(tmp_path / out)["methods"]
+        assert all(methods[name]["psnr_rgb"] == 100 for name in kinds if name in methods), (out, methods)
+    part = "2 of 2 images compared in the part that all pictures have: "
+    assert f"{part}0 to 2 pixels cut on a side of all methods" in tree(tmp_path / "stored")["notes"]
+    assert f"{part}3 pixels cut on every side of all methods" in tree(tmp_path / "whole")["notes"]
+
+
+def test_pictures_whose_place_in_hr_is_not_known_are_refused(sides, tmp_path, run_commands):
+    """130 x 102 less 6 is 124 x 96: the middle of HR, or that of 128 x 100."""
+    hr, odd = sides(130, 102), sides(132, 104)
+    cases = [
+        (
+            hr,
+            lambda x: x[3:-3, 3:-3],
+            "may be the middle of HR before or after that was cropped to a multiple of 4; crop the images",
+        ),
+        (odd, lambda x: x[:-5, :-5], "it does not lack as many pixels on one side as on every other"),
+        (odd, lambda x: x[:, 2:-2], "it does not lack as many pixels on one side as on every other"),
+        (hr, lambda x: np.pad(x, ((0, 2), (0, 2), (0, 0))), "it is larger than HR"),
+    ]
+    calls = []
+    for number, (data, change, _) in enumerate(cases):
+        pictures = resized(data, tmp_path / str(number), change)
+        calls += [("sr_dist.evaluate", [f"x={pictures}", f"--data={data}", "--scale=4", f"--out={tmp_path / 'o'}", *crop])
+                  for crop in ([], ["--border=crop"])]  # fmt: skip
+    answers = run_commands(calls)
+    for number, answer in enumerate(answers):
+        assert answer.code == 2 and answer.err.count("\n") == 1, answer
+        assert "it cannot be laid on HR: " in answer.err and cases[number // 2][2] in answer.err, answer.err
+        assert "--border=crop" not in answer.err
+    assert "picture 124 x 96 and HR 130 x 102 (cropped: 128 x 100) of '0' differ in size; wrong sizes: x (2)" in answers[0].err
+
+
+def test_pictures_that_lack_more_than_a_border_are_refused(sides, tmp_path, run_commands):
+    """The middle of HR scores better than the whole, so pictures of LR's size would raise all methods. At x4 a border has at most
+    20 pixels; of 80, fewer than an eighth, since 60 x 60 may be x3."""
+    wide, square = sides(264, 208), sides(80, 80)
+    cases = [
+        (wide, lambda x: x[::4, ::4], "this is the size of LR"),
+        (square, lambda x: x[::4, ::4], "this is the size of LR"),
+        (wide, lambda x: x[21:-21, 21:-21], "it lacks 21 pixels on every side; --border=crop cuts at most 20 of such images"),
+        (square, lambda x: x[10:-10, 10:-10], "it lacks 10 pixels on every side; --border=crop cuts at most 9 of such images"),
+        (wide, lambda x: x[20:-20, 20:-20], ""),
+    ]
+    calls = []
+    for number, (data, change, _) in enumerate(cases):
+        pictures = resized(data, tmp_path / str(number), change)
+        words = [f"x={pictures}", f"--data={data}", "--scale=4", "--metrics=psnr", f"--out={tmp_path / f'o{number}'}"]
+        calls += [("sr_dist.evaluate", [*words, *crop]) for crop in ([], ["--border=crop"])]
+    *refused, advised, accepted = run_commands(calls)
+    for number, answer in enumerate(refused):
+        message = f"; it cannot be laid on HR: {cases[number // 2][2]}\n"
+        assert answer.code == 2 and answer.err.endswith(message), answer.err
+    assert advised.code == 2 and "; --border=crop compares the part that all have" in advised.err
+    assert accepted.code == 0 and tree(tmp_path / "o4")["methods"]["x"]["psnr_rgb"] == 100
+    assert any("20 pixels cut on every side" in note for note in tree(tmp_path / "o4")["notes"])
 
 
 def test_pictures_of_other_formats_and_extra_ones_are_noted(saved, images, tmp_path, run_commands):
@@ -220,8 +322,40 @@ def test_pictures_of_other_formats_and_extra_ones_are_noted(saved, images, tmp_p
     assert answer.code == 0, answer.err
     report = tree(tmp_path / "o")
     assert report["sources"]["j"]["ending"] == "_x2"
-    assert "5 of 5 pictures of j are JPEG or WebP, which changes pixels" in report["notes"]
-    assert "1 pictures of j without an image: other" in report["notes"]
+    assert "5 of 5 pictures of j stored as JPEG, which changes pixels" in report["notes"]
+    assert "1 picture of j without an image: other" in report["notes"]
+
+
+def test_pictures_that_are_read_otherwise_than_they_are_stored_are_counted(saved, tmp_path, run_commands, make_photo):
+    """Grey beside grey HR is as it should be; so is a WebP that says it is lossless. Formats are those of the content."""
+    hr, folder, one = tmp_path / "hr", tmp_path / "kinds", tmp_path / "one"
+    for place in (hr, folder, one):
+        place.mkdir()
+    for i in range(6):
+        image = Image.fromarray(make_photo(i, 32, 40)).convert("L" if i == 2 else "RGB")
+        image.save(hr / f"{i}.png")
+        (image if i else image.convert("L")).save(folder / f"{i}.png", format="JPEG" if i == 0 else "PNG")
+    image.save(one / "5.png")
+    Image.open(hr / "1.png").convert("RGBA").save(folder / "1.png")
+    deep = np.array(Image.open(hr / "2.png")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / "2.png")
+    for i, lossless in ((3, True), (4, False)):
+        Image.open(hr / f"{i}.png").save(folder / f"{i}.webp", lossless=lossless)
+        (folder / f"{i}.png").unlink()
+    words = ["--scale=2", "--metrics=psnr", "--cache=none"]
+    many, single = run_commands([
+        ("sr_dist.evaluate", [f"x={folder}", f"--data={hr}", *words, f"--out={tmp_path / 'o'}"]),
+        ("sr_dist.evaluate", [f"x={one}", f"--data={one}", *words, f"--out={tmp_path / 'p'}"]),
+    ])  # fmt: skip
+    assert (many.code, single.code) == (0, 0), many.err + single.err
+    assert [note for note in tree(tmp_path / "o")["notes"] if " of x " in note] == [
+        f"1 of 6 pictures of x {words}" for words in (
+            "stored as JPEG, which changes pixels", "stored as WebP, which may change pixels",
+            "stored grey beside images in colour", "without their transparency", "of 16 bits, read as 8",
+        )
+    ]  # fmt: skip
+    page = (tmp_path / "p" / "report.html").read_text()
+    assert "x on 1 image</h1>" in page and f"1 picture in {one}" in page and "x2, 1 image of" in page
 
 
 def test_mistakes_in_words_are_one_line(saved, images, network, run_commands):
@@ -233,6 +367,8 @@ def test_mistakes_in_words_are_one_line(saved, images, network, run_commands):
         ([f"x={saved}/out", data, *OPTIONS], "METHOD: no pictures in "),
         ([str(network), data, *OPTIONS, "--against=bicubik"], "against: no method 'bicubik'; did you mean 'bicubic'"),
         ([str(network), data, *OPTIONS, "--border=none"], "border: "),
+        ([str(network), data, "--metrics=psnr,dists,niqe"], "; a metric of the package pyiqa is named pyiqa:dists, pyiqa:niqe"),
+        ([str(network), data, "--metrics=pnsr,niqe"], "evaluation/metrics; did you mean 'psnr'?\n"),
         ([str(network), data, *OPTIONS, f"--save_images={network}"], "save_images: "),
         ([str(network), *OPTIONS], "data: this key is missing; name"),
         ([str(network), "--data=a=nowhere,b=x", *OPTIONS], "data: a: no folder 'nowhere'"),

@@ -132,6 +132,14 @@ def test_the_answer_says_what_reproduces_what_is_near_and_what_is_none():
     assert "| 28.4151 to 28.4249 | stored or matlab | rounded | y_rounded | 4 | 255 | images | MATLAB tables" in text
     assert "To state it: PSNR: LR as stored with the data; 8-bit images; Y of BT.601 in studio range (16 to 235), rounded" in text
     assert "a border of 4 pixels removed; data range 255; mean of per-image values." in text
+    joined = [
+        Candidate(conditions(border=border, pixels=pixels), 28.42) for border in ("4", "0") for pixels in ("rounded", "floats")
+    ]
+    text = described("bicubic", [answer(Number("psnr", "28.42"), joined, 4)], 4)
+    assert (
+        "| rounded or floats | y_rounded | 4 or 0 | 255 | images | among them MATLAB tables (SRCNN, SelfExSR, EDSR) with " in text
+    )
+    assert "with pixels rounded, border 4, KAIR, Y of 8-bit images with pixels rounded, border 4 |" in text
     text = described("bicubic", [answer(Number("psnr", "28.44"), candidates, 4)], 4)
     assert "28.44: none" in text and "Within 0.02 of it:" in text and "| 28.4300 | stored | rounded | y_rounded | 0 |" in text
     text = described("bicubic", [answer(Number("psnr", "31.5000"), candidates, 4)], 4)
@@ -262,6 +270,8 @@ def test_the_command_finds_a_protocol_and_says_none_of_another_number(images, pi
         ("sr_dist.evaluate", [*words, "--find=28"]),
         ("sr_dist.evaluate", [*words, "--find=28.1,0.8"]),
         ("sr_dist.evaluate", [*words, "--find=28.1", "--metric=lpips"]),
+        ("sr_dist.evaluate", [*words, "--find=0.81"]),
+        ("sr_dist.evaluate", [*words, "--find=0.81,28.1", "--metric=psnr,ssim"]),
     ])  # fmt: skip
     assert (right.code, wrong.code, bicubic.code) == (0, 0, 0), right.err + wrong.err + bicubic.err
     psnr, ssim = json.loads((tmp_path / "o" / "report.json").read_text())["find"]
@@ -275,7 +285,11 @@ def test_the_command_finds_a_protocol_and_says_none_of_another_number(images, pi
     assert "have protocols in common" in right.out and (tmp_path / "o" / "report.md").read_text() in right.out
     assert "No combination reproduces it" in wrong.out and "To state it" not in wrong.out
     assert "| pil | pil | rounded" in bicubic.out and "| pooled |" in bicubic.out  # LR and enlarging, both PIL's
-    messages = ("find: '28' is no number", "metric: 2 numbers in --find", "metric: no 'lpips'")
+    messages = (
+        "find: '28' is no number", "metric: 2 numbers in --find, 1 in --metric; give as many, such as --metric=psnr,ssim",
+        "metric: no 'lpips'", "find: 0.81 is no PSNR; values up to 1 are SSIM's, others PSNR's: --metric=ssim\n",
+        "find: 0.81 is no PSNR; values up to 1 are SSIM's, others PSNR's: --metric=ssim,psnr\n",
+    )  # fmt: skip
     for answered, message in zip(bad, messages, strict=True):
         assert answered.code == 2 and message in answered.err, answered.err
 

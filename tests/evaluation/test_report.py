@@ -90,6 +90,19 @@ def test_the_images_of_a_page_keep_within_its_bytes(tmp_path, budget):
     assert len(list((tmp_path / "report_pictures" / "mine").iterdir())) == len(examples), "in full size beside the page"
 
 
+def test_no_two_of_many_methods_look_alike_in_plots(tmp_path):
+    """18 methods: the signs of the legend differ, and each method's line and dot are drawn as its sign."""
+    for i in range(3):
+        store(tmp_path / f"tile{i}.png", seed=i)
+    finished, *_ = reported(tmp_path, *(f"method{i}" for i in range(15)), metrics=open_metrics(["psnr"], CPU))
+    text = page(finished, [])
+    key, rest = text[text.index('<p class="key"') :].split("</p>", 1)
+    lines, dots = (re.findall(f'<{tag} class="(?:dot )?([^"]*)"', key) for tag in ("polyline", "rect"))
+    assert lines == dots and len(set(lines)) == 18
+    assert re.findall('<polyline class="([^"]*)"', rest)[:18] == lines
+    assert all(rule in text for rule in ("polyline.d1 {", "polyline.d2 {", ".dot.d1 {"))
+
+
 @pytest.fixture
 def written(tmp_path):
     for i in range(3):

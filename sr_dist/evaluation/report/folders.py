@@ -10,6 +10,7 @@ from typing import Any
 
 from sr_dist.core.formats import REMOVE, refuse_unknown
 from sr_dist.core.json_text import read_json
+from sr_dist.core.printable import plural
 from sr_dist.evaluation.report.report import FILES, FORMAT, PICTURES, REPORT
 
 # Of a report, or of a planned one: the same keys, methods as a list, `columns`, and `digest_of_first` images.
@@ -86,7 +87,7 @@ def summary(folder: Path) -> str:
     tree = read_report(folder)
     if not isinstance(tree, dict) or not tree.keys() & {"n", "find"}:
         return "file of another program"
-    return f"report of {tree['n']} images" if "n" in tree else "report of a search"
+    return f"report of {plural(tree['n'], 'image')}" if "n" in tree else "report of a search"
 
 
 def move_away(folder: Path) -> str:

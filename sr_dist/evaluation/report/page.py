@@ -129,7 +129,7 @@ def example_images(
         for name, one in ((name, batch.single(i)) for i, name in enumerate(batch.names) if name in selected):
             notes = {method: report.number(main, values[name, method]) for method in methods}
             images = _images(one, methods, device)
-            examples.append({"name": name, "gain": gain[name], **_example(images, one, notes, beside, share)})
+            examples.append({"name": name, "gain": gain[name], **_example(images, one, batches.scale, notes, beside, share)})
     return sorted(examples, key=lambda example: -example["gain"])
 
 
@@ -147,13 +147,14 @@ def _images(one: ImagePairs, methods: Mapping[str, Method], device: torch.device
 
 
 def _example(
-    images: Mapping[str, Tensor], one: ImagePairs, notes: Mapping[str, str], beside: Beside, share: int
-) -> dict[str, Any]:
+    images: Mapping[str, Tensor], one: ImagePairs, scale: int, notes: Mapping[str, str], beside: Beside, share: int
+) -> dict[str, Any]:  # fmt: skip
     """The views of one image: LR, every method, HR. All are packed alike, in `share` bytes each."""
     hr, lr = images["HR"], one.lr[0]
-    scale = max(round(hr.shape[-1] / lr.shape[-1]), 1)
     height, width = min(SIDE, hr.shape[-2]), min(SIDE, hr.shape[-1])
-    small = enlarge(to_pil(lr[:, : -(-height // scale), : -(-width // scale)]), scale).crop((0, 0, width, height))
+    top, left = one.corner or (0, 0)
+    bottom, right = top + height, left + width
+    small = enlarge(to_pil(lr[:, : -(-bottom // scale), : -(-right // scale)]), scale).crop((left, top, right, bottom))
     views = {"LR": small, **{name: to_pil(image[:, :height, :width]) for name, image in images.items()}}
     data, is_whole = _embedded(list(views.values()), share)
     sizes = {"LR": lr.shape, "HR": hr.shape}

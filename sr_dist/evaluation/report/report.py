@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from sr_dist.core.formats import stamp
 from sr_dist.core.outputs import write_output
+from sr_dist.core.printable import plural
 from sr_dist.data.select import Portion
 from sr_dist.evaluation import protocol as protocols
 from sr_dist.evaluation.classifiers.attributes import attribute_report, ranking
@@ -203,7 +204,7 @@ class Report:
             for name, about in self.set_conditions.items()
         )
         return (
-            f"x{rules.scale}, {len(self.names)} images of {self.data}{portion}; "
+            f"x{rules.scale}, {plural(len(self.names), 'image')} of {self.data}{portion}; "
             + (f"protocol {rules.name}: {luma} and RGB, border {rules.border}, " if self.has_hr else "")
             + f"{rounding}, mean of per-image values.{versions}{extractors}"
             + "".join(f" {note[0].upper()}{note[1:]}." for note in self.notes)
@@ -228,7 +229,7 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
 def described(source: Mapping[str, Any]) -> str:
     """Where a method comes from, in one line."""
     if "pictures" in source:
-        return f"{source['files']} pictures in {source['pictures']}, sha256 {source['sha256'][:16]}"
+        return f"{plural(source['files'], 'picture')} in {source['pictures']}, sha256 {source['sha256'][:16]}"
     step = "" if source["step"] is None else f"step {source['step']}, "
     return f"{source['weights']}, {step}{source['parameters']:,} parameters, sha256 {source['sha256'][:16]}"
 
