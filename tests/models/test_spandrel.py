@@ -7,6 +7,7 @@ import inspect
 import pytest
 import torch
 from safetensors.torch import save_file
+from thin_spandrel import THIN
 
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
@@ -16,43 +17,6 @@ from sr_dist.models.generators import spandrel as generator
 from sr_dist.models.metadata import generator_metadata
 
 spandrel = pytest.importorskip("spandrel")
-THIN = {
-    "ATD": {
-        "embed_dim": 12,
-        "depths": [2],
-        "num_heads": [2],
-        "num_tokens": 8,
-        "category_size": 16,
-        "reducted_dim": 2,
-        "convffn_kernel_size": 3,
-    },
-    "CRAFT": {"embed_dim": 24, "depths": [1], "num_heads": [2]},
-    "Compact": {"num_feat": 8, "num_conv": 2},
-    "DAT": {"embed_dim": 64, "depth": [2], "num_heads": [2], "split_size": [2, 4]},
-    "DCTLSA": {"nf": 10},
-    "DITN": {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1},
-    "DRCT": {"embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8, "gc": 4},
-    "ESRGAN": {"num_filters": 8, "num_blocks": 1},
-    "FDAT": {"embed_dim": 16, "num_groups": 1, "depth_per_group": 2, "num_heads": 2, "mid_dim": 8},
-    "GRL": {"embed_dim": 16, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2]},
-    "HAT": {"embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8, "squeeze_factor": 4},
-    "IPT": {"n_feats": 4, "num_heads": 2, "num_layers": 1, "patch_size": 12},
-    "MMRealSR": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4, "num_feats": [8, 8, 8, 8], "num_blocks": [1, 1, 1, 1]},
-    "MoESR": {"dim": 8, "n_blocks": 1, "n_block": 1, "upsample_dim": 8},
-    "MoSR": {"n_block": 2, "dim": 8},
-    "OmniSR": {"num_feat": 8},
-    "PLKSR": {"dim": 16, "n_blocks": 1},
-    "RCAN": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16},
-    "RGT": {"embed_dim": 64, "depth": [2], "num_heads": [2]},
-    "RealCUGAN": {},
-    "RealPLKSR": {"dim": 16, "n_blocks": 1},
-    "SAFMN": {"dim": 8, "n_blocks": 1},
-    "SPAN": {"feature_channels": 8},
-    "SeemoRe": {"num_experts": 2, "num_layers": 1, "embedding_dim": 16},
-    "SwiftSRGAN": {"num_channels": 8, "num_blocks": 1},
-    "Swin2SR": {"embed_dim": 12, "depths": [2], "num_heads": [2]},
-    "SwinIR": {"embed_dim": 12, "depths": [2], "num_heads": [2]},
-}
 # Networks of spandrel that are not for one image, are not for super-resolution, or draw noise while they run (AuraSR).
 OTHERS = {"AuraSR", "SAFMNBCIE"}
 
