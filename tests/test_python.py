@@ -179,10 +179,41 @@ def test_a_path_can_become_a_file(sr, place):
         assert np.array_equal(np.asarray(image), np.asarray(sr(place / "photo.png")))
 
 
+def test_a_file_that_exists_is_replaced_on_request_only_and_the_image_itself_never(sr, place, tmp_path):
+    source, other, link = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    source.write_bytes((place / "photo.png").read_bytes())
+    other.write_bytes(b"mine")
+    link.symlink_to(source)
+    before = source.read_bytes()
+    for out, overwrite in ((source, False), (source, True), (link, True), (tmp_path / "x" / ".." / "a.png", True)):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=r"^out: '.*' is the image that is read; name another file$"):
+            sr(str(source), out=str(out), overwrite=overwrite)
+    with pytest.raises(UserError, match=r"^out: '.*b\.png' would be overwritten; say overwrite=True, or name another file$"):
+        sr(source, out=other)
+    assert source.read_bytes() == before and other.read_bytes() == b"mine"
+    assert sr(source, out=other, overwrite=True) == other
+    with Image.open(other) as image:
+        assert image.size == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("image", "out", "message"),
+    [
+        (np.zeros((8, 8, 4), np.uint8), "x.jpg", r"^out: '.*x\.jpg': it has an alpha channel, which JPEG does not hold; PNG, "),
+        (np.zeros((8, 8), np.uint8), "", r"^out: '.*' is a folder; name a file, such as '.*large\.png'$"),
+        ("no.png", "x.gif", r"^out: '.*x\.gif' has no suffix of an image \(\.jpg, "),
+    ],
+)
+def test_an_out_that_cannot_be_is_one_line_that_names_it(sr, image, out, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        sr(image, out=tmp_path / out)
+
+
 @pytest.mark.parametrize("kind", [np.asarray, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255])
 def test_pixels_in_memory_can_become_a_file(sr, place, kind):
     with Image.open(place / "photo.png") as photo:
-        result = sr(kind(photo), out=place / "memory.png")
+        result = sr(kind(photo), out=place / "memory.png", overwrite=True)
     with Image.open(result) as image:
         assert np.array_equal(np.asarray(image), np.asarray(sr(place / "photo.png")))
     with pytest.raises(UserError, match=r"^out: '.*many.png' is one file, and these are 2 images; leave out away"):
