@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sr_dist.core import launch_env
-from sr_dist.core.errors import UserError
+from sr_dist.core.errors import UserError, with_article
 from sr_dist.core.files import IMAGE_SUFFIXES
 from sr_dist.core.outputs import write_output
 from sr_dist.core.resize import imresize
@@ -87,7 +87,7 @@ class Upscaler:
             large = this.image_file(opened)
             return close(large) if out is None else _written(large, Path(out))
         except ImageFileError as problem:
-            name = f"'{image}'" if isinstance(image, str | Path) else f"a {type(image).__name__}"
+            name = f"'{image}'" if isinstance(image, str | Path) else with_article(type(image).__name__)
             raise UserError(f"image: {name}: {problem}") from None
 
     def image_file(self, image: ImageFile) -> ImageFile:

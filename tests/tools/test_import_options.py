@@ -263,7 +263,7 @@ def test_the_sizes_that_a_file_leaves_out_are_named(imported):
         ({**RCAN, "res_scale": 0.1}, r"^network_g\.res_scale: 0\.1, but spandrel's 'RCAN' has 1 always"),
         ({**RCAN, "rgb_mean": [0, 0, 0]}, r"^network_g\.rgb_mean: \[0, 0, 0\], but spandrel's 'RCAN' has \[0\.4488"),
         ({**RCAN, "n_feats": 32}, "^network_g.n_feats: the file has this option under two names"),
-        ({**RCAN, "num_feat": "wide"}, "^network_g.num_feat: 'wide' is a str; it must be a int"),
+        ({**RCAN, "num_feat": "wide"}, "^network_g.num_feat: 'wide' is a str; it must be an int"),
         ({"type": "SPAN", "num_blocks": 8}, "^network_g.num_blocks: 8, but spandrel's 'SPAN' has 6 always"),
         ({"type": "DAT", "width": 8}, "^network_g.width: spandrel's 'DAT' has no such option"),
         ({"type": "realplksr", "upsampler": "pa"}, "^network_g.upsampler: 'pa' has no equal; choose from pixelshuffle, dysample"),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sr_dist.core.config import Settings, Whole
 from sr_dist.core.contracts import Generator
-from sr_dist.core.errors import UserError, first_line, nearest
+from sr_dist.core.errors import UserError, first_line, nearest, with_article
 from sr_dist.core.launch_env import Launch
 from sr_dist.recipe.sections import Recipe
 
@@ -252,7 +252,8 @@ def typed_like(value: Any, default: Any, key: str) -> Any:
         numbers = isinstance(default, int | float) and isinstance(value, int | float)
         if isinstance(default, bool) != isinstance(value, bool) or not (numbers or type(default) is type(value)):
             raise UserError(
-                f"{key}: {value!r} is a {type(value).__name__}; it must be a {type(default).__name__}, such as {default}"
+                f"{key}: {value!r} is {with_article(type(value).__name__)}; it must be {with_article(type(default).__name__)}, "
+                f"such as {default}"
             )
     return list(value) if isinstance(value, tuple) else value
 
