@@ -17,7 +17,7 @@ from pydantic import BeforeValidator
 from sr_dist.core import cli, config, plugins
 from sr_dist.core.cli import Word
 from sr_dist.core.config import Names, NonNegative, OptionalPositive, OptionalText, Positive, Settings, parse_list, parse_section
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import UserError, in_python, nearest
 from sr_dist.core.files import check_exists, same_place_twice
 from sr_dist.core.json_text import read_json
 from sr_dist.core.plugins import PACKAGES
@@ -297,9 +297,8 @@ class CallableModule(ModuleType):
         """
         names = [str(methods)] if isinstance(methods, str | Path) else [str(name) for name in methods]
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-        settings = config.typed(Evaluate, {"methods": ",".join(names), **plain})
-        with contextlib.redirect_stdout(io.StringIO()):  # the tables of the command
-            folder = report_folder(settings)
+        with in_python(renamed=("METHOD", "methods")), contextlib.redirect_stdout(io.StringIO()):  # the tables of the command
+            folder = report_folder(config.typed(Evaluate, {"methods": ",".join(names), **plain}))
         return read_json(folder / "report.json")
 
 

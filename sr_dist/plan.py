@@ -26,6 +26,8 @@ def hours_of(value: object) -> object:
     """`24h`, `90m`, `2d`, `24`, or SLURM's `1-12`, `1-12:00`, `1-12:00:00` and `12:30:00`, in hours. `12:30` is refused: SLURM
     reads it as minutes and seconds."""
     text = str(value).strip().lower()
+    if re.match(r"-[\d.]", text) or re.fullmatch(r"0*\.?0+[dhm]?", text):
+        raise ValueError(f"'{value}' must be above 0")
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)([dhm]?)", text):
         return float(match[1]) * UNITS[match[2] or "h"]
     if match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text) or re.fullmatch(r"(\d+)-(\d+)(?::(\d\d))?()", text):

@@ -84,7 +84,10 @@ def show_cost(recipe: Recipe) -> None:
     from sr_dist.tools.gpus import GPUS
 
     if launch_env.rank() == 0:
-        lines = plan.summary(recipe, launch_env.num_ranks(), GPUS["h100"], flops.per_image_once(recipe))
+        try:
+            lines = plan.summary(recipe, launch_env.num_ranks(), GPUS["h100"], flops.per_image_once(recipe))
+        except UserError as problem:
+            lines = [f"not computed: {problem}"]
         print("\n".join(f"# {line}" for line in lines))
 
 

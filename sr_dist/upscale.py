@@ -98,6 +98,8 @@ def upscale(options: Upscale) -> int:
     network = replace(network, overlap=options.overlap, outscale=options.outscale)
     naming = upscaling.Naming(options.extension or "png", options.suffix)
     work = upscaling.plan(options.input, options.output, naming, options.overwrite)
+    if options.outscale and options.outscale < 1 and ranks.is_first():
+        print(f"note: outscale: {options.outscale:g} is below 1, so the results are smaller than the images", flush=True)
     done, failed = upscaling.upscale(network, work.pairs)
     if ranks.is_first():
         skipped = f"; {work.existing} exist and were skipped, --overwrite replaces them" if work.existing else ""

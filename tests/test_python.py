@@ -179,10 +179,41 @@ def test_a_path_can_become_a_file(sr, place):
         assert np.array_equal(np.asarray(image), np.asarray(sr(place / "photo.png")))
 
 
+def test_a_file_that_exists_is_replaced_on_request_only_and_the_image_itself_never(sr, place, tmp_path):
+    source, other, link = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    source.write_bytes((place / "photo.png").read_bytes())
+    other.write_bytes(b"mine")
+    link.symlink_to(source)
+    before = source.read_bytes()
+    for out, overwrite in ((source, False), (source, True), (link, True), (tmp_path / "x" / ".." / "a.png", True)):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=r"^out: '.*' is the image that is read; name another file$"):
+            sr(str(source), out=str(out), overwrite=overwrite)
+    with pytest.raises(UserError, match=r"^out: '.*b\.png' would be overwritten; say overwrite=True, or name another file$"):
+        sr(source, out=other)
+    assert source.read_bytes() == before and other.read_bytes() == b"mine"
+    assert sr(source, out=other, overwrite=True) == other
+    with Image.open(other) as image:
+        assert image.size == (96, 64)
+
+
+@pytest.mark.parametrize(
+    ("image", "out", "message"),
+    [
+        (np.zeros((8, 8, 4), np.uint8), "x.jpg", r"^out: '.*x\.jpg': it has an alpha channel, which JPEG does not hold; PNG, "),
+        (np.zeros((8, 8), np.uint8), "", r"^out: '.*' is a folder; name a file, such as '.*large\.png'$"),
+        ("no.png", "x.gif", r"^out: '.*x\.gif' has no suffix of an image \(\.jpg, "),
+    ],
+)
+def test_an_out_that_cannot_be_is_one_line_that_names_it(sr, image, out, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        sr(image, out=tmp_path / out)
+
+
 @pytest.mark.parametrize("kind", [np.asarray, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255])
 def test_pixels_in_memory_can_become_a_file(sr, place, kind):
     with Image.open(place / "photo.png") as photo:
-        result = sr(kind(photo), out=place / "memory.png")
+        result = sr(kind(photo), out=place / "memory.png", overwrite=True)
     with Image.open(result) as image:
         assert np.array_equal(np.asarray(image), np.asarray(sr(place / "photo.png")))
     with pytest.raises(UserError, match=r"^out: '.*many.png' is one file, and these are 2 images; leave out away"):
@@ -199,18 +230,37 @@ def test_a_grey_image_is_the_luma_of_the_colour_network(place, sr):
     [
         (
             np.zeros((3, 8, 8), np.uint8),
-            r"image: a ndarray: the array has the shape \(3, 8, 8\); images are \(H, W\), ",
+            r"image: an ndarray: the array has the shape \(3, 8, 8\); images are \(H, W\), ",
         ),
         (np.zeros((8, 8), np.int32), "pixels of int32 have no known white level"),
         (torch.zeros(8, 8, 3), r"the tensor has the shape \(8, 8, 3\); images are \(H, W\), \(C, H, W\)"),
         (np.zeros((0, 8, 3), np.uint8), "has the shape"),
-        (7, "a int: not an image; give a path, a PIL image"),
+        (7, "an int: not an image; give a path, a PIL image"),
+        (Image.new("F", (8, 8)), "^image: an Image: floating-point images have no known white level"),
+        (
+            np.full((8, 8, 3), 255.0),
+            r"^image: an ndarray: real numbers are in \[0, 1\], and its largest is 255; divide by 255, or",
+        ),
+        (torch.full((3, 8, 8), 60000.0), r"^image: a Tensor: real numbers .* largest is 60000; divide by 65535"),
+        (np.full((8, 8), np.nan), r"^image: an ndarray: some of its pixels are not finite \(NaN or infinite\)$"),
+        (torch.full((1, 8, 8), torch.inf), r"^image: a Tensor: some of its pixels are not finite"),
         ("no.png", "image: 'no.png': .*No such file"),
     ],
 )
 def test_what_is_no_image_is_one_line(sr, image, message):
     with pytest.raises(UserError, match=message):
         sr(image)
+
+
+@pytest.mark.parametrize("kind", [">u2", ">f4"])
+def test_the_byte_order_of_an_array_changes_nothing(sr, kind):
+    plain = (np.random.default_rng(0).random((6, 5, 3)) * (65535 if kind == ">u2" else 1)).astype(kind[1:])
+    actual = sr(plain.astype(kind))
+    assert actual.dtype == np.dtype(kind) and np.array_equal(actual, sr(plain))
+
+
+def test_real_numbers_a_little_above_one_are_clipped(sr):
+    assert float(sr(torch.full((1, 6, 6), 1.2)).max()) == 1.0
 
 
 def test_options_are_checked(sr, place):
@@ -224,6 +274,10 @@ def test_options_are_checked(sr, place):
         sr(["a.png", "b.png"], out="b.png")
     with pytest.raises(UserError, match=r"^protokol: unknown key; did you mean 'protocol'"):
         sr_dist.evaluate("bicubic", data="x", protokol="rgb-float")
+    with pytest.raises(UserError, match=r"^metric: psnr is for the numbers of find; metrics names what is measured$"):
+        sr_dist.evaluate("bicubic", data=place / "data" / "photos", scale=2, metric=["psnr"])
+    with pytest.raises(UserError, match=r"^methods: no run folder or weights file "):
+        sr_dist.evaluate(place / "nothing", data=place / "data" / "photos", metrics=["psnr"])
 
 
 def test_tiles_give_the_same_image(sr, make_photo):
@@ -250,10 +304,12 @@ def test_batches_are_those_of_the_training_reader_and_have_no_end(place, workers
 
 def test_batches_refuse_what_training_refuses(place):
     shards = sr_dist.Shards(str(place / "data" / "mine"))
-    with pytest.raises(UserError, match=r"^data.crop: 64 is more than the smallest side of .*, 32; 32 fits"):
+    with pytest.raises(
+        UserError, match=r"^crop: 64 is more than the smallest side of .*, 32; 32 fits, and small=replicate repeats"
+    ):
         shards.batches(crop=64)
     assert next(shards.batches(crop=64, batch=2, workers=0, small="replicate")).shape == (2, 3, 64, 64)
-    with pytest.raises(UserError, match=r"^data.wrokers"):
+    with pytest.raises(UserError, match=r"^wrokers: unknown key; did you mean 'workers'"):
         shards.batches(crop=16, wrokers=2)
     with pytest.raises(UserError, match=r"^path: "):
         sr_dist.Shards(place / "nothing")
@@ -265,14 +321,18 @@ def test_batches_refuse_what_training_refuses(place):
      ("cache", "elsewhere"), ("train", "data/other"), ("trace", True)],
 )  # fmt: skip
 def test_batches_refuse_keys_of_a_recipe_that_would_change_nothing(place, key, value):
-    with pytest.raises(
-        UserError, match=rf"^data\.{key}: changes nothing here; .* small, on_corrupt, select, balance, split, window$"
-    ):
+    with pytest.raises(UserError, match=rf"^{key}: changes nothing here; .* small, on_corrupt, select, balance, split, window$"):
         sr_dist.Shards(place / "data" / "mine").batches(crop=16, **{key: value})
 
 
+@pytest.mark.parametrize("channels", [5, 0, "3"])
+def test_batches_have_one_or_three_channels(place, channels):
+    with pytest.raises(UserError, match=rf"^channels: {channels!r}; it is 3, or 1 for grey"):
+        sr_dist.Shards(place / "data" / "mine").batches(crop=16, channels=channels)
+
+
 def test_batches_have_crops_of_one_size(place):
-    with pytest.raises(UserError, match=r"^data\.crop: none; batches have crops of one size"):
+    with pytest.raises(UserError, match=r"^crop: None; batches have crops of one size"):
         sr_dist.Shards(place / "data" / "mine").batches(crop=None)
 
 

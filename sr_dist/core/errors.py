@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,26 @@ def renamed_key(key: str, to: str) -> Iterator[None]:
         if not str(mistake).startswith(f"{key}: "):
             raise
         raise UserError(f"{to}{str(mistake).removeprefix(key)}") from None
+
+
+@contextmanager
+def in_python(section: str = "", renamed: tuple[str, str] = ("", "")) -> Iterator[None]:
+    """A mistake in a call from Python is told by the names of its arguments: `--name`, or `section.name`, is `name`.
+    `renamed`: a word of the command, and the argument that has its place."""
+    options = r"--" if not section else rf"(?:--)?{section}\."
+    try:
+        yield
+    except UserError as mistake:
+        text = re.sub(rf"(?<![\w/.-]){options}(?=[a-z_]+(?![\w/.]))", "", str(mistake))
+        word, argument = renamed
+        problem = UserError(argument + text.removeprefix(word) if word and text.startswith(f"{word}:") else text)
+        problem.on_all_ranks = mistake.on_all_ranks
+        raise problem from None
+
+
+def with_article(name: str) -> str:
+    """`an int`, `a str`: the name of a type in a sentence."""
+    return f"{'an' if name[:1].lower() in 'aeio' or name.startswith('nd') else 'a'} {name}"
 
 
 def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:

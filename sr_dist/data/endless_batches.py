@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sr_dist.core import config
-from sr_dist.core.errors import UserError
+from sr_dist.core.errors import UserError, in_python
 from sr_dist.data.data_checks import check_shards
 from sr_dist.data.degradations import identity
 from sr_dist.data.loader import Loader, LoaderConfig
@@ -49,12 +49,15 @@ class Shards:
         Under a launcher every rank gets its part of a batch.
         """
         if unused := [key for key in data if key in Data.model_fields and key not in KEYS]:
-            raise UserError(f"data.{unused[0]}: changes nothing here; batches of uint8 crops take {', '.join(KEYS)}")
-        options = config.typed(Data, {"train": self.path, "crop": crop, "batch": batch, "workers": workers, **data}, "data")
-        if options.crop is None:
-            raise UserError("data.crop: none; batches have crops of one size, such as 96")
+            raise UserError(f"{unused[0]}: changes nothing here; batches of uint8 crops take {', '.join(KEYS)}")
+        if channels not in (1, 3):
+            raise UserError(f"channels: {channels!r}; it is 3, or 1 for grey")
+        if crop is None:
+            raise UserError("crop: None; batches have crops of one size, such as 96")
         scale = self._shards.manifest.scale or 1
-        check_shards(self.path, self._shards, options, scale)
+        with in_python("data"):
+            options = config.typed(Data, {"train": self.path, "crop": crop, "batch": batch, "workers": workers, **data}, "data")
+            check_shards(self.path, self._shards, options, scale)
         return self._batches(LoaderConfig(options, seed, scale, accumulate=1, steps=ENDLESS, channels=channels))
 
     def _batches(self, settings: LoaderConfig) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ from sr_dist.models.onnx_outputs import GraphFailed, outputs
 from sr_dist.models.other_readers import unreadable
 from sr_dist.models.trained import TrainedGenerator
 from sr_dist.models.weights_files import Tensors
-from sr_dist.models.weights_formats import is_out_folder
+from sr_dist.models.weights_formats import is_out_folder, unknown_licence
 
 TEST_SIZES = ((2, 24, 20), (1, 17, 31), (3, 1, 1))  # images, height and width on which an exported graph is compared
 TOLERANCE = 1e-4
@@ -61,7 +61,10 @@ def export(source: str, out: str, scale: int | None = None, request: Request = R
         text = Card(generator, file, run, request.licence).text().encode()
         write_new(card, text, request.overwrite)
         lines.append(f"{card}: model card, license: {request.licence}")
-    return lines + [f"note: {reason}" for reason in unreadable(generator.section, file.suffix)]
+    notes = list(unreadable(generator.section, file.suffix))
+    if card and (problem := unknown_licence(request.licence)):
+        notes.append(problem)
+    return lines + [f"note: {note}" for note in notes]
 
 
 def write_new(out: Path, content: bytes, overwrite: bool) -> None:

@@ -173,7 +173,7 @@ def encode(image: ImageFile, suffix: str) -> bytes:
     if kind not in FORMATS:
         raise ImageFileError(f"'{suffix}' is no suffix of an image that can be written; choose from {', '.join(FORMATS)}")
     if FORMATS[kind] in ("JPEG", "BMP") and image.alpha is not None:
-        raise ImageFileError(f"it has an alpha channel, which {FORMATS[kind]} does not hold; use --ext=png")
+        raise ImageFileError(f"it has an alpha channel, which {FORMATS[kind]} does not hold; PNG, WebP and TIFF do")
     if kind == ".png" and image.bits == 16:
         return png_16(_levels(image, 16).astype(">u2"), image.profile, image.exif)
     try:

@@ -16,6 +16,7 @@ from sr_dist.models.image_files import ImageFile, ImageFileError
 
 Close = Callable[[ImageFile], Any]
 UNSET: Any = object()  # an argument that was left out, where None means something
+FAR_ABOVE = 4.0  # real numbers with this white level would be black in 255 levels
 LEVELS = {np.dtype("uint8"): 255, np.dtype("uint16"): 65535, np.dtype("bool"): 1}
 
 
@@ -54,6 +55,7 @@ def _of_array(array: np.ndarray) -> tuple[ImageFile, Close]:
     top = _top_level(array.dtype)
     whole = array.reshape(-1, *(array.shape if array.ndim == 2 else array.shape[-3:-1]), array.shape[-1] if array.ndim > 2 else 1)
     planes = torch.from_numpy(whole.astype(np.float32) / np.float32(top)).permute(0, 3, 1, 2)
+    _check_range(planes, top)
 
     def close(large: ImageFile) -> np.ndarray:
         result = _with_levels(joined(large), top).permute(0, 2, 3, 1).numpy().astype(array.dtype)
@@ -70,6 +72,7 @@ def _of_tensor(tensor: Tensor) -> tuple[ImageFile, Close]:
     top = 1 if real else _top_level(np.dtype(str(tensor.dtype).removeprefix("torch.")))
     plain = tensor.detach().cpu().float() / top
     planes = plain.reshape(-1, *(plain.shape[-3:] if plain.ndim > 2 else (1, *plain.shape)))
+    _check_range(planes, top)
 
     def close(large: ImageFile) -> Tensor:
         result = _with_levels(joined(large), top).to(tensor.device, tensor.dtype)
@@ -81,9 +84,23 @@ def _of_tensor(tensor: Tensor) -> tuple[ImageFile, Close]:
 def _top_level(kind: np.dtype) -> int:
     if kind.kind == "f":
         return 1
+    kind = kind.newbyteorder("=")  # '>u2' of a file has the levels of uint16
     if kind not in LEVELS:
         raise ImageFileError(f"pixels of {kind} have no known white level; use uint8, uint16, or real numbers in [0, 1]")
     return LEVELS[kind]
+
+
+def _check_range(planes: Tensor, top: int) -> None:
+    """Real numbers. A few overshoot 1, as after bicubic interpolation, and are clipped in the result."""
+    if top != 1:
+        return
+    if not planes.isfinite().all():
+        raise ImageFileError("some of its pixels are not finite (NaN or infinite)")
+    if (largest := float(planes.max())) > FAR_ABOVE:
+        levels = "255" if largest < 256 else "65535" if largest < 65536 else "their white level"
+        raise ImageFileError(
+            f"real numbers are in [0, 1], and its largest is {largest:g}; divide by {levels}, or give uint8 or uint16"
+        )
 
 
 def _with_levels(planes: Tensor, top: int) -> Tensor:

@@ -148,6 +148,23 @@ def _swinir(names: Iterable[str]) -> list[Rule]:
     ]
 
 
+def _rcan(names: Iterable[str]) -> list[Rule]:
+    """spandrel's RCAN has the names of the authors, who number the convolutions behind the blocks of a group as one more."""
+    names = list(names)
+    blocks, groups = _blocks(names, r"body\.0\.residual_group\.(\d+)\."), _blocks(names, r"body\.(\d+)\.conv\.")
+    block = r"body\.(\d+)\.residual_group\.(\d+)\.rcab"
+    return [
+        (rf"conv_first{WB}", r"head.0.\1"),
+        (rf"{block}\.([02]){WB}", r"body.\1.body.\2.body.\3.\4"),
+        (rf"{block}\.3\.attention\.1{WB}", r"body.\1.body.\2.body.3.conv_du.0.\3"),
+        (rf"{block}\.3\.attention\.3{WB}", r"body.\1.body.\2.body.3.conv_du.2.\3"),
+        (rf"body\.(\d+)\.conv{WB}", rf"body.\1.body.{blocks}.\2"),
+        (rf"conv_after_body{WB}", rf"body.{groups}.\1"),
+        (rf"upsample\.(\d+){WB}", r"tail.0.\1.\2"),
+        (rf"conv_last{WB}", r"tail.1.\1"),
+    ]
+
+
 LAYOUTS = (
     Layout("rrdb", "names of BasicSR", _table(
         (rf"(conv_first|conv_body|conv_up\d|conv_hr|conv_last){WB}", r"\1.\2"),
@@ -185,6 +202,7 @@ LAYOUTS = (
     Layout("srresnet", "names of leftthomas", _leftthomas, {"output": "tanh"}),
     Layout("swinir", "names of SwinIR's authors", _swinir),
     Layout("srvgg", "names of Real-ESRGAN", _table((rf"body\.(\d+){WB}", r"body.\1.\2"))),
+    Layout("spandrel", "RCAN, names of BasicSR", _rcan, {"arch": "RCAN"}),
     Layout("srcnn", "conv1 to conv3", _table((rf"(conv[123]){WB}", r"\1.\2"))),
 )  # fmt: skip
 
@@ -195,7 +213,7 @@ def recognize(tensors: Tensors, file: Path, key: str) -> ForeignGenerator:
     layout, names = max(tables, key=lambda pair: len(pair[1]))
     strange = sorted(tensors.keys() - names.keys())
     if not names:
-        known = ", ".join(sorted({known.generator for known in LAYOUTS}))
+        known = ", ".join(sorted({known.generator for known in LAYOUTS} - {"spandrel"}))  # whose own loader is asked next
         raise UserError(
             f"{key}: '{file}' does not say which generator it fits, and names such as '{strange[0]}' belong to no known "
             f"generator ({known})"
@@ -227,9 +245,9 @@ def completed(tensors: Tensors) -> Tensors:
     return {**added, **tensors}
 
 
-def _blocks(tensors: Tensors, pattern: str) -> int:
+def _blocks(names: Iterable[str], pattern: str) -> int:
     """The number of different values of the pattern's group."""
-    return len({match[1] for name in tensors if (match := re.match(pattern, name))})
+    return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
 def _rrdb(tensors: Tensors) -> tuple[dict[str, Any], int]:
@@ -290,6 +308,19 @@ def _srvgg_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
     return {"channels": channels, "width": width, "num_blocks": last // 2 - 1, "activation": activation}, scale
 
 
+def _rcan_options(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    """Adds the shift by DIV2K's mean, which the file does not have. No shape shows its `img_range`, which is 255 by default."""
+    width, channels = tensors["head.0.weight"].shape[:2]
+    ups = [tensors[f"tail.0.{2 * number}.weight"].shape[0] for number in range(_blocks(tensors, r"tail\.0\.(\d+)"))]
+    mean = 255 * torch.tensor((0.4488, 0.4371, 0.4040))
+    for name, sign in (("sub_mean", -1), ("add_mean", 1)):
+        tensors |= {f"{name}.weight": torch.eye(3).view(3, 3, 1, 1), f"{name}.bias": sign * mean}
+    reduction = width // tensors["body.0.body.0.body.3.conv_du.0.weight"].shape[0]
+    blocks = _blocks(tensors, r"body\.0\.body\.(\d+)\.body")
+    sizes = {"n_resgroups": _blocks(tensors, r"body\.(\d+)\.body"), "n_resblocks": blocks, "n_feats": width}
+    return {"channels": channels, **sizes, "reduction": reduction}, math.prod(math.isqrt(up // width) for up in ups)
+
+
 def _srcnn(tensors: Tensors) -> tuple[dict[str, Any], None]:
     shapes = [tensors[f"conv{i}.weight"].shape for i in (1, 2, 3)]
     options = {"widths": [shapes[0][0], shapes[1][0]], "kernels": [shape[-1] for shape in shapes]}
@@ -302,5 +333,6 @@ OPTIONS: dict[str, Callable[[Tensors], tuple[dict[str, Any], int | None]]] = {
     "srresnet": _srresnet_options,
     "swinir": _swinir_options,
     "srvgg": _srvgg_options,
+    "spandrel": _rcan_options,
     "srcnn": _srcnn,
 }

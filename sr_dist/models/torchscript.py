@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_dist.core import plugins
-from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.errors import UserError, first_line, with_article
 from sr_dist.core.files import check_exists
 
 
@@ -41,5 +41,5 @@ def without_deprecation() -> Iterator[None]:
 def check_rows(rows: Any, images: Tensor, name: str) -> None:
     """Refuses an output that is not one row per image. `name` is the option and its value."""
     if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images):
-        result = tuple(rows.shape) if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
+        result = tuple(rows.shape) if isinstance(rows, Tensor) else with_article(type(rows).__name__)
         raise UserError(f"{name} returns {result} for {len(images)} images, not one row for each")

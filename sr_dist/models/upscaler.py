@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sr_dist.core import launch_env
-from sr_dist.core.errors import UserError
+from sr_dist.core.errors import UserError, with_article
+from sr_dist.core.files import IMAGE_SUFFIXES
 from sr_dist.core.outputs import write_output
 from sr_dist.core.resize import imresize
 from sr_dist.models import image_files, image_values, trained
@@ -65,23 +66,28 @@ class Upscaler:
     @overload
     def __call__(self, image: str | Path, *, tile: Tile = ..., out: None = ...) -> Image.Image: ...
     @overload
-    def __call__(self, image: Any, *, tile: Tile = ..., out: str | Path) -> Path: ...
+    def __call__(self, image: Any, *, tile: Tile = ..., out: str | Path, overwrite: bool = ...) -> Path: ...
     @overload
     def __call__(self, image: list[Any] | tuple[Any, ...], *, tile: Tile = ..., out: None = ...) -> list[Any]: ...
 
-    def __call__(self, image: Any, *, tile: Any = image_values.UNSET, out: str | Path | None = None) -> Any:
-        """The enlarged image, of the same kind. A list gives a list; a path gives a PIL image, or with `out` a file."""
+    def __call__(
+        self, image: Any, *, tile: Any = image_values.UNSET, out: str | Path | None = None, overwrite: bool = False
+    ) -> Any:
+        """The enlarged image, of the same kind. A list gives a list; a path gives a PIL image, or with `out` a file, which
+        replaces another with `overwrite` only."""
         this = self if tile is image_values.UNSET else replace(self, tile=checked_tile(tile))
         if isinstance(image, list | tuple):
             if out is not None:
                 raise UserError(f"out: '{out}' is one file, and these are {len(image)} images; leave out away")
             return [this(one) for one in image]
+        if out is not None:
+            _check_out(image, Path(out), overwrite)
         try:
             opened, close = image_values.opened(image)
             large = this.image_file(opened)
             return close(large) if out is None else _written(large, Path(out))
         except ImageFileError as problem:
-            name = f"'{image}'" if isinstance(image, str | Path) else f"a {type(image).__name__}"
+            name = f"'{image}'" if isinstance(image, str | Path) else with_article(type(image).__name__)
             raise UserError(f"image: {name}: {problem}") from None
 
     def image_file(self, image: ImageFile) -> ImageFile:
@@ -160,10 +166,28 @@ def checked_tile(tile: Any) -> Tile:
     raise UserError(f"tile: {tile!r}; it is a number of pixels, 'auto', or None for whole images")
 
 
+def _check_out(image: Any, out: Path, overwrite: bool) -> None:
+    """Before anything is computed. The image itself is never replaced."""
+    if out.is_dir():
+        raise UserError(f"out: '{out}' is a folder; name a file, such as '{out / 'large.png'}'")
+    if out.suffix.lower() not in IMAGE_SUFFIXES:
+        raise UserError(f"out: '{out}' has no suffix of an image ({', '.join(IMAGE_SUFFIXES)})")
+    if not out.exists():
+        return
+    if isinstance(image, str | Path) and Path(image).exists() and out.samefile(image):
+        raise UserError(f"out: '{out}' is the image that is read; name another file")
+    if not overwrite:
+        raise UserError(f"out: '{out}' would be overwritten; say overwrite=True, or name another file")
+
+
 def _written(image: ImageFile, out: Path) -> Path:
     if image.pixels.ndim == 4:  # arrays and tensors
         if len(image.pixels) != 1:
             raise UserError(f"out: '{out}' is one file, and these are {len(image.pixels)} images; leave out away")
         image = replace(image, pixels=image.pixels[0], alpha=None if image.alpha is None else image.alpha[0])
-    write_output(out, image_files.encode(image_files.fitting(image, out), out.suffix), "out")
+    try:
+        data = image_files.encode(image_files.fitting(image, out), out.suffix)
+    except ImageFileError as problem:
+        raise UserError(f"out: '{out}': {problem}") from None
+    write_output(out, data, "out")
     return out

@@ -112,6 +112,7 @@ def listing(source: Path) -> tuple[Path, list[Path]]:
     """The images of a folder, or those that match a pattern, and the folder that they lie below."""
     if source.is_dir():
         note_moving(source)
+        note_left_out(source)
         return source, sorted([*images_below(source), *(p for p in files_below(source) if is_still_gif(p))])
     parts = source.parts
     first = next((number for number, part in enumerate(parts) if any(sign in part for sign in WILDCARDS)), len(parts) - 1)
@@ -137,6 +138,29 @@ def note_moving(folder: Path) -> None:
     if moving:
         more = f" and {len(moving) - 1} more" if len(moving) > 1 else ""
         print(f"note: '{sorted(moving)[0]}'{more}: moving pictures are left out; write their frames to a folder", flush=True)
+
+
+def note_left_out(folder: Path) -> None:
+    """Names what a user would take for an image of the folder: links to nothing, and images under other names. Hidden files are
+    left out without a word."""
+    visible = (p for p in files_below(folder) if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    others = sorted(p for p in visible if not p.is_dir() and p.suffix.lower() not in MOVING)
+    links = [p for p in others if p.is_symlink() and not p.exists()]
+    unnamed = [p for p in others if p.suffix.lower() not in IMAGE_SUFFIXES and p.is_file() and is_image(p)]
+    suffixes = f"images without the suffix of one ({' '.join(IMAGE_SUFFIXES)})"
+    for files, reason in ((links, "links to nothing"), (unnamed, suffixes)):
+        if files:
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            print(f"note: '{files[0]}'{more}: {reason} are left out", flush=True)
+
+
+def is_image(path: Path) -> bool:
+    """Whether the header is that of an image, whatever the file is called."""
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Exception:  # Pillow raises many kinds for what is no image
+        return False
 
 
 def refuse_collisions(pairs: Pairs) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sr_dist.core.errors import UserError, first_line, nearest_path
+from sr_dist.core.errors import UserError, first_line, nearest_path, with_article
 from sr_dist.models.weights_formats import PICKLES
 
 Tensors = dict[str, Tensor]
@@ -102,7 +102,7 @@ def unwrapped(loaded: Any, file: Path, key: str) -> tuple[Tensors, dict[str, str
             names = ", ".join(f"'{name}'" for name in list(loaded)[:5]) or "nothing"
             raise UserError(f"{key}: '{file}' holds no tensors of a network; it holds {names}")
         loaded = inner
-    raise UserError(f"{key}: '{file}' holds a {type(loaded).__name__}, not named tensors")
+    raise UserError(f"{key}: '{file}' holds {with_article(type(loaded).__name__)}, not named tensors")
 
 
 def check_tensors(tensors: Tensors, file: Path, key: str) -> None:

@@ -23,7 +23,7 @@ from sr_dist.recipe.sections import Data, Recipe
 from sr_dist.tools import communication, memory, traffic
 from sr_dist.tools.communication import Machine
 from sr_dist.tools.gpus import GB, Gpu
-from sr_dist.tools.step_inputs import quiet, shapes_only, without_published_weights
+from sr_dist.tools.step_inputs import counting, quiet, shapes_only, without_published_weights
 
 EFFICIENCIES = (0.14, 0.30, 0.40)  # of the peak, where neither a share nor a speed is given: low, usual, high
 BACKENDS = {"ddp": "DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}  # as the memory table calls them
@@ -68,8 +68,10 @@ def make(stated: Recipe, request: Request, batch_of_file: int) -> Plan:
         raise UserError(f"precision: bf16, which the {request.gpu.name} computes without its tensor cores; --precision=fp16")
     recipe = without_published_weights(checks.complete(stated))
     images = memory.images_per_micro_batch(recipe, request.gpus)
-    counted = traffic.micro_batch(recipe, images)
-    sizes, _ = memory.parts_sizes(recipe)
+    with counting():
+        counted = traffic.micro_batch(recipe, images)
+        sizes, _ = memory.parts_sizes(recipe)
+        rows = memory_rows(recipe, request)
     micro_batches = request.gpus * recipe.accumulate
     result: Plan = {
         "computed": True,
@@ -83,7 +85,7 @@ def make(stated: Recipe, request: Request, batch_of_file: int) -> Plan:
         "launches_per_step": counted.launches * recipe.accumulate,
         "bytes_per_step": counted.bytes * micro_batches,
         "peak_tflops": request.gpu.peak(recipe.precision, recipe.tf32),
-        "memory": memory_rows(recipe, request),
+        "memory": rows,
         "communication": exchanged(recipe, sizes, request.machine),
         "data": data_facts(recipe, request),
         "learning_rate": rate_facts(recipe, batch_of_file),
@@ -288,7 +290,8 @@ def job_line(recipe_word: str, overrides: Sequence[str], recipe: Recipe, request
 
 def summary(recipe: Recipe, gpus: int, gpu: Gpu, flops_per_image: float | None) -> list[str]:
     """The shortest plan, for the end of a dry run."""
-    sizes, _ = memory.parts_sizes(without_published_weights(recipe))
+    with counting():
+        sizes, _ = memory.parts_sizes(without_published_weights(recipe))
     counts = ", ".join(f"{phase} {(sum(s.trained) + sum(s.frozen)) / 1e6:,.1f} M parameters" for phase, s in sizes.items())
     lines = ["computed, not measured; python -m sr_dist.plan says more:", f"  {counts}"]
     if flops_per_image:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sr_dist.core.errors import UserError, first_line
+from sr_dist.core.errors import UserError, first_line, with_article
 from sr_dist.core.json_text import parse_json
 from sr_dist.core.run_layout import METRICS, parent_folder, parent_of
 from sr_dist.training.tracker import Row
@@ -169,7 +169,7 @@ def parse_row(line: bytes, place: str) -> Row:
 
 def _problem_of(row: Any) -> str | None:
     if not isinstance(row, dict):
-        return f"it is a {type(row).__name__}"
+        return f"it is {with_article(type(row).__name__)}"
     if row.get("step") is None:
         return "it has no step"
     for column, value in row.items():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_dist.core.batch import Batch
+from sr_dist.core.errors import UserError, first_line
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training.networks import build_objective, phase_network
@@ -25,8 +26,12 @@ def objective_and_networks(recipe: Recipe) -> tuple[Any, dict[str, nn.Module]]:
 
 def shapes_only(recipe: Recipe) -> tuple[Any, dict[str, nn.Module]]:
     """The same on the meta device: shapes without numbers, and without initial values, which some of torch's functions read."""
-    with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        objective, networks = objective_and_networks(recipe)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                objective, networks = objective_and_networks(recipe)
+        except NotImplementedError:  # networks of spandrel that compute with tensors while they are built need numbers
+            objective, networks = objective_and_networks(recipe)
     for module in (objective, *networks.values()):
         module.to("meta")  # what was loaded from a file, or made by torch.Tensor(...), which does not heed the device
     return objective, networks
@@ -53,6 +58,20 @@ def without_published_weights(recipe: Recipe) -> Recipe:
         if hasattr(module, "files") and module.files(term):
             content[name] = {**content[name], "weights": "random"}
     return recipe.model_copy(update={"objective": recipe.objective.with_options(content=content)})
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """What is computed of networks without numbers, in which a user's own part may fail in any way: one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as problem:
+        raise UserError(
+            f"operations cannot be counted: the networks do not run on tensors without numbers ({first_line(problem)}); "
+            f"sr_dist.bench step measures them"
+        ) from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_dist.core import plugins
-from sr_dist.core.errors import UserError
+from sr_dist.core.errors import UserError, with_article
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.recipe.sections import Optimizer
 
@@ -100,8 +100,8 @@ def named(name: str, value: Any, optimizer: torch.optim.Optimizer, where: str = 
     kind = next((kind for kind, of in (("bool", bool), ("int", int), ("float", float)) if isinstance(value, of)), None)
     if kind is None or (kind == "int" and abs(value) >= 2**63):
         raise UserError(
-            f"optimizer.name: {type(optimizer).__name__} keeps '{name.rsplit('/', 1)[1]}', a {type(value).__name__}, in {where}; "
-            f"a checkpoint holds tensors and numbers (float, bool, int of 64 bits), so a run could not continue"
+            f"optimizer.name: {type(optimizer).__name__} keeps '{name.rsplit('/', 1)[1]}', {with_article(type(value).__name__)}, "
+            f"in {where}; a checkpoint holds tensors and numbers (float, bool, int of 64 bits), so a run could not continue"
         )
     return {f"{name}:{kind}": torch.tensor(value, dtype=KINDS[kind])}
 

@@ -246,7 +246,59 @@ def swinir(**options):
     return SwinIR(**{**sizes, "img_range": 1.0, "resi_connection": "1conv", **options})
 
 
+class Attention(nn.Module):
+    def __init__(self, width, reduction):
+        super().__init__()
+        less = width // reduction
+        layers = [nn.AdaptiveAvgPool2d(1), conv(width, less, 1), nn.ReLU(), conv(less, width, 1), nn.Sigmoid()]
+        self.attention = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x * self.attention(x)
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, width, reduction):
+        super().__init__()
+        self.rcab = nn.Sequential(conv(width, width), nn.ReLU(), conv(width, width), Attention(width, reduction))
+
+    def forward(self, x):
+        return x + self.rcab(x)
+
+
+class AttentionGroup(nn.Module):
+    def __init__(self, width, blocks, reduction):
+        super().__init__()
+        self.residual_group = nn.Sequential(*(AttentionBlock(width, reduction) for _ in range(blocks)))
+        self.conv = conv(width, width)
+
+    def forward(self, x):
+        return x + self.conv(self.residual_group(x))
+
+
+class NamedRCAN(nn.Module):
+    """BasicSR's names. Inside, images have the range 255 and DIV2K's mean is taken off."""
+
+    def __init__(self, width=8, groups=2, blocks=3, reduction=4, steps=(2, 2)):
+        super().__init__()
+        self.conv_first = conv(3, width)
+        self.body = nn.Sequential(*(AttentionGroup(width, blocks, reduction) for _ in range(groups)))
+        self.conv_after_body, self.conv_last = conv(width, width), conv(width, 3)
+        layers = [layer for step in steps for layer in (conv(width, width * step**2), nn.PixelShuffle(step))]
+        self.upsample = nn.Sequential(*layers)
+
+    def forward(self, x):
+        mean = 255 * torch.tensor((0.4488, 0.4371, 0.4040)).view(1, 3, 1, 1)  # 32 bits: theirs rounds before it multiplies
+        y = self.conv_first(255 * x - mean)
+        return (self.conv_last(self.upsample(y + self.conv_after_body(self.body(y)))) + mean) / 255
+
+
 NETWORKS = {
+    "rcan BasicSR": (
+        lambda: NamedRCAN(), 4,
+        {"name": "spandrel", "arch": "RCAN", "n_feats": 8, "n_resgroups": 2, "n_resblocks": 3, "reduction": 4},
+    ),
+    "rcan BasicSR x3": (lambda: NamedRCAN(steps=(3,)), 3, {}),
     "rrdb new": (lambda: NamedRRDB(), 4, {"name": "rrdb", "num_blocks": 2, "width": 8, "growth": 4}),
     "rrdb new, grey, 3 blocks": (lambda: NamedRRDB(channels=1, num_blocks=3), 4, {"channels": 1, "num_blocks": 3}),
     "rrdb new x2": (lambda: NamedRRDB(fold=2), 2, {"unshuffle": True}),

@@ -122,6 +122,25 @@ def test_a_licence_is_an_identifier(trained_run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("licence", "note"),
+    [
+        ("nonsense", "'nonsense' is not one of the identifiers that Hugging Face knows; 'other' is for"),
+        (
+            "apache-2",
+            "'apache-2' is not one of the identifiers that Hugging Face knows; did you mean 'apache-2.0'?",
+        ),
+        ("cc-by-4.0", None),
+        ("unknown", None),
+    ],
+)
+def test_a_licence_that_hugging_face_does_not_know_is_written_with_a_note(trained_run, tmp_path, capsys, licence, note):
+    export(Export(source=str(trained_run), out=f"{tmp_path}/hub/", license=licence))
+    assert parts(tmp_path / "hub" / "README.md")[0]["license"] == licence
+    out = capsys.readouterr().out
+    assert (f"note: license: {note}" in out) if note else ("note: license" not in out)
+
+
+@pytest.mark.parametrize(
     ("source", "name"),
     [
         ("data/div2k/train", "div2k"),

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
+import types
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from thin_spandrel import THIN
 
+from sr_dist import train
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
 from sr_dist.core.plugins import PACKAGES
@@ -16,43 +21,6 @@ from sr_dist.models.generators import spandrel as generator
 from sr_dist.models.metadata import generator_metadata
 
 spandrel = pytest.importorskip("spandrel")
-THIN = {
-    "ATD": {
-        "embed_dim": 12,
-        "depths": [2],
-        "num_heads": [2],
-        "num_tokens": 8,
-        "category_size": 16,
-        "reducted_dim": 2,
-        "convffn_kernel_size": 3,
-    },
-    "CRAFT": {"embed_dim": 24, "depths": [1], "num_heads": [2]},
-    "Compact": {"num_feat": 8, "num_conv": 2},
-    "DAT": {"embed_dim": 64, "depth": [2], "num_heads": [2], "split_size": [2, 4]},
-    "DCTLSA": {"nf": 10},
-    "DITN": {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1},
-    "DRCT": {"embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8, "gc": 4},
-    "ESRGAN": {"num_filters": 8, "num_blocks": 1},
-    "FDAT": {"embed_dim": 16, "num_groups": 1, "depth_per_group": 2, "num_heads": 2, "mid_dim": 8},
-    "GRL": {"embed_dim": 16, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2]},
-    "HAT": {"embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8, "squeeze_factor": 4},
-    "IPT": {"n_feats": 4, "num_heads": 2, "num_layers": 1, "patch_size": 12},
-    "MMRealSR": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4, "num_feats": [8, 8, 8, 8], "num_blocks": [1, 1, 1, 1]},
-    "MoESR": {"dim": 8, "n_blocks": 1, "n_block": 1, "upsample_dim": 8},
-    "MoSR": {"n_block": 2, "dim": 8},
-    "OmniSR": {"num_feat": 8},
-    "PLKSR": {"dim": 16, "n_blocks": 1},
-    "RCAN": {"n_resgroups": 1, "n_resblocks": 1, "n_feats": 16},
-    "RGT": {"embed_dim": 64, "depth": [2], "num_heads": [2]},
-    "RealCUGAN": {},
-    "RealPLKSR": {"dim": 16, "n_blocks": 1},
-    "SAFMN": {"dim": 8, "n_blocks": 1},
-    "SPAN": {"feature_channels": 8},
-    "SeemoRe": {"num_experts": 2, "num_layers": 1, "embedding_dim": 16},
-    "SwiftSRGAN": {"num_channels": 8, "num_blocks": 1},
-    "Swin2SR": {"embed_dim": 12, "depths": [2], "num_heads": [2]},
-    "SwinIR": {"embed_dim": 12, "depths": [2], "num_heads": [2]},
-}
 # Networks of spandrel that are not for one image, are not for super-resolution, or draw noise while they run (AuraSR).
 OTHERS = {"AuraSR", "SAFMNBCIE"}
 
@@ -149,6 +117,59 @@ def test_a_file_of_others_is_recognized_with_its_options(name, tmp_path):
 def test_mistakes_are_one_line(options, message):
     with pytest.raises(UserError, match=message):
         trained.build(PACKAGES["generator"], {"name": "spandrel", **options}, 2, "generator")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "SwinIR", "embed_dim": 7, "num_heads": [2], "depths": [2]}, "cannot run with these options: "),
+        ({"arch": "RCAN", "n_feats": 8, "reduction": 16, "n_resgroups": 1, "n_resblocks": 1}, "cannot run with these options: "),
+        ({"arch": "RCAN", "channels": 1, "n_feats": 16, "n_resgroups": 1, "n_resblocks": 1}, "cannot run with these options: "),
+        ({"arch": "SwinIR", "upsampler": "none", **THIN["SwinIR"]}, r"makes \(1, 3, 16, 16\) of \(1, 3, 16, 16\), not"),
+    ],
+)
+def test_options_with_which_a_network_cannot_run_are_refused_before_a_run_folder_exists(
+    options, message, tmp_path, photo_shards, capsys
+):
+    network = json.dumps({"name": "spandrel", **options})
+    words = ["srresnet_x4", f"--data.train={photo_shards}", "--data.validation=none", "--data.crop=16", "--scale=2", "--steps=1"]
+    runs = tmp_path / "runs"
+    for more in ([], ["--dry_run"]):
+        assert train.main([*words, f"--generator={network}", f"--runs={runs}", *more]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: generator: spandrel's '") and error.count("\n") == 1
+        assert re.search(message, error), error
+    assert not runs.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", generator.ARCHS)
+def test_the_trial_takes_what_runs_and_changes_no_random_numbers(name):
+    scale = 2 if 2 in generator.ARCHS[name].scales else 4
+    recipe = types.SimpleNamespace(scale=scale, data=types.SimpleNamespace(crop=None))
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    generator.check(generator.Config(arch=name, channels=3, **(THIN[name] or {"pro": True})), recipe)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", generator.ARCHS)
+@pytest.mark.parametrize("size", [(1, 1), (2, 9)])
+def test_images_of_any_size_are_enlarged(name, size):
+    scale = 2 if 2 in generator.ARCHS[name].scales else 4
+    with torch.no_grad():
+        sr = build(name, scale).eval()(torch.rand(1, 3, *size))
+    assert sr.shape == (1, 3, scale * size[0], scale * size[1])
+
+
+def test_windows_larger_than_the_smallest_image_are_tried_on_a_crop():
+    recipe = types.SimpleNamespace(scale=2, data=types.SimpleNamespace(crop=128))
+    options = {"embed_dim": 12, "depths": [2], "num_heads": [2], "window_size": 64}
+    generator.check(generator.Config(arch="SwinIR", **options), recipe)
+    with pytest.raises(UserError, match="cannot run with these options"):
+        generator.check(generator.Config(arch="SwinIR", **{**options, "num_heads": [5]}), recipe)
 
 
 def test_scales_and_launches_that_a_network_does_not_support_are_refused():

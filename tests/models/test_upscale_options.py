@@ -83,6 +83,21 @@ def test_every_format_is_read_and_written(suffix, bicubic, tmp_path, make_photo)
 # ---- what is refused, and what is kept
 
 
+def test_what_looks_like_an_image_and_is_left_out_is_named(bicubic, folder, capsys, make_photo):  # noqa: F811
+    photo = Image.fromarray(make_photo(1, 6, 5))
+    for name in ("in/scan", "in/.hidden", "in/deep/old.dat"):
+        photo.save(name, format="PNG")
+    for name in ("gone.png", ".gone.png"):
+        (folder / name).symlink_to("nowhere.png")
+    assert run(bicubic, "in", "out")
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    suffixes = ".jpg .jpeg .png .webp .bmp .tif .tiff"
+    assert notes == [
+        "note: 'in/gone.png': links to nothing are left out",
+        f"note: 'in/deep/old.dat' and 1 more: images without the suffix of one ({suffixes}) are left out",
+    ]
+
+
 def test_moving_pictures_are_refused_with_the_reason(bicubic, folder, capsys):  # noqa: F811
     frames = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in (0, 90, 180)]
     for name, form in (("in/m.webp", "WEBP"), ("in/m.png", "PNG"), ("in/m.gif", "GIF"), ("in/m.tif", "TIFF")):
@@ -152,6 +167,14 @@ def test_a_large_profile_is_split_over_segments_of_a_jpeg(bicubic, capsys):  # n
 
 
 # ---- scale and precision
+
+
+@pytest.mark.parametrize("outscale", [0.5, 1, 2])
+def test_an_outscale_that_shrinks_is_noted(outscale, bicubic, make_photo, capsys):  # noqa: F811
+    Image.fromarray(make_photo(1, 8, 8)).save("a.png")
+    assert run(bicubic, "a.png", "b.png", outscale=outscale)
+    note = "note: outscale: 0.5 is below 1, so the results are smaller than the images\n"
+    assert (note in capsys.readouterr().out) == (outscale < 1)
 
 
 @pytest.mark.parametrize(("outscale", "size"), [(2, (14, 18)), (3, (21, 27)), (1.5, (11, 14)), (1, (7, 9)), (1.65, (12, 15))])

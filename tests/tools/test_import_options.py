@@ -11,7 +11,9 @@ import yaml
 from sr_dist import import_options as command
 from sr_dist.core import config
 from sr_dist.core.errors import UserError
+from sr_dist.core.plugins import PACKAGES
 from sr_dist.data import data_checks
+from sr_dist.models import trained
 from sr_dist.recipe import checks, shipped
 from sr_dist.recipe.sections import Recipe
 from sr_dist.tools.basicsr.recipe import import_options
@@ -198,10 +200,6 @@ MILESTONES = [50000, 100000, 200000, 300000]
             {"name": "swinir", "channels": 3, "width": 60, "depths": [2, 2], "heads": 6, "window": 8, "mlp_ratio": 2.0,
              "enlarge": "direct", "group_end": "1conv"},
         ),
-        (
-            {"network_g": {"type": "RCAN", "num_in_ch": 3, "num_group": 10}},
-            "generator", {"name": "spandrel", "arch": "RCAN", "channels": 3},
-        ),
         ({"train__scheduler": COSINE}, "schedule", {"name": "cosine", "period": 100000, "restart": True, "lowest": 1e-3}),
         ({"train__warmup_iter": 500}, "schedule", {"name": "milestones", "milestones": MILESTONES, "factor": 0.5, "warmup": 500}),
         (
@@ -213,6 +211,68 @@ MILESTONES = [50000, 100000, 200000, 300000]
 )  # fmt: skip
 def test_networks_schedules_and_optimizers(imported, changes, key, expected):
     assert imported(changed(ESRGAN, **changes)).recipe[key] == expected
+
+
+RCAN = {
+    "type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 32, "num_group": 2, "num_block": 3, "squeeze_factor": 8,
+    "upscale": 4, "res_scale": 1, "img_range": "255.", "rgb_mean": [0.4488, 0.4371, 0.4040],
+}  # fmt: skip
+OF_RCAN = {"n_feats": 32, "n_resgroups": 2, "n_resblocks": 3, "reduction": 8, "res_scale": 1, "rgb_range": 255.0}
+
+
+@pytest.mark.parametrize(
+    ("network", "arch", "expected"),
+    [
+        (RCAN, "RCAN", OF_RCAN),
+        ({"type": "RCAN", "num_feat": 64}, "RCAN", {"n_feats": 64, "n_resblocks": 16}),  # BasicSR's default; spandrel's is 20
+        ({"type": "rcan", "n_feats": 64}, "RCAN", {"n_feats": 64, "norm": False}),  # traiNNer-redux's
+        ({"type": "HAT", "embed_dim": 180, "compress_ratio": 3, "use_checkpoint": True}, "HAT",
+         {"embed_dim": 180, "compress_ratio": 3, "window_size": 7}),
+        ({"type": "dat", "embed_dim": 60, "use_chk": False, "unshuffle_mod": False}, "DAT",
+         {"embed_dim": 60, "split_size": [8, 32], "depth": [6] * 6, "num_heads": [6] * 6}),
+        ({"type": "SPAN", "feature_channels": 32, "norm": False}, "SPAN", {"feature_channels": 32, "norm": False}),
+        ({"type": "span", "num_blocks": 6}, "SPAN", {"feature_channels": 52, "norm": False}),
+        ({"type": "realplksr", "upsampler": "dysample"}, "RealPLKSR", {"dysample": True, "layer_norm": True}),
+        ({"type": "mosr", "upsampler": "pixelshuffle"}, "MoSR", {"upsampler": "ps"}),
+        ({"type": "SwinIR", "embed_dim": 60, "upsampler": "pixelshuffle", "ape": True, "mlp_ratio": 2,
+          "img_size": 56}, "SwinIR",
+         {"embed_dim": 60, "upsampler": "pixelshuffle", "ape": True, "mlp_ratio": 2, "img_size": 56, "window_size": 7}),
+    ],
+)  # fmt: skip
+def test_networks_of_spandrel_keep_their_size(imported, network, arch, expected):
+    """Under spandrel's names, in their types, with the defaults of the file's network where ours differ."""
+    pytest.importorskip("spandrel")
+    result = imported(changed(ESRGAN, network_g=network))
+    section = result.recipe["generator"]
+    assert section == {"name": "spandrel", "arch": arch, "channels": 3, **expected}
+    assert all(type(section[key]) is type(value) for key, value in expected.items())
+    reasons = [reason for path, reason in result.options.without.items() if path.startswith("network_g.")]
+    assert not [reason for reason in reasons if "no such option" in reason]
+    assert trained.build(PACKAGES["generator"], section, 4, "generator") is not None
+
+
+def test_the_sizes_that_a_file_leaves_out_are_named(imported):
+    pytest.importorskip("spandrel")
+    report = imported(changed(ESRGAN, network_g={"type": "RCAN", "num_feat": 64, "num_block": 20})).report()
+    assert any("n_resgroups 10" in line and "reduction 16" in line and "n_feats" not in line for line in report)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({**RCAN, "res_scale": 0.1}, r"^network_g\.res_scale: 0\.1, but spandrel's 'RCAN' has 1 always"),
+        ({**RCAN, "rgb_mean": [0, 0, 0]}, r"^network_g\.rgb_mean: \[0, 0, 0\], but spandrel's 'RCAN' has \[0\.4488"),
+        ({**RCAN, "n_feats": 32}, "^network_g.n_feats: the file has this option under two names"),
+        ({**RCAN, "num_feat": "wide"}, "^network_g.num_feat: 'wide' is a str; it must be an int"),
+        ({"type": "SPAN", "num_blocks": 8}, "^network_g.num_blocks: 8, but spandrel's 'SPAN' has 6 always"),
+        ({"type": "DAT", "width": 8}, "^network_g.width: spandrel's 'DAT' has no such option"),
+        ({"type": "realplksr", "upsampler": "pa"}, "^network_g.upsampler: 'pa' has no equal; choose from pixelshuffle, dysample"),
+    ],
+)  # fmt: skip
+def test_a_size_that_spandrel_cannot_have_is_refused(imported, network, message):
+    pytest.importorskip("spandrel")
+    with pytest.raises(UserError, match=message):
+        imported(changed(ESRGAN, network_g=network))
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,8 @@ def test_the_line_for_sbatch(write, capsys, words, line):
         (["--gpus=8", "--efficiency=0.3", "--images_per_second=9"], "efficiency: give it, or images_per_second"),
         (["--gpus=8", "--efficiency=30"], "efficiency: input should be less than or equal to 1"),
         (["--gpus=8", "--time_limit=soon"], "time_limit: 'soon' is no time"),
+        (["--gpus=8", "--time_limit=-3h"], "time_limit: '-3h' must be above 0\n"),
+        (["--gpus=8", "--time_limit=0"], "time_limit: '0' must be above 0\n"),
         (["--gpus=8", "--gpu=h101"], "gpu: "),
         (["--gpus=8", "--gpu=v100", "--precision=bf16"], "precision: bf16, which the v100 computes without"),
         (["--gpus=8", "--data.crop=none"], "data.crop: none; the cost of whole images"),

@@ -24,7 +24,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from sr_dist.core.batch import DiscriminatorOutput
 from sr_dist.core.config import Names, OptionalPositive, OptionalText, Positive, Settings, Whole
 from sr_dist.core.contracts import Discriminator
-from sr_dist.core.errors import UserError, first_line, nearest
+from sr_dist.core.errors import UserError, first_line, nearest, with_article
 from sr_dist.core.precision import without_autocast
 from sr_dist.models import torchscript
 from sr_dist.models.imagenet import as_imagenet, load_published
@@ -95,7 +95,7 @@ class FeatureDiscriminator(nn.Module):
         maps = list(maps) if isinstance(maps, list | tuple) else [maps]
         for features in maps:
             if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(images):
-                result = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+                result = tuple(features.shape) if isinstance(features, Tensor) else with_article(type(features).__name__)
                 raise UserError(f"{self._name} returns {result} for {len(images)} images, not feature maps (B, C, h, w)")
         return maps
 

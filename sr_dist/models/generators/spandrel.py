@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 
 from sr_dist.core.config import Settings, Whole
 from sr_dist.core.contracts import Generator
-from sr_dist.core.errors import UserError, first_line, nearest
+from sr_dist.core.errors import UserError, first_line, nearest, with_article
 from sr_dist.core.launch_env import Launch
+from sr_dist.recipe.sections import Recipe
 
 SCALE = ("upscale", "upscale_factor", "up_scale", "upscaling_factor", "scale")  # names of the argument
 INPUTS = ("in_chans", "num_in_ch", "in_channels", "in_nc", "inp_channels", "in_ch", "n_colors")
@@ -153,8 +155,35 @@ def build(config: Config, scale: int) -> Generator:
         raise UserError(
             f"generator: spandrel's '{config.arch}' cannot be built with these options: {first_line(problem)}"
         ) from None
-    multiple = arch.multiple if isinstance(arch.multiple, int) else int(options.get(arch.multiple, 1))
-    return fitted(network, arch, scale, multiple)
+    return fitted(network, arch, scale, multiple_of(arch, network_class, options))
+
+
+def check(config: Config, recipe: Recipe) -> None:
+    """Tries the network, because constructors take options with which it cannot run: on the smallest image, which is cheap, and
+    where that is too small for its windows on one as large as in training."""
+    if not config.__pydantic_extra__:
+        return
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers without weights, which fail
+        network: Any = build(config, recipe.scale)
+        network.eval()
+        smallest = network.least + -network.least % network.grain
+        problem = _trial(network, config.channels, smallest)
+        side = (recipe.data.crop or 0) // recipe.scale
+        if problem and side > smallest:
+            problem = _trial(network, config.channels, side)
+    if problem:
+        raise UserError(f"generator: spandrel's '{config.arch}' {problem}")
+
+
+def _trial(network: Any, channels: int, side: int) -> str | None:
+    """What is wrong with a network that enlarges a square, or None."""
+    try:
+        shape = tuple(network(torch.zeros(1, channels, side, side)).shape)
+    except Exception as problem:  # as many kinds as there are networks
+        return f"cannot run with these options: {first_line(problem)}"
+    wanted = (1, channels, side * network.factor, side * network.factor)
+    return None if shape == wanted else f"with these options makes {shape} of {(1, channels, side, side)}, not {wanted}"
 
 
 def refuses(config: Config, launch: Launch) -> str | None:
@@ -164,6 +193,12 @@ def refuses(config: Config, launch: Launch) -> str | None:
     if launch.stage and config.arch == "SPAN":
         return "it computes weights from others outside of the forward pass, which ZeRO does not see; use DDP"
     return None
+
+
+def multiple_of(arch: Arch, network_class: Any, options: dict[str, Any]) -> int:
+    if isinstance(arch.multiple, int):
+        return arch.multiple
+    return int(options.get(arch.multiple, inspect.signature(network_class).parameters[arch.multiple].default))
 
 
 def arch_of(name: str) -> Arch:
@@ -217,7 +252,8 @@ def typed_like(value: Any, default: Any, key: str) -> Any:
         numbers = isinstance(default, int | float) and isinstance(value, int | float)
         if isinstance(default, bool) != isinstance(value, bool) or not (numbers or type(default) is type(value)):
             raise UserError(
-                f"{key}: {value!r} is a {type(value).__name__}; it must be a {type(default).__name__}, such as {default}"
+                f"{key}: {value!r} is {with_article(type(value).__name__)}; it must be {with_article(type(default).__name__)}, "
+                f"such as {default}"
             )
     return list(value) if isinstance(value, tuple) else value
 

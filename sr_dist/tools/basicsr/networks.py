@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-from typing import Any
-
 from sr_dist.core.config import Tree
 from sr_dist.core.errors import UserError
+from sr_dist.tools.basicsr import spandrel_options
 from sr_dist.tools.basicsr.options import Options, texts, whole, whole_numbers, yes
 
-CHANNELS = ("num_in_ch", "num_out_ch", "in_chans", "in_nc", "out_nc", "in_channels", "out_channels", "n_colors")
-SCALES = ("upscale", "scale", "upscaling_factor", "upscale_factor")
+CHANNELS = (
+    "num_in_ch", "num_out_ch", "in_chans", "in_nc", "out_nc", "in_channels", "out_channels", "n_colors", "in_ch", "out_ch",
+    "inp_channels",
+)  # fmt: skip
+SCALES = ("upscale", "scale", "upscaling_factor", "upscale_factor", "up_scale")
 ENLARGE = {"pixelshuffle": "shuffle", "pixelshuffledirect": "direct", "nearest+conv": "nearest"}
 ACTIVATIONS = {"prelu": "prelu", "relu": "relu", "leakyrelu": "leaky_relu"}
 PLAIN: dict[str, tuple[str, dict[str, tuple[str, int]]]] = {  # type, in small letters -> our name; option -> our key, its default
@@ -42,7 +42,9 @@ def generator(options: Options, scale: int) -> Tree:
     elif kind.lower() == "swinir" and _is_plain_swinir(options):
         section = {"name": "swinir", **section, **_swinir(options)}
     else:
-        section = {"name": "spandrel", "arch": _arch(kind), **section, **_constructor_options(options, kind)}
+        arch = _arch(kind)
+        own = spandrel_options.constructor_options(options, kind, arch, (*CHANNELS, *SCALES))
+        section = {"name": "spandrel", "arch": arch, **section, **own}
     options.note(
         "network_g.type", f"generator.name: {section['name']}" + (f", arch: {section['arch']}" if "arch" in section else "")
     )
@@ -109,29 +111,6 @@ def _arch(kind: str) -> str:
             f"and with spandrel {', '.join(ARCHS)}"
         )
     return names[kind.lower()]
-
-
-def _constructor_options(options: Options, kind: str) -> Tree:
-    """Options of the constructor of spandrel's network under the same names. Others are listed."""
-    given: dict[str, Any] = options.tree["network_g"]
-    own = [name for name in given if name != "type" and name not in CHANNELS and name not in SCALES]
-    if importlib.util.find_spec("spandrel") is None:
-        options.checks.append("spandrel is not installed, so the generator's options were not compared with its network.")
-        known = set(own)
-    else:
-        from sr_dist.models.generators import spandrel  # loads torch, which most files do without
-
-        name = _arch(kind)
-        arch = spandrel.ARCHS[name]
-        known = set(inspect.signature(spandrel.class_of(arch, name, arch.scales[0])).parameters)
-    section = {}
-    for name in own:
-        if name in known:
-            section[name] = given[name]
-            options.note(f"network_g.{name}", f"generator.{name}")
-        else:
-            options.drop(f"network_g.{name}", "spandrel's network has no such option")
-    return section
 
 
 def discriminator(options: Options, crop: int) -> Tree:
