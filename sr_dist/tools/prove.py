@@ -49,6 +49,7 @@ EQUAL, UNEQUAL, BY_DESIGN, REFUSED, FAILED, SEEN, UNSEEN = (
 )
 WRONG = (UNEQUAL, FAILED, UNSEEN)
 TOGETHER = "another training: a loss depends on which images share a micro-batch"
+DRAWN = "random numbers inside a step depend on the rank and the micro-batch: set dropout to 0"
 UNSEEDED = (
     "random numbers that no seed gives (Python's random, NumPy, os.urandom): the same images have other losses each time; draw "
     "them with torch"
@@ -307,6 +308,8 @@ def of_reference(reference: Trainings, limit: float) -> list[Row]:
         table.append(row)
     if result.unseeded:
         explain(table, UNSEEDED)
+    elif result_of(reference.run("sgd")).drawn:
+        explain(table, DRAWN)
     return [*table, *of_faults(reference, reference, limit)]
 
 
@@ -325,9 +328,8 @@ def of_backend(own: Trainings, reference: Trainings, name: str, limit: float) ->
     table += [continued(own, f"{name}, continued"), moved(own, reference, f"{name}, from one process", limit)]
     if result_of(reference.run("start")).unseeded:
         explain(table, UNSEEDED)
-    drawn = any(result_of(own.run(run)).drawn for run in ("sgd", "own"))
-    if drawn and any(row.verdict == UNEQUAL for row in table):
-        table[0] = replace(table[0], note=table[0].note or "random numbers inside a step depend on the rank: set dropout to 0")
+    elif any(result_of(own.run(run)).drawn for run in ("sgd", "own")):
+        explain(table, DRAWN)
     return table
 
 
