@@ -26,8 +26,9 @@ RANKS = 2
 CLOSE = 1e-4  # of the largest change: rounding is less
 
 
-def try_out(settings: Optimizer, device: torch.device, zero: bool, on_host: bool = False) -> None:
-    """Refuses an optimizer with which a run could not continue, or whose updates would be others under ZeRO."""
+def try_out(settings: Optimizer, network: nn.Module, device: torch.device, zero: bool, on_host: bool = False) -> None:
+    """Refuses an optimizer that cannot train the network, with which a run could not continue, or whose updates would be others
+    under ZeRO."""
     if "." not in settings.name:
         return
     path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")[1]
@@ -37,13 +38,14 @@ def try_out(settings: Optimizer, device: torch.device, zero: bool, on_host: bool
         try:
             trial = Trial(few_weights(device), build)
             trial.take(few_gradients(device))
+            check_resume(path, trial, Trial(few_weights(device), build), device)
         except UserError:
             raise
-        except Exception as problem:  # one for convolutions only, say; without ZeRO the training itself shows it
+        except Exception as problem:  # one for convolutions only, say
+            check_shapes_of(path, network, build)
             if zero:
                 raise UserError(failed(path, problem)) from None
             return
-        check_resume(path, trial, Trial(few_weights(device), build), device)
         if zero:
             whole = Trial(few_weights(device), build)
             whole.take(few_gradients(device))
@@ -119,6 +121,22 @@ def goes_on_as(trial: Trial, fresh: Trial, device: torch.device) -> bool:
     # a number on the host comes back on the device, which may round another way
     rounding = 0.0 if device.type == "cpu" else CLOSE * float((trial.joined() - begun).nan_to_num().abs().max())
     return trial.joined().allclose(fresh.joined(), rtol=0, atol=rounding, equal_nan=True)
+
+
+def check_shapes_of(path: Path, network: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+    """Tries the optimizer with the network's smallest parameter of each number of dimensions."""
+    trained = sorted((p for p in network.parameters() if p.requires_grad), key=torch.numel, reverse=True)
+    smallest = {parameter.ndim: parameter for parameter in trained}.values()
+    weights = nn.ParameterList(nn.Parameter(parameter.detach().clone()) for parameter in smallest)
+    try:
+        Trial(weights, build).take([[torch.ones_like(weight) for weight in weights]] * STEPS)
+    except UserError:
+        raise
+    except Exception as problem:
+        raise UserError(
+            f"optimizer.name: '{path}' ended in an error when it was tried with a few weights ({first_line(problem)}); its step "
+            f"is called without arguments, after each weight has got its gradient"
+        ) from None
 
 
 def few_weights(device: torch.device) -> nn.ParameterList:
