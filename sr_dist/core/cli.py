@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 
 from sr_dist.core import launch_env
 from sr_dist.core.config import Settings, SettingsType, typed
-from sr_dist.core.errors import UserError, nearest
+from sr_dist.core.errors import RunEnded, UserError, nearest
 from sr_dist.core.passwords import without_passwords
 from sr_dist.core.printable import printable
 
@@ -103,6 +103,10 @@ def _answer(work: Callable[[Words, Options], int | None], make_help: Callable[[]
         if launch_env.prints_mistakes():
             print(f"error: {mistake}".replace("\n", " "), file=sys.stderr, flush=True)
         return 2
+    except RunEnded as end:
+        if launch_env.rank() == 0:
+            print(printable(f"error: {end}"), file=sys.stderr, flush=True)
+        return 1
     except (PermissionError, NotADirectoryError) as problem:
         if not problem.filename:
             raise

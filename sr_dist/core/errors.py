@@ -29,6 +29,11 @@ class UserError(ValueError):
         super().__init__(message)
 
 
+class RunEnded(RuntimeError):
+    """A run has ended itself, on all ranks alike, such as after a collapse. Commands print it as one line that starts with
+    `error:` and exit with 1."""
+
+
 @contextmanager
 def renamed_key(key: str, to: str) -> Iterator[None]:
     """A mistake under the key of one command is told under that of another, which shares its code."""

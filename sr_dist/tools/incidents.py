@@ -28,14 +28,14 @@ Cause = Literal["mistake", "diverged", "signal", "network", "device", "error", "
 MISTAKE = 2  # exit code
 FAULTS = ("signal", "network", "device")  # another attempt, on other nodes, may succeed
 TAIL = 1 << 16  # bytes of the end of a file
-DIVERGED = re.compile(r"^sr_dist\.training\.loop\.Diverged: ")  # the last line of its traceback
+DIVERGED = re.compile(r"error: the training has (diverged|collapsed): ")  # as `training.rollback.ended` says it
 DEVICE = re.compile(r"CUDA error|CUDNN_STATUS|CUBLAS_STATUS|AcceleratorError|uncorrectable ECC|hipError", re.IGNORECASE)
 NETWORK = re.compile(
     r"nccl\w+Error|NCCL (error|operation .*timed out)|Watchdog caught collective|Dist(Backend|Network|Store)Error|gloo/transport|"
     r"Connection (closed|reset) by peer|Connection refused|No route to host"
 )
 PEER = re.compile(r"Connection (closed|reset) by peer|Connection refused|No route to host|ncclRemoteError|Watchdog|timed out")
-ERROR = re.compile(r"[\w.]*(Error|Exception|Diverged|SaveFailed)\b")  # the last line of a traceback
+ERROR = re.compile(r"error: |[\w.]*(Error|Exception|SaveFailed)\b")  # the line of a command, or the last one of a traceback
 
 
 class Incident(Settings):

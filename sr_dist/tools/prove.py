@@ -48,6 +48,12 @@ EQUAL, UNEQUAL, BY_DESIGN, REFUSED, FAILED, SEEN, UNSEEN = (
     "NOT SEEN",
 )
 WRONG = (UNEQUAL, FAILED, UNSEEN)
+TOGETHER = "another training: a loss depends on which images share a micro-batch"
+DRAWN = "random numbers inside a step depend on the rank and the micro-batch: set dropout to 0"
+UNSEEDED = (
+    "random numbers that no seed gives (Python's random, NumPy, os.urandom): the same images have other losses each time; draw "
+    "them with torch"
+)
 
 
 @dataclass(frozen=True)
@@ -298,9 +304,21 @@ def of_reference(reference: Trainings, limit: float) -> list[Row]:
     if reference.run("sgd_many").exists():
         row = compared(f"{ONE}, {MANY} micro-batches", reference.run("sgd_many"), reference, "sgd", limit)
         if result.shared and row.verdict == UNEQUAL:
-            row = replace(row, verdict=BY_DESIGN, note="another training: a loss depends on which images share a micro-batch")
+            row = replace(row, verdict=BY_DESIGN, note=TOGETHER)
         table.append(row)
+    if result.unseeded:
+        explain(table, UNSEEDED)
+    elif result_of(reference.run("sgd")).drawn:
+        explain(table, DRAWN)
     return [*table, *of_faults(reference, reference, limit)]
+
+
+def explain(table: list[Row], reason: str) -> None:
+    """Adds a reason to the first row that is different."""
+    number = next((number for number, row in enumerate(table) if row.verdict == UNEQUAL), None)
+    if number is not None:
+        note = table[number].note
+        table[number] = replace(table[number], note=f"{note}; {reason}" if note else reason)
 
 
 def of_backend(own: Trainings, reference: Trainings, name: str, limit: float) -> list[Row]:
@@ -308,9 +326,10 @@ def of_backend(own: Trainings, reference: Trainings, name: str, limit: float) ->
     row = verdict(replace(row, losses=_most(row.losses, loss_difference(own.run("own"), reference.run("own")))), limit)
     table = [row, *([] if not own.run("sgd_many").exists() else [accumulated(own, reference, name, limit)])]
     table += [continued(own, f"{name}, continued"), moved(own, reference, f"{name}, from one process", limit)]
-    drawn = any(result_of(own.run(run)).drawn for run in ("sgd", "own"))
-    if drawn and any(row.verdict == UNEQUAL for row in table):
-        table[0] = replace(table[0], note=table[0].note or "random numbers inside a step depend on the rank: set dropout to 0")
+    if result_of(reference.run("start")).unseeded:
+        explain(table, UNSEEDED)
+    elif any(result_of(own.run(run)).drawn for run in ("sgd", "own")):
+        explain(table, DRAWN)
     return table
 
 

@@ -29,6 +29,7 @@ class Result:
     changed: list[str]  # tensors of the losses, whose networks are frozen, that changed
     drawn: bool  # random numbers inside a step
     shared: bool  # a loss depends on which images are together
+    unseeded: bool = False  # a loss of the same images is another one each time
 
 
 def result_of(run: Path) -> Result:

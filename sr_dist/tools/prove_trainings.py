@@ -34,6 +34,7 @@ from sr_dist.training.run import Run
 NOT_FROZEN, NOT_REDUCED, NOT_DIVIDED = "discriminator not frozen", "gradients not reduced", "loss not divided"
 FAULTS = (NOT_FROZEN, NOT_REDUCED, NOT_DIVIDED)
 PROBED = 8  # images that tell whether a loss depends on the images beside it
+PROBED_STEP, PASSES = 1, 3  # of the same images
 ROUNDING = 1e-4  # relative, and more than that of any loss
 
 
@@ -46,7 +47,7 @@ class Job:
     fault: str | None = None
     continues: str | None = None  # a run folder, a copy of which is continued
     measured: str | None = None  # a run folder of one step, whose gradients give the rates
-    divides: bool = False  # also asks whether losses depend on which images are together; in one process
+    divides: bool = False  # also asks whether losses repeat, and depend on which images are together; in one process
 
 
 def run_all(file: str) -> None:
@@ -78,16 +79,17 @@ def train(recipe: Recipe, divides: bool) -> Result:
     assert isinstance(run.objective, nn.Module)
     networks = run.objective.state_dict()  # those of the losses, which are frozen
     before = {name: value.clone() for name, value in networks.items()}
-    shared = divides and depends_on_others(run)
+    unseeded, shared = probe(run) if divides else (False, False)
     assert fit(run)
-    drawn = draws_random_numbers(run)
+    drawn = draws_random_numbers(run, run.step)
     if run.objective.validation == "classification":
         classification.report(run)
     run.loader.close()
     run.stop.close()
     run.watchdog.close()
     run.log.close()
-    return Result(state, [name for name, value in networks.items() if not value.equal(before[name])], drawn, shared)
+    changed = [name for name, value in networks.items() if not value.equal(before[name])]
+    return Result(state, changed, drawn, shared, unseeded)
 
 
 def unequal_state(run: Run) -> list[str]:
@@ -107,33 +109,39 @@ def unequal_state(run: Run) -> list[str]:
     return unequal
 
 
-def draws_random_numbers(run: Run) -> bool:
-    """Whether the last step has used the random numbers of the rank, as dropout does: others follow where ranks are others."""
+def draws_random_numbers(run: Run, step: int) -> bool:
+    """Whether the step that was just computed has used the random numbers of the rank, as dropout does: others follow where ranks
+    are others."""
     after = torch.default_generator.get_state()
-    seed_everything(run.recipe.seed, run.step, run.device)
+    seed_everything(run.recipe.seed, step, run.device)
     return not after.equal(torch.default_generator.get_state())
 
 
 # -------------------------------------------------------------------------------------------- losses of images together
 
 
-def depends_on_others(run: Run) -> bool:
-    """Whether the losses of images differ from those of their halves, as with batch normalization."""
+def probe(run: Run) -> tuple[bool, bool]:
+    """Whether the same images have other losses in every pass, although the step's seed is the same, and whether the losses of
+    images differ from those of their halves, as with batch normalization. Random numbers of a step hide the second."""
     if run.recipe.data.crop is None:
-        return False
+        return False, False
     images = run.loader.first_batches(PROBED)
     half = len(images) // 2
     if not half:
-        return False
-    whole, *parts = (losses(run, joined(some)) for some in (images[: 2 * half], images[:half], images[half : 2 * half]))
+        return False, False
+    whole, *again = [losses(run, joined(images[: 2 * half])) for _ in range(PASSES)]
+    unseeded = any(repr(other) != repr(whole) for other in again)  # NaN is equal to NaN
+    if unseeded or draws_random_numbers(run, PROBED_STEP):
+        return unseeded, False
+    parts = [losses(run, joined(some)) for some in (images[:half], images[half : 2 * half])]
     means = {name: (parts[0][name] + parts[1][name]) / 2 for name in whole}
-    return any(abs(value - means[name]) > ROUNDING * max(abs(value), ROUNDING) for name, value in whole.items())
+    return False, any(abs(value - means[name]) > ROUNDING * max(abs(value), ROUNDING) for name, value in whole.items())
 
 
 def losses(run: Run, batch: Batch) -> dict[str, float]:
     """Every term of every phase, from copies of the networks."""
     networks = {phase: copy.deepcopy(engine.bare) for phase, engine in run.engines.items()}
-    seed_everything(run.recipe.seed, 1, run.device)
+    seed_everything(run.recipe.seed, PROBED_STEP, run.device)
     output = run.objective(networks[run.primary], batch)
     terms = dict(step.loss_of(run.objective, run.primary)(networks.get("discriminator"), batch, output))
     for phase in list(networks)[1:]:
@@ -149,7 +157,13 @@ def joined(images: Sequence[Batch]) -> Batch:
         return torch.cat([getattr(image, field) for image in images])
 
     return replace(
-        images[0], lr=together("lr"), hr=together("hr"), label=together("label"), keys=keys, attributes=attributes, step=1
+        images[0],
+        lr=together("lr"),
+        hr=together("hr"),
+        label=together("label"),
+        keys=keys,
+        attributes=attributes,
+        step=PROBED_STEP,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,7 @@ def replay(recipe: Recipe, request: Request) -> int:
     if recipe.data.reader == "webdataset":
         raise UserError("RUN: it was trained with data.reader=webdataset, whose batches cannot be repeated")
     recorded = records(request.run / METRICS, request.first, request.last)
-    if not recorded:
-        raise UserError(f"from: {METRICS} of '{request.run}' has no row of the steps {request.first} to {request.last}")
+    check_steps(recipe, request, recorded)
     run_folder.check_recipe(request.run, recipe)
     find_weights(recipe)
     start = first_checkpoint(request)
@@ -93,6 +93,15 @@ def replay(recipe: Recipe, request: Request) -> int:
     if lock:
         lock.close()
     return code
+
+
+def check_steps(recipe: Recipe, request: Request, recorded: Records) -> None:
+    """Refuses steps that the run has not taken. It may have taken those after its last row that have none themselves."""
+    if not recorded:
+        raise UserError(f"from: {METRICS} of '{request.run}' has no row of the steps {request.first} to {request.last}")
+    last = max(records(request.run / METRICS, request.first, sys.maxsize))
+    if request.last > min(recipe.steps, last + recipe.log_every - 1):
+        raise UserError(f"to: {request.last}, but the last step in {METRICS} of '{request.run}' is {last}")
 
 
 def _replay(run: Run, request: Request, recorded: Records, start: int | None) -> int:

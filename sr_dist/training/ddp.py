@@ -32,7 +32,7 @@ class DDPEngine:
         self.settings = recipe.optimizer_of(phase)
         self.bare = network.to(accelerator.device)
         self.buffers = Buffers(self.bare)  # first, because backends keep references to buffers
-        try_out(self.settings, accelerator.device, zero=False)
+        try_out(self.settings, self.bare, accelerator.device, zero=False)
         self.optimizer = build_optimizer(self.bare, self.settings)
         self._groups = Groups(self.optimizer)
         begin_momentum(self.optimizer)

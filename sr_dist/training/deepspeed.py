@@ -43,7 +43,7 @@ class DeepSpeedEngine:
         config = configuration(recipe, self.settings, self.stage, zero.offload, sum(p.numel() for p in self.bare.parameters()))
         zero.add_to(config)
         on_host = zero.offload is not None
-        try_out(self.settings, accelerator.device, zero=True, on_host=on_host)
+        try_out(self.settings, self.bare, accelerator.device, zero=True, on_host=on_host)
         self.engine, *_ = deepspeed.initialize(
             model=self.bare,
             optimizer=build_optimizer(self.bare, self.settings, on_host=on_host),

@@ -35,6 +35,8 @@ SKIPPED_AT_THE_END = 3  # steps in a row; the weights of a run that ends so are 
 class Diverged(Collapsed):
     """Too many steps in a row had gradients that are not finite."""
 
+    kind = "diverged"
+
 
 def fit(run: Run, profile: Span | None = None) -> bool:
     """Trains up to the recipe's last step. Returns False if the run was asked to stop before. All ranks must call."""

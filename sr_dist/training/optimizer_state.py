@@ -29,7 +29,13 @@ def build_optimizer(network: nn.Module, settings: Optimizer, on_host: bool = Fal
         raise UserError("init.freeze: its patterns freeze every parameter; there is nothing to train")
     name, path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")
     module = plugins.need(plugins.import_part(name, path, "optimizer.name"), "build", path, "optimizer.name")
-    return module.build(parameters, settings, not on_host)
+    optimizer = module.build(parameters, settings, not on_host)
+    if not all(hasattr(optimizer, name) for name in ("step", "state", "param_groups")):
+        raise UserError(
+            f"optimizer.name: '{path}': build returned a {type(optimizer).__name__}, not an optimizer; it returns a "
+            f"torch.optim.Optimizer of the parameters that it is given"
+        )
+    return optimizer
 
 
 def begin_momentum(optimizer: torch.optim.Optimizer) -> None:

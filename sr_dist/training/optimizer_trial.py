@@ -1,11 +1,15 @@
-"""Tries an optimizer of the user's own on a few numbers, before training: can its state be saved, and does ZeRO suit it?"""
+"""Tries an optimizer of the user's own on a few numbers, before training: can its state be saved, does it go on as before with
+the state that was saved, and does ZeRO suit it?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,37 +17,126 @@ from sr_dist.core import plugins
 from sr_dist.core.errors import UserError, first_line
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.recipe.sections import Optimizer
-from sr_dist.training.optimizer_state import Groups, build_optimizer, is_cut, optimizer_state
+from sr_dist.training.optimizer_state import Groups, build_optimizer, is_cut, load_optimizer_state, optimizer_state
 
 SHAPES = ((2, 3), (2, 2, 1, 2), (4,))
 STEPS = 3  # some statistics enter an update only at the second step
+STEPS_AFTER = 12  # of an optimizer with the state that was saved; some act only in every fifth step
 RANKS = 2
 CLOSE = 1e-4  # of the largest change: rounding is less
 
 
-def try_out(settings: Optimizer, device: torch.device, zero: bool, on_host: bool = False) -> None:
-    """Refuses an optimizer with which a run could not continue, or whose updates would be others under ZeRO."""
+def try_out(settings: Optimizer, network: nn.Module, device: torch.device, zero: bool, on_host: bool = False) -> None:
+    """Refuses an optimizer that cannot train the network, with which a run could not continue, or whose updates would be others
+    under ZeRO."""
     if "." not in settings.name:
         return
     path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")[1]
     device = torch.device("cpu") if on_host else device
+    build = partial(build_optimizer, settings=settings, on_host=on_host)
+    with random_numbers_restored(device):
+        try:
+            trial = Trial(few_weights(device), build)
+            trial.take(few_gradients(device))
+            check_resume(path, trial, Trial(few_weights(device), build), device)
+        except UserError:
+            raise
+        except Exception as problem:  # one for convolutions only, say
+            check_shapes_of(path, network, build)
+            if zero:
+                raise UserError(failed(path, problem)) from None
+            return
+        if zero:
+            whole = Trial(few_weights(device), build)
+            whole.take(few_gradients(device))
+            check_shapes(path, whole.optimizer, whole.weights)
+            compare(path, whole.weights, build, device)
+
+
+class Trial:
+    """A few weights with an optimizer."""
+
+    def __init__(self, network: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+        self.network, self.optimizer = network, build(network)
+        self.weights: list[Tensor] = list(network.parameters())
+        self._groups = Groups(self.optimizer)
+
+    def take(self, steps: Iterable[list[Tensor]]) -> None:
+        """Every step begins with the same random numbers, as in training."""
+        for number, gradients in enumerate(steps):
+            seed_all(number)
+            step_with(self.optimizer, self.weights, gradients)
+
+    def joined(self) -> Tensor:
+        """The weights as one vector, a copy."""
+        return torch.cat([weight.detach().flatten() for weight in self.weights])
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has of the optimizer."""
+        return optimizer_state(self.network, self.optimizer) | self._groups.changed()
+
+    def load(self, other: Trial) -> None:
+        """As when a run continues: from the weights and from `state()`."""
+        self.network.load_state_dict(other.network.state_dict())
+        state = other.state()
+        load_optimizer_state(self.network, self.optimizer, state)
+        self._groups.load(state)
+
+
+@contextmanager
+def random_numbers_restored(device: torch.device) -> Iterator[None]:
+    """What is drawn afterwards is what would have been drawn without the trial."""
+    python, numpy = random.getstate(), np.random.get_state()
     try:
-        network = few_weights(device)
-        optimizer = build_optimizer(network, settings, on_host)
-        groups = Groups(optimizer)
-        for gradients in few_gradients(device):
-            step_with(optimizer, list(network.parameters()), gradients)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def seed_all(number: int) -> None:
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)
+
+
+def check_resume(path: Path, trial: Trial, fresh: Trial, device: torch.device) -> None:
+    fresh.load(trial)
+    if not goes_on_as(trial, fresh, device):
+        raise UserError(
+            f"optimizer.name: '{path}' keeps state outside of optimizer.state, such as in its own attributes or in a "
+            f"generator of random numbers, which a resume would lose; put it there as tensors or numbers"
+        )
+
+
+def goes_on_as(trial: Trial, fresh: Trial, device: torch.device) -> bool:
+    """Whether both get the same weights. One after the other takes the steps, because a file may keep numbers in its module."""
+    begun, gradients = trial.joined(), list(few_gradients(device, STEPS_AFTER, seed=2))
+    trial.take(gradients)
+    try:
+        fresh.take(gradients)
+    except Exception:  # it misses what it kept elsewhere
+        return False
+    # a number on the host comes back on the device, which may round another way
+    rounding = 0.0 if device.type == "cpu" else CLOSE * float((trial.joined() - begun).nan_to_num().abs().max())
+    return trial.joined().allclose(fresh.joined(), rtol=0, atol=rounding, equal_nan=True)
+
+
+def check_shapes_of(path: Path, network: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+    """Tries the optimizer with the network's smallest parameter of each number of dimensions."""
+    trained = sorted((p for p in network.parameters() if p.requires_grad), key=torch.numel, reverse=True)
+    smallest = {parameter.ndim: parameter for parameter in trained}.values()
+    weights = nn.ParameterList(nn.Parameter(parameter.detach().clone()) for parameter in smallest)
+    try:
+        Trial(weights, build).take([[torch.ones_like(weight) for weight in weights]] * STEPS)
     except UserError:
         raise
-    except Exception as problem:  # one for convolutions only, say; without ZeRO the training itself shows it
-        if zero:
-            raise UserError(failed(path, problem)) from None
-        return
-    optimizer_state(network, optimizer)
-    groups.changed()
-    if zero:
-        check_shapes(path, optimizer, list(network.parameters()))
-        compare(path, list(network.parameters()), lambda weights: build_optimizer(weights, settings, on_host), device)
+    except Exception as problem:
+        raise UserError(
+            f"optimizer.name: '{path}' ended in an error when it was tried with a few weights ({first_line(problem)}); its step "
+            f"is called without arguments, after each weight has got its gradient"
+        ) from None
 
 
 def few_weights(device: torch.device) -> nn.ParameterList:
@@ -51,9 +144,9 @@ def few_weights(device: torch.device) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(torch.randn(shape, generator=draw).to(device)) for shape in SHAPES)
 
 
-def few_gradients(device: torch.device) -> Iterator[list[Tensor]]:
-    draw = torch.Generator().manual_seed(1)
-    for _ in range(STEPS):
+def few_gradients(device: torch.device, steps: int = STEPS, seed: int = 1) -> Iterator[list[Tensor]]:
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
         yield [torch.randn(shape, generator=draw).to(device) for shape in SHAPES]
 
 

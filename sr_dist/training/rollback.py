@@ -17,13 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sr_dist.core import ranks
+from sr_dist.core.errors import RunEnded
 from sr_dist.core.run_layout import RUN, checkpoint_folder, checkpoint_steps, record_rollbacks, rollbacks_of
 from sr_dist.training.checkpoint import damage
 from sr_dist.training.run import Rollback, Run
 
 
-class Collapsed(RuntimeError):
+class Collapsed(RunEnded):
     """The run is of no use from the step `since` on."""
+
+    kind = "collapsed"
 
     def __init__(self, text: str, since: int) -> None:
         super().__init__(text)
@@ -50,6 +53,19 @@ def begin(run: Run, collapse: Collapsed) -> bool:
         return True
 
     return bool(ranks.from_first(write))
+
+
+def ended(run: Run, collapse: Collapsed) -> Collapsed:
+    """What the command says when the run is over. All ranks must call."""
+
+    def place() -> str:
+        run.writer.wait()
+        if (to := target(run, collapse.since)) is not None:
+            return f"the checkpoint of step {to} is from before"
+        return "no checkpoint is from before" if checkpoint_steps(run.recipe.folder) else "no checkpoint exists yet"
+
+    text = f"the training has {collapse.kind}: {collapse}; {ranks.from_first(place)}"
+    return type(collapse)(text, collapse.since)
 
 
 def target(run: Run, since: int) -> int | None:

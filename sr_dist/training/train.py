@@ -72,9 +72,14 @@ def attempt(run: Run, estimates: Estimates, profile: Span | None) -> bool | None
             classification.report(run)
         return done
     except Exception as caught:
-        if isinstance(caught, rollback.Collapsed) and rollback.begin(run, caught):
-            release(run)
-            return None
+        if isinstance(caught, rollback.Collapsed):
+            if rollback.begin(run, caught):
+                release(run)
+                return None
+            end = rollback.ended(run, caught)
+            run.log.info(f"ended after step {run.step}: {end}")
+            run.log.close(code=1)
+            raise end from None
         problem = run.loader.describe_failure(caught)
         if is_full(caught):
             problem = out_of_memory(run, caught, estimates.memory)

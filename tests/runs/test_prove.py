@@ -79,6 +79,24 @@ class Wrong(Net):
     def forward(self, lr: torch.Tensor) -> torch.Tensor:
         return super().forward(lr) * self.gain
 '''
+NOISY = '''
+"""The same network, and a factor that no seed gives."""
+
+import random
+
+from torch import Tensor, nn
+from mine.net import Config, Net
+
+
+def build(config: Config, scale: int) -> nn.Module:
+    return Noisy(config.width, scale)
+
+
+class Noisy(Net):
+    def forward(self, lr: Tensor) -> Tensor:
+        return super().forward(lr) * (1 + 0.1 * random.random())
+'''
+DROPPED = NOISY.replace("super().forward(lr) * (1 + 0.1 * random.random())", "nn.functional.dropout(super().forward(lr), 0.1)")
 RECIPE = {
     "discriminator": "{name: patch, widths: [8, 12], norm: none}",
     "objective.content": "{mse: 1.0, mine.edges: 0.5}",
@@ -88,7 +106,7 @@ RECIPE = {
 @pytest.fixture
 def folder(tmp_path) -> Path:
     (tmp_path / "mine").mkdir()
-    for name, code in (("net", NET), ("edges", LOSS), ("wrong", WRONG)):
+    for name, code in (("net", NET), ("edges", LOSS), ("wrong", WRONG), ("noisy", NOISY), ("dropped", DROPPED)):
         (tmp_path / "mine" / f"{name}.py").write_text(code)
     return tmp_path
 
@@ -122,3 +140,19 @@ def test_a_buffer_that_depends_on_the_rank_is_seen(folder):
     assert rows["ddp, 2 ranks"]["verdict"] == "DIFFERENT" and "rows are wrong" in out
     assert rows["ddp, 2 ranks"]["weights"] > 1e-3 and rows["ddp, 2 ranks"]["note"].startswith("furthest: ")
     assert rows["one process, continued"]["verdict"] == "equal"  # the mistake needs ranks
+
+
+def test_random_numbers_that_no_seed_gives_are_the_reason_and_no_design(folder):
+    rows, out = table_of(folder, 1, "--generator={name: mine.noisy}", "--backends=ddp")
+    assert "by design" not in out
+    for name in ("one process, continued", "ddp, 2 ranks"):
+        assert rows[name]["verdict"] == "DIFFERENT" and "random numbers that no seed gives" in rows[name]["note"]
+    assert rows["one process, 2 micro-batches"]["verdict"] == "DIFFERENT"
+
+
+def test_dropout_is_the_reason_beside_the_tensor_that_is_furthest(folder):
+    rows, _ = table_of(folder, 1, "--generator={name: mine.dropped}", "--backends=ddp")
+    assert rows["one process, continued"]["verdict"] == "equal"  # the rank's numbers are those of the step
+    row = rows["ddp, 2 ranks"]
+    assert row["verdict"] == "DIFFERENT" and row["note"].startswith("furthest: ")
+    assert row["note"].endswith("; random numbers inside a step depend on the rank and the micro-batch: set dropout to 0")

@@ -114,6 +114,7 @@ def test_mistakes_are_one_line(trained, run_commands, tmp_path):
     mistakes = {
         ("--from=5", "--to=4"): "--from=5",
         ("--from=7", "--to=9"): "no row",
+        ("--from=5", "--to=99"): f"to: 99, but the last step in metrics.jsonl of '{trained}' is 6",
         ("--from=5", "--to=6", "--probe=logit"): "did you mean",
         ("--from=5", "--to=6", "--seed=9"): "seed",
         ("--from=5", "--to=6", "--name=other"): "--out=FOLDER",
@@ -126,6 +127,7 @@ def test_mistakes_are_one_line(trained, run_commands, tmp_path):
         assert answer.code == 2 and text in answer.err and answer.err.startswith("error: "), answer.err
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
     assert (tmp_path / "busy" / "rows.jsonl").exists()
+    assert not (trained / "replay" / "5-99").exists()
     lock.close()
 
 

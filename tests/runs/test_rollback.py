@@ -60,7 +60,9 @@ def test_a_rollback_is_recorded_and_the_steps_after_it_have_lower_rates(whole):
 def test_after_the_last_rollback_a_collapse_ends_the_run(photo_shards, tmp_path):
     more = {"health.rollbacks": 1, "health.factor": 0.99}
     _, err = run(0, "sr_dist.train", *words(photo_shards, tmp_path, **more), expect=1)
-    assert "Collapsed: step " in err and "contrast is lost" in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: the training has collapsed: step ") and "contrast is lost" in line
+    assert line.endswith("; the checkpoint of step 1 is from before") and "Traceback" not in err
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "no rollback: there were 1" in log and len(record(tmp_path / "run")) == 1
     assert not (tmp_path / "run" / "DONE").exists()
@@ -92,8 +94,13 @@ def test_a_replay_has_the_rates_of_the_run(whole, tmp_path):
 
 
 def test_stop_ends_the_run_with_the_sentence(photo_shards, tmp_path):
-    _, err = run(0, "sr_dist.train", *words(photo_shards, tmp_path, health__on_collapse="stop"), expect=1)
-    assert "Collapsed: step 6: contrast is lost" in err
+    """One rank says it, without a traceback."""
+    more = {"health__on_collapse": "stop", "save_every": 1000}
+    _, err = run(2, "sr_dist.train", *words(photo_shards, tmp_path, **more), expect=1)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: the training has collapsed: step 6: contrast is lost")
+    assert line.endswith("; no checkpoint exists yet") and "Traceback" not in err
+    assert f"ended after step 6: {line.removeprefix('error: ')}" in (tmp_path / "run" / "log.txt").read_text()
     assert not (tmp_path / "run" / "DONE").exists()
 
 

@@ -15,10 +15,11 @@ import pytest
 from sr_dist.core.run_layout import INCIDENTS
 from sr_dist.tools import incidents
 from sr_dist.training.loop import Diverged
+from sr_dist.training.rollback import Collapsed
 
 PEER = "RuntimeError: [pair.cc:534] Connection closed by peer [127.0.0.1]:25000"
 WATCHDOG = "[rank3]:[E1128] [PG ID 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12)"
-DIVERGED = f"{Diverged.__module__}.{Diverged.__name__}: the gradients of the generator were not finite for 3 steps in a row"
+DIVERGED, COLLAPSED = (f"error: the training has {end.kind}: step 9: the discriminator has won" for end in (Diverged, Collapsed))
 
 
 def leave(folder: Path, rank: int, ended: float, code: int, *lines: str, node: str = "") -> None:
@@ -54,6 +55,7 @@ def rows(run: Path) -> list[dict]:
         (1, ["RuntimeError: CUDA error: uncorrectable ECC error encountered"], "device"),
         (1, ["torch.OutOfMemoryError: CUDA out of memory."], "error"),
         (1, [DIVERGED], "diverged"),
+        (1, [COLLAPSED, "a line of another thread"], "diverged"),
     ],
 )
 def test_causes_are_read_from_exit_codes_and_last_lines(code, lines, cause):
@@ -104,7 +106,7 @@ def test_a_divergence_is_not_repeated_even_after_progress(tmp_path, capsys):
     leave(tmp_path / ".failed", 0, 1.0, 1, DIVERGED)
     verdict, reason = judge(tmp_path, capsys, before=4, after=8)
     assert verdict == "stop n0 1"
-    assert "not finite for 3 steps in a row (exit code 1); not requeued: it would diverge again" in reason
+    assert "the discriminator has won (exit code 1); not requeued: it would diverge again" in reason
     assert [row["requeued"] for row in rows(tmp_path)] == [False]
 
 

@@ -200,7 +200,7 @@ def own(folder, monkeypatch, name, body):
 )
 def test_what_a_checkpoint_cannot_hold_is_refused_before_the_first_step(name, body, words, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=rf"optimizer\.name: Own keeps {words}"):
-        try_out(own(tmp_path, monkeypatch, name, body), torch.device("cpu"), zero=False)
+        try_out(own(tmp_path, monkeypatch, name, body), network(), torch.device("cpu"), zero=False)
 
 
 WHOLE = {  # updates that depend on more than their own number
@@ -229,14 +229,14 @@ WHOLE = {  # updates that depend on more than their own number
 def test_an_optimizer_that_needs_whole_parameters_is_refused_under_zero(name, tmp_path, monkeypatch):
     body, words = WHOLE[name]
     settings = own(tmp_path, monkeypatch, f"whole_{name}", body)
-    try_out(settings, torch.device("cpu"), zero=False)  # welcome in one process and under DDP
+    try_out(settings, network(), torch.device("cpu"), zero=False)  # welcome in one process and under DDP
     with pytest.raises(UserError, match=rf"optimizer\.name: .*whole_{name}\.py.*{words}"):
-        try_out(settings, torch.device("cpu"), zero=True)
+        try_out(settings, network(), torch.device("cpu"), zero=True)
 
 
 @pytest.mark.parametrize("which", [which for which in SETTINGS if which.startswith("own")])
 def test_an_optimizer_that_computes_each_number_by_itself_is_welcome_under_zero(which):
-    try_out(settings(which), torch.device("cpu"), zero=True)
+    try_out(settings(which), network(), torch.device("cpu"), zero=True)
 
 
 def test_adagrad_is_welcome_under_zero(tmp_path, monkeypatch):
@@ -244,7 +244,7 @@ def test_adagrad_is_welcome_under_zero(tmp_path, monkeypatch):
     ada = own(tmp_path, monkeypatch, "ada", "pass")
     file = tmp_path / "ours" / "ada.py"
     file.write_text(file.read_text().replace("return Own(parameters, ", "return torch.optim.Adagrad(parameters, "))
-    try_out(ada, torch.device("cpu"), zero=True)
+    try_out(ada, network(), torch.device("cpu"), zero=True)
 
 
 def test_a_file_without_states_per_weight_is_named(tmp_path, monkeypatch):
