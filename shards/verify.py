@@ -53,8 +53,8 @@ def verify(options: Verify) -> int:
     for problem in of_manifest:
         print(printable(f"BAD manifest.json: {problem}"))
     samples = sum(entries[number].samples for number in whole)
-    found = "" if len(whole) == len(entries) else f"; the others have {plural(bad, 'bad sample')}"
-    print(f"{len(whole)} of {len(entries)} shards are whole, with {samples} of {shards.manifest.samples} samples{found}")
+    of_others = "" if len(whole) == len(entries) else f"; the others have {plural(bad, 'bad sample')}"
+    print(f"{len(whole)} of {len(entries)} shards are whole, with {samples} of {shards.manifest.samples} samples{of_others}")
     return int(bool(of_manifest) or len(whole) < len(entries))
 
 
