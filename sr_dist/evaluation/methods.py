@@ -56,7 +56,7 @@ def open_generators(words: Sequence[MethodWord], scale: int | None) -> dict[str,
 
 
 def open_methods(
-    words: Sequence[MethodWord], generators: Mapping[str, TrainedGenerator], batches: Batches, crop: bool, part: str = ""
+    words: Sequence[MethodWord], generators: Mapping[str, TrainedGenerator], batches: Batches, crop: bool | None, part: str = ""
 ) -> tuple[list[TrainedGenerator | Pictures], Batches]:
     """The methods of one set of images, and the images as its pictures can be compared with them.
 

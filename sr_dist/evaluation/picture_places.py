@@ -73,9 +73,9 @@ class Misfit:
     reason: str = ""
 
 
-def fitting(batches: Batches, methods: Sequence[Pictures], crop: bool) -> Batches:
+def fitting(batches: Batches, methods: Sequence[Pictures], crop: bool | None) -> Batches:
     """The batches as these pictures can be compared with them. Refuses other sizes than HR's, or, with `crop`, takes the part of
-    HR that all pictures have."""
+    HR that all pictures have. `crop` is None where that cannot be asked for."""
     count = len(batches.images.names)
     boxes = [Box(0, 0, *batches.full_size(i)) for i in range(count)]
     misfits = []
@@ -90,7 +90,7 @@ def fitting(batches: Batches, methods: Sequence[Pictures], crop: bool) -> Batche
     if not misfits:
         return batches
     if not crop or not batches.has_hr or any(one.reason for one in misfits):
-        raise UserError(_refusal(misfits, batches.has_hr))
+        raise UserError(_refusal(misfits, batches.has_hr, crop is not None))
     return CroppedBatches(batches.images, batches.scale, batches.degrade, batches.size, boxes)
 
 
@@ -134,11 +134,12 @@ def _misfit(one: Pictures, batches: Batches, i: int, corner: Size | str) -> Misf
     return Misfit(one.name, text, corner if isinstance(corner, str) else "")
 
 
-def _refusal(misfits: Sequence[Misfit], has_hr: bool) -> str:
+def _refusal(misfits: Sequence[Misfit], has_hr: bool, can_crop: bool) -> str:
     first = next((one for one in misfits if one.reason), misfits[0])
-    remedy = f"it cannot be laid on HR: {first.reason}" if first.reason else "--border=crop compares the part that all have"
+    remedy = "--border=crop compares the part that all have" if can_crop else ""
+    remedy = f"it cannot be laid on HR: {first.reason}" if first.reason else remedy
     counts = ", ".join(f"{name} ({count})" for name, count in Counter(one.method for one in misfits).items())
-    return f"METHOD: {first.text}; wrong sizes: {counts}{f'; {remedy}' if has_hr else ''}"
+    return f"METHOD: {first.text}; wrong sizes: {counts}{f'; {remedy}' if has_hr and remedy else ''}"
 
 
 def as_identified(batches: Batches) -> Mapping[str, Any]:

@@ -93,7 +93,7 @@ def search(words: Sequence[str], sets: Mapping[str, ImageOptions], scale: int | 
     texts, searches = [], []
     with deterministic():
         for name, batches in all_batches.items():
-            opened, batches = open_methods(method_words, generators, batches, False, name)
+            opened, batches = open_methods(method_words, generators, batches, None, name)
             methods, sources = named_methods(opened, scale, accelerator.device)
             requested = [*(word.path for word in method_words if word.is_baseline), *sources]
             candidates = all_candidates(

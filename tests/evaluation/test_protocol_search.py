@@ -312,6 +312,16 @@ def test_report_json_and_report_md_have_the_same_matches(images, pictures, tmp_p
         assert f"{one['number']}: reproduced by {len(one['matches'])} combinations" in text
 
 
+def test_pictures_of_another_size_are_refused_without_advice_that_a_search_refuses(images, tmp_path, run_commands):
+    (tmp_path / "small").mkdir()
+    for path in images.glob("*.png"):
+        image = Image.open(path)
+        image.crop((2, 2, image.width - 2, image.height - 2)).save(tmp_path / "small" / path.name)
+    words = [f"x={tmp_path / 'small'}", f"--data={images}", "--scale=2", "--find=28.42", f"--out={tmp_path / 'o'}"]
+    (answered,) = run_commands([("sr_dist.evaluate", words)])
+    assert answered.code == 2 and answered.err.endswith("differ in size; wrong sizes: x (3)\n"), answered.err
+
+
 def test_stored_lr_of_another_scale_is_refused_as_by_an_evaluation(make_photo, tmp_path, run_commands):
     for name, size in (("HR", (40, 44)), ("LR", (20, 21))):
         (tmp_path / "pairs" / name).mkdir(parents=True)
