@@ -4,6 +4,7 @@ A plug-in file has `Config(Settings)` and `build(...)` (an objective: the class 
 
     check(config, recipe)             what the part requires of the rest of the recipe; raises UserError
     refuses(config, launch)           why the part cannot run under a launch, or None
+    from_scratch(config)              of a network: a line for the log of a training without starting weights, or None
     files(config)                     the published weights files that the part needs
     reads_average = True              of a content term that reads `batch.average`
     check_labels(config, available)   what the part requires of the shards' classes and attributes; raises UserError

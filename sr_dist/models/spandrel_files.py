@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -44,7 +45,8 @@ def options_of(network: nn.Module, name: str) -> dict[str, Any]:
     """The arguments of the constructor that a recipe can state: scale and channels follow from it."""
     derived = (*generator.SCALE, *generator.INPUTS, *generator.OUTPUTS)
     stated: dict[str, Any] = dict(getattr(network, "hyperparameters", {}))
-    return {key: plain(value) for key, value in stated.items() if key not in derived and is_plain(value)}
+    own = inspect.signature(type(network)).parameters  # what is stored may be more, such as `fast` of RealCUGAN
+    return {key: plain(value) for key, value in stated.items() if key in own and key not in derived and is_plain(value)}
 
 
 def is_plain(value: Any) -> bool:

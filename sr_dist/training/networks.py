@@ -61,9 +61,17 @@ def phase_network(recipe: Recipe, phase: str, resuming: bool, notes: list[str]) 
     if start and not resuming:
         section = {"name": part.name, **part.options}
         notes.append(trained.load_starting_weights(network, section, start, phase, f"init.{phase}", recipe.init.partial))
+    if not start and not resuming and (note := from_scratch(part, phase)):
+        notes.append(note)
     if phase != "discriminator" and recipe.init.freeze:
         freeze(network, recipe.init.freeze)
     return network
+
+
+def from_scratch(part: Part, phase: str) -> str | None:
+    """What the part's file says about new weights, or None."""
+    module, options = plugins.resolve(PACKAGES[phase], part.name, part.options, phase)
+    return module.from_scratch(options) if hasattr(module, "from_scratch") else None
 
 
 def prepared(network: nn.Module, recipe: Recipe, phase: str, device: torch.device) -> nn.Module:

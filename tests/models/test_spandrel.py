@@ -13,12 +13,15 @@ from safetensors.torch import save_file
 from thin_spandrel import THIN
 
 from sr_dist import train
+from sr_dist.core import config
 from sr_dist.core.errors import UserError
 from sr_dist.core.launch_env import Launch
 from sr_dist.core.plugins import PACKAGES
 from sr_dist.models import trained
 from sr_dist.models.generators import spandrel as generator
 from sr_dist.models.metadata import generator_metadata
+from sr_dist.recipe.sections import Recipe
+from sr_dist.training import networks
 
 spandrel = pytest.importorskip("spandrel")
 # Networks of spandrel that are not for one image, are not for super-resolution, or draw noise while they run (AuraSR).
@@ -94,6 +97,57 @@ def test_a_file_of_others_is_recognized_with_its_options(name, tmp_path):
     reference = spandrel.ModelLoader().load_from_file(tmp_path / "x.pth")
     with torch.no_grad():
         torch.testing.assert_close(opened.network(lr).clamp(0, 1), reference(lr).clone(), atol=1e-5, rtol=0)
+
+
+def as_of_others(name, file):
+    """(ours, spandrel's reading, a random image): of a file with bare tensors, as another program writes it."""
+    scale = 2 if 2 in generator.ARCHS[name].scales else 4
+    network = build(name, scale).eval()
+    with torch.no_grad():
+        network(torch.rand(1, 3, 16, 16))  # SPAN computes weights for evaluation
+    torch.save({"params": network.state_dict()}, file)
+    ours = trained.open_generator(str(file)).network
+    return ours, spandrel.ModelLoader().load_from_file(file), torch.rand(1, 3, 48, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", generator.ARCHS)
+def test_the_range_of_images_is_that_of_spandrels_reading_of_the_file(name, tmp_path):
+    """[0, 1] in, and out what spandrel clips to [0, 1]."""
+    network, reference, lr = as_of_others(name, tmp_path / "x.pth")
+    with torch.no_grad():
+        expected, actual = reference(lr.clone()).clone(), network(lr).clamp(0, 1)
+    assert expected.min() >= 0 and expected.max() <= 1 and float(expected.std()) > 0
+    torch.testing.assert_close(actual, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", generator.ARCHS)
+def test_new_weights_make_images_near_the_range(name):
+    """Random images of [0, 1] become values between -4 and 5, so that a loss against images begins near 1. SPAN's of its authors,
+    whose input is 255 times as large, do not, and training says so."""
+    scale, options = 2 if 2 in generator.ARCHS[name].scales else 4, {"norm": False} if name == "SPAN" else {}
+    with torch.no_grad():
+        sr = build(name, scale, **options).train()(torch.rand(2, 3, 32, 32))
+    assert float(sr.min()) > -4 and float(sr.max()) < 5
+    assert generator.from_scratch(generator.Config(arch=name, **options)) is None
+
+
+def test_a_training_of_span_from_new_weights_says_that_they_are_far_from_images(tmp_path, photo_shards):
+    with torch.no_grad():
+        assert float(build("SPAN").train()(torch.rand(2, 3, 32, 32)).abs().max()) > 10
+    tree = {
+        "name": "run", "scale": 2, "steps": 1, "data": {"train": str(photo_shards), "crop": 16, "batch": 2, "workers": 0},
+        "generator": section("SPAN"), "objective": {"name": "pixel", "content": {"l1": 1.0}}, "optimizer": {},
+    }  # fmt: skip
+    recipe = config.typed(Recipe, config.parse(config.text(config.typed(Recipe, tree))))
+    for changes, told in (({}, True), ({"norm": "false"}, False)):
+        notes: list[str] = []
+        part = recipe.generator.with_options(**changes)
+        networks.phase_network(recipe.model_copy(update={"generator": part}), "generator", False, notes)
+        assert any("--generator.norm=false begins near them" in note for note in notes) == told
+    resumed: list[str] = []
+    networks.phase_network(recipe, "generator", True, resumed)
+    assert not resumed
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,17 @@ def _trial(network: Any, channels: int, side: int) -> str | None:
     return None if shape == wanted else f"with these options makes {shape} of {(1, channels, side, side)}, not {wanted}"
 
 
+def from_scratch(config: Config) -> str | None:
+    """SPAN's authors multiply LR by 255 and divide nothing, so new weights make images in the tens; trained ones are [0, 1]."""
+    norm = typed_like((config.__pydantic_extra__ or {}).get("norm", True), True, "generator.norm")
+    if config.arch != "SPAN" or not norm:
+        return None
+    return (
+        "SPAN multiplies its input by 255 (norm: true, as its authors' files have it), so new weights begin far from images; "
+        "--generator.norm=false begins near them"
+    )
+
+
 def refuses(config: Config, launch: Launch) -> str | None:
     """Only one process without compilation was tried for all; a network with unused or shared weights may fail elsewhere."""
     if launch.ranks > 1 and config.arch in WITH_UNUSED:
