@@ -31,6 +31,8 @@ def content_sections(content: Any) -> dict[str, ContentSection]:
     for name, section in content.items():
         if _is_none(section):
             continue
+        if section == {}:
+            raise UserError(f"objective.content.{name}: {{}} has no weight and no option; write {name}: 1.0")
         options = dict(section) if isinstance(section, Mapping) and not is_schedule(section) else {"weight": section}
         weight, sharpen = _weight(name, options.pop("weight", "1")), _sharpen(name, options.pop("sharpen", False))
         sections[name] = ContentSection(weight, options, sharpen)

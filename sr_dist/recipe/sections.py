@@ -236,7 +236,7 @@ class Optimizer(Settings):
     """The learning rate before the schedule."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """For adam and adamw."""
-    momentum: float = 0.0
+    momentum: Beta = 0.0
     """For sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay; that of adamw is decoupled."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sr_dist.core.config import Absent, Fraction, NonNegative, Positive, Settings
-from sr_dist.recipe.weights import Weight
+from sr_dist.recipe.weights import Points, Weight
 
 Above = Annotated[float, Field(gt=0)]
 
@@ -62,6 +62,14 @@ class DiscriminatorTraining(Settings):
     probability of a wrong answer) was below this, such as 0.05."""
     noise: Weight = 0.0
     """The deviation of noise on the images that it sees, in [0, 1]: a number, or numbers by step."""
+
+    @field_validator("noise")
+    @classmethod
+    def _not_negative(cls, value: float | Points) -> float | Points:
+        for deviation in value.values() if isinstance(value, dict) else (value,):
+            if deviation < 0:
+                raise ValueError(f"the deviation {deviation:g} is below 0")
+        return value
 
     def trains_generator(self, step: int) -> bool:
         return step > self.warmup and (step - self.warmup) % self.updates == 0
