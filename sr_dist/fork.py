@@ -50,6 +50,8 @@ def fork(options: Fork) -> None:
     if "runs" in options.overrides:
         raise UserError("runs: a fork is created beside its run; give --name alone")
     beside = Path(options.run).parent if Path(options.run).name not in ("", "..") else folder.resolve().parent
+    if "objective.name" in options.overrides:
+        raise UserError("objective.name: a fork keeps its objective, because the checkpoint's state belongs to it")
     fixed = {"name": options.name, "runs": str(beside)}
     recipe = data_checks.load(folder / RECIPE, {**options.overrides, **fixed})
 

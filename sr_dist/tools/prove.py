@@ -423,7 +423,7 @@ def text_of(table: Sequence[Row], limit: float) -> str:
     lines += [f"{row.name:{width}}  {_number(row.weights):>9}  {_number(row.losses):>9}  {_words(row)}" for row in table]
     wrong = [row for row in table if row.verdict in WRONG]
     lines.append(
-        f"weights: the largest difference from one process after the last step of SGD, relative to how far that network moved; "
+        f"weights: the largest difference from one process after the last step of SGD, relative to how far the tensor moved; "
         f"losses: relative to the term's largest value, also with the recipe's optimizer; limit {limit:g}"
     )
     lines.append(

@@ -27,6 +27,7 @@ from sr_dist.evaluation.distances.extractor import open_extractor
 from sr_dist.evaluation.metric_set import Metrics, open_metrics
 from sr_dist.models.trained import match_tensors
 from sr_dist.recipe import checks, resume_rules
+from sr_dist.recipe.notes import notes as recipe_notes
 from sr_dist.recipe.sections import Data, Recipe, whole_weights
 from sr_dist.training import checkpoint, rollback, run_folder
 from sr_dist.training.alarms import no_alarms
@@ -87,7 +88,7 @@ def set_up(recipe: Recipe) -> Run:
     )  # fmt: skip
     if saved:
         resume(run, saved)
-    for note in (*plugins.foreign_code(), *notes):
+    for note in (*plugins.foreign_code(), *notes, *recipe_notes(recipe)):
         log.info(note)
     log_start(run)
     return run

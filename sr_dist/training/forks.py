@@ -43,6 +43,8 @@ def create(parent: Path, step: int, recipe: Recipe) -> None:
         if launch_env.rank() == 0 and parent_of(recipe.folder) != origin:
             raise UserError(f"name: '{recipe.folder}' exists and is no fork of this run at step {step}; take another name")
         return
+    if recipe.steps <= step:
+        raise UserError(f"steps: {recipe.steps}, but the fork begins at step {step}; give more, such as --steps={2 * step}")
     source = checkpoint_folder(parent, step)
     if problem := checkpoint.damage(source):
         raise UserError(f"at: the checkpoint '{source}' is damaged: {problem}; take another step")
@@ -64,7 +66,7 @@ def check_changes(parent: Path, saved: Checkpoint, recipe: Recipe) -> None:
     bound = [changes[key] for key in changes if any(key == name or key.startswith(f"{name}.") for name in BOUND)]
     bound += list(changed_optimizers(config.typed(Recipe, before), recipe))
     if bound:
-        raise UserError(f"name: a fork cannot change {'; '.join(bound[:6])}: the checkpoint's state belongs to it")
+        raise UserError(f"{'; '.join(bound[:6])}: a fork cannot change this, because the checkpoint's state belongs to it")
 
 
 def changed_optimizers(before: Recipe, after: Recipe) -> Iterator[str]:

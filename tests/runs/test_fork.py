@@ -56,17 +56,21 @@ def test_a_fork_of_the_folder_in_which_one_stands_is_beside_it_with_an_optimizer
 def test_a_fork_may_change_rates_and_weights_but_no_network(parent, run_commands):
     command = [str(parent), "--at=4", "--name=new"]
     changes = ["--optimizer.learning_rate=0.002", "--objective.adversarial_weight=0.5", "--steps=5"]
-    refused, kind, missing, done, other = run_commands(
+    refused, kind, objective, short, missing, done, other = run_commands(
         [
             ("sr_dist.fork", [*command, "--generator.num_blocks=2"]),
             ("sr_dist.fork", [*command, "--discriminator_optimizer={name: sgd, learning_rate: 0.1}"]),
+            ("sr_dist.fork", [*command, "--objective.name=r3gan"]),
+            ("sr_dist.fork", [*command, "--steps=4"]),
             ("sr_dist.fork", [str(parent), "--at=5", "--name=new"]),
             ("sr_dist.fork", [*command, *changes]),
             ("sr_dist.fork", [str(parent), "--at=2", "--name=new", *changes]),
         ]
     )
-    assert refused.code == 2 and "generator.num_blocks: was 1, is 2" in refused.err
-    assert kind.code == 2 and "discriminator_optimizer.name: was adam, is sgd" in kind.err
+    assert refused.code == 2 and "error: generator.num_blocks: was 1, is 2: a fork cannot change this" in refused.err
+    assert kind.code == 2 and "error: discriminator_optimizer.name: was adam, is sgd: a fork cannot change this" in kind.err
+    assert objective.code == 2 and "error: objective.name: a fork keeps its objective" in objective.err
+    assert short.code == 2 and "error: steps: 4, but the fork begins at step 4" in short.err
     assert missing.code == 2 and "the nearest are 2, 4, 6" in missing.err
     assert done.code == 0, done.err
     assert other.code == 2 and "no fork of this run at step 2" in other.err
