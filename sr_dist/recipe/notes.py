@@ -23,4 +23,4 @@ def of_penalties(recipe: Recipe) -> Iterator[str]:
         if options.get(name, unused) != unused and not penalized:
             yield f"warning: objective.{name}: without objective.r1_weight there is no penalty, and it changes nothing"
     if penalized and recipe.discriminator and recipe.discriminator.options.get("norm") == "batch":
-        yield "warning: discriminator.norm: with batch, the logit of an image depends on others, and R1 is no longer its own; use none"
+        yield "warning: discriminator.norm: with batch, logits depend on other images, which R1 does not mean; use none"

@@ -10,7 +10,7 @@ from sr_dist.recipe.notes import notes
 WARMUP = "warning: discriminator_training.warmup: 9 of 9 steps, so the generator is never trained"
 NO_PENALTY = "warning: objective.{}: without objective.r1_weight there is no penalty, and it changes nothing"
 PATCH = {"discriminator": "{name: patch, norm: batch}"}
-NORM = "warning: discriminator.norm: with batch, the logit of an image depends on others, and R1 is no longer its own; use none"
+NORM = "warning: discriminator.norm: with batch, logits depend on other images, which R1 does not mean; use none"
 BEST = "warning: health.on_collapse: without validations (validate_every) no checkpoint is the best to go back to"
 
 
