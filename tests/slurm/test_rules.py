@@ -218,9 +218,17 @@ def test_failures_without_progress_end_the_job(slurm, python, tmp_path):
 
 def test_a_mistake_on_one_of_two_ranks_is_not_repeated(slurm, python, tmp_path):
     """A launcher turns its exit code 2 into 1."""
-    job_id = faulty(slurm, python, tmp_path, "n1:2")
+    job_id = faulty(slurm, python, tmp_path, "n1:2", gain=0)
     assert state(slurm, job_id) == ("FAILED", "2:0"), slurm.log(job_id)
     assert (slurm.job(job_id)["Restarts"], incidents(tmp_path)) == ("0", [])
+
+
+def test_a_run_that_meets_a_failing_server_on_its_way_goes_back(slurm, python, tmp_path):
+    """Its exit code is 2, as for a mistake, but it has saved since it began. Its node is not to blame."""
+    job_id = faulty(slurm, python, tmp_path, "n1:2", gain=10)
+    assert state(slurm, job_id) == ("COMPLETED", "0:0"), slurm.log(job_id)
+    assert nodes_of_attempts(tmp_path)[0] == "n[0-1]" and slurm.job(job_id).get("ExcNodeList", "(null)") == "(null)"
+    assert [(row["cause"], row["exit_code"], row["requeued"]) for row in incidents(tmp_path)] == [("error", 2, True)]
 
 
 def test_a_chain_continues_after_a_failure_without_the_node(slurm, python, tmp_path):
