@@ -257,12 +257,12 @@ def test_a_process_that_waited_for_a_failure_fetches_itself(store, wanted, targe
 
 
 def test_records_and_messages_have_no_token_of_a_signed_address(store, target):
-    (store.folder / "net.pth?token=secret").write_bytes(DATA)  # the server takes all after the / for the name
+    store.query = "token=secret"
     fetch(Wanted(f"{store.url}/net.pth?token=secret"), target)
     assert "token=***" in fetch_file.record_file(target).read_text()
     target.unlink()
     for fault in ("404", "page", "cut"):
-        store.faults["net.pth?token=secret"] = [fault]
+        store.faults["net.pth"] = [fault]
         with pytest.raises(FetchError, match=r"token=\*\*\*") as failure:
             fetch(Wanted(f"{store.url}/net.pth?token=secret", len(DATA)), target)
         assert "secret" not in str(failure.value)
