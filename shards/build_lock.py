@@ -7,6 +7,7 @@ has to be removed after a kill, and the ranges of different tasks do not meet.
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,16 +23,25 @@ FINISHED = "another command has just finished the build in"
 @contextmanager
 def building(out: Path, shards: range) -> Iterator[None]:
     """Holds the lock of these shards. The plan file must not be opened again meanwhile, since closing it gives the lock up."""
+    while True:
+        try:
+            plan = open(out / PLAN_FILE, "r+b")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            raise UserError(f"OUT: {FINISHED} '{out}'") from None
+        with plan:
+            if shards:  # a task may have none, and a length of 0 means all
+                _lock(plan, out, shards)
+            if _is_still(plan, out / PLAN_FILE):
+                yield
+                return
+
+
+def _is_still(plan: IO[bytes], path: Path) -> bool:
+    """Whether the file that is locked is the one that others open: tasks that begin together write the same plan in turn."""
     try:
-        plan = open(out / PLAN_FILE, "r+b")  # noqa: SIM115 - closed below
+        return os.path.samestat(os.fstat(plan.fileno()), path.stat())
     except FileNotFoundError:
-        raise UserError(f"OUT: {FINISHED} '{out}'") from None
-    with plan:
-        if shards:  # a task may have none, and a length of 0 means all
-            _lock(plan, out, shards)
-        if not (out / PLAN_FILE).exists():
-            raise UserError(f"OUT: {FINISHED} '{out}'")
-        yield
+        return False
 
 
 def _lock(plan: IO[bytes], out: Path, shards: range) -> None:

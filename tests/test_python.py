@@ -216,7 +216,7 @@ def test_pixels_in_memory_can_become_a_file(sr, place, kind):
         result = sr(kind(photo), out=place / "memory.png", overwrite=True)
     with Image.open(result) as image:
         assert np.array_equal(np.asarray(image), np.asarray(sr(place / "photo.png")))
-    with pytest.raises(UserError, match=r"^out: '.*many.png' is one file, and these are 2 images; leave out away"):
+    with pytest.raises(UserError, match=r"^out: '.*many.png' is one file, and these are 2 images; call without out="):
         sr(torch.rand(2, 3, 6, 6), out=place / "many.png")
 
 

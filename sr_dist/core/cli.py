@@ -103,9 +103,7 @@ def _answer(work: Callable[[Words, Options], int | None], make_help: Callable[[]
         if launch_env.prints_mistakes():
             print(f"error: {mistake}".replace("\n", " "), file=sys.stderr, flush=True)
         return 2
-    except RunEnded as end:
-        if launch_env.rank() == 0:
-            print(printable(f"error: {end}"), file=sys.stderr, flush=True)
+    except RunEnded:
         return 1
     except (PermissionError, NotADirectoryError) as problem:
         if not problem.filename:

@@ -30,8 +30,7 @@ class UserError(ValueError):
 
 
 class RunEnded(RuntimeError):
-    """A run has ended itself, on all ranks alike, such as after a collapse. Commands print it as one line that starts with
-    `error:` and exit with 1."""
+    """A run has ended itself, on all ranks alike, such as after a collapse, and has said so. Commands exit with 1."""
 
 
 @contextmanager

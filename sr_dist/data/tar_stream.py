@@ -75,9 +75,21 @@ def _members(stream: IO[bytes], url: str) -> Iterator[dict[str, Any]]:
                 yield {"fname": member.name, "data": file.read(), "__url__": url}
         if problem := problem_at_end(tar.offset, _next_nonzero(tar.fileobj)):
             raise ShardError(problem)
-    while stream.read(PIECE):  # behind compressed data; the program behind a URL says at the end whether it has failed
-        pass
+    _check_end_of_compression(tar.fileobj, stream)
     yield {}
+
+
+def _check_end_of_compression(content: Any, stream: IO[bytes]) -> None:
+    """Reads to the end, where the program behind a URL says whether it has failed. Only zeros may follow compressed data."""
+    decompressor, trailer = getattr(content, "cmp", None), 8 if content.comptype == "gz" else 0  # of gzip: checksum and size
+    if decompressor and not decompressor.eof:
+        raise ShardError("its compressed data are cut off")
+    piece = decompressor.unused_data if decompressor else stream.read(PIECE)
+    while piece:
+        trailer, piece = max(trailer - len(piece), 0), piece[trailer:]
+        if piece.strip(b"\0"):
+            raise ShardError("its compressed data are followed by others, which would be left out")
+        piece = stream.read(PIECE)
 
 
 def _opened(stream: IO[bytes]) -> tarfile.TarFile:

@@ -116,7 +116,7 @@ def place(own: Size, stored: Size, full: Size, scale: int) -> Size | str:
         )
     (border,), most = borders, min(BORDERS * (scale + 6), (min(full) - 1) // SHARE)
     if border > most:
-        return f"it lacks {plural(border, 'pixel')} on every side; --border=crop cuts at most {most} of such images"
+        return f"it lacks {plural(border, 'pixel')} on every side; a border has at most {most} of such images"
     return (border, border)
 
 

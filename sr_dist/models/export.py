@@ -169,7 +169,7 @@ def _difference(content: bytes, generator: TrainedGenerator) -> float:
     try:
         made = outputs(content, [one.numpy() for one in images])
     except GraphFailed as problem:  # a graph may be of one branch that the size decides
-        size = " x ".join(map(str, images[problem.done].shape))
+        size = " x ".join(map(str, images[min(problem.done, len(images) - 1)].shape))
         raise UserError(f"OUT: onnxruntime cannot run the ONNX graph of '{name}' on {size} ({problem}); {OTHERS}") from problem
     worst = max(_relative(torch.from_numpy(actual), generator.network(one)) for actual, one in zip(made, images, strict=True))
     if not worst < TOLERANCE:

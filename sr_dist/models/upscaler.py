@@ -78,7 +78,7 @@ class Upscaler:
         this = self if tile is image_values.UNSET else replace(self, tile=checked_tile(tile))
         if isinstance(image, list | tuple):
             if out is not None:
-                raise UserError(f"out: '{out}' is one file, and these are {len(image)} images; leave out away")
+                raise UserError(f"out: '{out}' is one file, and these are {len(image)} images; call without out=")
             return [this(one) for one in image]
         if out is not None:
             _check_out(image, Path(out), overwrite)
@@ -183,7 +183,7 @@ def _check_out(image: Any, out: Path, overwrite: bool) -> None:
 def _written(image: ImageFile, out: Path) -> Path:
     if image.pixels.ndim == 4:  # arrays and tensors
         if len(image.pixels) != 1:
-            raise UserError(f"out: '{out}' is one file, and these are {len(image.pixels)} images; leave out away")
+            raise UserError(f"out: '{out}' is one file, and these are {len(image.pixels)} images; call without out=")
         image = replace(image, pixels=image.pixels[0], alpha=None if image.alpha is None else image.alpha[0])
     try:
         data = image_files.encode(image_files.fitting(image, out), out.suffix)

@@ -29,6 +29,7 @@ MISTAKE = 2  # exit code
 FAULTS = ("signal", "network", "device")  # another attempt, on other nodes, may succeed
 TAIL = 1 << 16  # bytes of the end of a file
 DIVERGED = re.compile(r"error: the training has (diverged|collapsed): ")  # as `training.rollback.ended` says it
+FULL = re.compile(r"out of memory", re.IGNORECASE)  # a batch that does not fit, also where CUDA or NCCL say so
 DEVICE = re.compile(r"CUDA error|CUDNN_STATUS|CUBLAS_STATUS|AcceleratorError|uncorrectable ECC|hipError", re.IGNORECASE)
 NETWORK = re.compile(
     r"nccl\w+Error|NCCL (error|operation .*timed out)|Watchdog caught collective|Dist(Backend|Network|Store)Error|gloo/transport|"
@@ -132,6 +133,8 @@ def cause_of(code: int, lines: Sequence[str], trained: bool = False) -> Cause:
         return "signal"
     if any(DIVERGED.match(line) for line in lines):
         return "diverged"
+    if code <= 128 and any(FULL.search(line) for line in lines):
+        return "error"
     if any(DEVICE.search(line) for line in lines):
         return "device"
     if any(NETWORK.search(line) for line in lines):

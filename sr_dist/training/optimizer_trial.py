@@ -32,13 +32,13 @@ def try_out(settings: Optimizer, network: nn.Module, device: torch.device, zero:
     if "." not in settings.name:
         return
     path = plugins.locate(PACKAGES["optimizer"], settings.name, "optimizer.name")[1]
-    device = torch.device("cpu") if on_host else device
     build = partial(build_optimizer, settings=settings, on_host=on_host)
     with random_numbers_restored(device):
+        device = torch.device("cpu") if on_host else device
         try:
             trial = Trial(few_weights(device), build)
             trial.take(few_gradients(device))
-            check_resume(path, trial, Trial(few_weights(device), build), device)
+            check_resume(path, trial, Trial(few_weights(device), build))
         except UserError:
             raise
         except Exception as problem:  # one for convolutions only, say
@@ -101,35 +101,40 @@ def seed_all(number: int) -> None:
     np.random.seed(number)
 
 
-def check_resume(path: Path, trial: Trial, fresh: Trial, device: torch.device) -> None:
+def check_resume(path: Path, trial: Trial, fresh: Trial) -> None:
     fresh.load(trial)
-    if not goes_on_as(trial, fresh, device):
+    if not goes_on_as(trial, fresh):
         raise UserError(
             f"optimizer.name: '{path}' keeps state outside of optimizer.state, such as in its own attributes or in a "
             f"generator of random numbers, which a resume would lose; put it there as tensors or numbers"
         )
 
 
-def goes_on_as(trial: Trial, fresh: Trial, device: torch.device) -> bool:
+def goes_on_as(trial: Trial, fresh: Trial) -> bool:
     """Whether both get the same weights. One after the other takes the steps, because a file may keep numbers in its module."""
-    begun, gradients = trial.joined(), list(few_gradients(device, STEPS_AFTER, seed=2))
+    begun, gradients = trial.joined(), list(gradients_of(trial.weights, STEPS_AFTER, seed=2))
     trial.take(gradients)
     try:
         fresh.take(gradients)
     except Exception:  # it misses what it kept elsewhere
         return False
     # a number on the host comes back on the device, which may round another way
-    rounding = 0.0 if device.type == "cpu" else CLOSE * float((trial.joined() - begun).nan_to_num().abs().max())
+    rounding = 0.0 if begun.device.type == "cpu" else CLOSE * float((trial.joined() - begun).nan_to_num().abs().max())
     return trial.joined().allclose(fresh.joined(), rtol=0, atol=rounding, equal_nan=True)
 
 
 def check_shapes_of(path: Path, network: nn.Module, build: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
-    """Tries the optimizer with the network's smallest parameter of each number of dimensions."""
+    """Tries the optimizer with the network's smallest parameter of each number of dimensions: does it work, and continue?"""
     trained = sorted((p for p in network.parameters() if p.requires_grad), key=torch.numel, reverse=True)
     smallest = {parameter.ndim: parameter for parameter in trained}.values()
-    weights = nn.ParameterList(nn.Parameter(parameter.detach().clone()) for parameter in smallest)
+
+    def begin() -> Trial:
+        return Trial(nn.ParameterList(nn.Parameter(parameter.detach().clone()) for parameter in smallest), build)
+
     try:
-        Trial(weights, build).take([[torch.ones_like(weight) for weight in weights]] * STEPS)
+        trial = begin()
+        trial.take(gradients_of(trial.weights, STEPS))
+        check_resume(path, trial, begin())
     except UserError:
         raise
     except Exception as problem:
@@ -144,10 +149,14 @@ def few_weights(device: torch.device) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(torch.randn(shape, generator=draw).to(device)) for shape in SHAPES)
 
 
-def few_gradients(device: torch.device, steps: int = STEPS, seed: int = 1) -> Iterator[list[Tensor]]:
-    draw = torch.Generator().manual_seed(seed)
+def few_gradients(device: torch.device) -> Iterator[list[Tensor]]:
+    return gradients_of(few_weights(device), STEPS)
+
+
+def gradients_of(weights: Iterable[Tensor], steps: int, seed: int = 1) -> Iterator[list[Tensor]]:
+    weights, draw = list(weights), torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        yield [torch.randn(shape, generator=draw).to(device) for shape in SHAPES]
+        yield [torch.randn(weight.shape, generator=draw).to(weight) for weight in weights]
 
 
 def step_with(optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:

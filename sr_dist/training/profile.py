@@ -20,6 +20,8 @@ from sr_dist.training.run import Run
 Item = TypeVar("Item")
 Span = tuple[int, int]  # the first and the last step
 
+_recording = False  # whether a trace is being recorded in this process
+
 
 def left_of(span: Span, run: Run) -> Span | None:
     """The steps of a span that the run has before it: the same command continues a run."""
@@ -33,7 +35,7 @@ def left_of(span: Span, run: Run) -> Span | None:
 
 def bar(step: int) -> AbstractContextManager[object]:
     """Names the work of a step in a trace, if one is being recorded."""
-    return record_function(f"step {step}") if torch.autograd._profiler_enabled() else nullcontext()
+    return record_function(f"step {step}") if _recording else nullcontext()
 
 
 def profiled(span: Span | None, run: Run, steps: Iterator[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
@@ -43,18 +45,20 @@ def profiled(span: Span | None, run: Run, steps: Iterator[tuple[int, Item]]) -> 
     if span is None:
         yield from steps
         return
+    global _recording
     first, last = span
     for step, item in steps_before(first, run, steps):
         yield step, item
     recorder = profile(activities=supported_activities(), acc_events=True)
     recorder.start()
-    step = first
+    _recording, step = True, first
     try:
         for step, item in steps:
             yield step, item
             if step == last:
                 break
     finally:
+        _recording = False
         with run.clock.paused():
             if run.device.type == "cuda":
                 torch.cuda.synchronize(run.device)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sr_dist.core import launch_env, ranks
 from sr_dist.core.errors import UserError
+from sr_dist.core.printable import printable
 from sr_dist.recipe import checks
 from sr_dist.recipe.sections import Recipe
 from sr_dist.training import classification, rollback, run_folder
@@ -77,6 +78,8 @@ def attempt(run: Run, estimates: Estimates, profile: Span | None) -> bool | None
                 release(run)
                 return None
             end = rollback.ended(run, caught)
+            if launch_env.prints_mistakes():  # before trackers close, which may take longer than other ranks live
+                print(printable(f"error: {end}"), file=sys.stderr, flush=True)
             run.log.info(f"ended after step {run.step}: {end}")
             run.log.close(code=1)
             raise end from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import re
 import shutil
 import tarfile
@@ -200,6 +202,19 @@ def test_what_follows_the_end_of_a_tar_is_refused(tars, tmp_path, source):
             read(loader_of(f"pipe:cat {path}" if source == "pipe" else path))
     path.write_bytes(first + bytes(30_000))
     assert len(keys_of(read(loader_of(path)))) == 24
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_two_compressed_tars_in_one_file_are_refused(tars, tmp_path, compress):
+    first, second = (compress((tars / f"wds-00000{number}.tar").read_bytes()) for number in range(2))
+    path = tmp_path / "two.tar"
+    for content in (first, first + bytes(1000) if compress is gzip.compress else first):
+        path.write_bytes(content)
+        assert len(keys_of(read(loader_of(path)))) == 24
+    for content in (first + second, first[:-600]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"two\.tar': "):
+            read(loader_of(path))
 
 
 def test_damaged_and_small_images_end_the_run_or_are_replaced(tars, tmp_path):

@@ -294,8 +294,8 @@ def test_pictures_that_lack_more_than_a_border_are_refused(sides, tmp_path, run_
     cases = [
         (wide, lambda x: x[::4, ::4], "this is the size of LR"),
         (square, lambda x: x[::4, ::4], "this is the size of LR"),
-        (wide, lambda x: x[21:-21, 21:-21], "it lacks 21 pixels on every side; --border=crop cuts at most 20 of such images"),
-        (square, lambda x: x[10:-10, 10:-10], "it lacks 10 pixels on every side; --border=crop cuts at most 9 of such images"),
+        (wide, lambda x: x[21:-21, 21:-21], "it lacks 21 pixels on every side; a border has at most 20 of such images"),
+        (square, lambda x: x[10:-10, 10:-10], "it lacks 10 pixels on every side; a border has at most 9 of such images"),
         (wide, lambda x: x[20:-20, 20:-20], ""),
     ]
     calls = []

@@ -8,17 +8,20 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
 import psutil
 import pytest
 from made_shards import built, bytes_of, keys_of, rejects_of
-from processes import family, finish, finish_with, kill, run, start, wait_for
+from processes import ROOT, family, finish, finish_with, kill, run, start, wait_for
 
-from shards import build, merge, workers, writer
+from shards import build, build_lock, merge, workers, writer
 from shards.build_files import PLAN_FILE
 from sr_dist.core.errors import UserError
+from sr_dist.core.files import write_whole
 from sr_dist.data.format import ShardError, open_shards
 
 WORK = {"per_shard": "3", "resize": "20", "format": "png"}  # slow enough that a kill interrupts something
@@ -129,6 +132,23 @@ def test_two_builds_of_the_same_shards_at_once_are_refused_and_tasks_of_others_a
     finish_with(0, other)
     run(0, "shards.build", *line, "--merge", cwd=tmp_path)
     assert open_shards(str(tmp_path / "out")).manifest.samples == 25
+
+
+def test_tasks_that_begin_together_lock_the_plan_that_the_last_one_wrote(tmp_path, monkeypatch):
+    """Another task replaces the plan file between its opening here and the lock."""
+    plan, lock, replaced = tmp_path / build_lock.PLAN_FILE, build_lock._lock, []
+
+    def late(file, out, shards):
+        if not replaced:
+            replaced.append(write_whole(plan, b"the same"))
+        lock(file, out, shards)
+
+    plan.write_bytes(b"the same")
+    monkeypatch.setattr(build_lock, "_lock", late)
+    with build_lock.building(tmp_path, range(2, 4)):
+        command = f"from shards.build_lock import *\nwith building(Path({str(tmp_path)!r}), range(3, 5)): pass"
+        done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert "another command builds these shards" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("seed", range(3))

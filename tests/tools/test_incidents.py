@@ -54,6 +54,13 @@ def rows(run: Path) -> list[dict]:
         (1, ["[Gloo] Rank 0 is connected to 1 peer ranks.", "OSError: No space left on device"], "error"),
         (1, ["RuntimeError: CUDA error: uncorrectable ECC error encountered"], "device"),
         (1, ["torch.OutOfMemoryError: CUDA out of memory."], "error"),
+        (
+            1,
+            ["OutOfMemory: out of memory in step 3: CUDA error: CUBLAS_STATUS_ALLOC_FAILED"],
+            "error",
+        ),
+        (1, ["torch.AcceleratorError: CUDA error: out of memory"], "error"),
+        (1, ["DistBackendError: ncclUnhandledCudaError: Call to CUDA failed. Cuda failure 2 'out of memory'"], "error"),
         (1, [DIVERGED], "diverged"),
         (1, [COLLAPSED, "a line of another thread"], "diverged"),
     ],

@@ -41,6 +41,9 @@ def build(parameters, settings, fused):
 """
 LOST = {
     "momentum": "self.past[number] = 0.9 * self.past.get(number, 0) + p.grad; p -= group['lr'] * self.past[number]",
+    "for_convolutions": (  # it fails on weights of two dimensions, and is tried with the network's own
+        "assert p.ndim != 2; self.past[number] = 0.9 * self.past.get(number, 0) + p.grad; p -= group['lr'] * self.past[number]"
+    ),
     "count": "p -= group['lr'] / self.count * p.grad",
     "in_the_module": "COUNTS[number] = COUNTS.get(number, 0) + 1; p -= group['lr'] / COUNTS[number] * p.grad",
     "generator": "p -= group['lr'] * p.grad * torch.rand((), generator=self.draw)",
@@ -73,6 +76,12 @@ def written(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: str)
     (folder / "tried" / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(str(folder))
     return typed(Optimizer, {"name": f"tried.{name}", "learning_rate": "1e-2", "momentum": 0.9}, "optimizer")
+
+
+def test_an_optimizer_that_fails_in_a_later_step_is_refused(tmp_path, monkeypatch):
+    settings = written(tmp_path, monkeypatch, "sixth", OWN.format(body="assert self.count < 6; p -= group['lr'] * p.grad"))
+    with pytest.raises(UserError, match="ended in an error when it was tried"):
+        try_out(settings, NETWORK, torch.device("cpu"), zero=False)
 
 
 @pytest.mark.parametrize("name", LOST)

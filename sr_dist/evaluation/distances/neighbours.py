@@ -18,7 +18,7 @@ from sr_dist.evaluation.intervals import wilson
 
 K = 3  # the paper's
 ROUNDING = 1e-12  # of |x|^2 + |y|^2
-BLOCK = 1000  # rows whose distances to all others are in memory at once
+AT_ONCE = 2**24  # distances that are in memory at once
 
 
 def share_among(queries: Features, reference: Features) -> Estimate:
@@ -42,8 +42,8 @@ def share_of_halves(hr: Features) -> float:
 def _blocks(x: Array, y: Array) -> Iterator[tuple[Array, Array]]:
     """(squared distances of a block of x to all of y, how far rounding may move them)."""
     y = y.astype(np.float64)
-    norms = np.square(y).sum(1)
-    for start in range(0, len(x), BLOCK):
-        block = x[start : start + BLOCK].astype(np.float64)
+    norms, count = np.square(y).sum(1), max(AT_ONCE // len(y), 1)
+    for start in range(0, len(x), count):
+        block = x[start : start + count].astype(np.float64)
         sums = np.square(block).sum(1)[:, None] + norms
         yield sums - 2 * block @ y.T, ROUNDING * sums
