@@ -60,7 +60,8 @@ class CroppedBatches(Batches):
         words = f"{plural(low, 'pixel')} cut on every side" if low == high else f"{low} to {high} pixels cut on a side"
         return [
             *super().notes(),
-            f"{len(cuts)} of {len(self.boxes)} images compared in the part that all pictures have: {words} of all methods",
+            f"{len(cuts)} of {len(self.boxes)} images compared in the part that all pictures have: {words} of all methods; "
+            "smaller pictures are taken for the middle of HR",
         ]
 
 

@@ -20,15 +20,9 @@ FREE = (
     "validate_every", "validate_first", "sample_images", "metrics", "log_every", "log", "health", "zero", "init.generator",
     "init.discriminator", "init.classifier", "allow_download", "max_skipped", "on_save_error", "hang_timeout", "resume",
 )  # fmt: skip
-WARNED = (
-    "precision",
-    "compile",
-    "channels_last",
-    "checkpointing",
-    "tf32",
-    "cudnn_benchmark",
-    "accumulate",
-)  # they change results slightly
+WARNED = (  # they change results slightly
+    "precision", "compile", "channels_last", "checkpointing", "tf32", "cudnn_benchmark", "accumulate",
+)  # fmt: skip
 
 
 def part_of(tree: Mapping[str, Any], free: bool, prefix: str = "") -> dict[str, Any]:
