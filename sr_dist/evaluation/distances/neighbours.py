@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from sr_dist.core import ranks
-from sr_dist.evaluation.distances.features import Estimate, Features, Unmeasurable, halves
+from sr_dist.evaluation.distances.features import Estimate, Features, Unmeasurable
 from sr_dist.evaluation.distances.frechet import Array
 from sr_dist.evaluation.intervals import wilson
 
@@ -32,11 +32,6 @@ def share_among(queries: Features, reference: Features) -> Estimate:
     inside = sum(int((squared <= radii + rounding).any(1).sum()) for squared, rounding in _blocks(queries.rows, rows))
     total, n = sum(ranks.all_gather(inside)), queries.count()
     return Estimate(total / n, n, *wilson(total, n))
-
-
-def share_of_halves(hr: Features) -> float:
-    first, second = halves(hr)
-    return share_among(first, second).value
 
 
 def _blocks(x: Array, y: Array) -> Iterator[tuple[Array, Array]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sr_dist.evaluation.distances.features import Estimate, Features
+from sr_dist.evaluation.distances.features import Estimate, Features, halves
 from sr_dist.evaluation.distances.frechet import Array
-from sr_dist.evaluation.distances.neighbours import share_among, share_of_halves
+from sr_dist.evaluation.distances.neighbours import share_among
 
 BETTER = {"precision": "higher"}
 NEEDS = {"precision": "inception-2015-12-05.pt"}
@@ -18,4 +18,5 @@ def of_sets(sr: Features, hr: Features, labels: Array) -> Estimate:
 
 
 def floor(hr: Features, labels: Array) -> float:
-    return share_of_halves(hr)
+    """Of one half of HR among the other."""
+    return share_among(*halves(hr)).value

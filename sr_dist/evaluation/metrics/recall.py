@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sr_dist.evaluation.distances.features import Estimate, Features
 from sr_dist.evaluation.distances.frechet import Array
-from sr_dist.evaluation.distances.neighbours import share_among, share_of_halves
+from sr_dist.evaluation.metrics import precision
 
 BETTER = {"recall": "higher"}
 NEEDS = {"recall": "inception-2015-12-05.pt"}
@@ -14,8 +14,8 @@ PERCEPTUAL = False  # a report plots the distances
 
 
 def of_sets(sr: Features, hr: Features, labels: Array) -> Estimate:
-    return share_among(hr, sr)
+    """The precision of HR, if SR were the photographs."""
+    return precision.of_sets(hr, sr, labels)
 
 
-def floor(hr: Features, labels: Array) -> float:
-    return share_of_halves(hr)
+floor = precision.floor
