@@ -13,10 +13,11 @@ from shards.merge import find_duplicates, write_lines
 from shards.plan import tool_versions
 from shards.tar_scan import ScannedTar, scan_tar
 from shards.workers import in_processes
+from sr_dist.core.braces import expanded
 from sr_dist.core.errors import UserError
 from sr_dist.core.printable import plural
 from sr_dist.core.progress import with_progress
-from sr_dist.data.format import FORMAT, MAGIC, URLS, Manifest, expanded, index_name, is_url, write_manifest
+from sr_dist.data.format import FORMAT, MAGIC, URLS, Manifest, index_name, is_url, write_manifest
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
+import runpy
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [name for name, _ in commands()]
     for module in words[:1] and (words[0], f"sr_dist.{words[0]}"):
         if module in names:
-            os.execv(sys.executable, [sys.executable, "-m", module, *words[1:]])
+            sys.argv[1:] = words[1:]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)  # in this process: Python's own options count
+            return 0
     return cli.run(Overview, overview, argv)
 
 

@@ -28,7 +28,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from sr_dist.core.braces import expanded as expanded
+from sr_dist.core.braces import expanded
 from sr_dist.core.config import Positive, Settings, typed
 from sr_dist.core.errors import UserError, nearest, nearest_path
 from sr_dist.core.files import Version, open_regular, read_regular, version_of, write_whole

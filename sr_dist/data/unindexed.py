@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sr_dist.core import launch_env
+from sr_dist.core.braces import expanded
 from sr_dist.core.errors import UserError
 from sr_dist.core.passwords import has_hidden, without_passwords
 from sr_dist.core.printable import plural
-from sr_dist.data.format import FORMAT, Manifest, ShardEntry, Shards, expanded, is_url
+from sr_dist.data.format import FORMAT, Manifest, ShardEntry, Shards, is_url
 from sr_dist.recipe.sections import Data
 
 NOT_PROMISED = (

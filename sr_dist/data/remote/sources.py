@@ -22,6 +22,7 @@ from functools import lru_cache
 from itertools import compress
 from pathlib import Path
 
+from sr_dist.core.braces import expanded
 from sr_dist.core.errors import UserError
 from sr_dist.core.files import DISK_FULL, locked, write_whole
 from sr_dist.core.passwords import has_hidden
@@ -146,7 +147,7 @@ def open_shards(source: str, key: str = "shards", cache: Cache | None = None) ->
     cache = cache or cache_of(None, DEFAULT_GB)
     cache.claim()
     shards = _fetched(folder + query, key, cache)
-    return local.some_of(shards, local.expanded(pattern, key), key) if pattern else shards
+    return local.some_of(shards, expanded(pattern, key), key) if pattern else shards
 
 
 @lru_cache(maxsize=16)
