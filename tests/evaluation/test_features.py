@@ -164,6 +164,15 @@ def test_a_set_lies_among_itself_even_where_all_rows_are_equal(offset):
         assert recall.of_sets(features(hr), features(hr), NO_CLASSES).value == 1
 
 
+def test_the_radii_of_hr_are_computed_once_for_all_methods():
+    neighbours.radii.cache_clear()
+    hr, methods = features(rows(20, 4, 1)), [features(rows(20, 4, number)) for number in range(2, 7)]
+    for method in methods:
+        precision.of_sets(method, hr, NO_CLASSES)
+        recall.of_sets(method, hr, NO_CLASSES)
+    assert neighbours.radii.cache_info().misses == 1 + len(methods)
+
+
 def test_too_few_images_have_no_precision():
     few = features(rows(3, 4, 1))
     with pytest.raises(Unmeasurable, match="more than 3 images"):

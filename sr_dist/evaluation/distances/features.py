@@ -29,7 +29,7 @@ class Unmeasurable(Exception):
     """A distance cannot be computed for these images; the text is the reason."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """This rank's rows and the image of each row. Images are numbered from 0 to `total` - 1 over all ranks."""
 

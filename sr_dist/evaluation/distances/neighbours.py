@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,13 +26,19 @@ def share_among(queries: Features, reference: Features) -> Estimate:
     """The interval is Wilson's, of the share of queries; the reference is taken as it is. All ranks must call."""
     if reference.count() <= K:
         raise Unmeasurable(f"it needs more than {K} images")
-    rows, _ = reference.gathered()
-    own = [np.partition(squared, K, axis=1)[:, K] for squared, _ in _blocks(reference.rows, rows)]  # the nearest is itself
-    radii = np.concatenate([np.zeros(0), *own])
-    radii = replace(reference, rows=radii[:, None]).gathered()[0][:, 0]
-    inside = sum(int((squared <= radii + rounding).any(1).sum()) for squared, rounding in _blocks(queries.rows, rows))
+    rows, reach = reference.gathered()[0], radii(reference)
+    inside = sum(int((squared <= reach + rounding).any(1).sum()) for squared, rounding in _blocks(queries.rows, rows))
     total, n = sum(ranks.all_gather(inside)), queries.count()
     return Estimate(total / n, n, *wilson(total, n))
+
+
+@lru_cache(maxsize=4)  # those of HR are asked for once for each method
+def radii(features: Features) -> Array:
+    """The squared distance of each of all ranks' rows to its k-th nearest other. All ranks must call."""
+    rows, _ = features.gathered()
+    own = [np.partition(squared, K, axis=1)[:, K] for squared, _ in _blocks(features.rows, rows)]  # the nearest is itself
+    of_rank = np.concatenate([np.zeros(0), *own])
+    return replace(features, rows=of_rank[:, None]).gathered()[0][:, 0]
 
 
 def _blocks(x: Array, y: Array) -> Iterator[tuple[Array, Array]]:
